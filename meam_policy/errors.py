@@ -1,0 +1,129 @@
+"""The errors this package raises on purpose.
+
+Every one says what was wrong (the value seen), what was expected, and what to do. All derive from
+`MeamError`, and each also from the builtin a caller would naturally catch:
+
+    MeamError
+    ├── FormatError(ValueError)             a file of a policy folder is not what the format says
+    │   ├── VersionError                    written by a newer, or unsupported, version
+    │   └── IntegrityError                  a file's hash differs from the one recorded
+    ├── NotFoundError(FileNotFoundError)    a file, folder, data set or environment does not exist
+    ├── HubError(OSError)                   the Hugging Face Hub could not deliver; see `.kind`
+    ├── SpaceError(ValueError)              an environment's spaces are not the policy's
+    ├── ObservationError(ValueError)        an observation does not fit the policy
+    ├── ActionError(RuntimeError)           the policy produced an action that must not be executed
+    ├── DeviceError(RuntimeError)           the asked-for execution provider is not usable here
+    ├── DatasetError(ValueError)            training data is broken
+    ├── ConfigError(ValueError)             a setting is unknown or out of range
+    ├── OutputError(OSError)                an output folder cannot be used
+    ├── DivergedError(RuntimeError)         training produced NaN or infinity
+    ├── CheckpointError(RuntimeError)       a checkpoint is missing, broken or of another run
+    ├── LockedError(RuntimeError)           another process is writing to the folder
+    ├── ParityError(RuntimeError)           an exported graph does not compute what the checkpoint does
+    └── MissingExtraError(ImportError)      an optional dependency is not installed
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = [
+    "ActionError",
+    "CheckpointError",
+    "ConfigError",
+    "DatasetError",
+    "DeviceError",
+    "DivergedError",
+    "FormatError",
+    "HubError",
+    "IntegrityError",
+    "LockedError",
+    "MeamError",
+    "MissingExtraError",
+    "NotFoundError",
+    "ObservationError",
+    "OutputError",
+    "ParityError",
+    "SpaceError",
+    "VersionError",
+]
+
+
+class MeamError(Exception):
+    """Base of every error raised on purpose by meam_policy, meam_training and meam_export."""
+
+
+class FormatError(MeamError, ValueError):
+    """A file of a policy folder is not what the format says."""
+
+
+class VersionError(FormatError):
+    """The file was written by a version of the format that this package does not read."""
+
+
+class IntegrityError(FormatError):
+    """A file's SHA-256 differs from the one recorded in config.json."""
+
+
+class NotFoundError(MeamError, FileNotFoundError):
+    """A file, folder, data set or environment does not exist."""
+
+
+class HubError(MeamError, OSError):
+    """The Hugging Face Hub could not deliver a policy.
+
+    Attributes:
+        kind: "offline", "timeout", "access", "incomplete" or "server".
+    """
+
+    def __init__(self, message: str, kind: Literal["offline", "timeout", "access", "incomplete", "server"]) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class SpaceError(MeamError, ValueError):
+    """An environment's observation or action space is not the policy's."""
+
+
+class ObservationError(MeamError, ValueError):
+    """An observation has the wrong keys, shape, type or a value that is not finite."""
+
+
+class ActionError(MeamError, RuntimeError):
+    """The policy produced an action that must not be executed."""
+
+
+class DeviceError(MeamError, RuntimeError):
+    """The asked-for execution provider is not usable on this machine."""
+
+
+class DatasetError(MeamError, ValueError):
+    """Training data is broken: not finite, wrong shape, wrong type, out of bounds, or unsafe to open."""
+
+
+class ConfigError(MeamError, ValueError):
+    """A setting is unknown or out of range."""
+
+
+class OutputError(MeamError, OSError):
+    """An output folder cannot be written, or already holds something that would be overwritten."""
+
+
+class DivergedError(MeamError, RuntimeError):
+    """Training produced NaN or infinity; the last checkpoint is intact."""
+
+
+class CheckpointError(MeamError, RuntimeError):
+    """A checkpoint is missing, broken, or belongs to another run."""
+
+
+class LockedError(MeamError, RuntimeError):
+    """Another process is writing to the folder."""
+
+
+class ParityError(MeamError, RuntimeError):
+    """An exported graph does not compute what its checkpoint computes."""
+
+
+class MissingExtraError(MeamError, ImportError):
+    """An optional dependency is not installed; the message has the command that installs it."""
