@@ -1,0 +1,398 @@
+"""`PolicySpec`: everything that training, export and runtime need to agree on, and its form `config.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, Literal, NoReturn, get_args
+
+import numpy as np
+from gymnasium import spaces
+
+from meam_policy.errors import FormatError, SpaceError, VersionError
+
+__all__ = ["FORMAT_VERSION", "BoxSpec", "PolicySpec", "Solver"]
+
+FORMAT_VERSION = 1
+"""Version of `config.json` that this package writes, and the only one that it reads."""
+
+Solver = Literal["euler"]
+"""How the probability-flow ODE is integrated; fixed steps from t = 0 (noise) to t = 1 (action)."""
+
+MAX_DIMENSION = 2**20
+MAX_STEPS = 10_000
+MAX_CONFIG_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class BoxSpec:
+    """A Gymnasium `Box`, as plain data.
+
+    Attributes:
+        shape: Shape of one element.
+        dtype: NumPy name of the element type, such as "float32".
+        low: Lower bounds, flattened in C order; -inf where there is none.
+        high: Upper bounds, flattened in C order; inf where there is none.
+        key: Name inside a Dict observation; None for a space that is a Box itself.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the parts agree.
+
+        Raises:
+            FormatError: a dimension is out of range, a bound list has the wrong length, or low > high.
+        """
+        name = "the box" if self.key is None else f'the box "{self.key}"'
+        for size in self.shape:
+            _require(1 <= size <= MAX_DIMENSION, f"shape of {name}", list(self.shape), f"sizes 1 to {MAX_DIMENSION}")
+        _require(self.size <= MAX_DIMENSION, f"shape of {name}", list(self.shape), f"at most {MAX_DIMENSION} numbers")
+        try:
+            kind = np.dtype(self.dtype).kind
+        except TypeError as error:
+            raise FormatError(f"config.json: dtype of {name} is {self.dtype!r}; expected a NumPy type name.") from error
+        _require(kind in "fiub", f"dtype of {name}", self.dtype, "a float, integer or boolean type")
+        for side, bounds in (("low", self.low), ("high", self.high)):
+            _require(len(bounds) == self.size, f"{side} of {name}", f"{len(bounds)} numbers", f"{self.size} numbers")
+            _require(not any(math.isnan(b) for b in bounds), f"{side} of {name}", "NaN", "numbers")
+        for low, high in zip(self.low, self.high, strict=True):
+            _require(low <= high, f"bounds of {name}", f"low {low} above high {high}", "low <= high")
+
+    @property
+    def size(self) -> int:
+        """Numbers in one element."""
+        return math.prod(self.shape)
+
+    @classmethod
+    def from_space(cls, space: spaces.Box, key: str | None = None) -> BoxSpec:
+        """Record a Gymnasium Box.
+
+        Raises:
+            SpaceError: the space is not a Box.
+        """
+        if not isinstance(space, spaces.Box):
+            where = "The space" if key is None else f'The space of "{key}"'
+            raise SpaceError(f"{where} is {space}; expected a gymnasium Box. Wrap the environment so that it has one.")
+        return cls(
+            shape=tuple(int(n) for n in space.shape),
+            dtype=str(space.dtype),
+            low=tuple(float(b) for b in np.ravel(space.low)),
+            high=tuple(float(b) for b in np.ravel(space.high)),
+            key=key,
+        )
+
+    def to_space(self) -> spaces.Box:
+        """Build the Gymnasium Box."""
+        dtype = np.dtype(self.dtype)
+        low, high = (np.asarray(b, dtype=np.float64).reshape(self.shape) for b in (self.low, self.high))
+        return spaces.Box(low.astype(dtype), high.astype(dtype), shape=self.shape, dtype=dtype.type)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; a missing bound becomes null, since JSON has no infinity."""
+        return {
+            "key": self.key,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "low": [b if math.isfinite(b) else None for b in self.low],
+            "high": [b if math.isfinite(b) else None for b in self.high],
+        }
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a policy is: its spaces, its normalisation, how its flow is integrated, and where it came from.
+
+    Written as `config.json` into every checkpoint and policy folder. A policy maps a raw observation and a standard
+    normal noise vector to a chunk of `chunk_size` actions; `execute_steps` of them are executed before the next
+    inference. Normalised observations are `(o - observation_mean) / observation_std`; an action in environment units
+    is `action_offset + action_scale * u`, with the flow's output `u` in [-1, 1].
+
+    Attributes:
+        observation: The observation's boxes, in the order in which they are flattened into one vector.
+        action: The action's box: bounds of every executed action, in environment units.
+        chunk_size: Actions predicted by one inference.
+        execute_steps: Actions of a chunk that are executed before the next inference; 1 to chunk_size.
+        observation_mean: Mean of every observation number in the training data.
+        observation_std: Scale of every observation number; positive.
+        action_offset: Centre of the action box, environment units.
+        action_scale: Half width of the action box, environment units; positive.
+        flow_steps: Integration steps from noise to action.
+        solver: Integration scheme.
+        method: Training method, such as "bc", "qam" or "me-am".
+        hyperparameters: The settings the policy was trained with.
+        training_data: Id or path of the data set.
+        environment_id: Environment the data was recorded in.
+        control_rate_hz: Rate at which actions were applied when the data was recorded.
+        files: SHA-256 (hex) of the other files of the policy folder, by file name.
+        format_version: Version of this format.
+    """
+
+    observation: tuple[BoxSpec, ...]
+    action: BoxSpec
+    chunk_size: int
+    execute_steps: int
+    observation_mean: tuple[float, ...]
+    observation_std: tuple[float, ...]
+    action_offset: tuple[float, ...]
+    action_scale: tuple[float, ...]
+    flow_steps: int
+    method: str
+    solver: Solver = "euler"
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    training_data: str | None = None
+    environment_id: str | None = None
+    control_rate_hz: float | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Check that the parts agree.
+
+        Raises:
+            FormatError: a number is out of range or a list has the wrong length.
+        """
+        _require(len(self.observation) >= 1, "observation", "no boxes", "at least one box")
+        keys = [box.key for box in self.observation]
+        single = keys == [None]
+        _require(single or None not in keys, "observation", keys, "a key for every box of a Dict observation")
+        _require(len(set(keys)) == len(keys), "observation", keys, "different keys")
+        _require(self.action.key is None, "action", f"key {self.action.key!r}", "a box without a key")
+        _require(1 <= self.chunk_size <= MAX_STEPS, "chunk_size", self.chunk_size, f"1 to {MAX_STEPS}")
+        _require(1 <= self.execute_steps <= self.chunk_size, "execute_steps", self.execute_steps, "1 to chunk_size")
+        _require(1 <= self.flow_steps <= MAX_STEPS, "flow_steps", self.flow_steps, f"1 to {MAX_STEPS}")
+        _require(self.solver in get_args(Solver), "solver", self.solver, f"one of {', '.join(get_args(Solver))}")
+        for name, size in (
+            ("observation_mean", self.observation_dim),
+            ("observation_std", self.observation_dim),
+            ("action_offset", self.action_dim),
+            ("action_scale", self.action_dim),
+        ):
+            numbers = getattr(self, name)
+            _require(len(numbers) == size, name, f"{len(numbers)} numbers", f"{size} numbers")
+            positive = name in ("observation_std", "action_scale")
+            for index, number in enumerate(numbers):
+                good = math.isfinite(number) and (number > 0 or not positive)
+                _require(good, f"{name}[{index}]", number, "a finite number" + (" above 0" if positive else ""))
+        rate = self.control_rate_hz
+        _require(rate is None or (math.isfinite(rate) and rate > 0), "control_rate_hz", rate, "a rate above 0, or null")
+        for name, digest in self.files.items():
+            plain = name not in ("", ".", "..") and not set(name) & set("/\\:\0")
+            _require(plain, "files", repr(name), "plain file names")
+            good = len(digest) == 64 and not set(digest) - set("0123456789abcdef")
+            _require(good, f'files["{name}"]', repr(digest), "a SHA-256 in lower-case hexadecimal")
+
+    @property
+    def observation_dim(self) -> int:
+        """Numbers in one flattened observation."""
+        return sum(box.size for box in self.observation)
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers in one flattened action."""
+        return self.action.size
+
+    @property
+    def noise_dim(self) -> int:
+        """Numbers in the noise vector of one chunk: chunk_size * action_dim."""
+        return self.chunk_size * self.action_dim
+
+    @property
+    def observation_space(self) -> spaces.Box | spaces.Dict:
+        """The Gymnasium observation space; a Dict keeps the recorded key order."""
+        if self.observation[0].key is None:
+            return self.observation[0].to_space()
+        return spaces.Dict([(str(box.key), box.to_space()) for box in self.observation])
+
+    @property
+    def action_space(self) -> spaces.Box:
+        """The Gymnasium action space."""
+        return self.action.to_space()
+
+    def to_json(self) -> str:
+        """The text of `config.json`."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data["observation"] = [box.to_json() for box in self.observation]
+        data["action"] = self.action.to_json()
+        data["files"] = dict(sorted(self.files.items()))
+        data["hyperparameters"] = dict(self.hyperparameters)
+        ordered = {"format_version": data.pop("format_version"), **data}
+        return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> PolicySpec:
+        """Read the text of `config.json`.
+
+        Raises:
+            VersionError: `format_version` is not the one this package reads.
+            FormatError: the text is not JSON, or a field is missing, unknown, of the wrong type or out of range.
+        """
+        data = _parse_object(text)
+        version = data.get("format_version")
+        if type(version) is not int or version != FORMAT_VERSION:
+            raise VersionError(
+                f"config.json: format_version is {version!r}; this meam-policy reads version {FORMAT_VERSION}. "
+                "Upgrade meam-policy, or export the policy again."
+            )
+        read = _Reader(data, "")
+        known = [f.name for f in fields(cls)]
+        read.only(known)
+        boxes = read.get("observation", list, "a list of boxes")
+        return cls(
+            observation=tuple(_read_box(box, f"observation[{i}]") for i, box in enumerate(boxes)),
+            action=_read_box(read.get("action", dict, "a box"), "action"),
+            chunk_size=read.integer("chunk_size"),
+            execute_steps=read.integer("execute_steps"),
+            observation_mean=read.numbers("observation_mean"),
+            observation_std=read.numbers("observation_std"),
+            action_offset=read.numbers("action_offset"),
+            action_scale=read.numbers("action_scale"),
+            flow_steps=read.integer("flow_steps"),
+            method=read.text("method"),
+            solver=read.get("solver", str, "text"),
+            hyperparameters=read.finite("hyperparameters", read.get("hyperparameters", dict, "an object")),
+            training_data=read.optional_text("training_data"),
+            environment_id=read.optional_text("environment_id"),
+            control_rate_hz=read.optional_number("control_rate_hz"),
+            files=read.texts("files"),
+            format_version=version,
+        )
+
+
+def _require(condition: bool, name: str, seen: object, expected: str) -> None:
+    if not condition:
+        raise FormatError(f"config.json: {name} is {seen}; expected {expected}.")
+
+
+def _parse_object(text: str | bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in data:
+                raise FormatError(f'config.json: the key "{key}" appears twice; expected every key once.')
+            data[key] = value
+        return data
+
+    if len(text) > MAX_CONFIG_BYTES:
+        raise FormatError(f"config.json has {len(text)} bytes; expected at most {MAX_CONFIG_BYTES}.")
+    try:
+        data = json.loads(text, object_pairs_hook=unique)
+    except UnicodeDecodeError as error:
+        raise FormatError(f"config.json is not UTF-8 text (byte {error.start}). Download it again.") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise FormatError(f"config.json is not JSON: {error.msg} at {where}. Download or export it again.") from error
+    except RecursionError as error:
+        raise FormatError("config.json is nested too deeply to be a policy's config.json.") from error
+    except ValueError as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"config.json cannot be read: {error}.") from error
+    if not isinstance(data, dict):
+        raise FormatError(f"config.json holds a {type(data).__name__}; expected an object of settings.")
+    return data
+
+
+def _read_box(data: Any, name: str) -> BoxSpec:
+    if not isinstance(data, dict):
+        raise FormatError(f"config.json: {name} is a {type(data).__name__}; expected a box with shape, dtype, low, high.")
+    read = _Reader(data, f"{name}.")
+    read.only([f.name for f in fields(BoxSpec)])
+    shape = read.get("shape", list, "a list of integers")
+    for size in shape:
+        if type(size) is not int:
+            read.fail("shape", size, "a list of integers")
+    return BoxSpec(
+        shape=tuple(shape),
+        dtype=read.text("dtype"),
+        low=read.bounds("low", -math.inf),
+        high=read.bounds("high", math.inf),
+        key=read.optional_text("key"),
+    )
+
+
+class _Reader:
+    """Takes typed values out of a JSON object, naming the field in every error."""
+
+    def __init__(self, data: dict[str, Any], prefix: str) -> None:
+        self.data = data
+        self.prefix = prefix
+
+    def fail(self, name: str, value: object, expected: str) -> NoReturn:
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        raise FormatError(
+            f"config.json: {self.prefix}{name} is {shown} ({type(value).__name__}); expected {expected}."
+        )
+
+    def only(self, known: list[str]) -> None:
+        for name in self.data:
+            if name not in known:
+                close = get_close_matches(name, known, n=1)
+                hint = f" Did you mean {self.prefix}{close[0]}?" if close else ""
+                raise FormatError(f"config.json: {self.prefix}{name} is not a field of this format version.{hint}")
+
+    def get(self, name: str, kind: type, expected: str) -> Any:
+        if name not in self.data:
+            raise FormatError(f"config.json: {self.prefix}{name} is missing; expected {expected}.")
+        value = self.data[name]
+        if not isinstance(value, kind):
+            self.fail(name, value, expected)
+        return value
+
+    def integer(self, name: str) -> int:
+        value = self.get(name, object, "an integer")
+        return value if type(value) is int else self.fail(name, value, "an integer")
+
+    def text(self, name: str) -> str:
+        return self.get(name, str, "text")
+
+    def optional_text(self, name: str) -> str | None:
+        return None if self.data.get(name, "") is None else self.get(name, str, "text or null")
+
+    def optional_number(self, name: str) -> float | None:
+        value = self.get(name, object, "a number or null")
+        return None if value is None else self.number(name, value)
+
+    def number(self, name: str, value: object) -> float:
+        if type(value) not in (int, float):
+            self.fail(name, value, "a number")
+        try:
+            number = float(value)  # pyright: ignore[reportArgumentType]
+        except OverflowError:
+            number = math.inf
+        return number if math.isfinite(number) else self.fail(name, value, "a number; it must be finite")
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        values = self.get(name, list, "a list of numbers")
+        return tuple(self.number(f"{name}[{i}]", value) for i, value in enumerate(values))
+
+    def bounds(self, name: str, missing: float) -> tuple[float, ...]:
+        values = self.get(name, list, "a list of numbers or nulls")
+        return tuple(missing if v is None else self.number(f"{name}[{i}]", v) for i, v in enumerate(values))
+
+    def texts(self, name: str) -> dict[str, str]:
+        values = self.get(name, dict, "an object of texts")
+        for key, value in values.items():
+            if not isinstance(value, str):
+                self.fail(f'{name}["{key}"]', value, "text")
+        return values
+
+    def finite(self, name: str, value: Any) -> Any:
+        """Check nested JSON data for numbers that are not finite."""
+        if isinstance(value, dict):
+            for key, item in value.items():
+                self.finite(f"{name}.{key}", item)
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                self.finite(f"{name}[{index}]", item)
+        elif type(value) in (int, float):
+            self.number(name, value)
+        return value
