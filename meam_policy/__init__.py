@@ -1,0 +1,60 @@
+"""Act with ME-AM flow policies in Gymnasium loops and on robots: numpy, gymnasium and onnxruntime, never torch."""
+
+from meam_policy.envs import register_environments
+from meam_policy.environments import make_environment
+from meam_policy.errors import (
+    ActionError,
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    DeviceError,
+    DivergedError,
+    FormatError,
+    HubError,
+    IntegrityError,
+    LockedError,
+    MeamError,
+    MissingExtraError,
+    NotFoundError,
+    ObservationError,
+    OutputError,
+    ParityError,
+    SpaceError,
+    VersionError,
+)
+from meam_policy.policy import MeamPolicy
+from meam_policy.rollout import RolloutResult, rollout
+from meam_policy.spec import FORMAT_VERSION, BoxSpec, PolicySpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FORMAT_VERSION",
+    "ActionError",
+    "BoxSpec",
+    "CheckpointError",
+    "ConfigError",
+    "DatasetError",
+    "DeviceError",
+    "DivergedError",
+    "FormatError",
+    "HubError",
+    "IntegrityError",
+    "LockedError",
+    "MeamError",
+    "MeamPolicy",
+    "MissingExtraError",
+    "NotFoundError",
+    "ObservationError",
+    "OutputError",
+    "ParityError",
+    "PolicySpec",
+    "RolloutResult",
+    "SpaceError",
+    "VersionError",
+    "make_environment",
+    "register_environments",
+    "rollout",
+]
+
+register_environments()

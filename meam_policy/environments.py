@@ -1,0 +1,80 @@
+"""Making the environments of this field by the names their data sets use."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from meam_policy.errors import MissingExtraError, NotFoundError
+
+__all__ = ["make_environment"]
+
+_OGBENCH_FAMILIES = ("pointmaze", "antmaze", "humanoidmaze", "antsoccer", "cube", "scene", "puzzle")
+
+
+def make_environment(environment_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+    """Make an environment from a Gymnasium id or an OGBench data-set name.
+
+    OGBench names its data sets like its environments with the kind of data in between
+    ("pointmaze-medium-navigate-singletask-task3-v0"); both forms are accepted. Ids of the form "module:id", which
+    would import a module, are refused: an id may come from a downloaded policy.
+
+    Args:
+        environment_id: Such as "meam/Pockets-v0", "HalfCheetah-v5" or an OGBench name.
+        **kwargs: Passed on to the environment.
+
+    Raises:
+        NotFoundError: there is no such environment.
+        MissingExtraError: its simulator is not installed.
+    """
+    if ":" in environment_id:
+        raise NotFoundError(f'The environment id "{environment_id}" names a module to import; give the plain id.')
+    ogbench_name = environment_id.startswith(_OGBENCH_FAMILIES)
+    if ogbench_name:
+        _import_ogbench(environment_id)
+    name = _gymnasium_id(environment_id) if ogbench_name else environment_id
+    try:
+        env = gymnasium.make(name, **kwargs)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise MissingExtraError(f"{environment_id} needs its simulator: pip install 'meam-policy[mujoco]'.") from error
+    except gymnasium.error.Error as error:
+        close = get_close_matches(name, list(gymnasium.registry), n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise NotFoundError(f'There is no environment "{environment_id}".{hint}') from error
+    return _SeededGlobally(env) if ogbench_name else env
+
+
+def _gymnasium_id(name: str) -> str:
+    """Drop the kind of data from an OGBench data-set name, as ogbench.make_env_and_datasets does."""
+    parts = name.split("-")
+    if name in gymnasium.registry:
+        return name
+    if "singletask" in parts:
+        position = parts.index("singletask")
+        return "-".join(parts[: position - 1] + parts[position:])
+    return "-".join(parts[:-2] + parts[-1:])
+
+
+def _import_ogbench(environment_id: str) -> None:
+    try:
+        import ogbench  # noqa: F401  # registers its environments
+    except ImportError as error:
+        raise MissingExtraError(f"{environment_id} needs OGBench: pip install 'meam-policy[mujoco]'.") from error
+
+
+class _SeededGlobally(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Makes `reset(seed=)` decide all of a reset: OGBench's mazes draw from NumPy's global generator."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is None:
+            return self.env.reset(options=options)
+        before = np.random.get_state()  # noqa: NPY002
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            self.env.unwrapped.action_space.seed(seed)
+            return self.env.reset(seed=seed, options=options)
+        finally:
+            np.random.set_state(before)  # noqa: NPY002

@@ -1,0 +1,94 @@
+"""Raw observations of an environment or robot, as the one float32 vector a policy reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meam_policy.errors import ObservationError
+from meam_policy.spec import BoxSpec, PolicySpec
+
+__all__ = ["flatten_observation"]
+
+
+def flatten_observation(spec: PolicySpec, observation: Any) -> tuple[NDArray[np.float32], bool]:
+    """Flatten one observation, or a batch of them, into rows.
+
+    Args:
+        spec: Says which boxes an observation has, and in which order they are flattened.
+        observation: Array-like shaped like the observation box, or a mapping of such arrays for a Dict observation;
+            with one leading axis more for a batch. Any real number type, byte order and memory layout.
+
+    Returns:
+        Rows [batch, observation_dim] (batch 1 for a single observation), and whether a batch was given. The rows
+        never share memory with the input.
+
+    Raises:
+        ObservationError: a key is missing or unknown, a shape or type does not fit, or a value is not finite.
+    """
+    if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], Mapping):
+        raise ObservationError(
+            "The observation is a pair (observation, info), as env.reset() returns it; "
+            "expected the observation alone: `observation, info = env.reset()`."
+        )
+    if spec.observation[0].key is None:
+        parts = [(spec.observation[0], observation)]
+    else:
+        parts = _parts_of_mapping(spec, observation)
+    rows, batched = zip(*(_rows_of_box(box, value) for box, value in parts), strict=True)
+    sizes = {array.shape[0] for array in rows}
+    if len(set(batched)) > 1 or len(sizes) > 1:
+        shapes = ", ".join(f'"{box.key}" {np.shape(value)}' for box, value in parts)
+        raise ObservationError(f"Observation parts have different batch sizes: {shapes}. Give every part the same.")
+    flat = np.concatenate(rows, axis=1)
+    if not np.isfinite(flat).all():
+        _report_not_finite(spec, flat)
+    return flat, batched[0]
+
+
+def _parts_of_mapping(spec: PolicySpec, observation: Any) -> list[tuple[BoxSpec, Any]]:
+    keys = [box.key for box in spec.observation]
+    if not isinstance(observation, Mapping):
+        raise ObservationError(
+            f"Observation is a {type(observation).__name__}; expected a mapping with the keys {keys}."
+        )
+    if set(observation) != set(keys):
+        missing, extra = sorted(set(keys) - set(observation)), sorted(set(observation) - set(keys))
+        raise ObservationError(f"Observation keys: missing {missing}, unknown {extra}; expected exactly {keys}.")
+    return [(box, observation[box.key]) for box in spec.observation]
+
+
+def _rows_of_box(box: BoxSpec, value: Any) -> tuple[NDArray[np.float32], bool]:
+    name = "Observation" if box.key is None else f'Observation "{box.key}"'
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ObservationError(f"{name} is ragged; expected an array of shape {box.shape}.") from error
+    if array.dtype.kind not in "fiub":
+        raise ObservationError(f"{name} has type {array.dtype}; expected real numbers of shape {box.shape}.")
+    batched = array.ndim == len(box.shape) + 1
+    if array.shape != box.shape and not (batched and array.shape[1:] == box.shape and array.shape[0] > 0):
+        raise ObservationError(
+            f"{name} has shape {array.shape}, expected {box.shape}, or (batch, *{box.shape}) for a batch. "
+            "Check `policy.spec.observation_space`."
+        )
+    rows = array.reshape(array.shape[0] if batched else 1, box.size)
+    with np.errstate(over="ignore"):
+        # astype, not a view: onnxruntime misreads big-endian memory.
+        return rows.astype(np.float32), batched
+
+
+def _report_not_finite(spec: PolicySpec, flat: NDArray[np.float32]) -> None:
+    row, column = (int(i) for i in np.argwhere(~np.isfinite(flat))[0])
+    value, start = flat[row, column], 0
+    for box in spec.observation:
+        if column < start + box.size:
+            break
+        start += box.size
+    index = [int(i) for i in np.unravel_index(column - start, box.shape)]
+    name = "Observation" if box.key is None else f'Observation "{box.key}"'
+    where = f"index {index}" + (f" of batch row {row}" if flat.shape[0] > 1 else "")
+    raise ObservationError(f"{name} is {value} at {where}; expected a finite number. Check the sensor.")
