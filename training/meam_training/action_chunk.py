@@ -1,0 +1,144 @@
+"""Batches of action chunks, as the critic and the flows are trained on them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meam_policy.errors import DatasetError
+
+__all__ = ["ActionChunkBatch", "ActionChunkSampler", "ChunkTargets", "chunk_targets"]
+
+
+class ActionChunkBatch(NamedTuple):
+    """A batch of chunks of H actions.
+
+    Attributes:
+        observations: Observation at the chunk's first action [batch, observation_dim].
+        actions: The chunk [batch, H, action_dim]; rows after the end of an episode belong to the next one.
+        rewards: Discounted sum of the rewards up to the episode's end [batch].
+        next_observations: Observation after the chunk, or at the episode's end if that comes first
+            [batch, observation_dim].
+        masks: 0 where the chunk met a termination, else 1 [batch].
+        valid: 1 where the chunk lies within one episode, else 0 [batch].
+    """
+
+    observations: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    rewards: NDArray[np.float32]
+    next_observations: NDArray[np.float32]
+    masks: NDArray[np.float32]
+    valid: NDArray[np.float32]
+
+
+class ChunkTargets(NamedTuple):
+    """For every row at which a chunk may start: what the chunk earned and where it led [starts].
+
+    Attributes:
+        rewards: Discounted sum of the rewards up to the episode's end.
+        masks: 0 where a termination was met, else 1.
+        valid: 1 where the chunk lies within one episode, else 0.
+        last_rows: Row of the last transition of the chunk that belongs to its episode.
+    """
+
+    rewards: NDArray[np.float32]
+    masks: NDArray[np.float32]
+    valid: NDArray[np.float32]
+    last_rows: NDArray[np.int64]
+
+
+def chunk_targets(
+    rewards: NDArray[np.float32],
+    terminations: NDArray[np.bool_],
+    episode_ends: NDArray[np.bool_],
+    chunk_size: int,
+    discount: float,
+) -> ChunkTargets:
+    """Accumulate rewards and masks over every chunk of consecutive rows.
+
+    Args:
+        rewards: Reward of every transition [n].
+        terminations: Where the bootstrap stops [n]; may be true in the middle of a recorded episode.
+        episode_ends: True at the last transition of every recorded episode [n].
+        chunk_size: Actions in a chunk, H.
+        discount: Discount per step, gamma.
+
+    Returns:
+        Targets for the starts 0 ... n - H: `sum_i gamma^i r_i` over the rows of the chunk that belong to its
+        episode, and the minimum of their masks.
+
+    Raises:
+        DatasetError: there are fewer rows than actions in a chunk, or no chunk lies within an episode.
+
+    References:
+        Li et al., Reinforcement Learning with Action Chunking, arXiv:2507.07969.
+    """
+    starts = np.arange(len(rewards) - chunk_size + 1)
+    total = np.zeros(len(starts))
+    mask = np.ones(len(starts), dtype=bool)
+    inside = np.ones(len(starts), dtype=bool)
+    last = starts.copy()
+    for i in range(chunk_size if len(starts) else 0):
+        rows = starts + i
+        total += np.where(inside, discount**i * rewards[rows].astype(np.float64), 0.0)
+        mask &= ~(inside & terminations[rows])
+        last = np.where(inside, rows, last)
+        valid = inside
+        inside = inside & ~episode_ends[rows]
+    if not len(starts) or not valid.any():
+        raise DatasetError(
+            f"No episode has chunk_size = {chunk_size} transitions or more; expected at least one. Use shorter chunks."
+        )
+    return ChunkTargets(total.astype(np.float32), mask.astype(np.float32), valid.astype(np.float32), last)
+
+
+class ActionChunkSampler:
+    """Draws batches of action chunks, their starts uniform over the rows; see `OfflineDataset.chunk_sampler`.
+
+    Attributes:
+        observations: Observation of every row [n, observation_dim].
+        actions: Action of every row [n, action_dim].
+        next_observations: Observation after every row [n, observation_dim].
+        targets: What the chunk starting at a row earned, and where it led [n - chunk_size + 1].
+        chunk_size: Actions in a chunk.
+    """
+
+    def __init__(
+        self,
+        observations: NDArray[np.float32],
+        actions: NDArray[np.float32],
+        next_observations: NDArray[np.float32],
+        targets: ChunkTargets,
+        chunk_size: int,
+    ) -> None:
+        self.observations = observations
+        self.actions = actions
+        self.next_observations = next_observations
+        self.targets = targets
+        self.chunk_size = chunk_size
+
+    def __len__(self) -> int:
+        """Number of rows at which a chunk may start."""
+        return len(self.targets.rewards)
+
+    def sample(self, batch_size: int, generator: np.random.Generator) -> ActionChunkBatch:
+        """Draw a batch.
+
+        Args:
+            batch_size: Number of chunks.
+            generator: Source of randomness.
+        """
+        return self.batch(generator.integers(len(self), size=batch_size))
+
+    def batch(self, starts: NDArray[np.int64]) -> ActionChunkBatch:
+        """The chunks that begin at the given rows [batch]."""
+        return ActionChunkBatch(
+            observations=self.observations[starts],
+            actions=self.actions[starts[:, None] + np.arange(self.chunk_size)],
+            rewards=self.targets.rewards[starts],
+            next_observations=self.next_observations[self.targets.last_rows[starts]],
+            masks=self.targets.masks[starts],
+            valid=self.targets.valid[starts],
+        )
