@@ -1,0 +1,107 @@
+"""Adjoint matching: tilting a flow by the exponential of a reward without differentiating through its ODE.
+
+The memoryless SDE of a flow has the flow's marginals, and its end does not depend on its start; tilting it by the
+gradient of a terminal reward is therefore a regression. All on the uniform grid t_k = k h, h = 1 / K.
+
+References:
+    Domingo-Enrich et al., Adjoint Matching, arXiv:2409.08861. Li & Levine, Q-learning with Adjoint Matching,
+    arXiv:2601.14234; its public code shifts the denominators by h, which is kept here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from meam_training.flow import Velocity, time_like
+
+__all__ = ["adjoint_matching_loss", "lean_adjoint", "memoryless_noise_scale", "sample_memoryless_path"]
+
+
+def memoryless_noise_scale(k: int, flow_steps: int) -> float:
+    """sigma at step k: sqrt(2 (1 - t + h) / (t + h)), the memoryless schedule kept finite at t = 0."""
+    t, h = k / flow_steps, 1 / flow_steps
+    return math.sqrt(2 * (1 - t + h) / (t + h))
+
+
+@torch.no_grad()
+def sample_memoryless_path(
+    policy: Velocity,
+    prior: Velocity,
+    x_0: Float[Tensor, "batch act"],
+    noise: Float[Tensor, "steps-1 batch act"],
+) -> Float[Tensor, "states batch act"]:
+    """Simulate the policy's memoryless SDE by Euler-Maruyama steps; the last is an ODE step of the prior.
+
+    Args:
+        policy: Velocity of the policy flow.
+        prior: Velocity of the behaviour prior.
+        x_0: Noise at t = 0.
+        noise: Standard normal draws of the K - 1 stochastic steps.
+
+    Returns:
+        X_0 … X_K, K + 1 states.
+    """
+    flow_steps = len(noise) + 1
+    h = 1 / flow_steps
+    path = [x_0]
+    for k in range(flow_steps - 1):
+        x, t = path[-1], k * h
+        sigma = memoryless_noise_scale(k, flow_steps)
+        # x_{k+1} = x_k + h (2 v - x_k / (t + h)) + sqrt(h) sigma noise
+        drift = 2 * policy(x, time_like(x, k / flow_steps)) - x / (t + h)
+        path.append(x + h * drift + math.sqrt(h) * sigma * noise[k])
+    x = path[-1]
+    path.append(x + h * prior(x, time_like(x, (flow_steps - 1) / flow_steps)))
+    return torch.stack(path)
+
+
+def lean_adjoint(
+    prior: Velocity, path: Float[Tensor, "states batch act"], terminal: Float[Tensor, "batch act"]
+) -> Float[Tensor, "states-1 batch act"]:
+    """Integrate the lean adjoint backwards along a path.
+
+    Euler steps of da/dt = -(db/dx)^T a from a(1) = terminal, with the prior's drift b(x, t) = 2 v(x, t) - x / t taken
+    at the end t_k + h of every interval, so that t = 0 is never reached. The policy never enters.
+
+    Args:
+        prior: Velocity of the behaviour prior.
+        path: X_0 … X_K, held constant.
+        terminal: Gradient of the terminal cost at X_K; 1 / action unit.
+
+    Returns:
+        a(t_k) for k = 0 … K - 1, detached, aligned with path[:-1].
+    """
+    flow_steps = len(path) - 1
+    h = 1 / flow_steps
+    adjoint, adjoints = terminal.detach(), []
+    for k in reversed(range(flow_steps)):
+        with torch.enable_grad():
+            x = path[k].detach().requires_grad_()
+            drift = 2 * prior(x, time_like(x, (k + 1) / flow_steps)) - x / ((k + 1) * h)
+            # a_k = a_{k+1} + h (db/dx)^T a_{k+1}
+            (product,) = torch.autograd.grad(drift, x, adjoint)
+        adjoint = adjoint + h * product
+        adjoints.append(adjoint)
+    return torch.stack(adjoints[::-1])
+
+
+def adjoint_matching_loss(
+    policy_velocity: Float[Tensor, "steps batch act"],
+    prior_velocity: Float[Tensor, "steps batch act"],
+    adjoints: Float[Tensor, "steps batch act"],
+) -> Float[Tensor, ""]:
+    """sum over the path of |(2 / sigma) (v_policy - v_prior) + sigma a|^2, mean over the batch.
+
+    Args:
+        policy_velocity: Velocity of the policy at path[:-1]; the only argument with a gradient.
+        prior_velocity: Velocity of the prior there.
+        adjoints: From `lean_adjoint`.
+    """
+    steps = len(adjoints)
+    scales = [memoryless_noise_scale(k, steps) for k in range(steps)]
+    sigma = torch.tensor(scales, dtype=adjoints.dtype, device=adjoints.device)[:, None, None]
+    return (2 / sigma * (policy_velocity - prior_velocity) + sigma * adjoints).square().sum(dim=(0, 2)).mean()

@@ -1,0 +1,190 @@
+"""Checkpoints: everything needed to go on with a run, or to export its policy, in one folder written atomically.
+
+    step_00010000/
+        policy_spec.json            what the policy is, without file hashes
+        train_config.json           the run's settings
+        model.safetensors           all networks
+        trainer.safetensors         Adam's moments and the generator's state
+        trainer.json                step, and the shape of the optimiser's state
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from meam_policy.errors import CheckpointError, ConfigError, FormatError, NotFoundError, OutputError
+from meam_policy.spec import PolicySpec
+from meam_training.algorithm import MeamNetworks
+from meam_training.config import TrainConfig
+
+__all__ = ["Checkpoint", "build_networks"]
+
+_SPEC, _CONFIG, _MODEL = "policy_spec.json", "train_config.json", "model.safetensors"
+_TRAINER, _STATE = "trainer.safetensors", "trainer.json"
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk.
+
+    Attributes:
+        path: Its folder.
+        step: Updates done.
+        config: The run's settings.
+        spec: What the policy is.
+    """
+
+    path: Path
+    step: int
+    config: TrainConfig
+    spec: PolicySpec
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Checkpoint:
+        """Open a checkpoint folder, or the newest checkpoint of a training folder.
+
+        Raises:
+            NotFoundError: there is no such folder, or no checkpoint in it.
+            CheckpointError: a file is missing or broken.
+        """
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            raise NotFoundError(f"There is no checkpoint folder {folder}. Give the folder that `meam train` wrote.")
+        if not (folder / _STATE).is_file():
+            newest = cls.latest(folder)
+            if newest is None:
+                raise NotFoundError(f"{folder} holds no checkpoint. Give the folder that `meam train` wrote.")
+            return newest
+        try:
+            state = json.loads((folder / _STATE).read_bytes())
+            config = TrainConfig.from_json((folder / _CONFIG).read_bytes())
+            spec = PolicySpec.from_json((folder / _SPEC).read_bytes())
+            return cls(folder, int(state["step"]), config, spec)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            known = str(error) if isinstance(error, (ConfigError, FormatError)) else repr(error)
+            raise CheckpointError(f"The checkpoint {folder} is broken: {known}. Use an earlier one.") from error
+
+    @classmethod
+    def latest(cls, output_dir: Path) -> Checkpoint | None:
+        """The newest checkpoint of a training folder, or None."""
+        steps = [p for p in (output_dir / "checkpoints").glob("step_*") if _NAME.fullmatch(p.name)]
+        return cls.load(max(steps, key=lambda p: int(p.name[5:]))) if steps else None
+
+    @classmethod
+    def save(
+        cls,
+        output_dir: Path,
+        step: int,
+        config: TrainConfig,
+        spec: PolicySpec,
+        networks: MeamNetworks,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+    ) -> Checkpoint:
+        """Write a checkpoint: it is there whole, or not at all.
+
+        Raises:
+            OutputError: the folder cannot be written, for instance because the disk is full.
+        """
+        folder = output_dir / "checkpoints" / f"step_{step:08d}"
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        tensors, layout = _flatten_optimizer(optimizer.state_dict())
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            save_file(_contiguous(networks.state_dict()), temporary / _MODEL)
+            save_file(_contiguous({**tensors, "generator": generator.get_state()}), temporary / _TRAINER)
+            (temporary / _SPEC).write_text(spec.to_json(), encoding="utf-8")
+            (temporary / _CONFIG).write_text(config.to_json(), encoding="utf-8")
+            (temporary / _STATE).write_text(json.dumps({"step": step, "optimizer": layout}), encoding="utf-8")
+            for file in temporary.iterdir():
+                _flush(file)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+            _flush(folder.parent)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OutputError(f"The checkpoint {folder} cannot be written: {error}. Earlier ones are intact.") from error
+        return cls(folder, step, config, spec)
+
+    def load_networks(self) -> MeamNetworks:
+        """The networks with the checkpoint's weights, on the CPU.
+
+        Raises:
+            CheckpointError: the weights are missing, broken, or not of these networks.
+        """
+        networks = build_networks(self.spec, self.config)
+        try:
+            networks.load_state_dict(self._read(_MODEL), strict=True)
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.path / _MODEL} does not fit its settings: {error}") from error
+        return networks
+
+    def restore(
+        self, networks: MeamNetworks, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    ) -> None:
+        """Put networks, optimiser and generator into the checkpoint's state.
+
+        Raises:
+            CheckpointError: a file is missing, broken, or of another run.
+        """
+        tensors = self._read(_TRAINER)
+        try:
+            layout = json.loads((self.path / _STATE).read_bytes())["optimizer"]
+            networks.load_state_dict(self._read(_MODEL), strict=True)
+            generator.set_state(tensors.pop("generator"))
+            optimizer.load_state_dict(_unflatten_optimizer(tensors, layout))
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"The checkpoint {self.path} does not fit this run: {error}") from error
+
+    def _read(self, name: str) -> dict[str, Tensor]:
+        try:
+            return load_file(self.path / name)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.path / name} is missing or broken: {error}. Use an earlier one.") from error
+
+
+def build_networks(spec: PolicySpec, config: TrainConfig) -> MeamNetworks:
+    """Networks with the weights that the config's seed gives, on the CPU; the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return MeamNetworks(spec, config)
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split an optimiser's state into tensors by name, and plain data."""
+    tensors = {f"{i}.{name}": value for i, moments in state["state"].items() for name, value in moments.items()}
+    return tensors, {"param_groups": state["param_groups"]}
+
+
+def _unflatten_optimizer(tensors: Mapping[str, Tensor], layout: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": layout["param_groups"]}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

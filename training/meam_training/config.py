@@ -1,0 +1,196 @@
+"""Training settings: one frozen dataclass, and the presets that name the methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any, Literal, get_args, get_type_hints
+
+from meam_policy.errors import ConfigError
+
+__all__ = ["PRESETS", "Method", "TrainConfig"]
+
+Method = Literal["bc", "qam", "me-am"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run, apart from the data.
+
+    The three methods are one algorithm: `bc` trains only the behaviour prior, `qam` adds a policy tilted by
+    `exp(inverse_temperature * Q)`, `me-am` also flattens the prior by `entropy_coef` and widens it by
+    `mixture_weight`. `TrainConfig.preset` sets these consistently.
+    """
+
+    method: Method = "me-am"
+    """Name of the method: bc, qam or me-am."""
+    steps: int = 100_000
+    """Gradient updates."""
+    batch_size: int = 256
+    """Action chunks in a batch."""
+    seed: int = 0
+    """Seed of the weights, the batches and all noise."""
+    device: str = "auto"
+    """"auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N"."""
+    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """Hidden layers of the two velocity fields."""
+    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """Hidden layers of every critic."""
+    num_critics: int = 10
+    """Members of the critic ensemble."""
+    fourier_features: int = 0
+    """Random Fourier features of the normalised observation, cosines and sines together; 0 for none, else even.
+    They let small networks follow sharp changes, such as the walls of a maze."""
+    fourier_scale: float = 1.0
+    """Standard deviation of the Fourier frequencies, in radians per standard deviation of an observation."""
+    flow_steps: int = 10
+    """Integration steps K from noise to action, in training and by default in the exported policy."""
+    chunk_size: int = 1
+    """Actions predicted by one inference."""
+    execute_steps: int | None = None
+    """Actions of a chunk executed before the next inference; None executes the whole chunk."""
+    discount: float = 0.99
+    """Discount per environment step, gamma."""
+    inverse_temperature: float = 1.0
+    """Weight tau of Q in the policy's target; 0 follows the prior."""
+    entropy_coef: float = 0.1
+    """Lambda in [0, 1): the policy's target is the prior's density to the power 1 - lambda, times exp(tau Q)."""
+    score_eps: float = 0.1
+    """The prior's score is read off its velocity at t = 1 - score_eps."""
+    score_limit: float = 10.0
+    """Bound on every component of the prior's score, per normalised action unit: outside the data a learned score
+    extrapolates without limit."""
+    mixture_weight: float = 0.1
+    """w in [0, 1): share of Q-maximised action chunks in the prior's batches."""
+    mixture_bandwidth: float = 0.05
+    """Standard deviation of the noise on Q-maximised actions, normalised action units; a point mass has no density."""
+    ascent_candidates: int = 4
+    """Starting points of the search for Q-maximised actions: the data's action and samples of the prior."""
+    ascent_steps: int = 5
+    """Projected gradient-ascent steps of that search."""
+    ascent_step_size: float = 0.05
+    """Length of an ascent step, root mean square per action component, normalised action units."""
+    pessimism: float = 0.5
+    """rho: values are the ensemble's mean minus rho times its standard deviation."""
+    learning_rate: float = 3e-4
+    """Adam's learning rate, for all networks."""
+    gradient_clip: float = 1.0
+    """Bound on the joint norm of all gradients; 0 for none."""
+    polyak: float = 0.005
+    """Rate at which the target networks follow."""
+    checkpoint_every: int = 10_000
+    """Updates between checkpoints; the last update always writes one."""
+    log_every: int = 100
+    """Updates between rows of metrics.csv, each a mean over them."""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a field is out of range, or does not fit the method.
+        """
+        if self.method not in get_args(Method):
+            raise ConfigError(_unknown("method", str(self.method), get_args(Method)))
+        whole = {"steps": 1, "batch_size": 1, "seed": 0, "num_critics": 1, "flow_steps": 1, "chunk_size": 1}
+        whole |= {"ascent_candidates": 1, "ascent_steps": 0, "checkpoint_every": 1, "log_every": 1, "fourier_features": 0}
+        for name, low in whole.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < low:
+                raise ConfigError(f"{name} is {value!r}; expected a whole number of {low} or more.")
+        for name in ("hidden_dims", "critic_hidden_dims"):
+            value = getattr(self, name)
+            if not value or any(type(n) is not int or n < 1 for n in value):
+                raise ConfigError(f"{name} is {value!r}; expected one or more positive whole numbers.")
+        ranges = {
+            "fourier_scale": (0.0, math.inf, "above 0"),
+            "discount": (0.0, math.nextafter(1.0, 2), "above 0, at most 1"),
+            "learning_rate": (0.0, math.inf, "above 0"),
+            "score_eps": (0.0, 1.0, "above 0, below 1"),
+            "score_limit": (0.0, math.inf, "above 0"),
+            "polyak": (0.0, math.nextafter(1.0, 2), "above 0, at most 1"),
+            "ascent_step_size": (0.0, math.inf, "above 0"),
+            "inverse_temperature": (-math.ulp(0.0), math.inf, "0 or more"),
+            "entropy_coef": (-math.ulp(0.0), 1.0, "0 or more, below 1"),
+            "mixture_weight": (-math.ulp(0.0), 1.0, "0 or more, below 1"),
+            "mixture_bandwidth": (0.0, math.inf, "above 0"),
+            "pessimism": (-math.ulp(0.0), math.inf, "0 or more"),
+            "gradient_clip": (-math.ulp(0.0), math.inf, "0 or more"),
+        }
+        for name, (low, high, expected) in ranges.items():
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not low < value < high:
+                raise ConfigError(f"{name} is {value!r}; expected a number {expected}.")
+        if self.fourier_features % 2:
+            raise ConfigError(f"fourier_features is {self.fourier_features}; expected an even number.")
+        if self.execute_steps is not None and not 1 <= self.execute_steps <= self.chunk_size:
+            raise ConfigError(f"execute_steps is {self.execute_steps}; expected 1 to chunk_size = {self.chunk_size}.")
+        for name, value in _FIXED[self.method].items():
+            if getattr(self, name) != value:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but the method {self.method} means {name} = {value}.")
+
+    @property
+    def trains_policy(self) -> bool:
+        """Whether there is a policy flow beside the prior: not for bc."""
+        return self.method != "bc"
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> TrainConfig:
+        """The settings of a named method, with changes.
+
+        Args:
+            name: "bc", "qam" or "me-am".
+            **overrides: Fields to change.
+
+        Raises:
+            ConfigError: an unknown preset or field (with the nearest known one), or a value out of range.
+        """
+        if name not in PRESETS:
+            raise ConfigError(_unknown("preset", name, PRESETS))
+        known = [f.name for f in dataclasses.fields(cls)]
+        for field in overrides:
+            if field not in known:
+                raise ConfigError(_unknown("training setting", field, known))
+        return cls(**{**PRESETS[name], **overrides})
+
+    def to_json(self) -> str:
+        """The settings as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> TrainConfig:
+        """Read settings written by `to_json`.
+
+        Raises:
+            ConfigError: not such settings.
+        """
+        try:
+            data = json.loads(text)
+            lists = {k for k, t in get_type_hints(cls).items() if t == tuple[int, ...]}
+            return cls(**{k: tuple(v) if k in lists else v for k, v in data.items()})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise error if isinstance(error, ConfigError) else ConfigError(f"Not training settings: {error}.") from error
+
+
+_FIXED: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        "bc": {"inverse_temperature": 0.0, "entropy_coef": 0.0, "mixture_weight": 0.0},
+        "qam": {"entropy_coef": 0.0, "mixture_weight": 0.0},
+        "me-am": {},
+    }
+)
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {name: {"method": name, **fixed} for name, fixed in _FIXED.items()}
+)
+"""What the name of a method sets; everything else keeps the defaults of `TrainConfig`."""
+
+
+def _unknown(kind: str, name: str, known: Any) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    hint = f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."
+    return f'There is no {kind} "{name}". {hint}'

@@ -1,0 +1,281 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+from torch import Tensor
+
+from meam_policy.errors import CheckpointError, ConfigError, DeviceError, DivergedError, LockedError, OutputError
+from meam_policy.spec import PolicySpec
+from meam_training.algorithm import ChunkBatch, MeamNetworks, compute_losses, draw_noise, update_targets
+from meam_training.checkpoint import Checkpoint, build_networks
+from meam_training.config import TrainConfig
+from meam_training.dataset import OfflineDataset
+
+__all__ = ["make_spec", "train"]
+
+METRICS_FILE = "metrics.csv"
+
+Progress = Callable[[int, dict[str, float]], None]
+"""Called with the updates done and the latest metrics."""
+
+
+def train(
+    config: TrainConfig,
+    dataset: OfflineDataset,
+    output_dir: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    on_progress: Progress | None = None,
+) -> Checkpoint:
+    """Train a policy. Ctrl-C finishes the update, writes a checkpoint and raises KeyboardInterrupt.
+
+    Args:
+        config: Settings.
+        dataset: Training data.
+        output_dir: Folder of the run: `checkpoints/step_…` and `metrics.csv`. Created if need be.
+        resume: Go on from the newest checkpoint, if there is one; on the CPU the result is bit-equal to that of an
+            uninterrupted run. Only `steps`, `checkpoint_every` and `log_every` may differ from its settings.
+        on_progress: Called after every `log_every` updates, and at the end.
+
+    Returns:
+        The last checkpoint; its `path` is a folder that `meam_export.export_policy` takes.
+
+    Raises:
+        OutputError: the folder cannot be written, or holds a run and `resume` is false.
+        LockedError: another process is training into the folder.
+        CheckpointError: the run in the folder has other settings, or is broken.
+        DatasetError: no episode is as long as a chunk.
+        DeviceError: the device is not usable here.
+        DivergedError: a gradient is not finite; the last checkpoint is intact.
+    """
+    device = _device(config.device)
+    spec = make_spec(config, dataset)
+    chunks = _DeviceChunks(config, dataset, spec, device)
+    folder = Path(output_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The output folder {folder} cannot be made: {error.strerror}.") from error
+    with _lock(folder), _finish_on_interrupt() as interrupted:
+        last = Checkpoint.latest(folder)
+        if last is not None and not resume:
+            raise OutputError(
+                f"{folder} already holds a run of {last.step} updates. Resume it, or choose another output folder."
+            )
+        networks = build_networks(spec, config).to(device)
+        trained = [p for p in networks.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
+        generator = torch.Generator(device).manual_seed(config.seed)
+        if last is not None:
+            _check_same_run(last, config, spec)
+            last.restore(networks, optimizer, generator)
+        first = 0 if last is None else last.step
+        log = _MetricsLog(folder / METRICS_FILE, first)
+        for step in range(first + 1, config.steps + 1):
+            metrics = _update(networks, trained, optimizer, chunks, generator, config, step)
+            log.add(metrics)
+            stop = bool(interrupted)
+            if step % config.log_every == 0 or step == config.steps:
+                row = log.write(step)
+                if on_progress is not None:
+                    on_progress(step, row)
+            if step % config.checkpoint_every == 0 or step == config.steps or stop:
+                last = Checkpoint.save(folder, step, config, spec, networks, optimizer, generator)
+            if stop:
+                raise KeyboardInterrupt
+    if last is None:
+        raise CheckpointError(f"{folder} holds no checkpoint.")  # unreachable: steps >= 1
+    return last
+
+
+def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
+    """What a policy trained with these settings on this data is; its file hashes are still empty."""
+    wide = dataset.observations.astype(np.float64)
+    mean, std = wide.mean(axis=0), wide.std(axis=0)
+    # A constant number has no scale; rounding gives it a tiny one, which would blow up at deployment.
+    constant = std <= 1e-6 * np.maximum(1.0, np.abs(mean))
+    low, high = np.array(dataset.action_box.low), np.array(dataset.action_box.high)
+    return PolicySpec(
+        observation=dataset.observation_boxes,
+        action=dataset.action_box,
+        chunk_size=config.chunk_size,
+        execute_steps=config.execute_steps or config.chunk_size,
+        observation_mean=tuple(mean.tolist()),
+        observation_std=tuple(np.where(constant, 1.0, std).tolist()),
+        action_offset=tuple(((high + low) / 2).tolist()),
+        action_scale=tuple(((high - low) / 2).tolist()),
+        flow_steps=config.flow_steps,
+        method=config.method,
+        hyperparameters={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()},
+        training_data=dataset.dataset_id,
+        environment_id=dataset.environment_id,
+        control_rate_hz=dataset.control_rate_hz,
+    )
+
+
+def _update(
+    networks: MeamNetworks,
+    trained: list[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    chunks: _DeviceChunks,
+    generator: torch.Generator,
+    config: TrainConfig,
+    step: int,
+) -> dict[str, Tensor]:
+    batch = chunks.sample(config.batch_size, generator)
+    noise = draw_noise(config.batch_size, batch.actions.shape[1], config, generator, batch.actions.device)
+    losses = compute_losses(networks, batch, noise, config)
+    optimizer.zero_grad(set_to_none=True)
+    losses.total.backward()
+    norm = torch.nn.utils.clip_grad_norm_(trained, config.gradient_clip or math.inf)
+    if not math.isfinite(norm.item()):
+        shown = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.metrics.items())
+        raise DivergedError(
+            f"The gradient of update {step} is not finite ({shown}). The last checkpoint is intact; "
+            "try a smaller learning_rate, inverse_temperature or entropy_coef."
+        )
+    update_targets(networks, config.polyak)
+    optimizer.step()
+    return {**losses.metrics, "gradient_norm": norm}
+
+
+class _DeviceChunks:
+    """The data set's chunks on the training device, actions normalised to [-1, 1]."""
+
+    def __init__(self, config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec, device: torch.device) -> None:
+        sampler = dataset.chunk_sampler(config.chunk_size, config.discount)
+        targets = sampler.targets
+        normalised = (sampler.actions - np.array(spec.action_offset)) / np.array(spec.action_scale)
+
+        def put(array: np.ndarray[Any, Any]) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+        self._observations = put(sampler.observations)
+        self._actions = put(normalised.clip(-1, 1).astype(np.float32))
+        self._next_observations = put(sampler.next_observations)
+        self._rewards, self._masks, self._valid = map(put, (targets.rewards, targets.masks, targets.valid))
+        self._last_rows = put(targets.last_rows)
+        self._offsets = torch.arange(config.chunk_size, device=device)
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> ChunkBatch:
+        """Draw chunks, their starts uniform over the rows."""
+        device = self._rewards.device
+        starts = torch.randint(len(self._rewards), (batch_size,), generator=generator, device=device)
+        return ChunkBatch(
+            observations=self._observations[starts],
+            actions=self._actions[starts[:, None] + self._offsets].flatten(1),
+            rewards=self._rewards[starts],
+            next_observations=self._next_observations[self._last_rows[starts]],
+            masks=self._masks[starts],
+            valid=self._valid[starts],
+        )
+
+
+class _MetricsLog:
+    """Appends means of the metrics to a CSV file; rows after the resumed step are dropped first."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._path = path
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._start = time.perf_counter()
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                lines = file.read().splitlines()
+            kept = [line for line in lines[1:] if line.split(",", 1)[0].isdigit() and int(line.split(",", 1)[0]) <= step]
+            path.write_text("".join(f"{line}\n" for line in [*lines[:1], *kept]), encoding="utf-8")
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+        self._count += 1
+
+    def write(self, step: int) -> dict[str, float]:
+        row = {name: value.item() / self._count for name, value in self._sums.items()}
+        row["updates_per_second"] = self._count / (time.perf_counter() - self._start)
+        new = not self._path.is_file()
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["step", *row])
+            writer.writerow([step, *(f"{value:.6g}" for value in row.values())])
+        self._sums, self._count, self._start = {}, 0, time.perf_counter()
+        return row
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f'device is "{name}"; expected "auto", "cpu", "cuda" or "cuda:N".') from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f'device is "{name}", but torch sees no CUDA device here. Use device="cpu" or "auto".')
+    return device
+
+
+def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec) -> None:
+    free = {name: getattr(config, name) for name in ("steps", "checkpoint_every", "log_every", "device")}
+    if replace(last.config, **free) != config:
+        ours, theirs = asdict(config), asdict(last.config)
+        changed = [f"{k}: {theirs[k]!r} there, {ours[k]!r} now" for k in ours if k not in free and ours[k] != theirs[k]]
+        raise CheckpointError(f"The run in {last.path.parent.parent} has other settings: {'; '.join(changed)}.")
+    if replace(last.spec, hyperparameters={}) != replace(spec, hyperparameters={}):
+        raise CheckpointError(f"The run in {last.path.parent.parent} was trained on other data. Use the same data set.")
+    if last.step > config.steps:
+        raise CheckpointError(f"The run has done {last.step} updates already; expected steps of as many or more.")
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    lock, holder = filelock.FileLock(folder / ".lock", timeout=0), folder / ".lock.pid"
+    try:
+        lock.acquire()
+        holder.write_text(str(os.getpid()), encoding="utf-8")
+    except filelock.Timeout as error:
+        pid = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+        raise LockedError(f"Process {pid} is training into {folder}. Wait for it, or choose another folder.") from error
+    except OSError as error:
+        raise OutputError(f"The output folder {folder} is not writable: {error.strerror}.") from error
+    try:
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def _finish_on_interrupt() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of stopping in the middle of an update; a second one stops at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
