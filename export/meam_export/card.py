@@ -1,0 +1,60 @@
+"""The model card of a policy folder."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from meam_export.parity import ParityReport
+from meam_policy.errors import MissingExtraError
+from meam_policy.spec import BoxSpec, PolicySpec
+from meam_training.checkpoint import Checkpoint
+
+__all__ = ["render_card"]
+
+_METHODS = {
+    "bc": "behaviour cloning with a flow policy",
+    "qam": "Q-learning with Adjoint Matching (QAM)",
+    "me-am": "Maximum Entropy Adjoint Matching (ME-AM)",
+}
+
+
+def render_card(spec: PolicySpec, checkpoint: Checkpoint, parity: ParityReport) -> str:
+    """Fill the model card's template: front matter, inputs and outputs, how to act, how it was trained.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    data = ModelCardData(
+        library_name="meam-policy",
+        pipeline_tag="robotics",
+        tags=["offline-rl", "flow-matching", "onnx", spec.method, *([spec.environment_id] if spec.environment_id else [])],
+        datasets=None,
+    )
+    try:
+        card = ModelCard.from_template(
+            data,
+            template_str=(files("meam_export") / "model_card_template.md").read_text(encoding="utf-8"),
+            spec=spec,
+            method=_METHODS.get(spec.method, spec.method),
+            boxes=[_box_row(box, "observation") for box in spec.observation],
+            action=_box_row(spec.action, "action"),
+            steps=checkpoint.step,
+            settings=json.dumps(dict(spec.hyperparameters), indent=2),
+            parity=parity,
+        )
+    except ImportError as error:
+        raise MissingExtraError("The model card needs jinja2: pip install 'meam-policy[export]'.") from error
+    return str(card)
+
+
+def _box_row(box: BoxSpec, name: str) -> dict[str, str]:
+    low, high = min(box.low), max(box.high)
+    return {
+        "name": box.key or name,
+        "shape": str(list(box.shape)),
+        "dtype": box.dtype,
+        "range": f"[{low:g}, {high:g}]",
+    }
