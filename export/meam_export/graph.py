@@ -57,8 +57,7 @@ class PolicyModule(nn.Module):
 
         The actions are in environment units and within the bounds.
         """
-        features = self.encoder(observation)
-        x_1 = integrate(lambda x, t: self.velocity_field(features, x, t), noise, self.flow_steps)
+        x_1 = integrate(self.velocity_field.condition(self.encoder(observation)), noise, self.flow_steps)
         actions = self.action_offset + self.action_scale * x_1.reshape(-1, *self.chunk_shape).clamp(-1, 1)
         # Clamped again: offset + scale may round past a bound.
         return torch.minimum(torch.maximum(actions, self.action_low), self.action_high)

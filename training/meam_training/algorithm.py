@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from meam_policy.spec import PolicySpec
 from meam_training.adjoint import adjoint_matching_loss, lean_adjoint, sample_memoryless_path
 from meam_training.config import TrainConfig
-from meam_training.flow import Velocity, flow_matching_loss, integrate, interpolate, score_from_velocity, time_like
+from meam_training.flow import flow_matching_loss, integrate, interpolate, score_from_velocity, time_like
 from meam_training.networks import CriticEnsemble, ObservationEncoder, VelocityField
 from meam_training.q_maximizer import maximize_q, pessimistic_value
 
@@ -139,7 +139,7 @@ def compute_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise, 
 
     # Critic: pessimistic TD over the chunk, a' from the policy's ODE.
     with torch.no_grad():
-        next_actions = integrate(_at(n.policy, next_features), noise.next_x_0, config.flow_steps).clamp(-1, 1)
+        next_actions = integrate(n.policy.condition(next_features), noise.next_x_0, config.flow_steps).clamp(-1, 1)
         next_value = pessimistic_value(n.target_critic(next_features, next_actions), config.pessimism)
         target = batch.rewards + _chunk_discount(config) * batch.masks * next_value
     values = n.critic(features, batch.actions)
@@ -159,14 +159,13 @@ def compute_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise, 
     prior_loss = _prior_loss(n.prior, features, prior_actions, weight, noise)
 
     # Policy: adjoint matching along its own memoryless SDE, relative to the averaged prior.
-    prior, policy = _at(n.target_prior, features), _at(n.policy, features)
+    prior, policy = n.target_prior.condition(features), n.policy.condition(features)
     path = sample_memoryless_path(policy, prior, noise.sde_x_0, noise.sde)
     adjoints = lean_adjoint(prior, path, _terminal_adjoint(n, features, path[-1], config))
     times = torch.stack([time_like(path[0], k / config.flow_steps) for k in range(config.flow_steps)])
-    repeated = features.expand(config.flow_steps, *features.shape)
     with torch.no_grad():
-        prior_velocity = n.target_prior(repeated, path[:-1], times)
-    policy_loss = adjoint_matching_loss(n.policy(repeated, path[:-1], times), prior_velocity, adjoints)
+        prior_velocity = prior(path[:-1], times)
+    policy_loss = adjoint_matching_loss(policy(path[:-1], times), prior_velocity, adjoints)
 
     metrics |= {
         "critic_loss": critic_loss,
@@ -194,11 +193,6 @@ def update_targets(networks: MeamNetworks, polyak: float) -> None:
     torch._foreach_lerp_(targets, sources, polyak)
 
 
-def _at(field: VelocityField, features: Tensor) -> Velocity:
-    """The velocity field at fixed observations, as a function of x and t."""
-    return lambda x, t: field(features, x, t)
-
-
 def _mixed_rows(batch_size: int, config: TrainConfig) -> int:
     """Rows of a batch whose prior target is Q-maximised: a fixed number, since the rows are drawn at random anyway."""
     return round(config.mixture_weight * batch_size)
@@ -218,8 +212,7 @@ def _q_maximized(
 ) -> tuple[Float[Tensor, "mixed act"], Float[Tensor, " mixed"]]:
     """Chunks of high pessimistic value, blurred by the bandwidth, inside the box; and their gain over the data's."""
     with torch.no_grad():
-        starts = features.expand(len(noise.candidates), *features.shape)
-        samples = integrate(_at(n.target_prior, starts), noise.candidates, config.flow_steps)
+        samples = integrate(n.target_prior.condition(features), noise.candidates, config.flow_steps)
     candidates = torch.cat([actions[None], samples])
 
     def value(x: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from meam_training.flow import Velocity
+
 __all__ = ["CriticEnsemble", "ObservationEncoder", "VelocityField"]
 
 
@@ -75,6 +77,24 @@ class VelocityField(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    def condition(self, features: Float[Tensor, "*batch features"]) -> Velocity:
+        """The field at fixed observations, v(x, t), whose share of the first layer is computed only once.
+
+        x and t may have leading axes that the features lack.
+        """
+        first, *hidden_layers, last = self.layers
+        assert isinstance(first, nn.Linear)
+        of_features, of_x_t = first.weight[:, : features.shape[-1]], first.weight[:, features.shape[-1] :]
+        projected = F.linear(features, of_features, first.bias)
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            hidden = F.gelu(projected + F.linear(torch.cat([x, t], dim=-1), of_x_t), approximate="tanh")
+            for layer in hidden_layers:
+                hidden = F.gelu(layer(hidden), approximate="tanh")
+            return last(hidden)
+
+        return velocity
+
     def forward(
         self,
         features: Float[Tensor, "*batch features"],
@@ -82,10 +102,7 @@ class VelocityField(nn.Module):
         t: Float[Tensor, "*batch 1"],
     ) -> Float[Tensor, "*batch act"]:
         """Velocity at x and time t in [0, 1]; normalised action units per unit of flow time."""
-        hidden = torch.cat([features, x, t], dim=-1)
-        for layer in self.layers[:-1]:
-            hidden = F.gelu(layer(hidden), approximate="tanh")
-        return self.layers[-1](hidden)
+        return self.condition(features)(x, t)
 
 
 class CriticEnsemble(nn.Module):

@@ -1,0 +1,1 @@
+"""Commands of `meam` that produce policy folders."""

@@ -1,0 +1,77 @@
+"""The demo's report: one HTML file that opens without a network."""
+
+from __future__ import annotations
+
+import base64
+import platform
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+from meam_export.demo.figures import (
+    LABELS,
+    draw_actions,
+    draw_curves,
+    draw_rollouts,
+    first_actions,
+    rewarding_directions,
+)
+from meam_export.demo.run import DemoResult
+from meam_export.demo.tasks import TASKS
+from meam_export.demo.video import render_video
+from meam_policy.errors import MissingExtraError, OutputError
+
+__all__ = ["write_report"]
+
+_PACKAGES = ("meam-policy", "torch", "onnxruntime", "mujoco", "gymnasium", "ogbench", "minari")
+
+
+def write_report(result: DemoResult, task_name: str, output: Path, *, video: bool) -> Path:
+    """Draw and write the report.
+
+    Args:
+        result: The demo's result.
+        task_name: Key of `TASKS`.
+        output: HTML file to write.
+        video: Whether to render a rollout; where the machine cannot, the report says so instead.
+
+    Raises:
+        MissingExtraError: matplotlib or jinja2 is not installed.
+        OutputError: the file cannot be written.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingExtraError("The report needs jinja2: pip install 'meam-policy[export]'.") from error
+    state = TASKS[task_name].state
+    actions = first_actions(result, state)
+    clip, no_clip = None, "No video was asked for."
+    if video:
+        clip = output.with_name("rollout.webp")
+        no_clip = render_video(result.policy, result.env_id, clip, result.seed)
+    template = jinja2.Template(
+        (files("meam_export") / "demo" / "report.html").read_text(encoding="utf-8"), autoescape=True
+    )
+    html = template.render(
+        result=result,
+        task=task_name,
+        labels=LABELS,
+        state=", ".join(f"{number:g}" for number in state),
+        chunk_size=result.checkpoints["me-am"].spec.chunk_size,
+        curves=_data_url(draw_curves({m: c.path.parent.parent for m, c in result.checkpoints.items()}), "png"),
+        actions=_data_url(draw_actions(actions, rewarding_directions(result.env_id, state)), "png"),
+        rollouts=_data_url(draw_rollouts(result), "png"),
+        video=None if no_clip or clip is None else _data_url(clip.read_bytes(), "webp"),
+        no_video=no_clip,
+        versions=", ".join(f"{name} {version(name)}" for name in _PACKAGES),
+        machine=f"{platform.machine()}, Python {platform.python_version()}",
+    )
+    try:
+        output.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"The report {output} cannot be written: {error.strerror}.") from error
+    return output
+
+
+def _data_url(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

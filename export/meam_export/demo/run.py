@@ -1,0 +1,177 @@
+"""The stages of the demo. Each leaves its result behind, so that an interrupted demo goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meam_export.demo.tasks import METHODS, TASKS, DemoTask
+from meam_export.export import export_policy
+from meam_policy.environments import make_environment
+from meam_policy.errors import ConfigError, OutputError
+from meam_policy.folder import CONFIG_FILE
+from meam_policy.policy import MeamPolicy
+from meam_policy.rollout import RolloutResult, mean_interval, rollout
+from meam_training.checkpoint import Checkpoint
+from meam_training.collect import collect, default_dataset_id
+from meam_training.dataset import OfflineDataset
+from meam_training.trainer import train
+
+__all__ = ["DemoResult", "run_demo"]
+
+SETTINGS_FILE = "demo.json"
+TABLE_FILE = "table.json"
+
+ProgressBar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
+"""Opens a progress bar with a description and a total; see `meam_policy.console.progress_bar`."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo produced.
+
+    Attributes:
+        policy: Folder of the ME-AM policy.
+        env_id: Environment.
+        seed: Seed of the demo.
+        episodes: Evaluation episodes.
+        table: One row for the data and one for every method; see `row`.
+        dataset: The recorded data.
+        checkpoints: Last checkpoint of every method.
+        rollouts: Recorded episodes of every method.
+    """
+
+    policy: Path
+    env_id: str
+    seed: int
+    episodes: int
+    table: list[dict[str, Any]]
+    dataset: OfflineDataset
+    checkpoints: dict[str, Checkpoint]
+    rollouts: dict[str, RolloutResult]
+
+    def to_json(self) -> dict[str, Any]:
+        """The machine-readable result."""
+        return {"policy": str(self.policy), "env_id": self.env_id, "table": self.table}
+
+
+def run_demo(
+    task_name: str, output_dir: str | os.PathLike[str], *, seed: int, episodes: int | None, progress: ProgressBar
+) -> DemoResult:
+    """Record data, train every method, export, and act with the exported files.
+
+    Args:
+        task_name: Key of `TASKS`.
+        output_dir: Folder for everything; a demo with the same task and seed is continued there.
+        seed: Seed of data, training and evaluation.
+        episodes: Evaluation episodes; None takes the task's.
+        progress: Opens progress bars.
+
+    Raises:
+        ConfigError: episodes or seed is out of range.
+        OutputError: the folder holds something else, or cannot be written.
+    """
+    task, folder = TASKS[task_name], Path(output_dir).expanduser()
+    count = task.episodes if episodes is None else episodes
+    if count < 1 or seed < 0:
+        raise ConfigError(f"episodes is {count} and seed is {seed}; expected episodes >= 1 and seed >= 0.")
+    _claim(folder, {"task": task_name, "seed": seed})
+    dataset = _dataset(task, folder, seed, progress)
+    env = make_environment(task.environment_id)
+    table = [_data_row(dataset, task.success_reward)]
+    checkpoints, rollouts = {}, {}
+    try:
+        for method in METHODS:
+            checkpoints[method] = _train(task, method, seed, dataset, folder, progress)
+            policy_folder = _export(checkpoints[method], folder / "policies" / method, progress)
+            policy = MeamPolicy.from_pretrained(policy_folder)
+            with progress(f"Acting with {method}", count) as advance:
+                rollouts[method] = rollout(policy, env, count, seed, record=True, on_episode=advance)
+            table.append(_row(method, rollouts[method]))
+    finally:
+        env.close()
+    (folder / TABLE_FILE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    return DemoResult(folder / "policies" / "me-am", task.environment_id, seed, count, table, dataset, checkpoints, rollouts)
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder ours, or make sure it is."""
+    file = folder / SETTINGS_FILE
+    if file.is_file():
+        there = json.loads(file.read_text(encoding="utf-8"))
+        if there != settings:
+            raise OutputError(f"{folder} holds a demo with other settings, {there}. Choose another --output-dir.")
+        return
+    if (folder / CONFIG_FILE).is_file() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        what = "a policy" if (folder / CONFIG_FILE).is_file() else "something else"
+        raise OutputError(f"{folder} already holds {what}. Choose another --output-dir.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"The output folder {folder} cannot be written: {error.strerror}.") from error
+
+
+def _dataset(task: DemoTask, folder: Path, seed: int, progress: ProgressBar) -> OfflineDataset:
+    root, name = folder / "data", default_dataset_id(task.environment_id)
+    if not (root / name).is_dir():
+        with progress(f"Recording {task.environment_id}", task.transitions) as advance:
+            collect(
+                task.environment_id, task.transitions, seed=seed, root=root, on_progress=lambda done, _: advance(done)
+            )
+    return OfflineDataset.from_minari(root / name)
+
+
+def _train(
+    task: DemoTask, method: str, seed: int, dataset: OfflineDataset, folder: Path, progress: ProgressBar
+) -> Checkpoint:
+    config, run = task.config(method, seed), folder / "runs" / method
+    last = Checkpoint.latest(run)
+    if last is not None and last.step == config.steps:
+        return last
+    with progress(f"Training {method}", config.steps) as advance:
+        return train(
+            config,
+            dataset,
+            run,
+            resume=True,
+            on_progress=lambda step, metrics: advance(step, f"{metrics['updates_per_second']:.0f} updates/s"),
+        )
+
+
+def _export(checkpoint: Checkpoint, folder: Path, progress: ProgressBar) -> Path:
+    if (folder / CONFIG_FILE).is_file():
+        return folder
+    with progress(f"Exporting {checkpoint.config.method}", 1) as advance:
+        export_policy(checkpoint, folder)
+        advance(1)
+    return folder
+
+
+def _row(method: str, result: RolloutResult) -> dict[str, Any]:
+    kept = ("return_mean", "ci_low", "ci_high", "success", "latency_p50_ms", "latency_p99_ms")
+    summary = result.summary()
+    return {"method": method, **{name: summary[name] for name in kept}}
+
+
+def _data_row(dataset: OfflineDataset, success_reward: float) -> dict[str, Any]:
+    """The recorded episodes under the task's reward. They do not end at the goal, as the policies' episodes do."""
+    low, high = mean_interval(dataset.episode_returns)
+    starts = np.concatenate([[0], np.flatnonzero(dataset.episode_ends)[:-1] + 1])
+    best = np.maximum.reduceat(dataset.rewards, starts)
+    return {
+        "method": "data",
+        "return_mean": float(dataset.episode_returns.mean()),
+        "ci_low": low,
+        "ci_high": high,
+        "success": float((best >= success_reward).mean()),
+        "latency_p50_ms": None,
+        "latency_p99_ms": None,
+    }

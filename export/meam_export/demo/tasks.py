@@ -1,0 +1,76 @@
+"""The tasks of the demo: data, settings that suit two CPU cores, and what to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from meam_training.config import TrainConfig
+
+__all__ = ["METHODS", "TASKS", "DemoTask"]
+
+METHODS = ("bc", "qam", "me-am")
+"""The methods the demo compares, in the order of its table."""
+
+
+@dataclass(frozen=True)
+class DemoTask:
+    """One task of the demo.
+
+    Attributes:
+        environment_id: Environment to record, train for, and act in.
+        transitions: Transitions to record.
+        settings: Settings common to the methods.
+        method_settings: Settings of single methods.
+        success_reward: A recorded episode is a success if it earns this much at any step.
+        episodes: Evaluation episodes by default.
+        state: Observation at which the action distributions are drawn.
+    """
+
+    environment_id: str
+    transitions: int
+    settings: Mapping[str, Any]
+    success_reward: float
+    method_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    episodes: int = 20
+    state: tuple[float, ...] = ()
+
+    def config(self, method: str, seed: int) -> TrainConfig:
+        """Training settings of a method."""
+        return TrainConfig.preset(method, seed=seed, device="cpu", **{**self.settings, **self.method_settings.get(method, {})})
+
+
+_SMALL = MappingProxyType(
+    {
+        "hidden_dims": (128, 128, 128),
+        "critic_hidden_dims": (128, 128, 128),
+        "num_critics": 2,
+        "batch_size": 128,
+        "checkpoint_every": 500,
+        "log_every": 50,
+    }
+)
+
+TASKS: Mapping[str, DemoTask] = MappingProxyType(
+    {
+        "pointmaze": DemoTask(
+            environment_id="pointmaze-medium-navigate-singletask-task3-v0",
+            transitions=100_000,
+            settings={**_SMALL, "chunk_size": 10, "fourier_features": 64, "fourier_scale": 2.0},
+            method_settings={"bc": {"steps": 8000}, "qam": {"steps": 2500}, "me-am": {"steps": 2500}},
+            success_reward=0.0,
+            state=(4.0, 8.0),
+        ),
+        "pockets": DemoTask(
+            environment_id="meam/Pockets-v0",
+            transitions=40_000,
+            settings={**_SMALL, "chunk_size": 5, "discount": 0.95},
+            method_settings={"bc": {"steps": 8000}, "qam": {"steps": 2500}, "me-am": {"steps": 2500}},
+            success_reward=1.0,
+            episodes=100,
+            state=(0.0, 0.0, 0.0, 0.0),
+        ),
+    }
+)

@@ -1,0 +1,5 @@
+"""`python -m meam_policy` is `meam`."""
+
+from meam_policy.cli import main
+
+main()

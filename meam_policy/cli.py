@@ -1,0 +1,102 @@
+"""The command line `meam`: dispatches to the commands, and turns errors into one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from meam_policy.errors import ConfigError, MeamError, MissingExtraError
+
+__all__ = ["main"]
+
+
+class Command(NamedTuple):
+    """Where a command is implemented. Named, not imported: the runtime does not depend on what is built on it."""
+
+    module: str
+    summary: str
+    extras: str
+
+
+COMMANDS = {
+    "demo": Command("meam_export.commands.demo", "Run the whole way on real data, and write a report.", "cpu,train,export,mujoco,viz"),
+    "collect": Command("meam_training.commands.collect", "Record a scripted demonstrator into a Minari data set.", "train,mujoco"),
+    "train": Command("meam_training.commands.train", "Train a policy from a data set.", "train"),
+    "export": Command("meam_export.commands.export", "Export a checkpoint as a policy folder.", "cpu,train,export"),
+    "eval": Command("meam_policy.commands.eval", "Run a policy in its environment.", "cpu"),
+    "info": Command("meam_policy.commands.info", "Show what a policy is.", "cpu"),
+}
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line and exit: 0 for success, 2 for a user's mistake, 130 for Ctrl-C."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line with the given arguments and return its exit code."""
+    try:
+        return _dispatch(arguments)
+    except MeamError as error:
+        sys.stderr.write(f"meam: {error}\n")
+        return USER_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("meam: interrupted; what was finished is kept.\n")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_usage())
+        return 0 if arguments else USER_ERROR
+    name = arguments[0]
+    if name == "--version":
+        from meam_policy import __version__
+
+        sys.stdout.write(f"meam-policy {__version__}\n")
+        return 0
+    if name not in COMMANDS:
+        close = get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean `meam {close[0]}`?" if close else "See `meam --help`."
+        raise ConfigError(f'There is no command "{name}". {hint}')
+    command = COMMANDS[name]
+    try:
+        module = importlib.import_module(command.module)
+    except MeamError:
+        raise
+    except ImportError as error:
+        raise MissingExtraError(
+            f"`meam {name}` needs {error.name or error}, which is not installed: "
+            f"pip install 'meam-policy[{command.extras}]'."
+        ) from error
+    module.run(arguments[1:], prog=f"meam {name}")
+    return 0
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: meam COMMAND [options]\n\n"
+        "Train flow policies from offline data, export them to ONNX, and act with them.\n\n"
+        f"commands:\n{rows}\n\n"
+        "The usual way:\n"
+        "  meam collect meam/Pockets-v0\n"
+        "  meam train me-am --data meam/pockets-v0 --output-dir runs/pockets --steps 2000\n"
+        "  meam export runs/pockets --output-dir policies/pockets\n"
+        "  meam eval policies/pockets\n\n"
+        "`meam COMMAND --help` explains a command; `meam --version` prints the version.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

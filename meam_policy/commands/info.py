@@ -1,0 +1,51 @@
+"""`meam info`."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import Annotated
+
+import tyro
+
+from meam_policy.console import print_json, print_mapping
+from meam_policy.policy import MeamPolicy
+
+__all__ = ["info", "run"]
+
+
+def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = None, json: bool = False) -> None:
+    """Show what a policy is: spaces, chunks, integration, training; after checking that it loads here.
+
+    Example: meam info policies/pockets
+
+    Args:
+        policy: Policy folder, or Hub repo id owner/name.
+        revision: Branch, tag or commit on the Hub.
+        json: Print config.json as one line of JSON to stdout instead of a table.
+    """
+    loaded = MeamPolicy.from_pretrained(policy, revision=revision)
+    spec = loaded.spec
+    if json:
+        print_json(json_module.loads(spec.to_json()))
+        return
+    rate = f"{spec.control_rate_hz:g} Hz" if spec.control_rate_hz else "unknown"
+    print_mapping(
+        policy,
+        {
+            "method": spec.method,
+            "environment": spec.environment_id or "unknown",
+            "training data": spec.training_data or "unknown",
+            "observation space": spec.observation_space,
+            "action space": spec.action_space,
+            "chunk": f"{spec.chunk_size} actions, {spec.execute_steps} executed",
+            "integration": f"{spec.flow_steps} {spec.solver} steps",
+            "control rate": rate,
+            "runs on": loaded.provider,
+            "files": ", ".join(f"{name} {digest[:8]}" for name, digest in spec.files.items()),
+        },
+    )
+
+
+def run(arguments: list[str], prog: str) -> None:
+    """Parse the arguments and show."""
+    tyro.cli(info, prog=prog, args=arguments)

@@ -1,0 +1,72 @@
+"""What the commands print: progress and errors to stderr, results to stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = ["print_json", "print_mapping", "print_table", "progress_bar", "say"]
+
+
+def say(message: str) -> None:
+    """Tell the user what is going on, on stderr."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print one line of JSON to stdout, for programs."""
+    sys.stdout.write(json.dumps(data, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_mapping(title: str, rows: Mapping[str, object]) -> None:
+    """Print names and values to stdout."""
+    print_table(title, ["", ""], [[name, value] for name, value in rows.items()])
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table to stdout; columns after the first are right-aligned if they hold numbers."""
+    table = Table(title=title, title_justify="left", show_header=any(columns), show_edge=False, pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = all(str(row[index])[:1] in "-0123456789–" for row in rows)
+        table.add_column(column, justify="right" if index and numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console(highlight=False).print(table)
+
+
+@contextmanager
+def progress_bar(description: str, total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """Show a progress bar on stderr while work is going on.
+
+    Args:
+        description: What is going on.
+        total: Units of work.
+        quiet: Show nothing.
+
+    Yields:
+        A function to call with the units done so far, and optionally a short `note` to show.
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task(description, total=total, note="")
+
+        def advance(done: int, note: str = "") -> None:
+            progress.update(task, completed=done, note=note)
+
+        yield advance

@@ -1,0 +1,71 @@
+"""`meam collect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from meam_policy.console import print_json, progress_bar, say
+from meam_policy.errors import ConfigError
+from meam_training.collect import collect
+
+__all__ = ["collect_command", "run"]
+
+
+def collect_command(
+    env_id: Annotated[str, tyro.conf.Positional] = "meam/Pockets-v0",
+    transitions: int = 100_000,
+    seed: int = 0,
+    dataset_id: str | None = None,
+    root: Path | None = None,
+    mode_shares: tuple[str, ...] = (),
+    json: bool = False,
+) -> None:
+    """Record an environment's scripted demonstrator into a local Minari data set.
+
+    There are demonstrators for meam/Pockets-v0 and for OGBench's point mazes with a fixed task. The same seed gives
+    the same data. The data set appears when it is complete; Ctrl-C leaves nothing behind.
+
+    Example: meam collect pointmaze-medium-navigate-singletask-task3-v0 --transitions 100000
+
+    Args:
+        env_id: Environment to record.
+        transitions: Transitions to record; the last episode is finished.
+        seed: Seed of environment and demonstrator.
+        dataset_id: Minari id, such as pockets/rare-north-v0; by default made from the environment's name.
+        root: Folder of the Minari data sets; by default MINARI_DATASETS_PATH, or ~/.minari/datasets.
+        mode_shares: Pockets only: how often each pocket is aimed at, as in west=0.5 east=0.45 north=0.05.
+        json: Print one line of JSON to stdout.
+    """
+    with progress_bar(f"Recording {env_id}", transitions, quiet=json) as advance:
+        folder = collect(
+            env_id,
+            transitions,
+            seed=seed,
+            dataset_id=dataset_id,
+            root=root,
+            mode_shares=_shares(mode_shares) if mode_shares else None,
+            on_progress=lambda done, total: advance(done),
+        )
+    if json:
+        print_json({"dataset": str(folder)})
+    else:
+        say(f"Recorded {folder}\nTrain with: meam train me-am --data {folder} --output-dir runs/first")
+
+
+def _shares(texts: tuple[str, ...]) -> dict[str, float]:
+    shares = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            shares[name] = float(number)
+        except ValueError as error:
+            raise ConfigError(f'A mode share is "{text}"; expected name=number, such as north=0.05.') from error
+    return shares
+
+
+def run(arguments: list[str], prog: str) -> None:
+    """Parse the arguments and record."""
+    tyro.cli(collect_command, prog=prog, args=arguments)
