@@ -1,7 +1,7 @@
 """Act with ME-AM flow policies in Gymnasium loops and on robots: numpy, gymnasium and onnxruntime, never torch."""
 
-from meam_policy.envs import register_environments
 from meam_policy.environments import make_environment
+from meam_policy.envs import register_environments
 from meam_policy.errors import (
     ActionError,
     CheckpointError,

@@ -22,8 +22,14 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command("meam_export.commands.demo", "Run the whole way on real data, and write a report.", "cpu,train,export,mujoco,viz"),
-    "collect": Command("meam_training.commands.collect", "Record a scripted demonstrator into a Minari data set.", "train,mujoco"),
+    "demo": Command(
+        "meam_export.commands.demo",
+        "Run the whole way on real data, and write a report.",
+        "cpu,train,export,mujoco,viz",
+    ),
+    "collect": Command(
+        "meam_training.commands.collect", "Record a scripted demonstrator into a Minari data set.", "train,mujoco"
+    ),
     "train": Command("meam_training.commands.train", "Train a policy from a data set.", "train"),
     "export": Command("meam_export.commands.export", "Export a checkpoint as a policy folder.", "cpu,train,export"),
     "eval": Command("meam_policy.commands.eval", "Run a policy in its environment.", "cpu"),

@@ -35,7 +35,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     """Print a table to stdout; columns after the first are right-aligned if they hold numbers."""
     table = Table(title=title, title_justify="left", show_header=any(columns), show_edge=False, pad_edge=False)
     for index, column in enumerate(columns):
-        numeric = all(str(row[index])[:1] in "-0123456789–" for row in rows)
+        numeric = all(str(row[index])[:1] in "-0123456789" for row in rows)
         table.add_column(column, justify="right" if index and numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))

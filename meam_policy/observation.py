@@ -50,7 +50,7 @@ def flatten_observation(spec: PolicySpec, observation: Any) -> tuple[NDArray[np.
 
 
 def _parts_of_mapping(spec: PolicySpec, observation: Any) -> list[tuple[BoxSpec, Any]]:
-    keys = [box.key for box in spec.observation]
+    keys = [str(box.key) for box in spec.observation]
     if not isinstance(observation, Mapping):
         raise ObservationError(
             f"Observation is a {type(observation).__name__}; expected a mapping with the keys {keys}."
@@ -83,12 +83,11 @@ def _rows_of_box(box: BoxSpec, value: Any) -> tuple[NDArray[np.float32], bool]:
 
 def _report_not_finite(spec: PolicySpec, flat: NDArray[np.float32]) -> None:
     row, column = (int(i) for i in np.argwhere(~np.isfinite(flat))[0])
-    value, start = flat[row, column], 0
-    for box in spec.observation:
-        if column < start + box.size:
-            break
-        start += box.size
-    index = [int(i) for i in np.unravel_index(column - start, box.shape)]
+    value = flat[row, column]
+    ends = np.cumsum([box.size for box in spec.observation])
+    number = int(np.searchsorted(ends, column, side="right"))
+    box = spec.observation[number]
+    index = [int(i) for i in np.unravel_index(column - int(ends[number]) + box.size, box.shape)]
     name = "Observation" if box.key is None else f'Observation "{box.key}"'
     where = f"index {index}" + (f" of batch row {row}" if flat.shape[0] > 1 else "")
     raise ObservationError(f"{name} is {value} at {where}; expected a finite number. Check the sensor.")

@@ -133,9 +133,7 @@ class MeamPolicy:
         actions = self._shape(queue.pop())
         return actions if batched else actions[0]
 
-    def sample(
-        self, observation: Any, noise: ArrayLike | None = None, seed: int | None = None
-    ) -> NDArray[np.float32]:
+    def sample(self, observation: Any, noise: ArrayLike | None = None, seed: int | None = None) -> NDArray[np.float32]:
         """Sample action chunks, without touching the action queues.
 
         Args:

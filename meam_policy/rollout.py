@@ -102,7 +102,9 @@ def mean_interval(values: NDArray[Any], level: float = 0.95, resamples: int = 10
         Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
     draws = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(np.asarray(values, dtype=np.float64)[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(
+        np.asarray(values, dtype=np.float64)[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2]
+    )
     return float(low), float(high)
 
 
@@ -114,11 +116,9 @@ def check_spaces(spec: PolicySpec, env: gymnasium.Env[Any, Any]) -> None:
     """
     ours, theirs = spec.observation_space, env.observation_space
     if isinstance(ours, gymnasium.spaces.Dict):
-        keys = list(ours.spaces)
-        seen = list(theirs.spaces) if isinstance(theirs, gymnasium.spaces.Dict) else None
-        if seen is None or set(seen) != set(keys):
-            raise SpaceError(f"The environment's observation is {theirs}; the policy expects a Dict with keys {keys}.")
-        for key in keys:
+        if not isinstance(theirs, gymnasium.spaces.Dict) or set(theirs.spaces) != set(ours.spaces):
+            raise SpaceError(f"The environment's observation space is {theirs}; the policy expects {ours}.")
+        for key in ours.spaces:
             _check_shape(f'observation "{key}"', ours[key].shape, theirs[key].shape)
     else:
         _check_shape("observation", ours.shape, theirs.shape if isinstance(theirs, gymnasium.spaces.Box) else theirs)

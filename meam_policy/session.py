@@ -85,7 +85,7 @@ def _create_session(graph: bytes, device: Device, threads: int) -> onnxruntime.I
     if device == "cuda" and _CUDA not in available:
         raise DeviceError(
             f'device="cuda", but onnxruntime offers only {available} here. '
-            "Install meam-policy[gpu] in an environment without [cpu], or use device=\"cpu\"."
+            'Install meam-policy[gpu] in an environment without [cpu], or use device="cpu".'
         )
     wanted = [_CUDA, _CPU] if device != "cpu" and _CUDA in available else [_CPU]
     options = onnxruntime.SessionOptions()
@@ -103,6 +103,6 @@ def _create_session(graph: bytes, device: Device, threads: int) -> onnxruntime.I
         # onnxruntime falls back to the CPU with no more than a warning.
         raise DeviceError(
             f'device="cuda", but onnxruntime could only create {session.get_providers()}. '
-            "Check the CUDA and cuDNN libraries, or use device=\"cpu\"."
+            'Check the CUDA and cuDNN libraries, or use device="cpu".'
         )
     return session

@@ -302,7 +302,9 @@ def _parse_object(text: str | bytes) -> dict[str, Any]:
 
 def _read_box(data: Any, name: str) -> BoxSpec:
     if not isinstance(data, dict):
-        raise FormatError(f"config.json: {name} is a {type(data).__name__}; expected a box with shape, dtype, low, high.")
+        raise FormatError(
+            f"config.json: {name} is a {type(data).__name__}; expected a box with shape, dtype, low, high."
+        )
     read = _Reader(data, f"{name}.")
     read.only([f.name for f in fields(BoxSpec)])
     shape = read.get("shape", list, "a list of integers")
@@ -328,9 +330,7 @@ class _Reader:
     def fail(self, name: str, value: object, expected: str) -> NoReturn:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        raise FormatError(
-            f"config.json: {self.prefix}{name} is {shown} ({type(value).__name__}); expected {expected}."
-        )
+        raise FormatError(f"config.json: {self.prefix}{name} is {shown} ({type(value).__name__}); expected {expected}.")
 
     def only(self, known: list[str]) -> None:
         for name in self.data:

@@ -27,12 +27,10 @@ def render_card(spec: PolicySpec, checkpoint: Checkpoint, parity: ParityReport) 
     Raises:
         MissingExtraError: jinja2 is not installed.
     """
-    data = ModelCardData(
-        library_name="meam-policy",
-        pipeline_tag="robotics",
-        tags=["offline-rl", "flow-matching", "onnx", spec.method, *([spec.environment_id] if spec.environment_id else [])],
-        datasets=None,
-    )
+    tags = ["offline-rl", "flow-matching", "onnx", spec.method]
+    if spec.environment_id is not None:
+        tags.append(spec.environment_id)
+    data = ModelCardData(library_name="meam-policy", pipeline_tag="robotics", tags=tags)
     try:
         card = ModelCard.from_template(
             data,

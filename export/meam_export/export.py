@@ -14,12 +14,12 @@ from safetensors.torch import save
 
 from meam_export.card import render_card
 from meam_export.graph import PolicyModule, build_graph
-from meam_export.parity import ParityReport, check_parity, random_inputs
+from meam_export.parity import check_parity, random_inputs
 from meam_policy.errors import ConfigError, OutputError
 from meam_policy.folder import CONFIG_FILE, GRAPH_FILE, sha256
 from meam_policy.spec import PolicySpec, Solver
-from meam_training.checkpoint import Checkpoint
 from meam_training.algorithm import MeamNetworks
+from meam_training.checkpoint import Checkpoint
 
 __all__ = ["export_policy"]
 
@@ -61,7 +61,9 @@ def export_policy(
     check_output_folder(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(checkpoint)
     try:
-        spec = replace(source.spec, flow_steps=source.spec.flow_steps if flow_steps is None else flow_steps, solver=solver)
+        spec = replace(
+            source.spec, flow_steps=source.spec.flow_steps if flow_steps is None else flow_steps, solver=solver
+        )
     except ValueError as error:
         raise ConfigError(f"Cannot export with flow_steps={flow_steps}, solver={solver!r}: {error}") from error
     networks = source.load_networks().eval()

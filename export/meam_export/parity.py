@@ -32,9 +32,7 @@ class ParityReport:
     max_error: float
 
 
-def random_inputs(
-    spec: PolicySpec, count: int, seed: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def random_inputs(spec: PolicySpec, count: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Raw observations [count, obs] as wide as three times the training data, and noise [count, act]."""
     generator = np.random.default_rng(seed)
     spread = 3 * generator.standard_normal((count, spec.observation_dim))

@@ -6,10 +6,10 @@ from collections import Counter
 import gymnasium
 import numpy as np
 import pytest
-from meam_training.demonstrators import DEFAULT_MODE_SHARES, PocketsDemonstrator, pockets
 
 from meam_policy.envs.pockets import POCKETS
 from meam_policy.errors import ConfigError
+from meam_training.demonstrators import DEFAULT_MODE_SHARES, PocketsDemonstrator, pockets
 
 AT_REST_IN_THE_CENTRE = np.zeros(4, np.float32)
 

@@ -79,7 +79,7 @@ def chunk_targets(
     total = np.zeros(len(starts))
     mask = np.ones(len(starts), dtype=bool)
     inside = np.ones(len(starts), dtype=bool)
-    last = starts.copy()
+    last, valid = starts.copy(), inside
     for i in range(chunk_size if len(starts) else 0):
         rows = starts + i
         total += np.where(inside, discount**i * rewards[rows].astype(np.float64), 0.0)
@@ -87,7 +87,7 @@ def chunk_targets(
         last = np.where(inside, rows, last)
         valid = inside
         inside = inside & ~episode_ends[rows]
-    if not len(starts) or not valid.any():
+    if not valid.any():
         raise DatasetError(
             f"No episode has chunk_size = {chunk_size} transitions or more; expected at least one. Use shorter chunks."
         )

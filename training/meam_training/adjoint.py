@@ -22,7 +22,7 @@ __all__ = ["adjoint_matching_loss", "lean_adjoint", "memoryless_noise_scale", "s
 
 
 def memoryless_noise_scale(k: int, flow_steps: int) -> float:
-    """sigma at step k: sqrt(2 (1 - t + h) / (t + h)), the memoryless schedule kept finite at t = 0."""
+    """Sigma at step k: sqrt(2 (1 - t + h) / (t + h)), the memoryless schedule kept finite at t = 0."""
     t, h = k / flow_steps, 1 / flow_steps
     return math.sqrt(2 * (1 - t + h) / (t + h))
 
@@ -94,7 +94,7 @@ def adjoint_matching_loss(
     prior_velocity: Float[Tensor, "steps batch act"],
     adjoints: Float[Tensor, "steps batch act"],
 ) -> Float[Tensor, ""]:
-    """sum over the path of |(2 / sigma) (v_policy - v_prior) + sigma a|^2, mean over the batch.
+    """Sum over the path of |(2 / sigma) (v_policy - v_prior) + sigma a|^2, mean over the batch.
 
     Args:
         policy_velocity: Velocity of the policy at path[:-1]; the only argument with a gradient.

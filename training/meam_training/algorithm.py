@@ -16,7 +16,30 @@ from meam_training.flow import flow_matching_loss, integrate, interpolate, score
 from meam_training.networks import CriticEnsemble, ObservationEncoder, VelocityField
 from meam_training.q_maximizer import maximize_q, pessimistic_value
 
-__all__ = ["ChunkBatch", "Losses", "MeamNetworks", "MeamNoise", "compute_losses", "draw_noise", "update_targets"]
+__all__ = [
+    "METRICS",
+    "ChunkBatch",
+    "Losses",
+    "MeamNetworks",
+    "MeamNoise",
+    "compute_losses",
+    "draw_noise",
+    "pretraining_losses",
+    "update_targets",
+]
+
+METRICS = (
+    "prior_loss",
+    "critic_loss",
+    "policy_loss",
+    "value_mean",
+    "value_std",
+    "adjoint_max",
+    "outside_box",
+    "mixture_gain",
+    "mixture_distance",
+)
+"""Names of everything that `Losses.metrics` may hold."""
 
 
 class ChunkBatch(NamedTuple):
@@ -93,6 +116,12 @@ class MeamNetworks(nn.Module):
             self.target_prior = copy.deepcopy(self.prior).requires_grad_(False)
             self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
+    def start_policy_from_prior(self) -> None:
+        """Make the policy and the averaged prior copies of the prior, as adjoint matching fine-tunes a given flow."""
+        if self.policy is not None:
+            self.policy.load_state_dict(self.prior.state_dict())
+            self.target_prior.load_state_dict(self.prior.state_dict())
+
     @property
     def deployed(self) -> VelocityField:
         """The velocity field that acts: the policy, or for `bc` the prior."""
@@ -129,11 +158,9 @@ def compute_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise, 
         config: Settings.
     """
     n = networks
-    features = n.encoder(batch.observations)
     if n.policy is None:
-        loss = _prior_loss(n.prior, features, batch.actions, batch.valid, noise)
-        return Losses(loss, {"prior_loss": loss})
-
+        return pretraining_losses(n, batch, noise)
+    features = n.encoder(batch.observations)
     next_features = n.encoder(batch.next_observations)
     metrics: dict[str, Tensor] = {}
 
@@ -179,6 +206,13 @@ def compute_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise, 
     return Losses(critic_loss + prior_loss + policy_loss, metrics)
 
 
+def pretraining_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise) -> Losses:
+    """The loss of an update that trains only the prior, on the data alone; all there is to `bc`."""
+    features = networks.encoder(batch.observations)
+    loss = _prior_loss(networks.prior, features, batch.actions, batch.valid, noise)
+    return Losses(loss, {"prior_loss": loss})
+
+
 @torch.no_grad()
 def update_targets(networks: MeamNetworks, polyak: float) -> None:
     """Move the averaged prior and critics towards their originals by the share `polyak`.
@@ -188,9 +222,9 @@ def update_targets(networks: MeamNetworks, polyak: float) -> None:
     if networks.policy is None:
         return
     pairs = ((networks.target_prior, networks.prior), (networks.target_critic, networks.critic))
-    targets = [p for target, _ in pairs for p in target.parameters()]
-    sources = [p for _, source in pairs for p in source.parameters()]
-    torch._foreach_lerp_(targets, sources, polyak)
+    for target, source in pairs:
+        for averaged, current in zip(target.parameters(), source.parameters(), strict=True):
+            averaged.lerp_(current, polyak)
 
 
 def _mixed_rows(batch_size: int, config: TrainConfig) -> int:
@@ -246,4 +280,3 @@ def _terminal_adjoint(
         outward = (x_1.abs() >= 1) & (score * x_1 < 0)
         adjoint = adjoint + config.entropy_coef * score.masked_fill(outward, 0.0)
     return adjoint
-

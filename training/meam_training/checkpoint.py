@@ -1,11 +1,11 @@
 """Checkpoints: everything needed to go on with a run, or to export its policy, in one folder written atomically.
 
-    step_00010000/
-        policy_spec.json            what the policy is, without file hashes
-        train_config.json           the run's settings
-        model.safetensors           all networks
-        trainer.safetensors         Adam's moments and the generator's state
-        trainer.json                step, and the shape of the optimiser's state
+step_00010000/
+policy_spec.json            what the policy is, without file hashes
+train_config.json           the run's settings
+model.safetensors           all networks
+trainer.safetensors         Adam's moments and the generator's state
+trainer.json                step, and the shape of the optimiser's state
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ class Checkpoint:
             _flush(folder.parent)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise OutputError(f"The checkpoint {folder} cannot be written: {error}. Earlier ones are intact.") from error
+            raise OutputError(
+                f"The checkpoint {folder} cannot be written: {error}. Earlier ones are intact."
+            ) from error
         return cls(folder, step, config, spec)
 
     def load_networks(self) -> MeamNetworks:
@@ -133,9 +135,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.path / _MODEL} does not fit its settings: {error}") from error
         return networks
 
-    def restore(
-        self, networks: MeamNetworks, optimizer: torch.optim.Optimizer, generator: torch.Generator
-    ) -> None:
+    def restore(self, networks: MeamNetworks, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
         """Put networks, optimiser and generator into the checkpoint's state.
 
         Raises:

@@ -142,7 +142,10 @@ def _record_steps(env: gymnasium.Env[Any, Any], demonstrator: PocketsDemonstrato
         terminations.append(terminated)
         ended = terminated or truncated
     return Episode(
-        np.stack(observations), np.stack(actions), np.array(rewards, dtype=np.float32), np.array(terminations, dtype=bool)
+        np.stack(observations),
+        np.stack(actions),
+        np.array(rewards, dtype=np.float32),
+        np.array(terminations, dtype=bool),
     )
 
 

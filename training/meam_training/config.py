@@ -30,7 +30,9 @@ class TrainConfig:
     method: Method = "me-am"
     """Name of the method: bc, qam or me-am."""
     steps: int = 100_000
-    """Gradient updates."""
+    """Gradient updates, those of pretraining included."""
+    pretrain_steps: int = 0
+    """First updates that train only the prior, on the data; they are cheap. The policy then starts as its copy."""
     batch_size: int = 256
     """Action chunks in a batch."""
     seed: int = 0
@@ -96,8 +98,10 @@ class TrainConfig:
         """
         if self.method not in get_args(Method):
             raise ConfigError(_unknown("method", str(self.method), get_args(Method)))
-        whole = {"steps": 1, "batch_size": 1, "seed": 0, "num_critics": 1, "flow_steps": 1, "chunk_size": 1}
-        whole |= {"ascent_candidates": 1, "ascent_steps": 0, "checkpoint_every": 1, "log_every": 1, "fourier_features": 0}
+        at_least_one = ("steps", "batch_size", "num_critics", "flow_steps", "chunk_size", "ascent_candidates")
+        at_least_one += ("checkpoint_every", "log_every")
+        whole = dict.fromkeys(at_least_one, 1)
+        whole |= dict.fromkeys(("seed", "pretrain_steps", "ascent_steps", "fourier_features"), 0)
         for name, low in whole.items():
             value = getattr(self, name)
             if type(value) is not int or value < low:
@@ -129,9 +133,13 @@ class TrainConfig:
             raise ConfigError(f"fourier_features is {self.fourier_features}; expected an even number.")
         if self.execute_steps is not None and not 1 <= self.execute_steps <= self.chunk_size:
             raise ConfigError(f"execute_steps is {self.execute_steps}; expected 1 to chunk_size = {self.chunk_size}.")
+        if self.pretrain_steps >= self.steps:
+            raise ConfigError(f"pretrain_steps is {self.pretrain_steps}; expected fewer than steps = {self.steps}.")
         for name, value in _FIXED[self.method].items():
             if getattr(self, name) != value:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but the method {self.method} means {name} = {value}.")
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}, but the method {self.method} means {name} = {value}."
+                )
 
     @property
     def trains_policy(self) -> bool:
@@ -169,11 +177,15 @@ class TrainConfig:
             ConfigError: not such settings.
         """
         try:
-            data = json.loads(text)
-            lists = {k for k, t in get_type_hints(cls).items() if t == tuple[int, ...]}
-            return cls(**{k: tuple(v) if k in lists else v for k, v in data.items()})
+            data: dict[str, Any] = json.loads(text)
+            for name, kind in get_type_hints(cls).items():
+                if kind == tuple[int, ...] and name in data:
+                    data[name] = tuple(data[name])
+            return cls(**data)
+        except ConfigError:
+            raise
         except (ValueError, TypeError, AttributeError) as error:
-            raise error if isinstance(error, ConfigError) else ConfigError(f"Not training settings: {error}.") from error
+            raise ConfigError(f"Not training settings: {error}.") from error
 
 
 _FIXED: Mapping[str, Mapping[str, float]] = MappingProxyType(

@@ -346,13 +346,14 @@ def _observation_boxes(
     space: spaces.Space[Any] | None, observations: ArrayLike | Mapping[str, ArrayLike]
 ) -> tuple[BoxSpec, ...]:
     if space is None:
+
+        def unbounded(values: ArrayLike) -> spaces.Box:
+            return spaces.Box(-np.inf, np.inf, np.shape(values)[1:] or (1,), np.float32)
+
         if isinstance(observations, Mapping):
-            unbounded = [
-                (key, spaces.Box(-np.inf, np.inf, np.shape(v)[1:] or (1,), np.float32)) for key, v in observations.items()
-            ]
-            space = spaces.Dict(unbounded)
+            space = spaces.Dict([(key, unbounded(values)) for key, values in observations.items()])
         else:
-            space = spaces.Box(-np.inf, np.inf, np.shape(observations)[1:] or (1,), np.float32)
+            space = unbounded(observations)
     if isinstance(space, spaces.Dict):
         return tuple(
             BoxSpec.from_space(_box(box, f'observation space of "{key}"'), key) for key, box in space.spaces.items()
@@ -371,7 +372,9 @@ def _observation_rows(
     if not isinstance(values, Mapping) or set(values) != set(keys):
         seen = sorted(values) if isinstance(values, Mapping) else type(values).__name__
         raise DatasetError(f"{name} has {seen}; expected a mapping with the keys {keys}.")
-    parts = [_rows(_numbers(values[k], f'{name} "{k}"'), b, f'{name} "{k}"', where) for k, b in zip(keys, boxes, strict=True)]
+    parts = [
+        _rows(_numbers(values[k], f'{name} "{k}"'), b, f'{name} "{k}"', where) for k, b in zip(keys, boxes, strict=True)
+    ]
     return np.concatenate(parts, axis=1)
 
 

@@ -21,7 +21,15 @@ from torch import Tensor
 
 from meam_policy.errors import CheckpointError, ConfigError, DeviceError, DivergedError, LockedError, OutputError
 from meam_policy.spec import PolicySpec
-from meam_training.algorithm import ChunkBatch, MeamNetworks, compute_losses, draw_noise, update_targets
+from meam_training.algorithm import (
+    METRICS,
+    ChunkBatch,
+    MeamNetworks,
+    compute_losses,
+    draw_noise,
+    pretraining_losses,
+    update_targets,
+)
 from meam_training.checkpoint import Checkpoint, build_networks
 from meam_training.config import TrainConfig
 from meam_training.dataset import OfflineDataset
@@ -29,6 +37,8 @@ from meam_training.dataset import OfflineDataset
 __all__ = ["make_spec", "train"]
 
 METRICS_FILE = "metrics.csv"
+
+_COLUMNS = (*METRICS, "gradient_norm", "updates_per_second")
 
 Progress = Callable[[int, dict[str, float]], None]
 """Called with the updates done and the latest metrics."""
@@ -139,7 +149,10 @@ def _update(
 ) -> dict[str, Tensor]:
     batch = chunks.sample(config.batch_size, generator)
     noise = draw_noise(config.batch_size, batch.actions.shape[1], config, generator, batch.actions.device)
-    losses = compute_losses(networks, batch, noise, config)
+    pretraining = step <= config.pretrain_steps
+    losses = (
+        pretraining_losses(networks, batch, noise) if pretraining else compute_losses(networks, batch, noise, config)
+    )
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     norm = torch.nn.utils.clip_grad_norm_(trained, config.gradient_clip or math.inf)
@@ -149,8 +162,11 @@ def _update(
             f"The gradient of update {step} is not finite ({shown}). The last checkpoint is intact; "
             "try a smaller learning_rate, inverse_temperature or entropy_coef."
         )
-    update_targets(networks, config.polyak)
+    if not pretraining:
+        update_targets(networks, config.polyak)
     optimizer.step()
+    if step == config.pretrain_steps:
+        networks.start_policy_from_prior()
     return {**losses.metrics, "gradient_norm": norm}
 
 
@@ -197,7 +213,9 @@ class _MetricsLog:
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
                 lines = file.read().splitlines()
-            kept = [line for line in lines[1:] if line.split(",", 1)[0].isdigit() and int(line.split(",", 1)[0]) <= step]
+            kept = [
+                line for line in lines[1:] if line.split(",", 1)[0].isdigit() and int(line.split(",", 1)[0]) <= step
+            ]
             path.write_text("".join(f"{line}\n" for line in [*lines[:1], *kept]), encoding="utf-8")
 
     def add(self, metrics: dict[str, Tensor]) -> None:
@@ -212,8 +230,8 @@ class _MetricsLog:
         with self._path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if new:
-                writer.writerow(["step", *row])
-            writer.writerow([step, *(f"{value:.6g}" for value in row.values())])
+                writer.writerow(["step", *_COLUMNS])
+            writer.writerow([step, *(f"{row[name]:.6g}" if name in row else "" for name in _COLUMNS)])
         self._sums, self._count, self._start = {}, 0, time.perf_counter()
         return row
 

@@ -54,7 +54,7 @@ def demo(
 
 def _cells(row: dict[str, Any]) -> list[str]:
     def number(name: str, form: str) -> str:
-        return "–" if row[name] is None else format(row[name], form)
+        return "" if row[name] is None else format(row[name], form)
 
     return [
         {"data": "data", "bc": "BC flow", "qam": "QAM", "me-am": "ME-AM"}[row["method"]],

@@ -87,7 +87,9 @@ def draw_actions(actions: Mapping[str, NDArray[np.float64]], rewarding: Mapping[
         axes.scatter(*values.T, s=4, alpha=0.25, color=COLOURS[name], linewidths=0)
         for direction, label in rewarding.items():
             x, y = DIRECTIONS[direction]
-            axes.annotate(label, (x * 0.97, y * 0.97), ha="center", va="center", fontsize=8, color="#15803d", weight="bold")
+            axes.annotate(
+                label, (x * 0.97, y * 0.97), ha="center", va="center", fontsize=8, color="#15803d", weight="bold"
+            )
         axes.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal", title=LABELS[name], xticks=[-1, 0, 1])
         axes.set_yticks([-1, 0, 1], [] if column else ["-1", "0", "1"])
         axes.axhline(0, color="#e5e7eb", zorder=0)

@@ -98,7 +98,9 @@ def run_demo(
     finally:
         env.close()
     (folder / TABLE_FILE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    return DemoResult(folder / "policies" / "me-am", task.environment_id, seed, count, table, dataset, checkpoints, rollouts)
+    return DemoResult(
+        folder / "policies" / "me-am", task.environment_id, seed, count, table, dataset, checkpoints, rollouts
+    )
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:

@@ -39,7 +39,9 @@ class DemoTask:
 
     def config(self, method: str, seed: int) -> TrainConfig:
         """Training settings of a method."""
-        return TrainConfig.preset(method, seed=seed, device="cpu", **{**self.settings, **self.method_settings.get(method, {})})
+        return TrainConfig.preset(
+            method, seed=seed, device="cpu", **{**self.settings, **self.method_settings.get(method, {})}
+        )
 
 
 _SMALL = MappingProxyType(

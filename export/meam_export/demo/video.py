@@ -55,7 +55,7 @@ def _record(policy_folder: str, env_id: str, output: str, seed: int) -> None:
     if env_id.startswith("pointmaze"):
         _drop_shadows(env)
     frames, done, step = [], False, 0
-    stride = 1 if (env.spec and env.spec.max_episode_steps or 1000) <= MAX_FRAMES else 4
+    stride = 1 if ((env.spec and env.spec.max_episode_steps) or 1000) <= MAX_FRAMES else 4
     start = time.monotonic()
     while not done and len(frames) < MAX_FRAMES and time.monotonic() - start < TIME_LIMIT_S:
         if step % stride == 0:
@@ -66,7 +66,7 @@ def _record(policy_folder: str, env_id: str, output: str, seed: int) -> None:
     frames[0].save(output, save_all=True, append_images=frames[1:], duration=100, loop=0, quality=70)
 
 
-def _drop_shadows(env) -> None:  # noqa: ANN001
+def _drop_shadows(env) -> None:
     """Software rendering of shadows takes most of the time and shows nothing."""
     env.unwrapped.model.light_castshadow[:] = 0
 
