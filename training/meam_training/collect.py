@@ -34,7 +34,7 @@ class Episode(NamedTuple):
 
 
 def default_dataset_id(environment_id: str) -> str:
-    """The Minari id under which `collect` records an environment: "pockets/demonstrations-v0", for instance."""
+    """The Minari id under which `collect` records an environment; "meam/Pockets-v0" gives "meam/pockets-v0"."""
     stem, _, version = environment_id.rpartition("-v")
     namespace, _, name = stem.partition("/") if "/" in stem else stem.partition("-")
     return f"{namespace}/{name or 'demonstrations'}-v{version}".lower()
@@ -77,7 +77,7 @@ def collect(
     if transitions < 1:
         raise ConfigError(f"transitions is {transitions}; expected 1 or more.")
     name = dataset_id or default_dataset_id(environment_id)
-    base = minari_root() if root is None else Path(root).expanduser()
+    base = (minari_root() if root is None else Path(root).expanduser()).absolute()
     folder = base / name
     if folder.exists():
         raise OutputError(f"The data set {folder} exists already. Delete it, or choose another id or folder.")

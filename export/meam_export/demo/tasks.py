@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -25,17 +25,17 @@ class DemoTask:
         settings: Settings common to the methods.
         method_settings: Settings of single methods.
         success_reward: A recorded episode is a success if it earns this much at any step.
-        episodes: Evaluation episodes by default.
         state: Observation at which the action distributions are drawn.
+        episodes: Evaluation episodes by default.
     """
 
     environment_id: str
     transitions: int
     settings: Mapping[str, Any]
     success_reward: float
-    method_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    method_settings: Mapping[str, Mapping[str, Any]]
+    state: tuple[float, ...]
     episodes: int = 20
-    state: tuple[float, ...] = ()
 
     def config(self, method: str, seed: int) -> TrainConfig:
         """Training settings of a method."""
@@ -50,8 +50,17 @@ _SMALL = MappingProxyType(
         "critic_hidden_dims": (128, 128, 128),
         "num_critics": 2,
         "batch_size": 128,
+        "learning_rate": 1e-3,
         "checkpoint_every": 500,
         "log_every": 50,
+    }
+)
+
+_STEPS = MappingProxyType(
+    {
+        "bc": {"steps": 8000},
+        "qam": {"steps": 6500, "pretrain_steps": 4000},
+        "me-am": {"steps": 6500, "pretrain_steps": 4000},
     }
 )
 
@@ -61,15 +70,15 @@ TASKS: Mapping[str, DemoTask] = MappingProxyType(
             environment_id="pointmaze-medium-navigate-singletask-task3-v0",
             transitions=100_000,
             settings={**_SMALL, "chunk_size": 10, "fourier_features": 64, "fourier_scale": 2.0},
-            method_settings={"bc": {"steps": 8000}, "qam": {"steps": 2500}, "me-am": {"steps": 2500}},
+            method_settings=_STEPS,
             success_reward=0.0,
             state=(4.0, 8.0),
         ),
         "pockets": DemoTask(
             environment_id="meam/Pockets-v0",
             transitions=40_000,
-            settings={**_SMALL, "chunk_size": 5, "discount": 0.95},
-            method_settings={"bc": {"steps": 8000}, "qam": {"steps": 2500}, "me-am": {"steps": 2500}},
+            settings={**_SMALL, "chunk_size": 5, "discount": 0.97},
+            method_settings=_STEPS,
             success_reward=1.0,
             episodes=100,
             state=(0.0, 0.0, 0.0, 0.0),
