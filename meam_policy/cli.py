@@ -48,7 +48,11 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command line with the given arguments and return its exit code."""
     try:
-        return _dispatch(arguments)
+        try:
+            return _dispatch(arguments)
+        finally:
+            # Here, not at exit, where a closed pipe can no longer be caught.
+            sys.stdout.flush()
     except MeamError as error:
         sys.stderr.write(f"meam: {error}\n")
         return USER_ERROR

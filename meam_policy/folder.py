@@ -33,13 +33,13 @@ def locate_policy(
     """Find a policy folder on this machine, downloading it from the Hugging Face Hub if need be.
 
     An existing folder always wins. Otherwise text of the form "owner/name" is a repo id, unless a folder "owner"
-    exists here; everything else is a path. The remaining arguments are those of `huggingface_hub.snapshot_download`.
+    exists here; everything else is a path. The remaining arguments are those of `huggingface_hub.hf_hub_download`.
 
     Returns:
         The folder, which exists; its contents are not checked yet.
 
     Raises:
-        NotFoundError: a path that is not a folder.
+        NotFoundError: a path that is not a folder, or a repository without a policy.
         HubError: the Hub could not deliver the policy.
     """
     path = Path(path_or_repo_id).expanduser()
@@ -53,7 +53,8 @@ def locate_policy(
         )
     return download_policy(
         text,
-        POLICY_FILES,
+        (CONFIG_FILE, GRAPH_FILE),
+        POLICY_FILES[2:],
         revision=revision,
         token=token,
         cache_dir=cache_dir,

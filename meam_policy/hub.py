@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 
-from meam_policy.errors import HubError
+from meam_policy.errors import HubError, MeamError, NotFoundError
 
 __all__ = ["download_policy"]
 
 METADATA_TIMEOUT_S = 10.0
+"""A Hub that does not answer for this long is given up."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def download_policy(
     repo_id: str,
-    files: Sequence[str],
+    required: Sequence[str],
+    optional: Sequence[str],
     *,
     revision: str | None,
     token: str | bool | None,
@@ -28,48 +36,110 @@ def download_policy(
 ) -> Path:
     """Download the named files of a model repository into the Hub cache.
 
+    A full commit hash that is in the cache makes no request. A branch or tag does; if the Hub then fails, what the
+    cache last saw of it is used, with a warning that names the commit.
+
+    Args:
+        repo_id: "owner/name".
+        required: Files without which there is no policy; the first decides which commit the others come from.
+        optional: Files that are downloaded if the repository has them.
+        revision: Branch, tag or commit; None is the default branch.
+        token: As in `huggingface_hub.hf_hub_download`, like the remaining arguments.
+        cache_dir: Cache folder.
+        local_files_only: Make no request.
+        force_download: Download again.
+
     Returns:
-        The snapshot folder in the cache.
+        The snapshot folder in the cache; it holds every required file.
 
     Raises:
+        NotFoundError: the repository has no policy.
         HubError: with `kind` "access" (missing, private or gated repository, unknown revision), "offline",
-            "timeout", "incomplete" or "server".
+            "timeout", "incomplete" (a download was interrupted, and cannot be completed now) or "server".
     """
-    where = f"{repo_id}" + (f" at revision {revision}" if revision else "")
+    cache = None if cache_dir is None else Path(cache_dir).expanduser()
+    get = partial(
+        huggingface_hub.hf_hub_download,
+        repo_id,
+        token=token,
+        cache_dir=cache,
+        force_download=force_download,
+        etag_timeout=METADATA_TIMEOUT_S,
+    )
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo_id,
-                revision=revision,
-                token=token,
-                cache_dir=None if cache_dir is None else Path(cache_dir),
-                local_files_only=local_files_only,
-                force_download=force_download,
-                allow_patterns=list(files),
-                etag_timeout=METADATA_TIMEOUT_S,
-            )
-        )
-    except hub_errors.RevisionNotFoundError as error:
-        raise HubError(f"{repo_id} on the Hub has no revision {revision!r}. Check the name.", "access") from error
-    except hub_errors.GatedRepoError as error:
-        raise HubError(f"{repo_id} is gated: ask for access on its Hub page, then pass token=.", "access") from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise HubError(
+        cached = _cached(repo_id, required, revision, cache)
+        complete = len(cached) == len(required)
+        if complete and (local_files_only or (not force_download and _COMMIT.fullmatch(revision or ""))):
+            return cached[0].parent
+        if local_files_only:
+            raise hub_errors.OfflineModeIsEnabled("local_files_only=True")
+        # hf_hub_download goes on trying for minutes; this asks once.
+        url = huggingface_hub.hf_hub_url(repo_id, required[0], revision=revision)
+        huggingface_hub.get_hf_file_metadata(url, token=token, timeout=METADATA_TIMEOUT_S)
+        folder = Path(get(required[0], revision=revision)).parent
+        for name in required[1:]:
+            get(name, revision=folder.name)
+        for name in optional:
+            try:
+                get(name, revision=folder.name)
+            except hub_errors.LocalEntryNotFoundError:
+                raise
+            except hub_errors.EntryNotFoundError:
+                continue
+        return folder
+    except Exception as error:  # the HTTP library's errors, of which the Hub client has changed the base class twice
+        problem = _explain(error, repo_id, revision)
+        if not isinstance(problem, HubError) or problem.kind == "access" or force_download:
+            raise problem from error
+        cached = _cached(repo_id, required, revision, cache)
+        if len(cached) == len(required):
+            warnings.warn(f"{problem} Using commit {cached[0].parent.name} from the cache.", stacklevel=2)
+            return cached[0].parent
+        if cached and problem.kind == "offline":
+            raise HubError(
+                f"The download of {repo_id} was interrupted, and the Hub cannot be reached to complete it. "
+                "Try again with a network.",
+                "incomplete",
+            ) from error
+        raise problem from error
+
+
+def _cached(repo_id: str, names: Sequence[str], revision: str | None, cache: Path | None) -> list[Path]:
+    found = (huggingface_hub.try_to_load_from_cache(repo_id, name, cache, revision) for name in names)
+    return [Path(path) for path in found if isinstance(path, str)]
+
+
+def _explain(error: Exception, repo_id: str, revision: str | None) -> MeamError:
+    where = repo_id + (f" at revision {revision}" if revision else "")
+    # hf_hub_download reports "not in the cache either" and keeps why it could not ask as the cause.
+    cause = error.__cause__
+    if isinstance(error, hub_errors.LocalEntryNotFoundError) and isinstance(cause, Exception):
+        error = cause
+    name = type(error).__name__
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, hub_errors.RevisionNotFoundError):
+        return HubError(f"{repo_id} on the Hub has no revision {revision!r}. Check the name.", "access")
+    if isinstance(error, hub_errors.GatedRepoError):
+        page = f"{hub_constants.ENDPOINT}/{repo_id}"
+        return HubError(f"{repo_id} is gated: ask for access at {page}, then pass token=.", "access")
+    if isinstance(error, hub_errors.HFValidationError):
+        return HubError(f"{repo_id!r} is neither a folder here nor a valid Hub repo id owner/name.", "access")
+    if isinstance(error, hub_errors.RepositoryNotFoundError) or status in (401, 403):
+        return HubError(
             f"{repo_id} is neither a folder here nor a repository on the Hub that this token may read "
             "(missing, private, or the token lacks access). Check the name, or pass token=.",
             "access",
-        ) from error
-    except hub_errors.HFValidationError as error:
-        raise HubError(f"{repo_id!r} is neither a folder here nor a valid Hub repo id owner/name.", "access") from error
-    except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled) as error:
-        raise HubError(
+        )
+    if isinstance(error, hub_errors.EntryNotFoundError) and not isinstance(error, hub_errors.LocalEntryNotFoundError):
+        return NotFoundError(f"{where} on the Hub is not a policy: it lacks config.json or policy.onnx.")
+    if status is not None:
+        return HubError(f"The Hub answered {status} for {where}. Try again later.", "server")
+    if "Timeout" in name:
+        return HubError(f"The Hub did not answer in time for {where}. Check the network, and try again.", "timeout")
+    if isinstance(error, hub_errors.LocalEntryNotFoundError | hub_errors.OfflineModeIsEnabled) or "Connect" in name:
+        return HubError(
             f"{where} is not a folder here, is not in the local cache, and the Hub cannot be reached. "
             "Check the path or the network, or download it beforehand.",
             "offline",
-        ) from error
-    except hub_errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "no status")
-        raise HubError(f"The Hub answered {status} for {where}. Try again later.", "server") from error
-    except (OSError, ValueError) as error:
-        # httpx errors derive from neither; its transport errors reach us as LocalEntryNotFoundError.
-        raise HubError(f"Downloading {where} failed: {type(error).__name__}. Try again.", "server") from error
+        )
+    return HubError(f"Downloading {where} failed: {name}. Try again.", "server")

@@ -56,7 +56,7 @@ def _parts_of_mapping(spec: PolicySpec, observation: Any) -> list[tuple[BoxSpec,
             f"Observation is a {type(observation).__name__}; expected a mapping with the keys {keys}."
         )
     if set(observation) != set(keys):
-        missing, extra = sorted(set(keys) - set(observation)), sorted(set(observation) - set(keys))
+        missing, extra = sorted(set(keys) - set(observation)), sorted(set(observation) - set(keys), key=str)
         raise ObservationError(f"Observation keys: missing {missing}, unknown {extra}; expected exactly {keys}.")
     return [(box, observation[box.key]) for box in spec.observation]
 

@@ -118,7 +118,9 @@ class MeamPolicy:
             ObservationError: the observation does not fit, is not finite, or has another batch size than before.
             ActionError: the network produced NaN or infinity.
         """
-        rows, batched = flatten_observation(self.spec, observation)
+        return self._act(*flatten_observation(self.spec, observation), deterministic)
+
+    def _act(self, rows: NDArray[np.float32], batched: bool, deterministic: bool) -> NDArray[Any]:
         queue = self._queue
         if queue is None:
             queue = self._queue = self._new_queue(len(rows))
@@ -131,7 +133,7 @@ class MeamPolicy:
             queue.put(slots, self._infer(rows[slots], self._noise(slots, deterministic)))
             self._inferences += 1
         actions = self._shape(queue.pop())
-        return actions if batched else actions[0]
+        return actions if batched else actions[0, ...]  # an array even for a scalar action
 
     def sample(self, observation: Any, noise: ArrayLike | None = None, seed: int | None = None) -> NDArray[np.float32]:
         """Sample action chunks, without touching the action queues.
@@ -160,7 +162,8 @@ class MeamPolicy:
             if draws.dtype.kind not in "fi" or draws.shape != (shape if batched else shape[1:]):
                 expected = shape if batched else shape[1:]
                 raise ObservationError(f"Noise is {draws.dtype} of shape {draws.shape}; expected {expected}.")
-            draws = draws.reshape(shape).astype(np.float32)
+            with np.errstate(over="ignore"):
+                draws = draws.reshape(shape).astype(np.float32)
             if not np.isfinite(draws).all():
                 raise ObservationError("Noise holds NaN or infinity; expected finite numbers.")
         chunks = self._infer(rows, draws)
@@ -187,15 +190,16 @@ class MeamPolicy:
         Raises:
             ObservationError: as `act`; and `episode_start` has another length than the batch.
         """
-        if episode_start is not None and self._queue is not None:
+        rows, batched = flatten_observation(self.spec, observation)
+        if episode_start is not None:
             mask = np.atleast_1d(np.asarray(episode_start, dtype=bool))
+            if mask.shape != (len(rows),):
+                raise ObservationError(f"episode_start has shape {mask.shape}, expected ({len(rows)},).")
             if mask.all():
                 self._queue = None
-            elif mask.shape == (self._queue.slots,):
+            elif self._queue is not None and self._queue.slots == len(mask):
                 self._queue.clear(mask)
-            else:
-                raise ObservationError(f"episode_start has shape {mask.shape}, expected ({self._queue.slots},).")
-        return self.act(observation, deterministic=deterministic), None
+        return self._act(rows, batched, deterministic), None
 
     def _new_queue(self, slots: int) -> ActionChunkQueue:
         return ActionChunkQueue(slots, self.spec.chunk_size, self.spec.execute_steps, self.spec.action_dim)

@@ -101,10 +101,9 @@ def mean_interval(values: NDArray[Any], level: float = 0.95, resamples: int = 10
     References:
         Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
-    draws = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(
-        np.asarray(values, dtype=np.float64)[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2]
-    )
+    draws, generator = np.asarray(values, dtype=np.float64), np.random.default_rng(0)
+    means = [draws[generator.integers(len(draws), size=len(draws))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -59,12 +59,14 @@ class PolicySession:
             "noise": [spec.noise_dim],
             "actions": [spec.chunk_size, spec.action_dim],
         }
-        found = {node.name: node for node in (*self._session.get_inputs(), *self._session.get_outputs())}
-        if sorted(found) != sorted(expected):
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        names = [sorted(node.name for node in nodes) for nodes in (inputs, outputs)]
+        if names != [["noise", "observation"], ["actions"]]:
             raise FormatError(
-                f"policy.onnx has the inputs and outputs {sorted(found)}; expected {sorted(expected)}. "
-                "Export it with `meam export`."
+                f"policy.onnx has the inputs {names[0]} and outputs {names[1]}; expected ['noise', 'observation'] "
+                "and ['actions']. Export it with `meam export`."
             )
+        found = {node.name: node for node in (*inputs, *outputs)}
         for name, shape in expected.items():
             node = found[name]
             if node.type != "tensor(float)" or node.shape[1:] != shape or isinstance(node.shape[0], int):

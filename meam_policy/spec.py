@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
 from meam_policy.errors import FormatError, SpaceError, VersionError
 
@@ -25,6 +26,21 @@ Solver = Literal["euler"]
 MAX_DIMENSION = 2**20
 MAX_STEPS = 10_000
 MAX_CONFIG_BYTES = 64 * 2**20
+MAX_AXES = 16
+DTYPES = (
+    "float16",
+    "float32",
+    "float64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool",
+)
 
 
 @dataclass(frozen=True)
@@ -52,17 +68,17 @@ class BoxSpec:
             FormatError: a dimension is out of range, a bound list has the wrong length, or low > high.
         """
         name = "the box" if self.key is None else f'the box "{self.key}"'
+        _require(len(self.shape) <= MAX_AXES, f"shape of {name}", f"{len(self.shape)} axes", f"at most {MAX_AXES}")
         for size in self.shape:
             _require(1 <= size <= MAX_DIMENSION, f"shape of {name}", list(self.shape), f"sizes 1 to {MAX_DIMENSION}")
         _require(self.size <= MAX_DIMENSION, f"shape of {name}", list(self.shape), f"at most {MAX_DIMENSION} numbers")
-        try:
-            kind = np.dtype(self.dtype).kind
-        except TypeError as error:
-            raise FormatError(f"config.json: dtype of {name} is {self.dtype!r}; expected a NumPy type name.") from error
-        _require(kind in "fiub", f"dtype of {name}", self.dtype, "a float, integer or boolean type")
+        _require(self.dtype in DTYPES, f"dtype of {name}", repr(self.dtype), f"one of {', '.join(DTYPES)}")
         for side, bounds in (("low", self.low), ("high", self.high)):
             _require(len(bounds) == self.size, f"{side} of {name}", f"{len(bounds)} numbers", f"{self.size} numbers")
-            _require(not any(math.isnan(b) for b in bounds), f"{side} of {name}", "NaN", "numbers")
+            nowhere = math.inf if side == "low" else -math.inf
+            for bound in bounds:
+                good = not math.isnan(bound) and bound != nowhere
+                _require(good, f"{side} of {name}", bound, f"numbers, or {-nowhere} for no bound")
         for low, high in zip(self.low, self.high, strict=True):
             _require(low <= high, f"bounds of {name}", f"low {low} above high {high}", "low <= high")
 
@@ -91,9 +107,17 @@ class BoxSpec:
 
     def to_space(self) -> spaces.Box:
         """Build the Gymnasium Box."""
+        low, high = (self._array(bounds) for bounds in (self.low, self.high))
+        return spaces.Box(low, high, shape=self.shape, dtype=low.dtype.type)
+
+    def _array(self, bounds: tuple[float, ...]) -> NDArray[Any]:
         dtype = np.dtype(self.dtype)
-        low, high = (np.asarray(b, dtype=np.float64).reshape(self.shape) for b in (self.low, self.high))
-        return spaces.Box(low.astype(dtype), high.astype(dtype), shape=self.shape, dtype=dtype.type)
+        if dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                return np.asarray(bounds, dtype=np.float64).astype(dtype).reshape(self.shape)
+        # Exact integers: the largest int64 is not a float64, and no integer is infinite.
+        least, most = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        return np.array([int(min(max(b, least), most)) for b in bounds], dtype=dtype).reshape(self.shape)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; a missing bound becomes null, since JSON has no infinity."""
@@ -387,12 +411,14 @@ class _Reader:
 
     def finite(self, name: str, value: Any) -> Any:
         """Check nested JSON data for numbers that are not finite."""
-        if isinstance(value, dict):
-            for key, item in value.items():
-                self.finite(f"{name}.{key}", item)
-        elif isinstance(value, list):
-            for index, item in enumerate(value):
-                self.finite(f"{name}[{index}]", item)
-        elif type(value) in (int, float):
-            self.number(name, value)
+        # A stack, not recursion: the JSON parser accepts data nested more deeply than Python's calls may be.
+        todo = [(name, value)]
+        while todo:
+            where, item = todo.pop()
+            if isinstance(item, dict):
+                todo += [(f"{where}.{key}", part) for key, part in item.items()]
+            elif isinstance(item, list):
+                todo += [(f"{where}[{index}]", part) for index, part in enumerate(item)]
+            elif type(item) in (int, float):
+                self.number(where, item)
         return value

@@ -1,1 +1,27 @@
-"""Commands of `meam` that need only the runtime."""
+"""Commands of `meam` that need only the runtime, and how all of them read their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+__all__ = ["parse"]
+
+Parsed = TypeVar("Parsed")
+
+
+def parse(command: Callable[..., Parsed], arguments: Sequence[str], prog: str, **options: Any) -> Parsed:
+    """Call a command, or build a dataclass, from command-line arguments; its docstring is the help.
+
+    Args:
+        command: What to call.
+        arguments: The arguments after the command's name.
+        prog: The name to show.
+        **options: Passed on to `tyro.cli`.
+
+    Raises:
+        SystemExit: with code 0 after `--help`, with code 2 for arguments that do not fit.
+    """
+    return tyro.cli(command, prog=prog, args=arguments, config=(tyro.conf.FlagCreatePairsOff,), **options)

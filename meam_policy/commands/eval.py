@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from meam_policy.commands import parse
 from meam_policy.console import print_json, print_mapping, progress_bar
 from meam_policy.environments import make_environment
 from meam_policy.errors import ConfigError
@@ -60,4 +61,4 @@ def evaluate(
 
 def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and evaluate."""
-    tyro.cli(evaluate, prog=prog, args=arguments)
+    parse(evaluate, arguments, prog)

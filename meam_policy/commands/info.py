@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from meam_policy.commands import parse
 from meam_policy.console import print_json, print_mapping
 from meam_policy.policy import MeamPolicy
 
@@ -48,4 +49,4 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
 
 def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and show."""
-    tyro.cli(info, prog=prog, args=arguments)
+    parse(info, arguments, prog)

@@ -1,0 +1,136 @@
+import ast
+import importlib
+import importlib.metadata
+import importlib.resources
+import inspect
+import re
+
+import pytest
+
+import meam_policy
+from meam_policy import MeamError, errors
+
+HEAVY = ("torch", "onnxruntime", "onnx", "minari", "tyro", "rich", "mujoco", "ogbench", "matplotlib", "h5py", "pandas")
+
+
+def test_importing_the_runtime_imports_nothing_heavy(run_python):
+    code = f"import sys, meam_policy; print([name for name in {HEAVY} if name in sys.modules])"
+    result = run_python("-W", "error::ImportWarning", "-c", code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "[]\n"
+
+
+def test_importing_the_runtime_prints_and_logs_nothing(run_python):
+    code = "import logging, meam_policy; assert not logging.getLogger().handlers"
+    result = run_python("-c", code)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_acting_imports_neither_torch_nor_onnx(run_python, make_policy):
+    linear = make_policy()
+    code = (
+        "import sys, meam_policy\n"
+        f"policy = meam_policy.MeamPolicy.from_pretrained({str(linear.folder)!r})\n"
+        "policy.act([0.0, 0.0, 0.0])\n"
+        "print([name for name in ('torch', 'onnx', 'minari', 'tyro', 'rich') if name in sys.modules])"
+    )
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "[]\n"
+
+
+def runtime_modules():
+    folder = importlib.resources.files("meam_policy")
+    return sorted(str(path) for path in folder.rglob("*.py"))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_no_module_of_the_runtime_imports_training_export_or_torch():
+    modules = runtime_modules()
+    assert len(modules) > 10
+    for path in modules:
+        with open(path, encoding="utf-8") as file:
+            tree = ast.parse(file.read())
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.split(".")[0] not in ("torch", "minari", "onnx", "meam_training", "meam_export"), path
+
+
+def test_public_names_are_importable_sorted_and_complete():
+    names = meam_policy.__all__
+    constants = [name for name in names if name.isupper()]
+    classes = [name for name in names if inspect.isclass(getattr(meam_policy, name))]
+    functions = [name for name in names if inspect.isfunction(getattr(meam_policy, name))]
+    assert names == sorted(constants) + sorted(classes) + sorted(functions)
+    assert set(errors.__all__) <= set(names)
+    public = {
+        name for name, value in vars(meam_policy).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public == set(names)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "action_chunk",
+        "cli",
+        "console",
+        "environments",
+        "errors",
+        "folder",
+        "hub",
+        "observation",
+        "policy",
+        "rollout",
+        "session",
+        "spec",
+        "envs",
+        "envs.pockets",
+        "commands.eval",
+        "commands.info",
+    ],
+)
+def test_every_module_defines_the_names_it_lists(module):
+    loaded = importlib.import_module(f"meam_policy.{module}")
+    assert loaded.__all__
+    for name in loaded.__all__:
+        assert hasattr(loaded, name)
+    assert loaded.__doc__
+
+
+def documented_tree():
+    """Name, parent and builtin of every error, as the docstring of meam_policy.errors draws them."""
+    assert errors.__doc__ is not None
+    parents = {-1: "MeamError"}
+    for line in errors.__doc__.splitlines():
+        match = re.match(r"( +[│ ]*)[├└]── (\w+)(?:\((\w+)\))?", line)
+        if match:
+            depth = len(match[1])
+            parent = parents[max(d for d in parents if d < depth)]
+            parents = {d: name for d, name in parents.items() if d < depth} | {depth: match[2]}
+            yield match[2], parent, match[3]
+
+
+def test_docstring_draws_every_error():
+    assert {name for name, _, _ in documented_tree()} | {"MeamError"} == set(errors.__all__)
+
+
+@pytest.mark.parametrize(("name", "parent", "builtin"), documented_tree())
+def test_error_derives_from_what_the_docstring_says(name, parent, builtin):
+    error = getattr(errors, name)
+    assert issubclass(error, MeamError)
+    assert getattr(errors, parent) in error.__bases__
+    if builtin:
+        assert issubclass(error, getattr(importlib.import_module("builtins"), builtin))
+
+
+@pytest.mark.parametrize("package", ["meam_policy", "meam_training", "meam_export"])
+def test_package_is_typed(package):
+    if package != "meam_policy":
+        pytest.importorskip("torch")
+    assert importlib.resources.files(package).joinpath("py.typed").is_file()
+
+
+def test_version_is_the_distributions():
+    assert meam_policy.__version__ == importlib.metadata.version("meam-policy")

@@ -1,0 +1,382 @@
+import re
+
+import numpy as np
+import pytest
+
+from meam_policy import ActionError, BoxSpec, MeamPolicy, ObservationError
+
+OBSERVATIONS = np.random.default_rng(3).integers(-8, 9, (40, 3, 3)).astype(np.float32) / 4
+
+
+@pytest.fixture
+def linear(make_policy):
+    """3 observation numbers, chunks of 4 actions of 2 numbers, of which 2 are executed."""
+    return make_policy()
+
+
+def act_along(policy, observations, **arguments):
+    return np.stack([policy.act(observation, **arguments) for observation in observations])
+
+
+def test_sample_computes_what_numpy_computes(make_policy):
+    random = np.random.default_rng(0)
+    linear = make_policy(weight=random.normal(size=(3, 8)), noise_weight=random.normal(size=(8, 8)))
+    rows, noise = random.normal(size=(5, 3)), random.normal(size=(5, 8))
+    chunks = linear.load().sample(rows, noise)
+    np.testing.assert_allclose(chunks, linear.chunks(rows, noise), rtol=1e-5, atol=1e-6)
+    assert (np.abs(chunks) == 1).any(), "no action reaches its bound"
+    assert (np.abs(chunks) < 1).any(), "every action is at its bound"
+
+
+def test_deterministic_chunks_come_from_zero_noise(linear):
+    rows = OBSERVATIONS[:, 0]
+    policy = linear.load(seed=0)
+    for row in rows:
+        policy.reset()
+        np.testing.assert_array_equal(policy.act(row, deterministic=True), linear.chunks([row])[0, 0])
+
+
+@pytest.mark.parametrize("execute_steps", [1, 3, 4])
+def test_actions_of_a_chunk_are_executed_in_order_until_execute_steps(make_policy, execute_steps):
+    linear = make_policy(execute_steps=execute_steps)
+    policy = linear.load()
+    observations = OBSERVATIONS[:, 0]
+    actions = act_along(policy, observations, deterministic=True)
+    expected = [
+        linear.chunks([observations[step - step % execute_steps]])[0, step % execute_steps]
+        for step in range(len(observations))
+    ]
+    np.testing.assert_array_equal(actions, expected)
+    assert policy.inferences == -(-len(observations) // execute_steps)
+
+
+def test_first_action_after_reset_comes_from_the_new_observation(linear):
+    policy = linear.load()
+    old, new = OBSERVATIONS[0, 0], OBSERVATIONS[1, 0]
+    policy.act(old, deterministic=True)
+    policy.reset()
+    np.testing.assert_array_equal(policy.act(new, deterministic=True), linear.chunks([new])[0, 0])
+
+
+def test_without_reset_the_rest_of_the_chunk_is_executed(linear):
+    policy = linear.load()
+    old, new = OBSERVATIONS[0, 0], OBSERVATIONS[1, 0]
+    policy.act(old, deterministic=True)
+    np.testing.assert_array_equal(policy.act(new, deterministic=True), linear.chunks([old])[0, 1])
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_episode_start_drops_only_the_chunks_of_its_rows(make_policy, deterministic):
+    linear = make_policy(chunk_size=5, execute_steps=5, weight=np.eye(3, 10), noise_weight=np.eye(10) / 8)
+    undisturbed, disturbed = linear.load(seed=0), linear.load(seed=0)
+    start_at = {0: [True, True, True], 3: [False, True, False], 7: [False, True, False], 12: [True, False, False]}
+    none = [False, False, False]
+    plain = [
+        undisturbed.predict(row, episode_start=np.array(start_at[0] if t == 0 else none), deterministic=deterministic)
+        for t, row in enumerate(OBSERVATIONS)
+    ]
+    other = [
+        disturbed.predict(row, episode_start=np.array(start_at.get(t, none)), deterministic=deterministic)
+        for t, row in enumerate(OBSERVATIONS)
+    ]
+    plain, other = (np.stack([action for action, _ in pairs]) for pairs in (plain, other))
+    np.testing.assert_array_equal(other[:, 2], plain[:, 2])
+    np.testing.assert_array_equal(other[:12, 0], plain[:12, 0])
+    np.testing.assert_array_equal(other[:3, 1], plain[:3, 1])
+    assert not np.array_equal(other[3, 1], plain[3, 1])
+    if deterministic:
+        np.testing.assert_array_equal(other[3, 1], linear.chunks([OBSERVATIONS[3, 1]])[0, 0])
+        np.testing.assert_array_equal(other[4, 1], linear.chunks([OBSERVATIONS[3, 1]])[0, 1])
+        np.testing.assert_array_equal(other[7, 1], linear.chunks([OBSERVATIONS[7, 1]])[0, 0])
+        np.testing.assert_array_equal(other[12, 0], linear.chunks([OBSERVATIONS[12, 0]])[0, 0])
+
+
+def test_restarted_slots_leave_the_bits_of_wide_networks_alone(make_policy):
+    random = np.random.default_rng(1)
+    observation = BoxSpec((29,), "float32", (-np.inf,) * 29, (np.inf,) * 29)
+    linear = make_policy(
+        observation=[observation],
+        chunk_size=5,
+        execute_steps=5,
+        weight=random.normal(size=(29, 10)) / 30,
+        noise_weight=random.normal(size=(10, 10)) / 30,
+    )
+    rows = random.normal(size=(15, 4, 29))
+    plain, disturbed = linear.load(seed=0), linear.load(seed=0)
+    for step, batch in enumerate(rows):
+        expected, _ = plain.predict(batch, episode_start=np.full(4, step == 0))
+        starts = np.full(4, step == 0)
+        starts[1:] |= step in (2, 3)
+        actual, _ = disturbed.predict(batch, episode_start=starts)
+        np.testing.assert_array_equal(actual[0], expected[0])
+
+
+def test_a_batch_acts_like_its_rows_alone(linear):
+    batch = linear.load()
+    actions = act_along(batch, OBSERVATIONS, deterministic=True)
+    for slot in range(3):
+        alone = act_along(linear.load(), OBSERVATIONS[:, slot], deterministic=True)
+        np.testing.assert_array_equal(actions[:, slot], alone)
+
+
+def test_slots_of_a_batch_have_noise_of_their_own(linear):
+    actions = linear.load(seed=0).act(np.zeros((3, 3)))
+    assert len(np.unique(actions, axis=0)) == 3
+
+
+def test_noise_of_a_slot_does_not_depend_on_the_number_of_slots(linear):
+    few, many = linear.load(seed=5), linear.load(seed=5)
+    np.testing.assert_array_equal(few.act(np.zeros((2, 3))), many.act(np.zeros((4, 3)))[:2])
+
+
+def test_batch_size_may_change_only_with_a_reset(linear):
+    policy = linear.load()
+    policy.act(np.zeros((3, 3)))
+    for other in (np.zeros((2, 3)), np.zeros(3)):
+        with pytest.raises(ObservationError, match=r"began with 3\. Call policy\.reset"):
+            policy.act(other)
+    policy.reset()
+    assert policy.act(np.zeros((2, 3))).shape == (2, 2)
+
+
+def test_batch_size_may_change_when_every_episode_starts(linear):
+    policy = linear.load()
+    policy.predict(np.zeros((3, 3)), episode_start=np.ones(3, bool))
+    actions, _ = policy.predict(np.zeros((2, 3)), episode_start=np.ones(2, bool))
+    assert actions.shape == (2, 2)
+    with pytest.raises(ObservationError, match="reset"):
+        policy.predict(np.zeros((3, 3)), episode_start=np.array([True, False, True]))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("mask", [[True], [True, True], [False] * 4, [[True] * 3]])
+def test_episode_start_of_another_length_is_refused(linear, first, mask):
+    policy = linear.load()
+    if not first:
+        policy.act(np.zeros((3, 3)))
+    with pytest.raises(ObservationError, match=r"episode_start has shape .* expected \(3,\)"):
+        policy.predict(np.zeros((3, 3)), episode_start=np.array(mask))
+
+
+def test_refused_observation_leaves_the_queue_as_it_was(linear):
+    policy = linear.load()
+    old = OBSERVATIONS[0, 0]
+    policy.act(old, deterministic=True)
+    for bad in (np.zeros(4), [np.nan, 0, 0], {"a": 1}):
+        with pytest.raises(ObservationError):
+            policy.act(bad)
+    with pytest.raises(ObservationError):
+        policy.predict([np.nan, 0, 0], episode_start=np.array([True]))
+    np.testing.assert_array_equal(policy.act(old, deterministic=True), linear.chunks([old])[0, 1])
+
+
+def test_predict_returns_the_action_of_act_and_no_state(linear):
+    first, second = linear.load(seed=1), linear.load(seed=1)
+    for step in range(6):
+        start = np.array([step == 0])
+        action, state = first.predict(OBSERVATIONS[step, 0], state="ignored", episode_start=start)
+        np.testing.assert_array_equal(action, second.act(OBSERVATIONS[step, 0]))
+        assert state is None
+
+
+def test_same_seed_gives_the_same_actions(linear):
+    runs = [act_along(linear.load(seed=seed), OBSERVATIONS) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2])
+
+
+def test_unseeded_policies_differ(linear):
+    assert not np.array_equal(linear.load().sample(np.zeros(3)), linear.load().sample(np.zeros(3)))
+
+
+def test_reset_with_a_seed_repeats_and_without_one_goes_on(linear):
+    policy = linear.load(seed=0)
+    first = act_along(policy, OBSERVATIONS)
+    policy.reset(seed=0)
+    np.testing.assert_array_equal(act_along(policy, OBSERVATIONS), first)
+    policy.reset()
+    assert not np.array_equal(act_along(policy, OBSERVATIONS), first)
+
+
+def test_noise_of_act_is_standard_normal(make_policy):
+    linear = make_policy(
+        chunk_size=1,
+        execute_steps=1,
+        weight=np.zeros((3, 2)),
+        noise_weight=np.eye(2),
+        action=BoxSpec((2,), "float32", (-np.inf,) * 2, (np.inf,) * 2),
+    )
+    policy = linear.load(seed=0)
+    draws = act_along(policy, np.zeros((500, 4, 3))).reshape(-1, 2)
+    # 2000 draws: five standard errors of the mean, of the variance and of the correlation.
+    np.testing.assert_allclose(draws.mean(axis=0), 0, atol=5 / np.sqrt(2000))
+    np.testing.assert_allclose(draws.var(axis=0), 1, atol=5 * np.sqrt(2 / 2000))
+    assert abs(np.corrcoef(draws.T)[0, 1]) < 5 / np.sqrt(2000)
+
+
+def test_sample_leaves_the_action_queue_alone(linear):
+    policy = linear.load()
+    old, new = OBSERVATIONS[0, 0], OBSERVATIONS[1, 0]
+    policy.act(old, deterministic=True)
+    before = policy.inferences
+    policy.sample(new, seed=0)
+    policy.sample(OBSERVATIONS[:, 0], seed=0)
+    assert policy.inferences == before
+    np.testing.assert_array_equal(policy.act(new, deterministic=True), linear.chunks([old])[0, 1])
+
+
+def test_sample_with_a_seed_is_reproducible_and_leaves_the_stream_of_act_alone(linear):
+    plain, other = linear.load(seed=0), linear.load(seed=0)
+    rows = OBSERVATIONS[:, 0]
+    np.testing.assert_array_equal(other.sample(rows, seed=3), plain.sample(rows, seed=3))
+    assert not np.array_equal(other.sample(rows, seed=3), other.sample(rows, seed=4))
+    np.testing.assert_array_equal(other.act(rows[0]), linear.load(seed=0).act(rows[0]))
+
+
+def test_sample_without_a_seed_goes_on_drawing(linear):
+    policy = linear.load(seed=0)
+    assert not np.array_equal(policy.sample(np.zeros(3)), policy.sample(np.zeros(3)))
+
+
+def test_sample_takes_noise_of_any_real_type(linear):
+    noise = np.arange(8) - 4
+    expected = linear.chunks([OBSERVATIONS[0, 0]], noise)[0]
+    policy = linear.load()
+    for same in (noise, noise.tolist(), noise.astype(">f8"), noise.astype(np.float32)):
+        np.testing.assert_array_equal(policy.sample(OBSERVATIONS[0, 0], same), expected)
+    np.testing.assert_array_equal(policy.sample(OBSERVATIONS[:1, 0], noise[None]), expected[None])
+
+
+@pytest.mark.parametrize(
+    "noise", [np.zeros(7), np.zeros((1, 8)), np.zeros((4, 2)), 0.0, "noise", np.zeros(8, complex), np.zeros(8, bool)]
+)
+def test_noise_of_another_shape_or_type_is_refused(linear, noise):
+    with pytest.raises(ObservationError, match=re.escape("expected (8,)")):
+        linear.load().sample(np.zeros(3), noise)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_noise_that_is_not_finite_is_refused(linear, value):
+    with pytest.raises(ObservationError, match="Noise holds NaN or infinity"):
+        linear.load().sample(np.zeros(3), np.full(8, value))
+
+
+def test_noise_and_seed_exclude_each_other(linear):
+    with pytest.raises(ObservationError, match="at most one"):
+        linear.load().sample(np.zeros(3), np.zeros(8), seed=0)
+
+
+BOUNDS = [
+    BoxSpec((2,), "float64", (-0.1, -0.3), (0.1, 0.7)),
+    BoxSpec((2,), "float32", (-0.1, 0.2), (0.1, 0.2)),
+    BoxSpec((2,), "float16", (-0.1, -1.0), (0.1, 1.0)),
+    BoxSpec((1, 2), "float64", (-0.1, -np.inf), (0.1, np.inf)),
+    BoxSpec((), "float64", (-0.1,), (0.1,)),
+]
+
+
+@pytest.mark.parametrize("action", BOUNDS, ids=lambda box: f"{box.dtype} {box.shape}")
+def test_actions_are_members_of_the_action_space(make_policy, action):
+    observation = BoxSpec((3,), "float32", (-np.inf,) * 3, (np.inf,) * 3)
+    size = 4 * action.size
+    linear = make_policy(
+        observation=[observation], action=action, weight=np.full((3, size), 50.0), noise_weight=np.eye(size)
+    )
+    policy = linear.load(seed=0)
+    space = policy.spec.action_space
+    for sign in (-1, 1):
+        policy.reset()
+        for _ in range(4):
+            single = policy.act(np.full(3, sign))
+            assert isinstance(single, np.ndarray)
+            assert (single.dtype, single.shape) == (space.dtype, space.shape)
+            assert space.contains(single)
+        policy.reset()
+        batch = policy.act(np.full((3, 3), sign))
+        assert batch.shape == (3, *action.shape)
+        assert all(space.contains(np.asarray(row)) for row in batch)
+
+
+def test_float64_bound_that_rounds_outwards_in_float32_is_kept(make_policy):
+    outwards = np.float64(np.float32(0.1))
+    assert outwards > 0.1
+    action = BoxSpec((2,), "float64", (-0.1, -0.1), (0.1, 0.1))
+    policy = make_policy(action=action, weight=np.full((3, 8), 9.0)).load()
+    np.testing.assert_array_equal(policy.act(np.ones(3), deterministic=True), [0.1, 0.1])
+    policy.reset()
+    np.testing.assert_array_equal(policy.act(-np.ones(3), deterministic=True), [-0.1, -0.1])
+
+
+def test_returned_arrays_never_alias(linear):
+    policy = linear.load()
+    observation = np.zeros((2, 3))
+    actions = [policy.act(observation, deterministic=True) for _ in range(4)]
+    copies = [action.copy() for action in actions]
+    for action in actions:
+        action[:] = 77
+    later = [policy.act(observation, deterministic=True) for _ in range(4)]
+    np.testing.assert_array_equal(later, copies)
+    chunks = [policy.sample(observation, seed=0) for _ in range(2)]
+    chunks[0][:] = 77
+    np.testing.assert_array_equal(chunks[1], policy.sample(observation, seed=0))
+    single = policy.sample(observation[0], seed=0)
+    single[:] = 77
+    assert not np.array_equal(single, policy.sample(observation[0], seed=0))
+
+
+def test_single_observation_gives_a_single_action_and_chunk(linear):
+    policy = linear.load()
+    assert policy.act(np.zeros(3)).shape == (2,)
+    assert policy.sample(np.zeros(3)).shape == (4, 2)
+    policy.reset()
+    assert policy.act(np.zeros((1, 3))).shape == (1, 2)
+    assert policy.sample(np.zeros((1, 3))).shape == (1, 4, 2)
+
+
+def test_graph_that_produces_nan_gives_an_action_error_and_no_action(make_policy):
+    policy = make_policy(weight=np.full((3, 8), np.nan)).load()
+    for call in (policy.act, policy.sample, policy.predict):
+        with pytest.raises(ActionError, match="NaN or infinity"):
+            call(np.ones(3))
+
+
+def test_infinity_on_an_unbounded_side_is_an_action_error(make_policy):
+    action = BoxSpec((2,), "float32", (-1.0, -1.0), (np.inf, np.inf))
+    policy = make_policy(action=action, weight=np.full((3, 8), 3e38)).load()
+    with pytest.raises(ActionError, match="NaN or infinity"):
+        policy.act(np.ones(3))
+    np.testing.assert_array_equal(policy.act(-np.ones(3)), [-1, -1])
+
+
+def test_policy_goes_on_after_an_action_error(make_policy):
+    # Infinity times zero is NaN; infinity times anything else is brought back into the bounds.
+    weight = np.zeros((3, 8))
+    weight[0] = np.inf
+    policy = make_policy(weight=weight).load()
+    with pytest.raises(ActionError):
+        policy.act([0, 0, 0], deterministic=True)
+    np.testing.assert_array_equal(policy.act([1, 0, 0], deterministic=True), [1, 1])
+
+
+def test_dict_observation_reaches_the_graph_in_the_recorded_order(make_policy):
+    boxes = [
+        BoxSpec((2,), "float32", (-np.inf,) * 2, (np.inf,) * 2, "wrist"),
+        BoxSpec((1,), "float32", (-np.inf,), (np.inf,), "arm"),
+    ]
+    linear = make_policy(observation=boxes)
+    action = linear.load().act({"arm": [0.75], "wrist": [0.25, -0.5]}, deterministic=True)
+    np.testing.assert_array_equal(action, linear.chunks([[0.25, -0.5, 0.75]])[0, 0])
+
+
+def test_observation_forms_make_no_difference_to_the_action(linear):
+    policy = linear.load()
+    expected = linear.chunks([[1, 2, -1]])[0, 0]
+    for same in ([1, 2, -1], np.array([1, 2, -1], ">f8"), np.array([1, 9, 2, 9, -1, 9], np.float32)[::2]):
+        policy.reset()
+        np.testing.assert_array_equal(policy.act(same, deterministic=True), expected)
+
+
+def test_same_folder_can_be_loaded_twice_and_used_side_by_side(linear):
+    one, two = linear.load(seed=0), MeamPolicy.from_pretrained(str(linear.folder), seed=0)
+    for observation in OBSERVATIONS[:6]:
+        np.testing.assert_array_equal(one.act(observation), two.act(observation))
