@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from meam_export.demo.report import write_report
 from meam_export.demo.run import run_demo
+from meam_export.demo.tasks import TASKS
+from meam_policy.commands import parse
 from meam_policy.console import print_json, print_table, progress_bar, say
 
 __all__ = ["demo", "run"]
@@ -20,7 +20,7 @@ def demo(
     output_dir: Path = Path("demo-output"),
     seed: int = 0,
     episodes: int | None = None,
-    video: bool = True,
+    no_video: bool = False,
     json: bool = False,
 ) -> None:
     """Run the whole way on real data: record, train BC, QAM and ME-AM, export, and act with the exported files.
@@ -36,16 +36,16 @@ def demo(
         output_dir: Folder for data, runs, policies and report.
         seed: Seed of data, training and evaluation.
         episodes: Evaluation episodes; by default 20 in pointmaze, 100 in pockets.
-        video: Also render a rollout, if this machine can draw off-screen.
+        no_video: Do not render a rollout. Without this, one is rendered if the machine can draw off-screen.
         json: Print one line of JSON to stdout instead of a table.
     """
-    result = run_demo(task, output_dir, seed=seed, episodes=episodes, progress=partial(progress_bar, quiet=json))
-    report = write_report(result, task, output_dir / "report.html", video=video)
+    result = run_demo(TASKS[task], output_dir, seed=seed, episodes=episodes, progress=partial(progress_bar, quiet=json))
+    report = write_report(result, output_dir / "report.html", video=not no_video)
     if json:
         print_json(result.to_json())
         return
     print_table(
-        f"{result.env_id}, seed {seed}",
+        f"{result.task.environment_id}, seed {seed}",
         ["method", "return", "95 % interval", "success", "latency p50, ms", "p99, ms"],
         [_cells(row) for row in result.table],
     )
@@ -68,4 +68,4 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and run the demo."""
-    tyro.cli(demo, prog=prog, args=arguments)
+    parse(demo, arguments, prog)

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from meam_export.export import export_policy
+from meam_policy.commands import parse
 from meam_policy.console import print_json, say
 from meam_policy.spec import Solver
 
@@ -43,4 +44,4 @@ def export_command(
 
 def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and export."""
-    tyro.cli(export_command, prog=prog, args=arguments)
+    parse(export_command, arguments, prog)

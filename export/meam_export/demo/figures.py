@@ -137,7 +137,8 @@ def draw_rollouts(result: DemoResult) -> bytes:
     ends = np.flatnonzero(result.dataset.episode_ends)[:20] + 1
     recorded = np.split(result.dataset.observations[: ends[-1]], ends[:-1])
     paths = {"data": recorded} | {method: r.observations[:20] for method, r in result.rollouts.items()}
-    scene = _pockets_scene if result.env_id == "meam/Pockets-v0" else _maze_scene(result.env_id)
+    env_id = result.task.environment_id
+    scene = _pockets_scene if env_id == "meam/Pockets-v0" else _maze_scene(env_id)
     for axes, (name, episodes) in zip(np.ravel(figure.subplots(1, len(paths))), paths.items(), strict=True):
         scene(axes)
         for path in episodes:

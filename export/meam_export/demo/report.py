@@ -17,7 +17,6 @@ from meam_export.demo.figures import (
     rewarding_directions,
 )
 from meam_export.demo.run import DemoResult
-from meam_export.demo.tasks import TASKS
 from meam_export.demo.video import render_video
 from meam_policy.errors import MissingExtraError, OutputError
 
@@ -26,12 +25,11 @@ __all__ = ["write_report"]
 _PACKAGES = ("meam-policy", "torch", "onnxruntime", "mujoco", "gymnasium", "ogbench", "minari")
 
 
-def write_report(result: DemoResult, task_name: str, output: Path, *, video: bool) -> Path:
+def write_report(result: DemoResult, output: Path, *, video: bool) -> Path:
     """Draw and write the report.
 
     Args:
         result: The demo's result.
-        task_name: Key of `TASKS`.
         output: HTML file to write.
         video: Whether to render a rollout; where the machine cannot, the report says so instead.
 
@@ -43,23 +41,23 @@ def write_report(result: DemoResult, task_name: str, output: Path, *, video: boo
         import jinja2
     except ImportError as error:
         raise MissingExtraError("The report needs jinja2: pip install 'meam-policy[export]'.") from error
-    state = TASKS[task_name].state
+    env_id, state = result.task.environment_id, result.task.state
     actions = first_actions(result, state)
     clip, no_clip = None, "No video was asked for."
     if video:
         clip = output.with_name("rollout.webp")
-        no_clip = render_video(result.policy, result.env_id, clip, result.seed)
+        no_clip = render_video(result.policy, env_id, clip, result.seed)
     template = jinja2.Template(
         (files("meam_export") / "demo" / "report.html").read_text(encoding="utf-8"), autoescape=True
     )
     html = template.render(
         result=result,
-        task=task_name,
+        env_id=env_id,
         labels=LABELS,
         state=", ".join(f"{number:g}" for number in state),
         chunk_size=result.checkpoints["me-am"].spec.chunk_size,
         curves=_data_url(draw_curves({m: c.path.parent.parent for m, c in result.checkpoints.items()}), "png"),
-        actions=_data_url(draw_actions(actions, rewarding_directions(result.env_id, state)), "png"),
+        actions=_data_url(draw_actions(actions, rewarding_directions(env_id, state)), "png"),
         rollouts=_data_url(draw_rollouts(result), "png"),
         video=None if no_clip or clip is None else _data_url(clip.read_bytes(), "webp"),
         no_video=no_clip,

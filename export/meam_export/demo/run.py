@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from meam_export.demo.tasks import METHODS, TASKS, DemoTask
+from meam_export.demo.tasks import METHODS, DemoTask
 from meam_export.export import export_policy
 from meam_policy.environments import make_environment
 from meam_policy.errors import ConfigError, OutputError
@@ -39,7 +39,7 @@ class DemoResult:
 
     Attributes:
         policy: Folder of the ME-AM policy.
-        env_id: Environment.
+        task: What was to be solved.
         seed: Seed of the demo.
         episodes: Evaluation episodes.
         table: One row for the data and one for every method; see `row`.
@@ -49,7 +49,7 @@ class DemoResult:
     """
 
     policy: Path
-    env_id: str
+    task: DemoTask
     seed: int
     episodes: int
     table: list[dict[str, Any]]
@@ -59,16 +59,16 @@ class DemoResult:
 
     def to_json(self) -> dict[str, Any]:
         """The machine-readable result."""
-        return {"policy": str(self.policy), "env_id": self.env_id, "table": self.table}
+        return {"policy": str(self.policy), "env_id": self.task.environment_id, "table": self.table}
 
 
 def run_demo(
-    task_name: str, output_dir: str | os.PathLike[str], *, seed: int, episodes: int | None, progress: ProgressBar
+    task: DemoTask, output_dir: str | os.PathLike[str], *, seed: int, episodes: int | None, progress: ProgressBar
 ) -> DemoResult:
     """Record data, train every method, export, and act with the exported files.
 
     Args:
-        task_name: Key of `TASKS`.
+        task: One of `TASKS`.
         output_dir: Folder for everything; a demo with the same task and seed is continued there.
         seed: Seed of data, training and evaluation.
         episodes: Evaluation episodes; None takes the task's.
@@ -78,11 +78,11 @@ def run_demo(
         ConfigError: episodes or seed is out of range.
         OutputError: the folder holds something else, or cannot be written.
     """
-    task, folder = TASKS[task_name], Path(output_dir).expanduser()
+    folder = Path(output_dir).expanduser()
     count = task.episodes if episodes is None else episodes
     if count < 1 or seed < 0:
         raise ConfigError(f"episodes is {count} and seed is {seed}; expected episodes >= 1 and seed >= 0.")
-    _claim(folder, {"task": task_name, "seed": seed})
+    _claim(folder, {"task": task.name, "seed": seed})
     dataset = _dataset(task, folder, seed, progress)
     env = make_environment(task.environment_id)
     table = [_data_row(dataset, task.success_reward)]
@@ -98,9 +98,7 @@ def run_demo(
     finally:
         env.close()
     (folder / TABLE_FILE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    return DemoResult(
-        folder / "policies" / "me-am", task.environment_id, seed, count, table, dataset, checkpoints, rollouts
-    )
+    return DemoResult(folder / "policies" / "me-am", task, seed, count, table, dataset, checkpoints, rollouts)
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ class DemoTask:
     """One task of the demo.
 
     Attributes:
+        name: Name on the command line.
         environment_id: Environment to record, train for, and act in.
         transitions: Transitions to record.
         settings: Settings common to the methods.
@@ -29,6 +30,7 @@ class DemoTask:
         episodes: Evaluation episodes by default.
     """
 
+    name: str
     environment_id: str
     transitions: int
     settings: Mapping[str, Any]
@@ -51,6 +53,7 @@ _SMALL = MappingProxyType(
         "num_critics": 2,
         "batch_size": 128,
         "learning_rate": 1e-3,
+        "threads": 1,
         "checkpoint_every": 500,
         "log_every": 50,
     }
@@ -59,14 +62,15 @@ _SMALL = MappingProxyType(
 _STEPS = MappingProxyType(
     {
         "bc": {"steps": 8000},
-        "qam": {"steps": 6500, "pretrain_steps": 4000},
-        "me-am": {"steps": 6500, "pretrain_steps": 4000},
+        "qam": {"steps": 6000, "pretrain_steps": 4000},
+        "me-am": {"steps": 6000, "pretrain_steps": 4000},
     }
 )
 
 TASKS: Mapping[str, DemoTask] = MappingProxyType(
     {
         "pointmaze": DemoTask(
+            name="pointmaze",
             environment_id="pointmaze-medium-navigate-singletask-task3-v0",
             transitions=100_000,
             settings={**_SMALL, "chunk_size": 10, "fourier_features": 64, "fourier_scale": 2.0},
@@ -75,6 +79,7 @@ TASKS: Mapping[str, DemoTask] = MappingProxyType(
             state=(4.0, 8.0),
         ),
         "pockets": DemoTask(
+            name="pockets",
             environment_id="meam/Pockets-v0",
             transitions=40_000,
             settings={**_SMALL, "chunk_size": 5, "discount": 0.97},

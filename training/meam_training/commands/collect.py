@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from meam_policy.commands import parse
 from meam_policy.console import print_json, progress_bar, say
 from meam_policy.errors import ConfigError
 from meam_training.collect import collect
@@ -68,4 +69,4 @@ def _shares(texts: tuple[str, ...]) -> dict[str, float]:
 
 def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and record."""
-    tyro.cli(collect_command, prog=prog, args=arguments)
+    parse(collect_command, arguments, prog)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from meam_policy.commands import parse
 from meam_policy.console import print_json, progress_bar, say
 from meam_policy.errors import DatasetError
 from meam_training.config import PRESETS, TrainConfig
@@ -18,8 +19,8 @@ __all__ = ["TrainArguments", "run"]
 
 DESCRIPTION = f"""Train a policy from a data set: meam train PRESET --data DATA --output-dir DIR [settings].
 
-PRESET is one of {", ".join(PRESETS)}. Checkpoints and metrics.csv go to the output folder; Ctrl-C finishes the update
-and saves, and --resume goes on from there.
+PRESET is one of {", ".join(PRESETS)}; without one it is me-am. Checkpoints and metrics.csv go to the output folder.
+Ctrl-C finishes the update and saves; --resume goes on from there.
 
 Example: meam train me-am --data meam/pockets-v0 --output-dir runs/pockets --steps 2000 --chunk-size 5"""
 
@@ -46,11 +47,11 @@ def run(arguments: list[str], prog: str) -> None:
     named = bool(arguments) and not arguments[0].startswith("-")
     preset = arguments[0] if named else "me-am"
     config = TrainConfig.preset(preset)
-    parsed = tyro.cli(
+    parsed = parse(
         TrainArguments,
-        prog=f"{prog} {preset if named else '[me-am]'}",
+        arguments[1:] if named else arguments,
+        f"{prog} {preset}" if named else prog,
         description=DESCRIPTION,
-        args=arguments[1:] if named else arguments,
         default=TrainArguments(data=tyro.MISSING, output_dir=tyro.MISSING, config=config),
     )
     dataset = _load(parsed.data, parsed.env_id)

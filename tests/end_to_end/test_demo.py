@@ -1,0 +1,132 @@
+"""The demo at toy size: its stages, its report, its refusals."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from meam_export.demo.figures import direction_shares, rewarding_directions
+from meam_export.demo.report import write_report
+from meam_export.demo.run import DemoResult, run_demo
+from meam_export.demo.tasks import METHODS, TASKS, DemoTask
+from meam_policy import ConfigError, MeamPolicy, OutputError
+
+SMALL = {"hidden_dims": (16,), "critic_hidden_dims": (16,), "num_critics": 2, "batch_size": 16, "log_every": 2}
+
+
+def toy(name: str) -> DemoTask:
+    task = TASKS[name]
+    steps = {method: {"steps": 6} for method in METHODS}
+    settings = {**SMALL, "chunk_size": task.settings["chunk_size"]}
+    return replace(task, transitions=1000, settings=settings, method_settings=steps, episodes=2)
+
+
+def silent(description: str, total: int) -> nullcontext:  # type: ignore[type-arg]
+    return nullcontext(lambda *args: None)
+
+
+@pytest.fixture(scope="module")
+def pockets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoResult]:
+    folder = tmp_path_factory.mktemp("demo") / "pockets"
+    return folder, run_demo(toy("pockets"), folder, seed=3, episodes=None, progress=silent)
+
+
+def test_the_table_has_the_data_and_every_method_with_its_figures(pockets: tuple[Path, DemoResult]) -> None:
+    found = pockets[1].to_json()
+    assert [row["method"] for row in found["table"]] == ["data", "bc", "qam", "me-am"]
+    assert MeamPolicy.from_pretrained(found["policy"]).spec.method == "me-am"
+    assert found["env_id"] == "meam/Pockets-v0"
+    columns = {"method", "return_mean", "ci_low", "ci_high", "success", "latency_p50_ms", "latency_p99_ms"}
+    for row in found["table"]:
+        assert set(row) == columns
+        assert row["ci_low"] <= row["return_mean"] <= row["ci_high"]
+    assert all(row["latency_p99_ms"] >= row["latency_p50_ms"] > 0 for row in found["table"][1:])
+
+
+def test_the_data_row_is_computed_from_the_recorded_rewards(pockets: tuple[Path, DemoResult]) -> None:
+    row, dataset = pockets[1].table[0], pockets[1].dataset
+    returns = dataset.rewards.reshape(-1, 20)
+    assert row["return_mean"] == pytest.approx(returns.sum(axis=1).mean())
+    assert row["success"] == pytest.approx((returns.max(axis=1) == 1.0).mean())
+
+
+def test_a_finished_demo_is_not_done_twice(pockets: tuple[Path, DemoResult]) -> None:
+    folder, first = pockets
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    again = run_demo(toy("pockets"), folder, seed=3, episodes=None, progress=silent)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
+    assert [row["return_mean"] for row in again.table] == [row["return_mean"] for row in first.table]
+
+
+def test_a_folder_with_another_demo_or_anything_else_is_refused(
+    pockets: tuple[Path, DemoResult], tmp_path: Path
+) -> None:
+    folder, result = pockets
+    with pytest.raises(OutputError, match="other settings"):
+        run_demo(toy("pockets"), folder, seed=4, episodes=None, progress=silent)
+    with pytest.raises(OutputError, match="already holds a policy"):
+        run_demo(toy("pockets"), result.policy, seed=3, episodes=None, progress=silent)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="something else"):
+        run_demo(toy("pockets"), tmp_path, seed=3, episodes=None, progress=silent)
+    with pytest.raises(OutputError, match="cannot be written"):
+        run_demo(toy("pockets"), tmp_path / "notes.txt" / "demo", seed=3, episodes=None, progress=silent)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(ConfigError, match="episodes is 0"):
+        run_demo(toy("pockets"), tmp_path / "new", seed=3, episodes=0, progress=silent)
+
+
+def test_the_report_is_one_file_that_needs_no_network(pockets: tuple[Path, DemoResult], tmp_path: Path) -> None:
+    html = write_report(pockets[1], tmp_path / "report.html", video=False).read_text(encoding="utf-8")
+    sources = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in html.replace("http-equiv", "")
+    for row in pockets[1].table:
+        assert f"{row['return_mean']:.2f}" in html
+
+
+def test_directions_are_counted_by_the_largest_component() -> None:
+    actions = np.array([[-1.0, 0.1], [0.9, 0.2], [0.1, 0.8], [0.2, -0.3]])
+    assert direction_shares(actions) == {"west": 0.25, "east": 0.25, "north": 0.25, "south": 0.25}
+
+
+def test_the_goal_of_the_maze_lies_north_of_the_state_that_is_drawn() -> None:
+    task = TASKS["pointmaze"]
+    assert rewarding_directions(task.environment_id, task.state) == {"north": "★ goal"}
+
+
+@pytest.mark.slow
+def test_the_maze_task_goes_the_whole_way(tmp_path: Path) -> None:
+    result = run_demo(toy("pointmaze"), tmp_path / "demo", seed=0, episodes=1, progress=silent)
+    assert len(result.table) == 4
+    assert result.table[1]["return_mean"] >= -1000
+    write_report(result, tmp_path / "report.html", video=True)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_traceback_and_a_demo_that_goes_on(tmp_path: Path) -> None:
+    import signal
+    import time
+
+    command = [sys.executable, "-m", "meam_policy", "demo", "--task", "pockets", "--output-dir", str(tmp_path / "demo")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    checkpoints = tmp_path / "demo" / "runs" / "bc" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step_*")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert stderr == "meam: interrupted; what was finished is kept.\n"
+    assert not list((tmp_path / "demo").rglob("*.tmp"))
