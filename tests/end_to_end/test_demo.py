@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ def toy(name: str) -> DemoTask:
     return replace(task, transitions=1000, settings=settings, method_settings=steps, episodes=2)
 
 
-def silent(description: str, total: int) -> nullcontext:  # type: ignore[type-arg]
+def silent(description: str, total: int) -> nullcontext[Callable[..., None]]:
     return nullcontext(lambda *args: None)
 
 

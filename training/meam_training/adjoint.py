@@ -32,8 +32,8 @@ def sample_memoryless_path(
     policy: Velocity,
     prior: Velocity,
     x_0: Float[Tensor, "batch act"],
-    noise: Float[Tensor, "steps-1 batch act"],
-) -> Float[Tensor, "states batch act"]:
+    noise: Float[Tensor, "noises batch act"],
+) -> Float[Tensor, "noises+2 batch act"]:
     """Simulate the policy's memoryless SDE by Euler-Maruyama steps; the last is an ODE step of the prior.
 
     Args:

@@ -229,7 +229,7 @@ def update_targets(networks: MeamNetworks, polyak: float) -> None:
 
 def _mixed_rows(batch_size: int, config: TrainConfig) -> int:
     """Rows of a batch whose prior target is Q-maximised: a fixed number, since the rows are drawn at random anyway."""
-    return round(config.mixture_weight * batch_size)
+    return max(1, round(config.mixture_weight * batch_size)) if config.mixture_weight else 0
 
 
 def _chunk_discount(config: TrainConfig) -> float:

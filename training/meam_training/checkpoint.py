@@ -5,7 +5,7 @@ policy_spec.json            what the policy is, without file hashes
 train_config.json           the run's settings
 model.safetensors           all networks
 trainer.safetensors         Adam's moments and the generator's state
-trainer.json                step, and the shape of the optimiser's state
+trainer.json                step, fingerprint of the data, and the optimiser's plain settings
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ class Checkpoint:
         step: Updates done.
         config: The run's settings.
         spec: What the policy is.
+        data: Fingerprint of the training data; see `OfflineDataset.fingerprint`.
     """
 
     path: Path
     step: int
     config: TrainConfig
     spec: PolicySpec
+    data: str
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Checkpoint:
@@ -63,7 +65,7 @@ class Checkpoint:
         folder = Path(path).expanduser()
         if not folder.is_dir():
             raise NotFoundError(f"There is no checkpoint folder {folder}. Give the folder that `meam train` wrote.")
-        if not (folder / _STATE).is_file():
+        if not (folder / _STATE).is_file() and not _NAME.fullmatch(folder.name):
             newest = cls.latest(folder)
             if newest is None:
                 raise NotFoundError(f"{folder} holds no checkpoint. Give the folder that `meam train` wrote.")
@@ -72,7 +74,7 @@ class Checkpoint:
             state = json.loads((folder / _STATE).read_bytes())
             config = TrainConfig.from_json((folder / _CONFIG).read_bytes())
             spec = PolicySpec.from_json((folder / _SPEC).read_bytes())
-            return cls(folder, int(state["step"]), config, spec)
+            return cls(folder, int(state["step"]), config, spec, str(state["data"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             known = str(error) if isinstance(error, (ConfigError, FormatError)) else repr(error)
             raise CheckpointError(f"The checkpoint {folder} is broken: {known}. Use an earlier one.") from error
@@ -90,6 +92,7 @@ class Checkpoint:
         step: int,
         config: TrainConfig,
         spec: PolicySpec,
+        data: str,
         networks: MeamNetworks,
         optimizer: torch.optim.Optimizer,
         generator: torch.Generator,
@@ -109,7 +112,9 @@ class Checkpoint:
             save_file(_contiguous({**tensors, "generator": generator.get_state()}), temporary / _TRAINER)
             (temporary / _SPEC).write_text(spec.to_json(), encoding="utf-8")
             (temporary / _CONFIG).write_text(config.to_json(), encoding="utf-8")
-            (temporary / _STATE).write_text(json.dumps({"step": step, "optimizer": layout}), encoding="utf-8")
+            (temporary / _STATE).write_text(
+                json.dumps({"step": step, "data": data, "optimizer": layout}), encoding="utf-8"
+            )
             for file in temporary.iterdir():
                 _flush(file)
             shutil.rmtree(folder, ignore_errors=True)
@@ -120,7 +125,7 @@ class Checkpoint:
             raise OutputError(
                 f"The checkpoint {folder} cannot be written: {error}. Earlier ones are intact."
             ) from error
-        return cls(folder, step, config, spec)
+        return cls(folder, step, config, spec, data)
 
     def load_networks(self) -> MeamNetworks:
         """The networks with the checkpoint's weights, on the CPU.

@@ -76,15 +76,13 @@ def collect(
     """
     if transitions < 1:
         raise ConfigError(f"transitions is {transitions}; expected 1 or more.")
-    name = dataset_id or default_dataset_id(environment_id)
-    base = (minari_root() if root is None else Path(root).expanduser()).absolute()
-    folder = base / name
-    if folder.exists():
-        raise OutputError(f"The data set {folder} exists already. Delete it, or choose another id or folder.")
-    _check_destination(name, base)
     env = make_environment(environment_id)
     try:
+        name = dataset_id or default_dataset_id(environment_id)
+        base = (minari_root() if root is None else Path(root).expanduser()).absolute()
+        folder = base / name
         record = _recorder(environment_id, env, seed, mode_shares)
+        _check_destination(name, base)
         episodes, done = [], 0
         while done < transitions:
             episodes.append(record(len(episodes)))
@@ -106,6 +104,8 @@ def _check_destination(name: str, base: Path) -> None:
     match = DATASET_ID_RE.fullmatch(name)
     if match is None or match["version"] is None:
         raise ConfigError(f'"{name}" is not a Minari id; expected one such as "namespace/name-v0".')
+    if (base / name).exists():
+        raise OutputError(f"The data set {base / name} exists already. Delete it, or choose another id or folder.")
     try:
         base.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -38,7 +38,9 @@ class TrainConfig:
     seed: int = 0
     """Seed of the weights, the batches and all noise."""
     device: str = "auto"
-    """"auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N"."""
+    """Where to train: auto (CUDA if there is one), cpu, cuda or cuda:N."""
+    threads: int | None = None
+    """CPU threads; None is PyTorch's choice. For small networks one is as fast, and never stalls on a busy machine."""
     hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
     """Hidden layers of the two velocity fields."""
     critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
@@ -106,10 +108,12 @@ class TrainConfig:
             value = getattr(self, name)
             if type(value) is not int or value < low:
                 raise ConfigError(f"{name} is {value!r}; expected a whole number of {low} or more.")
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise ConfigError(f"threads is {self.threads!r}; expected a whole number of 1 or more, or None.")
         for name in ("hidden_dims", "critic_hidden_dims"):
             value = getattr(self, name)
-            if not value or any(type(n) is not int or n < 1 for n in value):
-                raise ConfigError(f"{name} is {value!r}; expected one or more positive whole numbers.")
+            if not isinstance(value, tuple) or not value or any(type(n) is not int or n < 1 for n in value):
+                raise ConfigError(f"{name} is {value!r}; expected a tuple of positive whole numbers.")
         ranges = {
             "fourier_scale": (0.0, math.inf, "above 0"),
             "discount": (0.0, math.nextafter(1.0, 2), "above 0, at most 1"),
@@ -131,15 +135,18 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {value!r}; expected a number {expected}.")
         if self.fourier_features % 2:
             raise ConfigError(f"fourier_features is {self.fourier_features}; expected an even number.")
-        if self.execute_steps is not None and not 1 <= self.execute_steps <= self.chunk_size:
-            raise ConfigError(f"execute_steps is {self.execute_steps}; expected 1 to chunk_size = {self.chunk_size}.")
+        executed = self.execute_steps
+        if executed is not None and (type(executed) is not int or not 1 <= executed <= self.chunk_size):
+            raise ConfigError(
+                f"execute_steps is {executed!r}; expected a whole number, 1 to chunk_size = {self.chunk_size}."
+            )
+        if not isinstance(self.device, str):
+            raise ConfigError(f'device is {self.device!r}; expected "auto", "cpu", "cuda" or "cuda:N".')
         if self.pretrain_steps >= self.steps:
             raise ConfigError(f"pretrain_steps is {self.pretrain_steps}; expected fewer than steps = {self.steps}.")
         for name, value in _FIXED[self.method].items():
             if getattr(self, name) != value:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}, but the method {self.method} means {name} = {value}."
-                )
+                raise ConfigError(f"{name} is {getattr(self, name)}; the preset {self.method} fixes it at {value}.")
 
     @property
     def trains_policy(self) -> bool:
@@ -184,7 +191,7 @@ class TrainConfig:
             return cls(**data)
         except ConfigError:
             raise
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"Not training settings: {error}.") from error
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -77,6 +77,16 @@ class OfflineDataset:
         """Undiscounted return of every recorded episode, as recorded [episodes]."""
         starts = np.concatenate([[0], np.flatnonzero(self.episode_ends)[:-1] + 1])
         return np.add.reduceat(self.rewards.astype(np.float64), starts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over all recorded numbers, in hexadecimal: a resumed run must go on with the same data."""
+        digest = hashlib.sha256()
+        for array in (self.observations, self.actions, self.rewards, self.next_observations):
+            digest.update(np.ascontiguousarray(array, dtype="<f4").data)
+        for flags in (self.terminations, self.episode_ends):
+            digest.update(np.packbits(flags).data)
+        return digest.hexdigest()
 
     @classmethod
     def from_arrays(
@@ -163,6 +173,7 @@ class OfflineDataset:
             DatasetError: as in `from_arrays`; and the files would run code, reach outside, or are not Minari's.
         """
         source = open_minari(id_or_path)
+        _observation_boxes(source.observation_space, ())  # refuses what the loop below cannot slice
         observations, following, actions, rewards, terminations, ends = [], [], [], [], [], []
         for episode in source.episodes:
             length = len(episode.rewards)
@@ -189,11 +200,11 @@ class OfflineDataset:
         if not observations:
             raise DatasetError(f"{source.dataset_id} has no episodes; expected at least one.")
         return cls._recorded(
-            _concatenate(observations),
-            _concatenate(actions),
-            np.concatenate(rewards),
-            _concatenate(following),
-            _flags(np.concatenate(terminations), "terminations"),
+            _concatenate(observations, "observations"),
+            _concatenate(actions, "actions"),
+            _concatenate(rewards, "rewards"),
+            _concatenate(following, "next_observations"),
+            _flags(_concatenate(terminations, "terminations"), "terminations"),
             np.concatenate(ends),
             observation_space=source.observation_space,
             action_space=source.action_space,
@@ -226,18 +237,22 @@ class OfflineDataset:
         elif "rewards" not in data:
             raise DatasetError(f"{path} holds no rewards; pass environment_id= with a single-task OGBench name.")
         terminals = _flags(data["terminals"], "terminals")
+        for name in ("observations", "actions", "rewards", "masks"):
+            if name in data and data[name].shape[:1] != terminals.shape:
+                raise DatasetError(
+                    f"{path}: {name} has shape {data[name].shape}; expected {len(terminals)} rows, as terminals has."
+                )
         if not len(terminals) or not terminals[-1]:
             raise DatasetError(f"{path}: the last row is not terminal; expected every trajectory to end with one.")
         kept = np.flatnonzero(~terminals)
         if not len(kept):
             raise DatasetError(f"{path} has no transitions; expected trajectories of two or more rows.")
         masks = np.asarray(data.get("masks", np.ones(len(terminals))), dtype=np.float64)
-        observations = np.asarray(data["observations"])
         return cls._recorded(
-            observations[kept],
-            np.asarray(data["actions"])[kept],
-            np.asarray(data["rewards"])[kept],
-            observations[kept + 1],
+            data["observations"][kept],
+            data["actions"][kept],
+            data["rewards"][kept],
+            data["observations"][kept + 1],
             masks[kept] == 0,
             terminals[kept + 1],
             dataset_id=path.stem,
@@ -348,13 +363,15 @@ def _observation_boxes(
     if space is None:
 
         def unbounded(values: ArrayLike) -> spaces.Box:
-            return spaces.Box(-np.inf, np.inf, np.shape(values)[1:] or (1,), np.float32)
+            return spaces.Box(-np.inf, np.inf, _numbers(values, "observations").shape[1:] or (1,), np.float32)
 
         if isinstance(observations, Mapping):
             space = spaces.Dict([(key, unbounded(values)) for key, values in observations.items()])
         else:
             space = unbounded(observations)
     if isinstance(space, spaces.Dict):
+        if not space.spaces:
+            raise DatasetError("The observation space is an empty Dict; expected one Box or more in it.")
         return tuple(
             BoxSpec.from_space(_box(box, f'observation space of "{key}"'), key) for key, box in space.spaces.items()
         )
@@ -382,17 +399,21 @@ def _slice(values: Any, part: slice) -> Any:
     return {k: np.asarray(v)[part] for k, v in values.items()} if isinstance(values, Mapping) else values[part]
 
 
-def _concatenate(values: list[Any]) -> Any:
+def _concatenate(values: list[Any], name: str) -> Any:
     if isinstance(values[0], Mapping):
-        return {key: np.concatenate([v[key] for v in values]) for key in values[0]}
-    return np.concatenate(values)
+        return {key: _concatenate([v[key] for v in values], f'{name} "{key}"') for key in values[0]}
+    try:
+        return np.concatenate(values)
+    except ValueError as error:
+        shapes = sorted({np.shape(v)[1:] for v in values})
+        raise DatasetError(f"{name} has rows of shapes {shapes} in different episodes; expected one shape.") from error
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except FileNotFoundError as error:
         raise NotFoundError(f"There is no file {path}.") from error
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
-        raise DatasetError(f"{path} is not an .npz file of plain arrays: {error}.") from error
+    except Exception as error:  # NumPy, zipfile and zlib raise a dozen kinds when a file is broken
+        raise DatasetError(f"{path} is not an .npz file of plain arrays: {error!r}.") from error

@@ -25,7 +25,7 @@ def maximize_q(
     steps: int,
     step_size: float,
 ) -> tuple[Float[Tensor, "batch act"], Float[Tensor, " batch"]]:
-    """Climb a value by projected gradient ascent from several candidates and keep the best end.
+    """Climb a value by projected gradient ascent from several candidates and keep the best of all starts and ends.
 
     Steps have a fixed length, so the result lies within `steps * step_size` (root mean square per component) of a
     candidate, however steep the value is; every iterate lies in the box [-1, 1].
@@ -37,19 +37,21 @@ def maximize_q(
         step_size: Length of a step, root mean square per component.
 
     Returns:
-        The best end of every row, detached, and its value's gain over the first candidate.
+        The best action of every row, detached, and its value's gain over the first candidate, never negative.
     """
-    x = candidates.detach().clamp(-1, 1)
+    starts = candidates.detach().clamp(-1, 1)
     with torch.no_grad():
-        before = value(x)[0]
+        before = value(starts)
+    x = starts
     length = step_size * math.sqrt(x.shape[-1])
     for _ in range(steps):
         with torch.enable_grad():
-            x = x.requires_grad_()
+            x = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(value(x).sum(), x)
         norm = gradient.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         x = (x.detach() + length * gradient / norm).clamp(-1, 1)
     with torch.no_grad():
-        ends = value(x)
-    best, index = ends.max(dim=0)
-    return x.gather(0, index[None, :, None].expand(1, *x.shape[1:]))[0], best - before
+        # A step of fixed length may overshoot: the starts compete too.
+        points, values = torch.cat([starts, x]), torch.cat([before, value(x)])
+    best, index = values.max(dim=0)
+    return points.gather(0, index[None, :, None].expand(1, *x.shape[1:]))[0], best - before[0]

@@ -38,6 +38,9 @@ __all__ = ["make_spec", "train"]
 
 METRICS_FILE = "metrics.csv"
 
+_FREE = ("steps", "checkpoint_every", "log_every", "device", "threads")
+"""Settings in which a resumed run may differ."""
+
 _COLUMNS = (*METRICS, "gradient_norm", "updates_per_second")
 
 Progress = Callable[[int, dict[str, float]], None]
@@ -59,7 +62,8 @@ def train(
         dataset: Training data.
         output_dir: Folder of the run: `checkpoints/step_…` and `metrics.csv`. Created if need be.
         resume: Go on from the newest checkpoint, if there is one; on the CPU the result is bit-equal to that of an
-            uninterrupted run. Only `steps`, `checkpoint_every` and `log_every` may differ from its settings.
+            uninterrupted run. Only `steps`, `checkpoint_every`, `log_every`, `device` and
+            `threads` may differ from its settings.
         on_progress: Called after every `log_every` updates, and at the end.
 
     Returns:
@@ -74,14 +78,14 @@ def train(
         DivergedError: a gradient is not finite; the last checkpoint is intact.
     """
     device = _device(config.device)
-    spec = make_spec(config, dataset)
+    spec, data = make_spec(config, dataset), dataset.fingerprint
     chunks = _DeviceChunks(config, dataset, spec, device)
     folder = Path(output_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"The output folder {folder} cannot be made: {error.strerror}.") from error
-    with _lock(folder), _finish_on_interrupt() as interrupted:
+    with _lock(folder), _threads(config.threads), _finish_on_interrupt() as interrupted:
         last = Checkpoint.latest(folder)
         if last is not None and not resume:
             raise OutputError(
@@ -92,24 +96,23 @@ def train(
         optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
         generator = torch.Generator(device).manual_seed(config.seed)
         if last is not None:
-            _check_same_run(last, config, spec)
+            _check_same_run(last, config, spec, data)
             last.restore(networks, optimizer, generator)
         first = 0 if last is None else last.step
         log = _MetricsLog(folder / METRICS_FILE, first)
         for step in range(first + 1, config.steps + 1):
             metrics = _update(networks, trained, optimizer, chunks, generator, config, step)
             log.add(metrics)
-            stop = bool(interrupted)
             if step % config.log_every == 0 or step == config.steps:
                 row = log.write(step)
                 if on_progress is not None:
                     on_progress(step, row)
+            stop = bool(interrupted)
             if step % config.checkpoint_every == 0 or step == config.steps or stop:
-                last = Checkpoint.save(folder, step, config, spec, networks, optimizer, generator)
+                last = Checkpoint.save(folder, step, config, spec, data, networks, optimizer, generator)
             if stop:
                 raise KeyboardInterrupt
-    if last is None:
-        raise CheckpointError(f"{folder} holds no checkpoint.")  # unreachable: steps >= 1
+    assert last is not None  # there is at least one step, and the last one saves
     return last
 
 
@@ -243,18 +246,21 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f'device is "{name}"; expected "auto", "cpu", "cuda" or "cuda:N".') from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f'device is "{name}", but torch sees no CUDA device here. Use device="cpu" or "auto".')
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f'device is "{name}"; expected "auto", "cpu", "cuda" or "cuda:N".')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count() or "no"
+        raise DeviceError(f'device is "{name}", but torch sees {seen} CUDA device(s) here. Use device="cpu" or "auto".')
     return device
 
 
-def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec) -> None:
-    free = {name: getattr(config, name) for name in ("steps", "checkpoint_every", "log_every", "device")}
+def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec, data: str) -> None:
+    free = {name: getattr(config, name) for name in _FREE}
     if replace(last.config, **free) != config:
         ours, theirs = asdict(config), asdict(last.config)
         changed = [f"{k}: {theirs[k]!r} there, {ours[k]!r} now" for k in ours if k not in free and ours[k] != theirs[k]]
         raise CheckpointError(f"The run in {last.path.parent.parent} has other settings: {'; '.join(changed)}.")
-    if replace(last.spec, hyperparameters={}) != replace(spec, hyperparameters={}):
+    if last.data != data or replace(last.spec, hyperparameters={}) != replace(spec, hyperparameters={}):
         raise CheckpointError(f"The run in {last.path.parent.parent} was trained on other data. Use the same data set.")
     if last.step > config.steps:
         raise CheckpointError(f"The run has done {last.step} updates already; expected steps of as many or more.")
@@ -276,6 +282,16 @@ def _lock(folder: Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,6 @@
+"""Shape checks of the mathematics while testing; installed here, before any test imports meam_training."""
+
+import jaxtyping
+
+SHAPE_CHECKED = ("adjoint", "algorithm", "flow", "networks", "q_maximizer")
+jaxtyping.install_import_hook([f"meam_training.{name}" for name in SHAPE_CHECKED], "beartype.beartype")

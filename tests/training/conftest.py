@@ -1,0 +1,102 @@
+"""The small data and settings that the tests of training share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+from meam_training.config import TrainConfig
+from meam_training.dataset import OfflineDataset
+
+torch.set_num_threads(1)
+# The first call of many a torch operation takes longer than Hypothesis allows.
+hypothesis.settings.register_profile("training", deadline=None)
+hypothesis.settings.load_profile("training")
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+@pytest.fixture(scope="session")
+def dataset() -> OfflineDataset:
+    """Six episodes of twenty steps, three observed numbers, two actions; every other episode terminates."""
+    generator = np.random.default_rng(0)
+    rows = 120
+    ends = np.arange(rows) % 20 == 19
+    return OfflineDataset.from_arrays(
+        observations=generator.normal(size=(rows, 3)),
+        actions=generator.uniform(-1, 1, size=(rows, 2)),
+        rewards=generator.normal(size=rows),
+        next_observations=generator.normal(size=(rows, 3)),
+        terminations=ends & (np.arange(rows) % 40 == 19),
+        truncations=ends & (np.arange(rows) % 40 == 39),
+        dataset_id="tests/tiny-v0",
+    )
+
+
+@pytest.fixture(scope="session")
+def make_config() -> MakeConfig:
+    """Settings of a run that takes a fraction of a second."""
+
+    def make(method: str = "me-am", **overrides: Any) -> TrainConfig:
+        tiny: dict[str, Any] = {
+            "steps": 12,
+            "batch_size": 16,
+            "device": "cpu",
+            "hidden_dims": (8, 8),
+            "critic_hidden_dims": (8, 8),
+            "num_critics": 2,
+            "flow_steps": 3,
+            "chunk_size": 2,
+            "checkpoint_every": 1000,
+            "log_every": 1,
+        }
+        return TrainConfig.preset(method, **{**tiny, **overrides})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_minari() -> Callable[..., Path]:
+    """Writes a data set with Minari itself and returns its folder, the one that holds metadata.json."""
+
+    def make(
+        root: Path, dataset_id: str, episodes: list[dict[str, Any]], observation_space: Any, action_space: Any
+    ) -> Path:
+        import minari
+        from minari.data_collector.episode_buffer import EpisodeBuffer
+
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about authors and the like
+            patch.setenv("MINARI_DATASETS_PATH", str(root))
+            minari.create_dataset_from_buffers(
+                dataset_id,
+                [EpisodeBuffer(**episode) for episode in episodes],
+                observation_space=observation_space,
+                action_space=action_space,
+                data_format="hdf5",
+            )
+        return root / dataset_id / "data"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pointmaze_goal() -> Callable[[str], np.ndarray[Any, Any]]:
+    """Where the goal of an OGBench single-task point maze is, from OGBench's own environment."""
+
+    def goal(environment_id: str) -> np.ndarray[Any, Any]:
+        ogbench = pytest.importorskip("ogbench")
+        env = ogbench.make_env_and_datasets(environment_id, env_only=True)
+        env.reset()
+        position = np.array(env.unwrapped.cur_goal_xy)
+        env.close()
+        return position
+
+    return goal

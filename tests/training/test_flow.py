@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meam_training.flow import flow_matching_loss, integrate, interpolate, score_from_velocity, time_like
+
+TIMES = st.floats(0.0, 0.99)
+
+
+def tensor(values):
+    return torch.tensor(np.asarray(values), dtype=torch.float64)
+
+
+def test_the_interpolant_runs_from_noise_to_action():
+    x_0, x_1 = tensor([[1.0, 2.0]] * 3), tensor([[5.0, -2.0]] * 3)
+    x_t = interpolate(x_0, x_1, tensor([[0.0], [0.25], [1.0]]))
+    np.testing.assert_allclose(x_t, [[1, 2], [2, 1], [5, -2]])
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 4, 3)])
+def test_a_time_is_repeated_for_every_row(shape):
+    times = time_like(torch.zeros(shape), 0.3)
+    assert times.shape == (*shape[:-1], 1)
+    assert (times == torch.tensor(0.3)).all()
+
+
+def test_the_flow_matching_loss_is_the_weighted_mean_squared_error_of_the_velocity():
+    generator = np.random.default_rng(0)
+    predicted, x_0, x_1 = generator.normal(size=(3, 5, 2))
+    weight = np.array([1.0, 0.0, 1.0, 0.5, 0.0])
+    expected = np.mean(((predicted - (x_1 - x_0)) ** 2).mean(axis=1) * weight)
+    loss = flow_matching_loss(tensor(predicted), tensor(x_0), tensor(x_1), tensor(weight))
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_gradient_of_the_flow_matching_loss_is_right():
+    x_0, x_1 = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weight = tensor([1.0, 0.0, 2.0, 1.0])
+    predicted = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda p: flow_matching_loss(p, x_0, x_1, weight), (predicted,))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_integration_of_an_affine_field_is_the_power_of_its_euler_step(steps):
+    generator = np.random.default_rng(1)
+    matrix, offset, drift, x_0 = (generator.normal(size=s) for s in ((3, 3), 3, 3, (5, 3)))
+    reached = integrate(
+        lambda x, t: x @ tensor(matrix).T + tensor(offset) + t * tensor(drift), tensor(x_0), steps
+    ).numpy()
+    h = 1 / steps
+    euler = np.eye(3) + h * matrix
+    expected = x_0 @ np.linalg.matrix_power(euler, steps).T
+    for k in range(steps):
+        pushed = h * (offset + drift * k * h)
+        expected = expected + np.linalg.matrix_power(euler, steps - 1 - k) @ pushed
+    np.testing.assert_allclose(reached, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 10])
+def test_integration_reads_the_field_at_the_beginning_of_every_step(steps):
+    seen = []
+
+    def velocity(x, t):
+        seen.append(t[0].item())
+        return 2 * t.expand_as(x)
+
+    reached = integrate(velocity, torch.zeros(1, 2, dtype=torch.float64), steps)
+    np.testing.assert_allclose(seen, np.arange(steps) / steps)
+    np.testing.assert_allclose(reached, (steps - 1) / steps)
+
+
+def gaussian(x, t, mean, std):
+    """Density, velocity and score at time t of the flow from N(0, 1) to N(mean, std²), in one dimension."""
+    variance = (1 - t) ** 2 + (t * std) ** 2
+    offset = x - t * mean
+    density = np.exp(-(offset**2) / (2 * variance)) / np.sqrt(variance)
+    velocity = mean + (t * std**2 - (1 - t)) / variance * offset
+    return density, velocity, -offset / variance
+
+
+@given(t=TIMES, mean=st.floats(-2, 2), std=st.floats(0.05, 2))
+def test_the_score_of_a_gaussian_follows_from_its_velocity(t, mean, std):
+    x = np.linspace(-3, 3, 13)
+    _, velocity, score = gaussian(x, t, mean, std)
+    found = score_from_velocity(tensor(x)[:, None], tensor(velocity)[:, None], t)[:, 0]
+    np.testing.assert_allclose(found, score, rtol=1e-8, atol=1e-8)
+
+
+@given(t=TIMES, share=st.floats(0.01, 0.99), gap=st.floats(0.0, 2.0))
+def test_the_score_of_a_mixture_follows_from_its_velocity(t, share, gap):
+    x = np.linspace(-2, 2, 13)
+    parts = [gaussian(x, t, -gap / 2, 0.3), gaussian(x, t, gap / 2, 0.5)]
+    weights = np.array([share, 1 - share])[:, None] * [density for density, _, _ in parts]
+    weights = weights / weights.sum(axis=0)
+    velocity, score = (sum(w * part[i] for w, part in zip(weights, parts, strict=True)) for i in (1, 2))
+    found = score_from_velocity(tensor(x)[:, None], tensor(velocity)[:, None], t)[:, 0]
+    np.testing.assert_allclose(found, score, rtol=1e-8, atol=1e-8)
+
+
+def test_the_flow_to_a_gaussian_reaches_it_as_steps_grow():
+    mean, std = 0.7, 0.4
+
+    def velocity(x, t):
+        return tensor(gaussian(x.numpy(), t.numpy(), mean, std)[1])
+
+    x_0 = tensor(np.linspace(-2, 2, 9))[:, None]
+    errors = [(integrate(velocity, x_0, steps) - (mean + std * x_0)).abs().max().item() for steps in (50, 100, 200)]
+    assert errors[2] < 0.01
+    # First order: half the step, half the error.
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(2, rel=0.1)

@@ -1,0 +1,393 @@
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from meam_policy.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    DeviceError,
+    DivergedError,
+    LockedError,
+    OutputError,
+)
+from meam_training.checkpoint import Checkpoint, build_networks
+from meam_training.dataset import OfflineDataset
+from meam_training.trainer import make_spec, train
+
+
+def saved(checkpoint):
+    """Every tensor of a checkpoint: weights, optimiser, generator."""
+    model = load_file(checkpoint.path / "model.safetensors")
+    trainer = load_file(checkpoint.path / "trainer.safetensors")
+    return model | {f"trainer.{name}": tensor for name, tensor in trainer.items()}
+
+
+def assert_bit_equal(one, other):
+    one, other = saved(one), saved(other)
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_speed(folder):
+    return [{k: v for k, v in row.items() if k != "updates_per_second"} for row in rows(folder)]
+
+
+def left_in(folder):
+    return {path.name for path in folder.rglob("*") if path.name not in (".lock",)} - {
+        path.name for path in folder.glob("checkpoints/step_*/*")
+    }
+
+
+def test_a_run_leaves_checkpoints_and_metrics_and_nothing_else(dataset, make_config, tmp_path):
+    folder = tmp_path / "new" / "run"
+    last = train(make_config(steps=5, checkpoint_every=2), dataset, folder)
+    assert last.step == 5
+    assert last.path == folder / "checkpoints" / "step_00000005"
+    assert left_in(folder) == {"checkpoints", "metrics.csv", "step_00000002", "step_00000004", "step_00000005"}
+
+
+def test_the_seed_decides_the_run(dataset, make_config, tmp_path):
+    one, same, other = (
+        train(make_config(steps=4, seed=seed), dataset, tmp_path / str(i)) for i, seed in enumerate((1, 1, 2))
+    )
+    assert_bit_equal(one, same)
+    assert not torch.equal(saved(one)["prior.layers.0.weight"], saved(other)["prior.layers.0.weight"])
+
+
+def test_without_entropy_and_mixture_a_run_of_me_am_is_one_of_qam_bit_for_bit(dataset, make_config, tmp_path):
+    qam = train(make_config("qam", pretrain_steps=3), dataset, tmp_path / "qam")
+    me_am = train(
+        make_config("me-am", pretrain_steps=3, entropy_coef=0.0, mixture_weight=0.0), dataset, tmp_path / "me-am"
+    )
+    assert_bit_equal(qam, me_am)
+    assert without_speed(tmp_path / "qam") == without_speed(tmp_path / "me-am")
+
+
+def test_bc_is_the_prior_that_other_methods_pretrain(dataset, make_config, tmp_path):
+    bc = train(make_config("bc", steps=4), dataset, tmp_path / "bc")
+    qam = train(make_config("qam", steps=5, pretrain_steps=4, checkpoint_every=4), dataset, tmp_path / "qam")
+    assert {name.split(".")[0] for name in load_file(bc.path / "model.safetensors")} == {"encoder", "prior"}
+    assert rows(tmp_path / "bc")[-1]["critic_loss"] == ""
+    pretrained = load_file(qam.path.with_name("step_00000004") / "model.safetensors")
+    for name in [name for name in pretrained if name.startswith("prior.")]:
+        for copy in ("policy.", "target_prior."):
+            assert torch.equal(pretrained[name], pretrained[name.replace("prior.", copy, 1)])
+        assert torch.equal(pretrained[name], saved(bc)[name])
+
+
+def test_targets_average_the_weights_that_an_update_began_with(dataset, make_config, tmp_path):
+    config = make_config(steps=2, checkpoint_every=1, polyak=0.25)
+    second = saved(train(config, dataset, tmp_path))
+    first = saved(Checkpoint.load(tmp_path / "checkpoints/step_00000001"))
+    initial = build_networks(make_spec(config, dataset), config).state_dict()
+    targets = [name for name in second if name.startswith("target_")]
+    for name in targets:
+        online = name.removeprefix("target_")
+        assert torch.equal(first[name], initial[online])
+        torch.testing.assert_close(second[name], 0.75 * initial[online] + 0.25 * first[online], rtol=1e-6, atol=1e-7)
+    assert any(not torch.equal(first[name], second[name]) for name in targets)
+
+
+def test_the_first_updates_are_adam_steps_of_the_learning_rate(dataset, make_config, tmp_path):
+    config = make_config(steps=1, learning_rate=1e-3)
+    after = saved(train(config, dataset, tmp_path))
+    initial = build_networks(make_spec(config, dataset), config).state_dict()
+    # Adam's first step is the sign of the gradient times the rate, but for gradients near its epsilon.
+    moved = (after["policy.layers.2.bias"] - initial["policy.layers.2.bias"]).abs()
+    np.testing.assert_allclose(moved, 1e-3, rtol=1e-2)
+
+
+def test_progress_and_metrics_agree(dataset, make_config, tmp_path):
+    seen = []
+    train(make_config(steps=7, log_every=3), dataset, tmp_path, on_progress=lambda *args: seen.append(args))
+    assert [step for step, _ in seen] == [3, 6, 7]
+    logged = rows(tmp_path)
+    assert [int(row["step"]) for row in logged] == [3, 6, 7]
+    for (_, metrics), row in zip(seen, logged, strict=True):
+        assert {name for name, value in row.items() if value} - {"step"} == set(metrics)
+        for name, value in metrics.items():
+            assert float(row[name]) == pytest.approx(value, rel=1e-5)
+
+
+def test_rows_of_metrics_are_means_over_their_updates(dataset, make_config, tmp_path):
+    train(make_config(steps=6, log_every=1), dataset, tmp_path / "each")
+    train(make_config(steps=6, log_every=3), dataset, tmp_path / "third")
+    each = [float(row["prior_loss"]) for row in rows(tmp_path / "each")]
+    third = [float(row["prior_loss"]) for row in rows(tmp_path / "third")]
+    assert third == pytest.approx([np.mean(each[:3]), np.mean(each[3:])], rel=1e-5)
+
+
+# Resuming
+
+
+@pytest.fixture(scope="module", params=["bc", "me-am"])
+def whole(request, dataset, make_config, tmp_path_factory):
+    """An uninterrupted run with every checkpoint: its settings, its folder and its end."""
+    pretraining = {} if request.param == "bc" else {"pretrain_steps": 4}
+    config = make_config(request.param, steps=12, checkpoint_every=1, **pretraining)
+    folder = tmp_path_factory.mktemp("whole")
+    return config, folder, train(config, dataset, folder)
+
+
+@pytest.mark.parametrize("at", [2, 4, 5, 8, 12])
+def test_a_resumed_run_equals_an_uninterrupted_one(whole, dataset, tmp_path, at):
+    config, folder, end = whole
+    cut = tmp_path / "cut"
+    shutil.copytree(folder, cut)  # with rows of metrics beyond the checkpoint, as after a kill
+    for later in range(at + 1, 13):
+        shutil.rmtree(cut / "checkpoints" / f"step_{later:08d}")
+    resumed = train(config, dataset, cut, resume=True)
+    assert resumed.step == end.step == 12
+    assert_bit_equal(end, resumed)
+    assert without_speed(cut) == without_speed(folder)
+    assert [int(row["step"]) for row in rows(cut)] == list(range(1, 13))
+    assert left_in(cut) == left_in(folder)
+
+
+def test_a_finished_run_can_be_extended(dataset, make_config, tmp_path):
+    whole = train(make_config(steps=10, pretrain_steps=3), dataset, tmp_path / "whole")
+    train(make_config(steps=6, pretrain_steps=3), dataset, tmp_path / "cut")
+    assert_bit_equal(whole, train(make_config(steps=10, pretrain_steps=3), dataset, tmp_path / "cut", resume=True))
+    assert without_speed(tmp_path / "whole") == without_speed(tmp_path / "cut")
+
+
+def test_resuming_where_nothing_was_begins_a_run(dataset, make_config, tmp_path):
+    assert train(make_config(steps=2), dataset, tmp_path, resume=True).step == 2
+
+
+def test_an_existing_run_is_not_overwritten(dataset, make_config, tmp_path):
+    last = train(make_config(steps=3), dataset, tmp_path)
+    before = saved(last)
+    with pytest.raises(OutputError, match="already holds a run of 3 updates. Resume it"):
+        train(make_config(steps=3), dataset, tmp_path)
+    assert all(torch.equal(before[name], tensor) for name, tensor in saved(last).items())
+    assert len(rows(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("seed", 7), ("learning_rate", 1e-2), ("hidden_dims", (4,)), ("entropy_coef", 0.2)]
+)
+def test_resuming_with_other_settings_is_refused(dataset, make_config, tmp_path, field, value):
+    config = make_config(steps=3)
+    train(config, dataset, tmp_path)
+    there = getattr(config, field)
+    with pytest.raises(CheckpointError, match="has other settings: ") as caught:
+        train(make_config(steps=5, **{field: value}), dataset, tmp_path, resume=True)
+    assert f"{field}: {there!r} there, {value!r} now" in str(caught.value)
+    assert "steps:" not in str(caught.value)
+
+
+def test_steps_and_intervals_may_change_when_resuming(dataset, make_config, tmp_path):
+    train(make_config(steps=3), dataset, tmp_path)
+    config = make_config(steps=5, checkpoint_every=1, log_every=2)
+    assert train(config, dataset, tmp_path, resume=True).config == config
+
+
+def test_resuming_with_fewer_updates_than_done_is_refused(dataset, make_config, tmp_path):
+    train(make_config(steps=3), dataset, tmp_path)
+    with pytest.raises(CheckpointError, match="done 3 updates already"):
+        train(make_config(steps=2), dataset, tmp_path, resume=True)
+
+
+def test_resuming_on_other_data_is_refused(dataset, make_config, tmp_path):
+    train(make_config(steps=3), dataset, tmp_path)
+    for other in (
+        replace(dataset, observations=dataset.observations + 1),
+        replace(dataset, rewards=dataset.rewards + 1),
+        replace(dataset, terminations=~dataset.terminations),
+        replace(dataset, dataset_id="tests/other-v0"),
+        replace(dataset, environment_id="meam/Pockets-v0"),
+    ):
+        with pytest.raises(CheckpointError, match="trained on other data"):
+            train(make_config(steps=5), other, tmp_path, resume=True)
+
+
+# Interruption
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", [2, 5, 12])
+def test_an_interrupt_saves_the_update_it_met_and_the_run_goes_on_from_there(
+    dataset, make_config, tmp_path, number, at
+):
+    config = make_config(pretrain_steps=4)
+    whole = train(config, dataset, tmp_path / "whole")
+    cut = tmp_path / "cut"
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+
+    def interrupt(step, metrics):
+        if step == at:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, dataset, cut, on_progress=interrupt)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert Checkpoint.load(cut).step == at
+    assert left_in(cut) == {"checkpoints", "metrics.csv", f"step_{at:08d}"}
+    assert_bit_equal(whole, train(config, dataset, cut, resume=True))
+    assert without_speed(cut) == without_speed(tmp_path / "whole")
+
+
+def test_a_second_interrupt_stops_at_once(dataset, make_config, tmp_path):
+    def interrupt(step, metrics):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config(), dataset, tmp_path, on_progress=interrupt)
+    assert Checkpoint.latest(tmp_path) is None
+    assert train(make_config(), dataset, tmp_path).step == 12
+
+
+def test_an_error_of_the_callers_own_passes_and_frees_the_folder(dataset, make_config, tmp_path):
+    def fail(step, metrics):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(make_config(), dataset, tmp_path, on_progress=fail)
+    assert train(make_config(), dataset, tmp_path, resume=True).step == 12
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("reward", [1e25, -1e38])
+def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint(
+    dataset, make_config, tmp_path, reward
+):
+    config = make_config(steps=8, pretrain_steps=4, checkpoint_every=1, discount=0.5)
+    data = replace(dataset, rewards=np.full(len(dataset), reward, np.float32))
+    with pytest.raises(DivergedError, match=r"gradient of update 5 is not finite \(.*critic_loss (inf|nan)"):
+        train(config, data, tmp_path)
+    last = Checkpoint.load(tmp_path)
+    assert last.step == 4
+    assert all(tensor.isfinite().all() for tensor in saved(last).values())
+    assert last.load_networks() is not None
+    assert left_in(tmp_path) == {"checkpoints", "metrics.csv", *(f"step_0000000{n}" for n in (1, 2, 3, 4))}
+    assert train(config, dataset, tmp_path, resume=True).step == 8
+
+
+def test_without_gradient_clipping_divergence_is_noticed_too(dataset, make_config, tmp_path):
+    data = replace(dataset, rewards=np.full(len(dataset), 1e25, np.float32))
+    with pytest.raises(DivergedError, match="gradient of update 1 is not finite"):
+        train(make_config(gradient_clip=0.0), data, tmp_path)
+    assert Checkpoint.latest(tmp_path) is None
+
+
+# Locking
+
+
+def test_a_second_training_into_the_same_folder_is_refused_and_the_first_unharmed(dataset, make_config, tmp_path):
+    config = make_config(steps=4)
+    refused = []
+
+    def intrude(step, metrics):
+        with pytest.raises(LockedError, match=f"Process {os.getpid()} is training into"):
+            train(config, dataset, tmp_path / "run", resume=True)
+        refused.append(step)
+
+    first = train(config, dataset, tmp_path / "run", on_progress=intrude)
+    assert refused == [1, 2, 3, 4]
+    assert_bit_equal(first, train(config, dataset, tmp_path / "undisturbed"))
+
+
+ENDLESS = """
+import sys
+import numpy as np
+from meam_training import OfflineDataset, TrainConfig, train
+rows = np.arange(40)
+data = OfflineDataset.from_arrays(
+    np.sin(rows), np.cos(rows), np.sin(rows), np.cos(rows), np.zeros(40, bool), rows % 20 == 19
+)
+config = TrainConfig.preset(
+    "me-am", steps=int(sys.argv[2]), checkpoint_every=1, log_every=1, batch_size=4, hidden_dims=(4,),
+    critic_hidden_dims=(4,), num_critics=1, flow_steps=2, device="cpu", pretrain_steps=2, threads=1,
+)
+train(config, data, sys.argv[1], resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_training_in_another_process_locks_the_folder_and_survives_being_killed(dataset, make_config, tmp_path):
+    cut = tmp_path / "cut"
+    for _ in range(3):
+        child = subprocess.Popen([sys.executable, "-c", ENDLESS, str(cut), "1000000"])
+        try:
+            before = Checkpoint.latest(cut)
+            deadline = time.monotonic() + 60
+            while (now := Checkpoint.latest(cut)) is None or (before is not None and now.step < before.step + 5):
+                assert child.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            with pytest.raises(LockedError, match=f"Process {child.pid} is training into"):
+                train(make_config(), dataset, cut, resume=True)
+        finally:
+            child.kill()
+            child.wait()
+    last = Checkpoint.load(cut)
+    assert all(tensor.isfinite().all() for tensor in saved(last).values())
+    for folder, steps in ((cut, last.step + 3), (tmp_path / "whole", last.step + 3)):
+        subprocess.run([sys.executable, "-c", ENDLESS, str(folder), str(steps)], check=True)
+    assert_bit_equal(Checkpoint.load(cut), Checkpoint.load(tmp_path / "whole"))
+    assert [int(row["step"]) for row in rows(cut)] == list(range(1, last.step + 4))
+
+
+# What cannot be trained
+
+
+def test_an_output_folder_that_is_a_file_is_refused(dataset, make_config, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputError, match="cannot be made"):
+            train(make_config(), dataset, path)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_episodes_shorter_than_a_chunk_are_refused_before_anything_is_written(dataset, make_config, tmp_path):
+    with pytest.raises(DatasetError, match="chunk_size = 21"):
+        train(make_config(chunk_size=21), dataset, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "mps", "meta", "cpu:x"])
+def test_an_unknown_device_is_refused(dataset, make_config, tmp_path, device):
+    with pytest.raises(ConfigError, match=f'device is "{device}"; expected "auto", "cpu", "cuda"'):
+        train(make_config(device=device), dataset, tmp_path / "run")
+
+
+def test_a_device_that_is_not_here_is_refused(dataset, make_config, tmp_path):
+    name = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(DeviceError, match=f'device is "{name}", but torch sees'):
+        train(make_config(device=name), dataset, tmp_path / "run")
+
+
+def test_training_learns_the_data(make_config, tmp_path):
+    from meam_training.flow import integrate
+
+    generator = np.random.default_rng(0)
+    observations = generator.choice([-1.0, 1.0], size=(400, 1))
+    ends = np.ones(400, bool)
+    data = OfflineDataset.from_arrays(observations, 0.7 * observations, np.zeros(400), observations, ends, ~ends)
+    config = make_config("bc", steps=400, chunk_size=1, hidden_dims=(32, 32), batch_size=64, learning_rate=3e-3)
+    networks = train(config, data, tmp_path).load_networks()
+    with torch.no_grad():
+        features = networks.encoder(torch.tensor([[-1.0], [1.0]]).repeat(50, 1))
+        x_0 = torch.randn((100, 1), generator=torch.Generator().manual_seed(0))
+        actions = integrate(networks.deployed.condition(features), x_0, 10)
+    assert (actions - torch.tensor([[-0.7], [0.7]]).repeat(50, 1)).abs().mean() < 0.15
