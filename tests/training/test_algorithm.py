@@ -200,7 +200,8 @@ def test_the_mixture_replaces_exactly_its_share_of_rows(make_config, make_networ
     config = make_config(mixture_weight=weight, ascent_candidates=1, ascent_steps=0, mixture_bandwidth=0.3)
     networks, batch, noise = make_networks(config), random_batch(seed), noise_for(config, seed)
     loss = compute_losses(networks, batch, noise, config).metrics["prior_loss"].item()
-    mixed = round(weight * BATCH)
+    mixed = len(noise.bandwidth)
+    assert mixed == (max(1, round(weight * BATCH)) if weight else 0)
     x_1, row_weights = batch.actions.clone(), batch.valid.clone()
     x_1[:mixed] = (x_1[:mixed] + 0.3 * noise.bandwidth).clamp(-1, 1)
     row_weights[:mixed] = 1
