@@ -44,7 +44,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 @contextmanager
 def progress_bar(description: str, total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on stderr while work is going on.
+    """Show a progress bar on stderr while work is going on; where stderr is no terminal, ten lines.
 
     Args:
         description: What is going on.
@@ -65,8 +65,13 @@ def progress_bar(description: str, total: int, *, quiet: bool = False) -> Iterat
     )
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task(description, total=total, note="")
+        tenths = 0
 
         def advance(done: int, note: str = "") -> None:
+            nonlocal tenths
             progress.update(task, completed=done, note=note)
+            if progress.disable and not quiet and 10 * done // total > tenths:
+                tenths = 10 * done // total
+                say(f"{description}: {done} of {total}" + (f", {note}" if note else ""))
 
         yield advance

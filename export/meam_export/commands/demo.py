@@ -40,7 +40,9 @@ def demo(
         json: Print one line of JSON to stdout instead of a table.
     """
     result = run_demo(TASKS[task], output_dir, seed=seed, episodes=episodes, progress=partial(progress_bar, quiet=json))
-    report = write_report(result, output_dir / "report.html", video=not no_video)
+    with progress_bar("Writing the report", 1, quiet=json) as advance:
+        report = write_report(result, output_dir / "report.html", video=not no_video)
+        advance(1)
     if json:
         print_json(result.to_json())
         return
