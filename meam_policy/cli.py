@@ -62,6 +62,10 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # the machine's refusals: permissions, a full disk
+        place = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"meam: {place}{error.strerror or error}.\n")
+        return USER_ERROR
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -38,8 +38,14 @@ def make_environment(environment_id: str, **kwargs: Any) -> gymnasium.Env[Any, A
     name = _gymnasium_id(environment_id) if ogbench_name else environment_id
     try:
         env = gymnasium.make(name, **kwargs)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise MissingExtraError(f"{environment_id} needs its simulator: pip install 'meam-policy[mujoco]'.") from error
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        if isinstance(error, MissingExtraError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise MissingExtraError(
+            f"{environment_id} needs something that is not installed: {reason} "
+            "(MuJoCo's environments of version 4 and later come with pip install 'meam-policy[mujoco]'.)"
+        ) from error
     except gymnasium.error.Error as error:
         close = get_close_matches(name, list(gymnasium.registry), n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""

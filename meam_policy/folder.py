@@ -11,7 +11,16 @@ from meam_policy.errors import IntegrityError, NotFoundError
 from meam_policy.hub import download_policy
 from meam_policy.spec import PolicySpec
 
-__all__ = ["CONFIG_FILE", "GRAPH_FILE", "POLICY_FILES", "locate_policy", "read_graph", "read_spec", "sha256"]
+__all__ = [
+    "CONFIG_FILE",
+    "GRAPH_FILE",
+    "POLICY_FILES",
+    "locate_policy",
+    "read_graph",
+    "read_spec",
+    "sha256",
+    "verify_files",
+]
 
 CONFIG_FILE = "config.json"
 GRAPH_FILE = "policy.onnx"
@@ -80,15 +89,30 @@ def read_graph(folder: Path, spec: PolicySpec) -> bytes:
         NotFoundError: there is none.
         IntegrityError: it is not the file that `config.json` speaks of.
     """
-    data = _read(folder, GRAPH_FILE)
-    expected, seen = spec.files.get(GRAPH_FILE), sha256(data)
+    return _read_checked(folder, GRAPH_FILE, spec.files.get(GRAPH_FILE))
+
+
+def verify_files(folder: Path, spec: PolicySpec) -> None:
+    """Check every file of which `config.json` records a hash.
+
+    Raises:
+        NotFoundError: a file is missing.
+        IntegrityError: a file is not the one that `config.json` speaks of.
+    """
+    for name, expected in spec.files.items():
+        _read_checked(folder, name, expected)
+
+
+def _read_checked(folder: Path, name: str, expected: str | None) -> bytes:
+    data = _read(folder, name)
+    seen = sha256(data)
     if expected is None:
-        raise IntegrityError(f"config.json records no hash of {GRAPH_FILE} in {folder}. Export the policy again.")
+        raise IntegrityError(f"config.json records no hash of {name} in {folder}. Export the policy again.")
     if data.startswith(b"version https://git-lfs"):
-        raise IntegrityError(f"{folder / GRAPH_FILE} is a git-lfs pointer, not the file. Run `git lfs pull`.")
+        raise IntegrityError(f"{folder / name} is a git-lfs pointer, not the file. Run `git lfs pull`.")
     if seen != expected:
         raise IntegrityError(
-            f"{folder / GRAPH_FILE} has SHA-256 {seen[:16]}…, but config.json records {expected[:16]}…: the file was "
+            f"{folder / name} has SHA-256 {seen[:16]}…, but config.json records {expected[:16]}…: the file was "
             "changed, damaged, or belongs to another export. Download or export the policy again."
         )
     return data

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from meam_policy.action_chunk import ActionChunkQueue
-from meam_policy.errors import ActionError, ObservationError
+from meam_policy.errors import ActionError, ConfigError, ObservationError
 from meam_policy.folder import locate_policy, read_graph, read_spec
 from meam_policy.observation import flatten_observation
 from meam_policy.session import Device, PolicySession
@@ -96,8 +96,12 @@ class MeamPolicy:
         """Start a new episode: drop every queued action.
 
         Args:
-            seed: Seed of the noise from here on; None leaves the noise going as it is.
+            seed: Seed of the noise from here on, 0 or more; None leaves the noise going as it is.
+
+        Raises:
+            ConfigError: the seed is negative.
         """
+        _check_seed(seed)
         if seed is not None or not hasattr(self, "_seeds"):
             self._seeds = np.random.SeedSequence(seed)
             self._generators: list[np.random.Generator] = []
@@ -152,6 +156,7 @@ class MeamPolicy:
         """
         rows, batched = flatten_observation(self.spec, observation)
         shape = (len(rows), self.spec.noise_dim)
+        _check_seed(seed)
         if noise is None:
             generator = self._generator(0) if seed is None else np.random.default_rng(seed)
             draws = generator.standard_normal(shape, dtype=np.float32)
@@ -229,3 +234,8 @@ class MeamPolicy:
         # Clipped again: a float64 bound rounds outwards in the graph's float32.
         shaped = actions.reshape(len(actions), *self._low.shape).astype(self._low.dtype)
         return np.clip(shaped, self._low, self._high, out=shaped)
+
+
+def _check_seed(seed: int | None) -> None:
+    if seed is not None and seed < 0:
+        raise ConfigError(f"seed is {seed}; expected a whole number of 0 or more.")

@@ -37,7 +37,7 @@ class ActingPolicy(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RolloutResult:
     """What happened in a number of episodes.
 

@@ -39,6 +39,8 @@ class PolicySession:
     def __init__(self, graph: bytes, spec: PolicySpec, device: Device = "cpu", threads: int = 1) -> None:
         if device not in get_args(Device):
             raise ConfigError(f"device is {device!r}; expected one of {', '.join(get_args(Device))}.")
+        if threads < 1:
+            raise ConfigError(f"threads is {threads}; expected 1 or more.")
         self._spec = spec
         self._session = _create_session(graph, device, threads)
         self._check_signature()

@@ -49,10 +49,9 @@ def render_card(spec: PolicySpec, checkpoint: Checkpoint, parity: ParityReport) 
 
 
 def _box_row(box: BoxSpec, name: str) -> dict[str, str]:
-    low, high = min(box.low), max(box.high)
-    return {
-        "name": box.key or name,
-        "shape": str(list(box.shape)),
-        "dtype": box.dtype,
-        "range": f"[{low:g}, {high:g}]",
-    }
+    ranges = [f"[{low:g}, {high:g}]" for low, high in zip(box.low, box.high, strict=True)]
+    if len(set(ranges)) == 1:
+        ranges = ranges[:1]
+    elif len(ranges) > 12:
+        ranges = [f"within [{min(box.low):g}, {max(box.high):g}]; see config.json"]
+    return {"name": box.key or name, "shape": str(list(box.shape)), "dtype": box.dtype, "range": " ".join(ranges)}

@@ -57,7 +57,7 @@ def export_policy(
         ParityError: the graph does not compute what the checkpoint does; nothing is written.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
-    folder = Path(output_dir).expanduser()
+    folder = Path(output_dir).expanduser().absolute()
     check_output_folder(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(checkpoint)
     try:
@@ -111,6 +111,7 @@ def _golden(module: PolicyModule, spec: PolicySpec) -> bytes:
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Write into a hidden folder beside the target first; config.json moves last, and only with it is it a policy."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -120,7 +121,11 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        temporary.rename(folder)
+        if folder.is_dir():  # an empty one, perhaps somebody's working directory
+            for name in sorted(files, key=lambda name: name == CONFIG_FILE):
+                (temporary / name).rename(folder / name)
+        else:
+            temporary.rename(folder)
     except OSError as error:
         raise OutputError(f"The policy folder {folder} cannot be written: {error.strerror or error}.") from error
     finally:

@@ -9,13 +9,14 @@ import tyro
 
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_mapping
+from meam_policy.folder import locate_policy, verify_files
 from meam_policy.policy import MeamPolicy
 
 __all__ = ["info", "run"]
 
 
 def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = None, json: bool = False) -> None:
-    """Show what a policy is: spaces, chunks, integration, training; after checking that it loads here.
+    """Show what a policy is, after checking that its files are whole and that it loads here.
 
     Example: meam info policies/pockets
 
@@ -24,8 +25,10 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
         revision: Branch, tag or commit on the Hub.
         json: Print config.json as one line of JSON to stdout instead of a table.
     """
-    loaded = MeamPolicy.from_pretrained(policy, revision=revision)
+    folder = locate_policy(policy, revision=revision)
+    loaded = MeamPolicy.from_pretrained(folder)
     spec = loaded.spec
+    verify_files(folder, spec)
     if json:
         print_json(json_module.loads(spec.to_json()))
         return

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from meam_export import export_policy
 from meam_policy import CheckpointError, ConfigError, MeamPolicy, NotFoundError, OutputError
+from meam_policy.cli import run
 from meam_policy.folder import POLICY_FILES, sha256
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, train
 
@@ -127,3 +128,25 @@ def test_missing_and_broken_checkpoints_are_named(tmp_path: Path) -> None:
     (tmp_path / "trainer.json").write_text("{")
     with pytest.raises(CheckpointError, match="broken"):
         export_policy(tmp_path, tmp_path / "policy")
+
+
+def test_the_working_directory_itself_can_be_the_output(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export_policy(checkpoint, ".")
+    assert {file.name for file in Path().iterdir()} == set(POLICY_FILES)
+    assert MeamPolicy.from_pretrained(".").act({"arm": [0.0, 0.0], "ball": [0.0]}).shape == (2,)
+
+
+def test_info_notices_any_damaged_file(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = export_policy(checkpoint, tmp_path / "policy")
+    assert run(["info", str(folder)]) == 0
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    assert run(["info", str(folder)]) == 2
+    assert "model.safetensors has SHA-256" in capsys.readouterr().err
+    (folder / "model.safetensors").unlink()
+    assert run(["info", str(folder)]) == 2
+    assert "has no model.safetensors" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from meam_policy import NotFoundError, make_environment, register_environments
+from meam_policy import MissingExtraError, NotFoundError, make_environment, register_environments
 
 
 def ogbench_environment(name):
@@ -126,3 +126,8 @@ def test_reset_of_a_maze_without_a_seed_goes_on():
     env.reset(seed=0)
     assert not np.array_equal(env.reset()[0], env.reset()[0])
     env.close()
+
+
+def test_an_environment_whose_simulator_is_gone_is_explained():
+    with pytest.raises(MissingExtraError, match=r"Ant-v2 needs something that is not installed"):
+        make_environment("Ant-v2")

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from meam_policy import ActionError, BoxSpec, MeamPolicy, ObservationError
+from meam_policy import ActionError, BoxSpec, ConfigError, MeamPolicy, ObservationError
 
 OBSERVATIONS = np.random.default_rng(3).integers(-8, 9, (40, 3, 3)).astype(np.float32) / 4
 
@@ -380,3 +380,10 @@ def test_same_folder_can_be_loaded_twice_and_used_side_by_side(linear):
     one, two = linear.load(seed=0), MeamPolicy.from_pretrained(str(linear.folder), seed=0)
     for observation in OBSERVATIONS[:6]:
         np.testing.assert_array_equal(one.act(observation), two.act(observation))
+
+
+def test_negative_seeds_are_refused(make_policy):
+    policy = MeamPolicy.from_pretrained(make_policy().folder)
+    for call in (lambda: policy.reset(seed=-1), lambda: policy.sample(np.zeros(3), seed=-1)):
+        with pytest.raises(ConfigError, match="seed is -1"):
+            call()

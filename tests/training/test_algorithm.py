@@ -202,9 +202,8 @@ def test_the_mixture_replaces_exactly_its_share_of_rows(make_config, make_networ
     loss = compute_losses(networks, batch, noise, config).metrics["prior_loss"].item()
     mixed = len(noise.bandwidth)
     assert mixed == (max(1, round(weight * BATCH)) if weight else 0)
-    x_1, row_weights = batch.actions.clone(), batch.valid.clone()
+    x_1, row_weights = batch.actions.clone(), batch.valid
     x_1[:mixed] = (x_1[:mixed] + 0.3 * noise.bandwidth).clamp(-1, 1)
-    row_weights[:mixed] = 1
     x_t = (1 - noise.flow_t) * noise.flow_x_0 + noise.flow_t * x_1
     with torch.no_grad():
         predicted = networks.prior(networks.encoder(batch.observations), x_t, noise.flow_t)

@@ -4,6 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from meam_policy.environments import make_environment
 from meam_policy.errors import ConfigError, NotFoundError, OutputError
 from meam_training.collect import collect, default_dataset_id
 from meam_training.dataset import OfflineDataset
@@ -222,3 +223,18 @@ def test_the_pointmaze_demonstrator_repeats_itself_with_its_seed(pointmaze):
 def test_a_pointmaze_without_a_task_has_no_demonstrator():
     with pytest.raises(ConfigError, match='has no fixed task, so no reward; expected a "singletask" name'):
         PointmazeDemonstrator("pointmaze-medium-navigate-v0")
+
+
+def test_an_evaluation_never_starts_where_the_data_started(tmp_path):
+    recorded = OfflineDataset.from_minari(collect("meam/Pockets-v0", 400, seed=0, root=tmp_path))
+    starts = {tuple(row) for row in recorded.observations[::20]}
+    env = make_environment("meam/Pockets-v0")
+    assert len(starts) == 20
+    assert not starts & {tuple(env.reset(seed=seed)[0]) for seed in range(100)}
+
+
+@pytest.mark.parametrize("environment", ["meam/Pockets-v0", "pointmaze-medium-navigate-singletask-task3-v0"])
+def test_a_negative_seed_is_refused(tmp_path, environment):
+    with pytest.raises(ConfigError, match="seed is -1"):
+        collect(environment, 10, seed=-1, root=tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -578,3 +578,9 @@ def test_a_changed_byte_never_gives_an_error_of_another_library(tmp_path_factory
 def test_a_missing_ogbench_file_is_not_found(tmp_path):
     with pytest.raises(NotFoundError, match="no file .*nowhere.npz"):
         OfflineDataset.from_ogbench(tmp_path / "nowhere.npz")
+
+
+def test_actions_that_are_whole_numbers_are_refused():
+    space = spaces.Box(0, 3, (2,), np.int64)
+    with pytest.raises(DatasetError, match="whole numbers; a flow policy needs a float Box"):
+        OfflineDataset.from_arrays(**arrays(actions=np.ones((7, 2), np.int64)), action_space=space)

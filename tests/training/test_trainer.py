@@ -23,7 +23,7 @@ from meam_policy.errors import (
 )
 from meam_training.checkpoint import Checkpoint, build_networks
 from meam_training.dataset import OfflineDataset
-from meam_training.trainer import make_spec, train
+from meam_training.trainer import _DeviceChunks, make_spec, train
 
 
 def saved(checkpoint):
@@ -392,3 +392,66 @@ def test_training_learns_the_data(make_config, tmp_path):
         x_0 = torch.randn((100, 1), generator=torch.Generator().manual_seed(0))
         actions = integrate(networks.deployed.condition(features), x_0, 10)
     assert (actions - torch.tensor([[-0.7], [0.7]]).repeat(50, 1)).abs().mean() < 0.15
+
+
+# What the folder holds, and what is written into it
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(dataset, make_config, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"already holds config.json, which is not of a training run"):
+        train(make_config(), dataset, tmp_path)
+    assert left_in(tmp_path) == {"config.json"}
+
+
+def test_a_metrics_file_of_somebody_else_is_left_alone(dataset, make_config, tmp_path):
+    (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(OutputError, match=r"already holds metrics.csv"):
+        train(make_config(), dataset, tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_a_run_stopped_before_its_first_checkpoint_can_be_started_again(dataset, make_config, tmp_path):
+    def stop(step, metrics):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        train(make_config(steps=4, log_every=1), dataset, tmp_path, on_progress=stop)
+    assert train(make_config(steps=4, log_every=1), dataset, tmp_path).step == 4
+
+
+def test_every_metric_is_a_mean_over_the_updates_in_which_it_occurred(dataset, make_config, tmp_path):
+    settings = {"steps": 6, "pretrain_steps": 5}
+    train(make_config(**settings, log_every=1), dataset, tmp_path / "each")
+    train(make_config(**settings, log_every=6), dataset, tmp_path / "all")
+    each, (row,) = (
+        list(csv.DictReader((tmp_path / n / "metrics.csv").read_text().splitlines())) for n in ("each", "all")
+    )
+    assert float(row["critic_loss"]) == pytest.approx(float(each[-1]["critic_loss"]), rel=1e-4)
+    priors = [float(r["prior_loss"]) for r in each]
+    assert float(row["prior_loss"]) == pytest.approx(np.mean(priors), rel=1e-4)
+
+
+def test_a_checkpoint_of_pretraining_acts_like_the_prior(dataset, make_config, tmp_path):
+    train(make_config(steps=6, pretrain_steps=4, checkpoint_every=2), dataset, tmp_path)
+    networks = Checkpoint.load(tmp_path / "checkpoints" / "step_00000002").load_networks()
+    for name, value in networks.prior.state_dict().items():
+        assert torch.equal(networks.deployed.state_dict()[name], value)
+
+
+def test_the_optimiser_starts_afresh_after_pretraining(dataset, make_config, tmp_path):
+    checkpoint = train(make_config(steps=5, pretrain_steps=4), dataset, tmp_path)
+    tensors = load_file(checkpoint.path / "trainer.safetensors")
+    assert {float(value) for name, value in tensors.items() if name.endswith(".step")} == {1.0}
+
+
+def test_chunks_on_the_device_are_those_of_the_data_set(dataset, make_config):
+    config = make_config(chunk_size=3)
+    chunks = _DeviceChunks(config, dataset, make_spec(config, dataset), torch.device("cpu"))
+    batch = chunks.sample(64, torch.Generator().manual_seed(1))
+    sampler = dataset.chunk_sampler(3, config.discount)
+    starts = torch.randint(len(sampler), (64,), generator=torch.Generator().manual_seed(1)).numpy()
+    expected = sampler.batch(starts)
+    assert np.allclose(batch.actions.numpy(), expected.actions.reshape(64, -1), atol=1e-6)  # the box is [-1, 1]
+    for name in ("observations", "rewards", "next_observations", "masks", "valid"):
+        assert np.array_equal(getattr(batch, name).numpy(), getattr(expected, name))

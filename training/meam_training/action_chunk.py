@@ -75,6 +75,8 @@ def chunk_targets(
     References:
         Li et al., Reinforcement Learning with Action Chunking, arXiv:2507.07969.
     """
+    if chunk_size < 1:
+        raise DatasetError(f"chunk_size is {chunk_size}; expected 1 or more.")
     starts = np.arange(len(rewards) - chunk_size + 1)
     total = np.zeros(len(starts))
     mask = np.ones(len(starts), dtype=bool)

@@ -173,7 +173,7 @@ def compute_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise, 
     critic_loss = ((values - target).square() * batch.valid).mean()
 
     # Prior: flow matching on the data, with a share of Q-maximised chunks.
-    prior_actions, weight = batch.actions, batch.valid
+    prior_actions = batch.actions
     mixed = len(noise.bandwidth)
     if mixed:
         guided, gain = _q_maximized(n, features[:mixed], batch.actions[:mixed], noise, config)
@@ -182,8 +182,7 @@ def compute_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise, 
             "mixture_distance": (guided - batch.actions[:mixed]).square().mean(dim=-1).sqrt().mean(),
         }
         prior_actions = torch.cat([guided, batch.actions[mixed:]])
-        weight = torch.cat([torch.ones_like(batch.valid[:mixed]), batch.valid[mixed:]])
-    prior_loss = _prior_loss(n.prior, features, prior_actions, weight, noise)
+    prior_loss = _prior_loss(n.prior, features, prior_actions, batch.valid, noise)
 
     # Policy: adjoint matching along its own memoryless SDE, relative to the averaged prior.
     prior, policy = n.target_prior.condition(features), n.policy.condition(features)
@@ -201,7 +200,7 @@ def compute_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise, 
         "value_mean": values.mean(),
         "value_std": values.std(dim=0, correction=0).mean(),
         "adjoint_max": adjoints[-1].abs().max(),
-        "outside_box": (path[-1].abs() > 1).any(dim=-1).float().mean(),
+        "outside_box": (path[-1].abs() > 1).float().mean(),
     }
     return Losses(critic_loss + prior_loss + policy_loss, metrics)
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from meam_policy.errors import CheckpointError, ConfigError, FormatError, NotFoundError, OutputError
+from meam_policy.errors import CheckpointError, NotFoundError, OutputError
 from meam_policy.spec import PolicySpec
 from meam_training.algorithm import MeamNetworks
 from meam_training.config import TrainConfig
@@ -76,8 +76,10 @@ class Checkpoint:
             spec = PolicySpec.from_json((folder / _SPEC).read_bytes())
             return cls(folder, int(state["step"]), config, spec, str(state["data"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            known = str(error) if isinstance(error, (ConfigError, FormatError)) else repr(error)
-            raise CheckpointError(f"The checkpoint {folder} is broken: {known}. Use an earlier one.") from error
+            reason = str(error).rstrip(".").replace("config.json", _SPEC) or repr(error)
+            raise CheckpointError(
+                f"The checkpoint {folder} is broken ({reason}). Delete its folder to go on with the one before."
+            ) from error
 
     @classmethod
     def latest(cls, output_dir: Path) -> Checkpoint | None:
@@ -134,8 +136,9 @@ class Checkpoint:
             CheckpointError: the weights are missing, broken, or not of these networks.
         """
         networks = build_networks(self.spec, self.config)
+        weights = self._read(_MODEL)
         try:
-            networks.load_state_dict(self._read(_MODEL), strict=True)
+            networks.load_state_dict(weights, strict=True)
         except RuntimeError as error:
             raise CheckpointError(f"{self.path / _MODEL} does not fit its settings: {error}") from error
         return networks
@@ -159,7 +162,9 @@ class Checkpoint:
         try:
             return load_file(self.path / name)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.path / name} is missing or broken: {error}. Use an earlier one.") from error
+            raise CheckpointError(
+                f"{self.path / name} is missing or broken ({error}). Delete {self.path} to go on with the one before."
+            ) from error
 
 
 def build_networks(spec: PolicySpec, config: TrainConfig) -> MeamNetworks:

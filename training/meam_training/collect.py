@@ -74,8 +74,8 @@ def collect(
         OutputError: the data set exists already, or the folder cannot be written.
         MissingExtraError: minari or the simulator is not installed.
     """
-    if transitions < 1:
-        raise ConfigError(f"transitions is {transitions}; expected 1 or more.")
+    if transitions < 1 or seed < 0:
+        raise ConfigError(f"transitions is {transitions} and seed is {seed}; expected transitions >= 1 and seed >= 0.")
     env = make_environment(environment_id)
     try:
         name = dataset_id or default_dataset_id(environment_id)
@@ -85,7 +85,7 @@ def collect(
         _check_destination(name, base)
         episodes, done = [], 0
         while done < transitions:
-            episodes.append(record(len(episodes)))
+            episodes.append(record())
             done += len(episodes[-1].rewards)
             if on_progress is not None:
                 on_progress(min(done, transitions), transitions)
@@ -116,15 +116,16 @@ def _check_destination(name: str, base: Path) -> None:
 
 def _recorder(
     environment_id: str, env: gymnasium.Env[Any, Any], seed: int, mode_shares: Mapping[str, float] | None
-) -> Callable[[int], Episode]:
+) -> Callable[[], Episode]:
     if environment_id == "meam/Pockets-v0":
         demonstrator = PocketsDemonstrator(mode_shares, seed=seed)
-        return lambda index: _record_steps(env, demonstrator, seed * 1_000_003 + index)
+        starts = np.random.default_rng([seed, 1])  # never the starts of an evaluation, which counts up from its seed
+        return lambda: _record_steps(env, demonstrator, int(starts.integers(2**31, 2**32)))
     if mode_shares is not None:
         raise ConfigError(f"mode_shares is a setting of meam/Pockets-v0, not of {environment_id}.")
     if environment_id.startswith("pointmaze"):
         pointmaze = PointmazeDemonstrator(environment_id, seed=seed)
-        return lambda index: Episode(*pointmaze.record_episode())
+        return lambda: Episode(*pointmaze.record_episode())
     raise ConfigError(
         f"There is no demonstrator for {environment_id}. Known: meam/Pockets-v0, and OGBench's pointmaze tasks."
     )

@@ -106,8 +106,8 @@ class TrainConfig:
         whole |= dict.fromkeys(("seed", "pretrain_steps", "ascent_steps", "fourier_features"), 0)
         for name, low in whole.items():
             value = getattr(self, name)
-            if type(value) is not int or value < low:
-                raise ConfigError(f"{name} is {value!r}; expected a whole number of {low} or more.")
+            if type(value) is not int or not low <= value < 2**63:
+                raise ConfigError(f"{name} is {value!r}; expected a whole number of {low} or more (below 2^63).")
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise ConfigError(f"threads is {self.threads!r}; expected a whole number of 1 or more, or None.")
         for name in ("hidden_dims", "critic_hidden_dims"):

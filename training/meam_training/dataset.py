@@ -138,6 +138,8 @@ class OfflineDataset:
         if action_space is None:
             action_space = spaces.Box(-1.0, 1.0, acted.shape[1:] or (1,), np.float32)
         action_box = BoxSpec.from_space(_box(action_space, "action space"))
+        if np.dtype(action_box.dtype).kind != "f":
+            raise DatasetError(f"The action space {action_space} has whole numbers; a flow policy needs a float Box.")
         if not np.isfinite([action_box.low, action_box.high]).all() or np.equal(action_box.low, action_box.high).any():
             raise DatasetError(
                 f"The action space {action_space} is unbounded or has no width; a policy must know the box it may act "
@@ -331,7 +333,7 @@ def _rows(array: NDArray[Any], box: BoxSpec, name: str, where: _Where) -> NDArra
     """Check an array [n, …] against its box and flatten it to rows [n, size]."""
     shapes = [(where.rows, *box.shape)] + ([(where.rows,)] if box.shape == (1,) else [])
     if array.shape not in shapes:
-        raise DatasetError(f"{name} has shape {array.shape}; expected {shapes[0]}: a row a transition, as its space.")
+        raise DatasetError(f"{name} has shape {array.shape}; expected {shapes[-1]}: a row a transition, as its space.")
     wide = array.reshape(where.rows, box.size)
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(wide, dtype=np.float32)

@@ -91,6 +91,8 @@ def train(
             raise OutputError(
                 f"{folder} already holds a run of {last.step} updates. Resume it, or choose another output folder."
             )
+        if last is None:
+            _check_empty(folder)
         networks = build_networks(spec, config).to(device)
         trained = [p for p in networks.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
@@ -109,6 +111,8 @@ def train(
                     on_progress(step, row)
             stop = bool(interrupted)
             if step % config.checkpoint_every == 0 or step == config.steps or stop:
+                if step < config.pretrain_steps:
+                    networks.start_policy_from_prior()  # so that what is exported now is what has been learned
                 last = Checkpoint.save(folder, step, config, spec, data, networks, optimizer, generator)
             if stop:
                 raise KeyboardInterrupt
@@ -170,6 +174,8 @@ def _update(
     optimizer.step()
     if step == config.pretrain_steps:
         networks.start_policy_from_prior()
+        # The moments belong to gradients of another size: kept, they would hold the prior still for a thousand updates.
+        optimizer.state.clear()
     return {**losses.metrics, "gradient_norm": norm}
 
 
@@ -210,8 +216,7 @@ class _MetricsLog:
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._values: dict[str, list[Tensor]] = {}
         self._start = time.perf_counter()
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
@@ -223,19 +228,19 @@ class _MetricsLog:
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
-        self._count += 1
+            self._values.setdefault(name, []).append(value.detach())
 
     def write(self, step: int) -> dict[str, float]:
-        row = {name: value.item() / self._count for name, value in self._sums.items()}
-        row["updates_per_second"] = self._count / (time.perf_counter() - self._start)
+        row = {name: torch.stack(values).mean().item() for name, values in self._values.items()}
+        updates = len(self._values["gradient_norm"])  # the one metric of every update
+        row["updates_per_second"] = updates / (time.perf_counter() - self._start)
         new = not self._path.is_file()
         with self._path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if new:
                 writer.writerow(["step", *_COLUMNS])
             writer.writerow([step, *(f"{row[name]:.6g}" if name in row else "" for name in _COLUMNS)])
-        self._sums, self._count, self._start = {}, 0, time.perf_counter()
+        self._values, self._start = {}, time.perf_counter()
         return row
 
 
@@ -252,6 +257,21 @@ def _device(name: str) -> torch.device:
         seen = torch.cuda.device_count() or "no"
         raise DeviceError(f'device is "{name}", but torch sees {seen} CUDA device(s) here. Use device="cpu" or "auto".')
     return device
+
+
+def _check_empty(folder: Path) -> None:
+    """Refuse a folder that holds anything but what a run leaves there before its first checkpoint."""
+    strangers = sorted(
+        p.name for p in folder.iterdir() if p.name not in (".lock", ".lock.pid", "checkpoints", METRICS_FILE)
+    )
+    metrics = folder / METRICS_FILE
+    if metrics.is_file() and not metrics.read_bytes().startswith(f"step,{_COLUMNS[0]},".encode()):
+        strangers.append(METRICS_FILE)
+    if strangers:
+        raise OutputError(
+            f"{folder} already holds {', '.join(strangers[:5])}, which is not of a training run. "
+            "Choose another output folder."
+        )
 
 
 def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec, data: str) -> None:

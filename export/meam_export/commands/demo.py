@@ -51,6 +51,7 @@ def demo(
         ["method", "return", "95 % interval", "success", "latency p50, ms", "p99, ms"],
         [_cells(row) for row in result.table],
     )
+    say("The data's row is over its recorded episodes, which do not end at a goal; the others act anew.")
     say(f"\nReport: {report}\nPolicy: {result.policy}\nTry:    meam eval {result.policy} --episodes 50")
 
 

@@ -18,6 +18,7 @@ from meam_policy.envs.pockets import ARENA_HALF_WIDTH, POCKET_RADIUS, POCKETS, P
 from meam_policy.errors import MissingExtraError
 from meam_policy.policy import MeamPolicy
 from meam_training.flow import integrate
+from meam_training.trainer import METRICS_FILE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +117,9 @@ def draw_curves(runs: Mapping[str, Path]) -> bytes:
     figure = _figure(12.5, 2.9)
     for axes, (column, title) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
         for method, run in runs.items():
-            with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            if not (run / METRICS_FILE).is_file():
+                continue
+            with (run / METRICS_FILE).open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if row.get(column)]
             if rows:
                 steps, values = zip(*((int(row["step"]), float(row[column])) for row in rows), strict=True)

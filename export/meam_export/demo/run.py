@@ -105,7 +105,10 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder ours, or make sure it is."""
     file = folder / SETTINGS_FILE
     if file.is_file():
-        there = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            there = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise OutputError(f"{file} is damaged. Choose another --output-dir, or delete {folder}.") from error
         if there != settings:
             raise OutputError(f"{folder} holds a demo with other settings, {there}. Choose another --output-dir.")
         return
@@ -134,7 +137,7 @@ def _train(
 ) -> Checkpoint:
     config, run = task.config(method, seed), folder / "runs" / method
     last = Checkpoint.latest(run)
-    if last is not None and last.step == config.steps:
+    if last is not None and last.step == config.steps and last.config == config:
         return last
     with progress(f"Training {method}", config.steps) as advance:
         return train(
