@@ -43,7 +43,7 @@ def test_the_robot_example_runs_to_the_end_of_an_episode(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_the_lab_example_runs_with_fewer_updates(tmp_path: Path) -> None:
-    shortened, count = re.subn(r"steps=6000, pretrain_steps=4000", "steps=30, pretrain_steps=20", block("lab"))
+    shortened, count = re.subn(r"steps=5000, pretrain_steps=4000", "steps=30, pretrain_steps=20", block("lab"))
     assert count == 1
     assert "'return_mean'" in execute(shortened, tmp_path)
     assert (tmp_path / "policies" / "pockets" / "policy.onnx").is_file()
