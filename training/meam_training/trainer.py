@@ -85,14 +85,14 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"The output folder {folder} cannot be made: {error.strerror}.") from error
+    if Checkpoint.latest(folder) is None:
+        _check_empty(folder)
     with _lock(folder), _threads(config.threads), _finish_on_interrupt() as interrupted:
         last = Checkpoint.latest(folder)
         if last is not None and not resume:
             raise OutputError(
                 f"{folder} already holds a run of {last.step} updates. Resume it, or choose another output folder."
             )
-        if last is None:
-            _check_empty(folder)
         networks = build_networks(spec, config).to(device)
         trained = [p for p in networks.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
