@@ -1,6 +1,11 @@
 """Shape checks of the mathematics while testing; installed here, before any test imports meam_training."""
 
+import signal
+
 import jaxtyping
 
 SHAPE_CHECKED = ("adjoint", "algorithm", "flow", "networks", "q_maximizer")
 jaxtyping.install_import_hook([f"meam_training.{name}" for name in SHAPE_CHECKED], "beartype.beartype")
+
+# A shell starts its background jobs with SIGINT ignored, and they would hand that on to the commands under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
