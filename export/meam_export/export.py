@@ -58,7 +58,7 @@ def export_policy(
         MissingExtraError: onnx or onnxruntime is not installed.
     """
     folder = Path(output_dir).expanduser().absolute()
-    check_output_folder(folder)
+    _check_output_folder(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(checkpoint)
     try:
         spec = replace(
@@ -82,7 +82,7 @@ def export_policy(
     return folder
 
 
-def check_output_folder(folder: Path) -> None:
+def _check_output_folder(folder: Path) -> None:
     """Refuse a folder that holds something already.
 
     Raises:

@@ -168,7 +168,7 @@ def compute_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise, 
     with torch.no_grad():
         next_actions = integrate(n.policy.condition(next_features), noise.next_x_0, config.flow_steps).clamp(-1, 1)
         next_value = pessimistic_value(n.target_critic(next_features, next_actions), config.pessimism)
-        target = batch.rewards + _chunk_discount(config) * batch.masks * next_value
+        target = batch.rewards + config.discount**config.chunk_size * batch.masks * next_value
     values = n.critic(features, batch.actions)
     critic_loss = ((values - target).square() * batch.valid).mean()
 
@@ -229,10 +229,6 @@ def update_targets(networks: MeamNetworks, polyak: float) -> None:
 def _mixed_rows(batch_size: int, config: TrainConfig) -> int:
     """Rows of a batch whose prior target is Q-maximised: a fixed number, since the rows are drawn at random anyway."""
     return max(1, round(config.mixture_weight * batch_size)) if config.mixture_weight else 0
-
-
-def _chunk_discount(config: TrainConfig) -> float:
-    return config.discount**config.chunk_size
 
 
 def _prior_loss(prior: VelocityField, features: Tensor, x_1: Tensor, weight: Tensor, noise: MeamNoise) -> Tensor:

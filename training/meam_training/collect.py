@@ -189,7 +189,7 @@ def _write(
                 description=f"{environment_id}, recorded by meam collect with seed {seed}.",
                 data_format="hdf5",
             )
-        rate = control_rate(env)
+        rate = _control_rate(env)
         extra = {"meam_environment_id": environment_id} | ({} if rate is None else {"control_rate_hz": rate})
         dataset.storage.update_metadata(extra)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ def _write(
             os.environ["MINARI_DATASETS_PATH"] = before
 
 
-def control_rate(env: gymnasium.Env[Any, Any]) -> float | None:
+def _control_rate(env: gymnasium.Env[Any, Any]) -> float | None:
     """Control steps per second of simulated time, or None if the environment does not say."""
     dt = getattr(env.unwrapped, "dt", None)
     rate = 1 / dt if isinstance(dt, float) and dt > 0 else env.metadata.get("render_fps")

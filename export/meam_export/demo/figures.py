@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["DIRECTIONS", "LABELS", "direction_shares", "draw_actions", "draw_curves", "draw_rollouts", "first_actions"]
+__all__ = [
+    "DIRECTIONS",
+    "LABELS",
+    "direction_shares",
+    "draw_actions",
+    "draw_curves",
+    "draw_rollouts",
+    "first_actions",
+    "rewarding_directions",
+]
 
 LABELS = {"data": "data", "prior": "ME-AM prior", "bc": "BC flow", "qam": "QAM", "me-am": "ME-AM"}
 COLOURS = {"data": "#6b7280", "prior": "#b45309", "bc": "#2563eb", "qam": "#7c3aed", "me-am": "#dc2626"}
