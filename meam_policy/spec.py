@@ -20,7 +20,7 @@ __all__ = ["FORMAT_VERSION", "BoxSpec", "PolicySpec", "Solver"]
 FORMAT_VERSION = 1
 """Version of `config.json` that this package writes, and the only one that it reads."""
 
-Solver = Literal["euler"]
+Solver = Literal["euler", "midpoint"]
 """How the probability-flow ODE is integrated; fixed steps from t = 0 (noise) to t = 1 (action)."""
 
 MAX_DIMENSION = 2**20
@@ -148,8 +148,9 @@ class PolicySpec:
         observation_std: Scale of every observation number; positive.
         action_offset: Centre of the action box, environment units.
         action_scale: Half width of the action box, environment units; positive.
-        flow_steps: Integration steps from noise to action.
-        solver: Integration scheme.
+        flow_steps: Evaluations of the velocity from noise to action.
+        solver: Integration scheme: "euler", as many steps; "midpoint", half as many of second order.
+        best_of: Chunks drawn for one decision, of which the one with the highest value is kept.
         method: Training method, such as "bc", "qam" or "me-am".
         hyperparameters: The settings the policy was trained with.
         training_data: Id or path of the data set.
@@ -170,6 +171,7 @@ class PolicySpec:
     flow_steps: int
     method: str
     solver: Solver = "euler"
+    best_of: int = 1
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     training_data: str | None = None
     environment_id: str | None = None
@@ -193,6 +195,9 @@ class PolicySpec:
         _require(1 <= self.execute_steps <= self.chunk_size, "execute_steps", self.execute_steps, "1 to chunk_size")
         _require(1 <= self.flow_steps <= MAX_STEPS, "flow_steps", self.flow_steps, f"1 to {MAX_STEPS}")
         _require(self.solver in get_args(Solver), "solver", self.solver, f"one of {', '.join(get_args(Solver))}")
+        even = self.solver != "midpoint" or self.flow_steps % 2 == 0
+        _require(even, "flow_steps", self.flow_steps, "an even number, for the solver takes two at a time")
+        _require(1 <= self.best_of <= MAX_STEPS, "best_of", self.best_of, f"1 to {MAX_STEPS}")
         for name, size in (
             ("observation_mean", self.observation_dim),
             ("observation_std", self.observation_dim),
@@ -224,9 +229,14 @@ class PolicySpec:
         return self.action.size
 
     @property
-    def noise_dim(self) -> int:
-        """Numbers in the noise vector of one chunk: chunk_size * action_dim."""
+    def chunk_dim(self) -> int:
+        """Numbers in one flattened chunk: chunk_size * action_dim."""
         return self.chunk_size * self.action_dim
+
+    @property
+    def noise_dim(self) -> int:
+        """Numbers in the noise vector of one decision: best_of * chunk_size * action_dim."""
+        return self.best_of * self.chunk_dim
 
     @property
     def observation_space(self) -> spaces.Box | spaces.Dict:
@@ -281,6 +291,7 @@ class PolicySpec:
             flow_steps=read.integer("flow_steps"),
             method=read.text("method"),
             solver=read.get("solver", str, "text"),
+            best_of=read.integer("best_of") if "best_of" in data else 1,
             hyperparameters=read.finite("hyperparameters", read.get("hyperparameters", dict, "an object")),
             training_data=read.optional_text("training_data"),
             environment_id=read.optional_text("environment_id"),
