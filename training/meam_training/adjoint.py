@@ -1,11 +1,18 @@
 """Adjoint matching: tilting a flow by the exponential of a reward without differentiating through its ODE.
 
 The memoryless SDE of a flow has the flow's marginals, and its end does not depend on its start; tilting it by the
-gradient of a terminal reward is therefore a regression. All on the uniform grid t_k = k h, h = 1 / K.
+gradient of a terminal reward is therefore a regression. All on the uniform grid t_k = k h, h = 1 / K, in two schemes:
+
+- `reference`: Euler-Maruyama, as published; its public code shifts the denominators by h, and takes the prior's drift
+  in the adjoint at the end of every interval.
+- `ancestral`: over a step from t to u the denoised action x_1 and noise x_0 are frozen. The SDE is then linear, and
+  its exact transition is x_u = u x_1 + (1 - u)(rho x_0 + sqrt(1 - rho^2) noise), rho = t (1 - u) / (u (1 - t)), the
+  ancestral step of diffusion models; the adjoint goes back through that very step. Exact for a Gaussian prior's
+  adjoint at any step count; no drift is singular.
 
 References:
     Domingo-Enrich et al., Adjoint Matching, arXiv:2409.08861. Li & Levine, Q-learning with Adjoint Matching,
-    arXiv:2601.14234; its public code shifts the denominators by h, which is kept here.
+    arXiv:2601.14234. Ho et al., Denoising Diffusion Probabilistic Models, arXiv:2006.11239.
 """
 
 from __future__ import annotations
@@ -16,9 +23,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from meam_training.flow import Velocity, time_like
+from meam_training.flow import Velocity, denoise, time_like
 
-__all__ = ["adjoint_matching_loss", "lean_adjoint", "memoryless_noise_scale", "sample_memoryless_path"]
+__all__ = [
+    "adjoint_matching_loss",
+    "ancestral_adjoint",
+    "ancestral_matching_loss",
+    "ancestral_scales",
+    "lean_adjoint",
+    "memoryless_noise_scale",
+    "sample_ancestral_path",
+    "sample_memoryless_path",
+]
 
 
 def memoryless_noise_scale(k: int, flow_steps: int) -> float:
@@ -105,3 +121,95 @@ def adjoint_matching_loss(
     scales = [memoryless_noise_scale(k, steps) for k in range(steps)]
     sigma = torch.tensor(scales, dtype=adjoints.dtype, device=adjoints.device)[:, None, None]
     return (2 / sigma * (policy_velocity - prior_velocity) + sigma * adjoints).square().sum(dim=(0, 2)).mean()
+
+
+@torch.no_grad()
+def sample_ancestral_path(
+    policy: Velocity, x_0: Float[Tensor, "batch act"], noise: Float[Tensor, "noises batch act"], confine: bool
+) -> Float[Tensor, "noises+2 batch act"]:
+    """Simulate the policy's memoryless SDE by ancestral steps; the last one has no noise.
+
+    Args:
+        policy: Velocity of the policy flow.
+        x_0: Noise at t = 0.
+        noise: Standard normal draws of the K - 1 stochastic steps.
+        confine: Clip denoised actions to the box, so that x_1 lies in it.
+
+    Returns:
+        X_0 … X_K, K + 1 states.
+    """
+    steps = len(noise) + 1
+    path = [x_0]
+    for k in range(steps):
+        _, scale = ancestral_scales(k, steps)
+        mean = _ancestral_mean(policy, path[-1], k, steps, confine)
+        path.append(mean + scale * noise[k] if k < steps - 1 else mean)
+    return torch.stack(path)
+
+
+def ancestral_adjoint(
+    prior: Velocity, path: Float[Tensor, "states batch act"], terminal: Float[Tensor, "batch act"], confine: bool
+) -> Float[Tensor, "states-1 batch act"]:
+    """The adjoint of the ancestral scheme itself: back through the Jacobians of the prior's steps.
+
+    Args:
+        prior: Velocity of the behaviour prior.
+        path: X_0 … X_K, held constant.
+        terminal: Gradient of the terminal cost at X_K; 1 / action unit.
+        confine: As in `sample_ancestral_path`; where a denoised action is clipped, nothing passes through it.
+
+    Returns:
+        a(t_{k+1}) for k = 0 … K - 1, detached: the adjoint at the end of the step that starts at path[k].
+    """
+    steps = len(path) - 1
+    adjoint, adjoints = terminal.detach(), []
+    for k in reversed(range(steps)):
+        adjoints.append(adjoint)
+        if k:
+            with torch.enable_grad():
+                x = path[k].detach().requires_grad_()
+                (adjoint,) = torch.autograd.grad(_ancestral_mean(prior, x, k, steps, confine), x, adjoint)
+    return torch.stack(adjoints[::-1])
+
+
+def ancestral_matching_loss(
+    policy_velocity: Float[Tensor, "steps batch act"],
+    prior_velocity: Float[Tensor, "steps batch act"],
+    adjoints: Float[Tensor, "steps batch act"],
+) -> Float[Tensor, ""]:
+    """Sum over the path of |(c / s)(v_policy - v_prior) + s a|^2, mean over the batch.
+
+    A change dv of the velocity moves a step's mean by c dv, against noise of standard deviation s. The last step has
+    no noise, hence no control: there the policy is held to the prior.
+
+    Args:
+        policy_velocity: Velocity of the policy at path[:-1]; the only argument with a gradient.
+        prior_velocity: Velocity of the prior there.
+        adjoints: From `ancestral_adjoint`.
+    """
+    steps = len(adjoints)
+    gains, scales = zip(*(ancestral_scales(k, steps) for k in range(steps)), strict=True)
+    ratios = [c / s for c, s in zip(gains[:-1], scales[:-1], strict=True)]
+    ratios.append(ratios[-1] if ratios else 1.0)
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=adjoints.dtype, device=adjoints.device)[:, None, None]
+
+    residual = column(ratios) * (policy_velocity - prior_velocity) + column(list(scales)) * adjoints
+    return residual.square().sum(dim=(0, 2)).mean()
+
+
+def _ancestral_mean(velocity: Velocity, x: Tensor, k: int, steps: int, confine: bool) -> Tensor:
+    """U x_1 + (1 - u) rho x_0 with both ends denoised at x and t = k h."""
+    t, u = k / steps, (k + 1) / steps
+    rho = t * (1 - u) / (u * (1 - t))
+    x_1 = denoise(velocity, x, t, confine)
+    x_0 = (x - t * x_1) / (1 - t)
+    return u * x_1 + (1 - u) * rho * x_0
+
+
+def ancestral_scales(k: int, steps: int) -> tuple[float, float]:
+    """Of step k: the gain c of its mean in the velocity, and the standard deviation s of its noise."""
+    t, u = k / steps, (k + 1) / steps
+    rho = t * (1 - u) / (u * (1 - t))
+    return u * (1 - t) - (1 - u) * rho * t, (1 - u) * math.sqrt(1 - rho**2)

@@ -24,17 +24,19 @@ def maximize_q(
     candidates: Float[Tensor, "candidates batch act"],
     steps: int,
     step_size: float,
+    trust_radius: float = math.inf,
 ) -> tuple[Float[Tensor, "batch act"], Float[Tensor, " batch"]]:
     """Climb a value by projected gradient ascent from several candidates and keep the best of all starts and ends.
 
-    Steps have a fixed length, so the result lies within `steps * step_size` (root mean square per component) of a
-    candidate, however steep the value is; every iterate lies in the box [-1, 1].
+    The step has a length of its own, whatever the value's slope, and shrinks linearly to zero, so that the climb ends
+    at a maximum rather than beside it. Every iterate lies in the box [-1, 1] and within the trust radius of its start.
 
     Args:
         value: Value of actions, row by row; differentiable.
         candidates: Starting points, normalised action units; clipped into the box first.
         steps: Ascent steps.
-        step_size: Length of a step, root mean square per component.
+        step_size: Length of the first step, root mean square per component.
+        trust_radius: Largest distance from the start, root mean square per component.
 
     Returns:
         The best action of every row, detached, and its value's gain over the first candidate, never negative.
@@ -43,15 +45,20 @@ def maximize_q(
     with torch.no_grad():
         before = value(starts)
     x = starts
-    length = step_size * math.sqrt(x.shape[-1])
-    for _ in range(steps):
+    root = math.sqrt(x.shape[-1])
+    for i in range(steps):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(value(x).sum(), x)
         norm = gradient.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        x = (x.detach() + length * gradient / norm).clamp(-1, 1)
+        moved = x.detach() + step_size * (1 - i / steps) * root * gradient / norm - starts
+        if math.isfinite(trust_radius):
+            distance = moved.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+            moved = moved * (trust_radius * root / distance).clamp_max(1.0)
+        # Clipping moves no point away from its start, which lies in the box.
+        x = (starts + moved).clamp(-1, 1)
     with torch.no_grad():
-        # A step of fixed length may overshoot: the starts compete too.
+        # A step of a fixed length may overshoot: the starts compete too.
         points, values = torch.cat([starts, x]), torch.cat([before, value(x)])
     best, index = values.max(dim=0)
     return points.gather(0, index[None, :, None].expand(1, *x.shape[1:]))[0], best - before[0]
