@@ -17,6 +17,7 @@ __all__ = ["render_card"]
 _METHODS = {
     "bc": "behaviour cloning with a flow policy",
     "qam": "Q-learning with Adjoint Matching (QAM)",
+    "qam-edit": "QAM with a bounded residual edit policy (QAM-EDIT)",
     "me-am": "Maximum Entropy Adjoint Matching (ME-AM)",
 }
 

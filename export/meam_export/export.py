@@ -31,7 +31,7 @@ def export_policy(
     output_dir: str | os.PathLike[str],
     *,
     flow_steps: int | None = None,
-    solver: Solver = "euler",
+    solver: Solver | None = None,
 ) -> Path:
     """Export a checkpoint as a policy folder, which `MeamPolicy.from_pretrained` loads without PyTorch.
 
@@ -42,9 +42,9 @@ def export_policy(
     Args:
         checkpoint: A checkpoint, its folder, or a training folder, of which the newest checkpoint is taken.
         output_dir: The policy folder to write; must not exist, or be empty.
-        flow_steps: Integration steps of the exported policy; None takes those of training. A policy is trained as the
-            map that its own steps make, so another number changes its actions.
-        solver: Integration scheme.
+        flow_steps: Velocity evaluations of the exported policy; None takes those of training. A policy is trained as
+            the map that its own steps make, so another number changes its actions.
+        solver: Integration scheme of the exported policy, "euler" or "midpoint"; None takes that of training.
 
     Returns:
         The policy folder.
@@ -62,7 +62,9 @@ def export_policy(
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(checkpoint)
     try:
         spec = replace(
-            source.spec, flow_steps=source.spec.flow_steps if flow_steps is None else flow_steps, solver=solver
+            source.spec,
+            flow_steps=source.spec.flow_steps if flow_steps is None else flow_steps,
+            solver=solver or source.spec.solver,
         )
     except ValueError as error:
         raise ConfigError(f"Cannot export with flow_steps={flow_steps}, solver={solver!r}: {error}") from error
@@ -96,8 +98,14 @@ def _check_output_folder(folder: Path) -> None:
 
 
 def _model(networks: MeamNetworks) -> bytes:
-    """The networks a run can be understood and continued from; the averaged copies are of use in training only."""
-    kept = {k: v.contiguous() for k, v in networks.state_dict().items() if not k.startswith("target_")}
+    """The networks a run can be understood and continued from; other averaged copies are of use in training only."""
+    acting = {"target_policy"} | ({"target_critic"} if networks.config.best_of > 1 else set())
+    state = networks.state_dict().items()
+    kept = {
+        name: tensor.contiguous()
+        for name, tensor in state
+        if not name.startswith("target_") or name.split(".")[0] in acting
+    }
     return save(kept)
 
 

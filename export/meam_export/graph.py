@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +14,6 @@ from torch import Tensor, nn
 from meam_policy.errors import MissingExtraError
 from meam_policy.spec import PolicySpec
 from meam_training.algorithm import MeamNetworks
-from meam_training.flow import integrate
 
 if TYPE_CHECKING:
     import onnx
@@ -27,8 +28,8 @@ class PolicyModule(nn.Module):
     """What the exported graph computes, in PyTorch.
 
     Args:
-        networks: Trained networks; the encoder and the deployed velocity field are used.
-        spec: Normalisation, bounds, chunk size and integration steps.
+        networks: Trained networks.
+        spec: Normalisation, bounds, chunk size, and how to integrate.
     """
 
     action_offset: Tensor
@@ -38,9 +39,10 @@ class PolicyModule(nn.Module):
 
     def __init__(self, networks: MeamNetworks, spec: PolicySpec) -> None:
         super().__init__()
-        self.encoder = networks.encoder
-        self.velocity_field = networks.deployed
-        self.flow_steps = spec.flow_steps
+        self.networks = copy.copy(networks)  # the same parameters, integrated as the spec says
+        self.networks.config = replace(
+            networks.config, flow_steps=spec.flow_steps, solver=spec.solver, best_of=spec.best_of
+        )
         self.chunk_shape = (spec.chunk_size, spec.action_dim)
         for name, values in (
             ("action_offset", spec.action_offset),
@@ -51,12 +53,12 @@ class PolicyModule(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
 
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """Map raw observations [batch, obs] and noise [batch, act] to actions [batch, chunk_size, action_dim].
+        """Map raw observations [batch, obs] and noise [batch, noise_dim] to actions [batch, chunk_size, action_dim].
 
         The actions are in environment units and within the bounds.
         """
-        x_1 = integrate(self.velocity_field.condition(self.encoder(observation)), noise, self.flow_steps)
-        actions = self.action_offset + self.action_scale * x_1.reshape(-1, *self.chunk_shape).clamp(-1, 1)
+        x_1 = self.networks.act(self.networks.encoder(observation), noise)
+        actions = self.action_offset + self.action_scale * x_1.reshape(-1, *self.chunk_shape)
         # Clamped again: offset + scale may round past a bound.
         return torch.minimum(torch.maximum(actions, self.action_low), self.action_high)
 

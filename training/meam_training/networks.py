@@ -47,6 +47,10 @@ class ObservationEncoder(nn.Module):
         """Numbers in an encoded observation."""
         return self.mean.numel() + 2 * self.frequencies.shape[1]
 
+    def decode(self, features: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch obs"]:
+        """The raw observations of encoded ones."""
+        return features[..., : self.mean.numel()] * self.std + self.mean
+
     def forward(self, observation: Float[Tensor, "*batch obs"]) -> Float[Tensor, "*batch features"]:
         """Encode raw observations."""
         normalised = (observation - self.mean) / self.std

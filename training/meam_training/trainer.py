@@ -24,6 +24,7 @@ from meam_policy.spec import PolicySpec
 from meam_training.algorithm import (
     METRICS,
     ChunkBatch,
+    KnownValue,
     MeamNetworks,
     compute_losses,
     draw_noise,
@@ -54,6 +55,7 @@ def train(
     *,
     resume: bool = False,
     on_progress: Progress | None = None,
+    value: KnownValue | None = None,
 ) -> Checkpoint:
     """Train a policy. Ctrl-C finishes the update, writes a checkpoint and raises KeyboardInterrupt.
 
@@ -65,11 +67,14 @@ def train(
             uninterrupted run. Only `steps`, `checkpoint_every`, `log_every`, `device` and
             `threads` may differ from its settings.
         on_progress: Called after every `log_every` updates, and at the end.
+        value: Known value of actions, instead of learned critics: raw observations [batch, obs] and normalised,
+            flattened chunks [batch, act] to [batch], differentiable. Give the same one to resume.
 
     Returns:
         The last checkpoint; its `path` is a folder that `meam_export.export_policy` takes.
 
     Raises:
+        ConfigError: the known value is not one value per row, or not differentiable, or does not go with best_of.
         OutputError: the folder cannot be written, or holds a run and `resume` is false.
         LockedError: another process is training into the folder.
         CheckpointError: the run in the folder has other settings, or is broken.
@@ -77,8 +82,10 @@ def train(
         DeviceError: the device is not usable here.
         DivergedError: a gradient is not finite; the last checkpoint is intact.
     """
+    if value is not None and config.best_of > 1:
+        raise ConfigError(f"best_of is {config.best_of}; expected 1 with a known value, which cannot be exported.")
     device = _device(config.device)
-    spec, data = make_spec(config, dataset), dataset.fingerprint
+    spec, data = make_spec(config, dataset), dataset.fingerprint + (" with a known value" if value else "")
     chunks = _DeviceChunks(config, dataset, spec, device)
     folder = Path(output_dir).expanduser()
     try:
@@ -87,6 +94,8 @@ def train(
         raise OutputError(f"The output folder {folder} cannot be made: {error.strerror}.") from error
     if Checkpoint.latest(folder) is None:
         _check_empty(folder)
+    if value is not None:
+        _check_value(value, chunks, config, device)
     with _lock(folder), _threads(config.threads), _finish_on_interrupt() as interrupted:
         last = Checkpoint.latest(folder)
         if last is not None and not resume:
@@ -94,6 +103,8 @@ def train(
                 f"{folder} already holds a run of {last.step} updates. Resume it, or choose another output folder."
             )
         networks = build_networks(spec, config).to(device)
+        if value is not None:
+            networks.known_value = lambda *args: value(*args)  # a module would become a part of the checkpoint
         trained = [p for p in networks.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
         generator = torch.Generator(device).manual_seed(config.seed)
@@ -103,7 +114,7 @@ def train(
         first = 0 if last is None else last.step
         log = _MetricsLog(folder / METRICS_FILE, first)
         for step in range(first + 1, config.steps + 1):
-            metrics = _update(networks, trained, optimizer, chunks, generator, config, step)
+            metrics = _update(networks, optimizer, chunks, generator, config, step)
             log.add(metrics)
             if step % config.log_every == 0 or step == config.steps:
                 row = log.write(step)
@@ -137,6 +148,8 @@ def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
         action_offset=tuple(((high + low) / 2).tolist()),
         action_scale=tuple(((high - low) / 2).tolist()),
         flow_steps=config.flow_steps,
+        solver=config.solver,
+        best_of=config.best_of,
         method=config.method,
         hyperparameters={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()},
         training_data=dataset.dataset_id,
@@ -147,7 +160,6 @@ def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
 
 def _update(
     networks: MeamNetworks,
-    trained: list[torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     chunks: _DeviceChunks,
     generator: torch.Generator,
@@ -157,12 +169,16 @@ def _update(
     batch = chunks.sample(config.batch_size, generator)
     noise = draw_noise(config.batch_size, batch.actions.shape[1], config, generator, batch.actions.device)
     pretraining = step <= config.pretrain_steps
-    losses = (
-        pretraining_losses(networks, batch, noise) if pretraining else compute_losses(networks, batch, noise, config)
-    )
+    starts = _mirror_starts(config)
+    if step in starts:
+        networks.start_mirror_stage()
+    if pretraining:
+        losses = pretraining_losses(networks, batch, noise)
+    else:
+        losses = compute_losses(networks, batch, noise, config, later_stage=bool(starts) and step >= starts[0])
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
-    norm = torch.nn.utils.clip_grad_norm_(trained, config.gradient_clip or math.inf)
+    norm = _clip(networks, config)
     if not math.isfinite(norm.item()):
         shown = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.metrics.items())
         raise DivergedError(
@@ -177,6 +193,23 @@ def _update(
         # The moments belong to gradients of another size: kept, they would hold the prior still for a thousand updates.
         optimizer.state.clear()
     return {**losses.metrics, "gradient_norm": norm}
+
+
+def _mirror_starts(config: TrainConfig) -> list[int]:
+    """First updates of the stages of mirror descent after the first; the stages are equally long."""
+    stages = config.mirror_steps if config.trains_policy else 1
+    joint = config.steps - config.pretrain_steps
+    return [config.pretrain_steps + 1 + joint * stage // stages for stage in range(1, stages)]
+
+
+def _clip(networks: MeamNetworks, config: TrainConfig) -> Tensor:
+    """Bound the gradients' norm, jointly or of every network on its own; returns their joint norm before."""
+    limit = config.gradient_clip or math.inf
+    if config.joint_clip:
+        return torch.nn.utils.clip_grad_norm_(networks.parameters(), limit)
+    parts = [[p for p in part.parameters() if p.grad is not None] for part in networks.children()]
+    norms = [torch.nn.utils.clip_grad_norm_(part, limit) for part in parts if part]
+    return torch.stack(norms).norm()
 
 
 class _DeviceChunks:
@@ -274,14 +307,38 @@ def _check_empty(folder: Path) -> None:
         )
 
 
+def _check_value(value: KnownValue, chunks: _DeviceChunks, config: TrainConfig, device: torch.device) -> None:
+    """Try a known value on a few chunks.
+
+    Raises:
+        ConfigError: it does not return one finite, differentiable number per row.
+    """
+    batch = chunks.sample(2, torch.Generator(device).manual_seed(0))
+    actions = batch.actions.requires_grad_()
+    values: object = value(batch.observations, actions)
+    seen = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+    if seen != (2,):
+        raise ConfigError(f"value returned {seen} for two rows; expected a tensor of shape (2,).")
+    assert isinstance(values, Tensor)
+    if not values.isfinite().all():
+        raise ConfigError(f"value returned {values.tolist()}; expected finite numbers.")
+    if config.trains_policy and not values.requires_grad:
+        raise ConfigError("value is not differentiable in the actions; expected PyTorch operations on them throughout.")
+
+
 def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec, data: str) -> None:
     free = {name: getattr(config, name) for name in _FREE}
+    if config.mirror_steps > 1:
+        del free["steps"]  # it decides where the stages begin
     if replace(last.config, **free) != config:
         ours, theirs = asdict(config), asdict(last.config)
         changed = [f"{k}: {theirs[k]!r} there, {ours[k]!r} now" for k in ours if k not in free and ours[k] != theirs[k]]
         raise CheckpointError(f"The run in {last.path.parent.parent} has other settings: {'; '.join(changed)}.")
     if last.data != data or replace(last.spec, hyperparameters={}) != replace(spec, hyperparameters={}):
-        raise CheckpointError(f"The run in {last.path.parent.parent} was trained on other data. Use the same data set.")
+        raise CheckpointError(
+            f"The run in {last.path.parent.parent} was trained on other data, or with another kind of value. "
+            "Use the same data set, and a known value if it had one."
+        )
     if last.step > config.steps:
         raise CheckpointError(f"The run has done {last.step} updates already; expected steps of as many or more.")
 

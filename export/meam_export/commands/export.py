@@ -19,7 +19,7 @@ def export_command(
     checkpoint: Annotated[Path, tyro.conf.Positional],
     output_dir: Path,
     flow_steps: int | None = None,
-    solver: Solver = "euler",
+    solver: Solver | None = None,
     json: bool = False,
 ) -> None:
     """Export a checkpoint as a policy folder that acts without PyTorch.
@@ -31,8 +31,8 @@ def export_command(
     Args:
         checkpoint: Checkpoint folder, or training folder, of which the newest checkpoint is taken.
         output_dir: Policy folder to write; must not exist, or be empty.
-        flow_steps: Integration steps; by default those of training. Another number changes the actions.
-        solver: Integration scheme.
+        flow_steps: Velocity evaluations; by default those of training. Another number changes the actions.
+        solver: Integration scheme, euler or midpoint; that of training by default.
         json: Print one line of JSON to stdout.
     """
     folder = export_policy(checkpoint, output_dir, flow_steps=flow_steps, solver=solver)

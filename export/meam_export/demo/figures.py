@@ -17,7 +17,6 @@ from meam_policy.environments import make_environment
 from meam_policy.envs.pockets import ARENA_HALF_WIDTH, POCKET_RADIUS, POCKETS, POST_RADIUS, POSTS
 from meam_policy.errors import MissingExtraError
 from meam_policy.policy import MeamPolicy
-from meam_training.flow import integrate
 from meam_training.trainer import METRICS_FILE
 
 if TYPE_CHECKING:
@@ -63,10 +62,10 @@ def first_actions(result: DemoResult, state: tuple[float, ...]) -> dict[str, NDA
     found = {"data": sampler.batch(nearest).actions.mean(axis=1).astype(np.float64)}
 
     networks = checkpoint.load_networks()
-    noise = torch.randn(SAMPLES, checkpoint.spec.noise_dim, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(SAMPLES, checkpoint.spec.chunk_dim, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = networks.encoder(torch.tensor([state], dtype=torch.float32))
-        chunks = integrate(networks.prior.condition(features), noise, checkpoint.spec.flow_steps).clamp(-1, 1)
+        chunks = networks.flow(networks.prior, features, noise).clamp(-1, 1)
     found["prior"] = chunks.view(SAMPLES, chunk_size, -1).mean(dim=1).double().numpy()
 
     observations = np.tile(np.array(state, dtype=np.float32), (SAMPLES, 1))

@@ -59,7 +59,10 @@ def run(arguments: list[str], prog: str) -> None:
     with progress_bar(f"Training {config.method}", config.steps, quiet=parsed.json) as advance:
 
         def on_progress(step: int, metrics: dict[str, float]) -> None:
-            advance(step, f"prior loss {metrics['prior_loss']:.3f}, {metrics['updates_per_second']:.0f} updates/s")
+            # In later stages of mirror descent the prior is at rest.
+            name = "prior" if "prior_loss" in metrics else "policy"
+            loss = metrics[f"{name}_loss"]
+            advance(step, f"{name} loss {loss:.3f}, {metrics['updates_per_second']:.0f} updates/s")
 
         checkpoint = train(config, dataset, parsed.output_dir, resume=parsed.resume, on_progress=on_progress)
     if parsed.json:
