@@ -4,7 +4,7 @@ import signal
 
 import jaxtyping
 
-SHAPE_CHECKED = ("adjoint", "algorithm", "flow", "networks", "q_maximizer")
+SHAPE_CHECKED = ("adjoint", "algorithm", "flow", "heads", "networks", "q_maximizer", "sample_matching")
 jaxtyping.install_import_hook([f"meam_training.{name}" for name in SHAPE_CHECKED], "beartype.beartype")
 
 # A shell starts its background jobs with SIGINT ignored, and they would hand that on to the commands under test.

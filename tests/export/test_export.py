@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 
 from meam_export import export_policy
-from meam_policy import CheckpointError, ConfigError, MeamPolicy, NotFoundError, OutputError
+from meam_export.graph import PolicyModule
+from meam_policy import CheckpointError, ConfigError, MeamPolicy, NotFoundError, ObservationError, OutputError
 from meam_policy.cli import run
 from meam_policy.folder import POLICY_FILES, sha256
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, train
@@ -20,10 +23,10 @@ TINY = {"steps": 2, "hidden_dims": (8,), "critic_hidden_dims": (8,), "num_critic
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def dataset() -> OfflineDataset:
     generator = np.random.default_rng(0)
     observations = {"arm": generator.normal(size=(60, 2)), "ball": generator.normal(size=(60, 1))}
-    dataset = OfflineDataset.from_arrays(
+    return OfflineDataset.from_arrays(
         observations=observations,
         actions=generator.uniform(-1, 1, (60, 2)),
         rewards=generator.normal(size=60),
@@ -33,6 +36,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
         dataset_id="tests/arm-v0",
         control_rate_hz=50.0,
     )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(dataset: OfflineDataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return train(TrainConfig.preset("me-am", **TINY), dataset, tmp_path_factory.mktemp("run"))
 
 
@@ -56,11 +63,19 @@ def test_a_dict_observation_is_flattened_in_the_recorded_order(folder: Path) -> 
     assert np.abs(policy.sample(split, noise=golden["noise"]) - golden["actions"]).max() < 1e-5
 
 
-def test_the_model_file_holds_the_trained_networks_without_their_averages(checkpoint: Checkpoint, folder: Path) -> None:
+def assert_holds_what_acts(folder: Path, checkpoint: Checkpoint, averages: set[str]) -> None:
     weights = load_file(folder / "model.safetensors")
     networks = checkpoint.load_networks().state_dict()
-    assert set(weights) == {name for name in networks if not name.startswith("target_")}
+    expected = {name for name in networks if not name.startswith("target_") or name.split(".")[0] in averages}
+    assert set(weights) == expected
     assert all(np.array_equal(weights[name], networks[name].numpy()) for name in weights)
+    assert {name.split(".")[0] for name in weights if name.startswith("target_")} == averages
+
+
+def test_the_model_file_holds_the_trained_networks_and_the_average_that_acts(
+    checkpoint: Checkpoint, folder: Path
+) -> None:
+    assert_holds_what_acts(folder, checkpoint, {"target_policy"})
 
 
 def test_the_model_card_says_what_goes_in_and_comes_out(folder: Path) -> None:
@@ -80,7 +95,58 @@ def test_the_newest_checkpoint_of_a_training_folder_is_exported(checkpoint: Chec
     assert MeamPolicy.from_pretrained(exported).spec.method == "me-am"
 
 
-@pytest.mark.parametrize("settings", [{"flow_steps": 0}, {"flow_steps": -3}, {"solver": "rk45"}])
+def test_the_policy_is_integrated_as_in_training_unless_told_otherwise(
+    checkpoint: Checkpoint, folder: Path, tmp_path: Path
+) -> None:
+    spec = MeamPolicy.from_pretrained(folder).spec
+    assert (spec.flow_steps, spec.solver, spec.best_of) == (10, "midpoint", 1)
+    other = MeamPolicy.from_pretrained(export_policy(checkpoint, tmp_path / "policy", flow_steps=3, solver="euler"))
+    assert (other.spec.flow_steps, other.spec.solver) == (3, "euler")
+    observation, noise = {"arm": [0.1, 0.2], "ball": [0.3]}, np.ones(4)
+    as_trained = MeamPolicy.from_pretrained(folder).sample(observation, noise=noise)
+    assert not np.array_equal(as_trained, other.sample(observation, noise=noise))
+
+
+def test_of_several_chunks_the_exported_policy_takes_the_one_with_the_highest_value(
+    dataset: OfflineDataset, tmp_path: Path
+) -> None:
+    config = TrainConfig.preset("me-am", best_of=3, **{**TINY, "learning_rate": 0.1})
+    checkpoint = train(config, dataset, tmp_path / "run")
+    policy = MeamPolicy.from_pretrained(export_policy(checkpoint, tmp_path / "policy"))
+    assert (policy.spec.best_of, policy.spec.noise_dim, policy.spec.chunk_dim) == (3, 12, 4)
+    assert_holds_what_acts(tmp_path / "policy", checkpoint, {"target_policy", "target_critic"})
+    networks, spec = checkpoint.load_networks(), checkpoint.spec
+    generator = np.random.default_rng(2)
+    rows, noise = generator.normal(size=(40, 3)), generator.standard_normal((40, 12), dtype=np.float32)
+    observation = {"arm": rows[:, :2], "ball": rows[:, 2:]}
+    single = PolicyModule(networks, replace(spec, best_of=1))
+    with torch.no_grad():
+        given = torch.from_numpy(rows.astype(np.float32))
+        features = networks.encoder(given)
+        chunks = torch.stack([single(given, part) for part in torch.from_numpy(noise).split(4, dim=1)])
+        normalised = (chunks - torch.tensor(spec.action_offset)) / torch.tensor(spec.action_scale)
+        values = [networks.target_critic(features, chunk.flatten(1).float()).mean(dim=0) for chunk in normalised]
+    best = torch.stack(values).argmax(dim=0).numpy()
+    assert len(set(best)) == 3
+    sampled = policy.sample(observation, noise=noise)
+    assert np.abs(sampled - chunks.numpy()[best, np.arange(40)]).max() < 1e-5
+    # One noise vector holds all of them, and acting draws as many numbers.
+    with pytest.raises(ObservationError, match=r"expected \(40, 12\)"):
+        policy.sample(observation, noise=noise[:, :4])
+    assert policy.sample(observation).shape == (40, 2, 2)
+    assert policy.predict(observation)[0].shape == (40, 2)
+    policy.reset()
+    first = MeamPolicy.from_pretrained(tmp_path / "policy", seed=1)
+    again = MeamPolicy.from_pretrained(tmp_path / "policy", seed=1)
+    assert np.array_equal(first.act(observation), again.act(observation))
+    # Zero noise gives equal chunks: there is nothing to choose from.
+    zero = policy.sample(observation, noise=np.zeros((40, 12)))
+    assert np.abs(zero[:, 0] - policy.act(observation, deterministic=True)).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "settings", [{"flow_steps": 0}, {"flow_steps": -3}, {"flow_steps": 3}, {"solver": "rk45"}, {"solver": "heun"}]
+)
 def test_what_cannot_be_integrated_is_refused(
     checkpoint: Checkpoint, tmp_path: Path, settings: dict[str, object]
 ) -> None:

@@ -261,6 +261,19 @@ def test_noise_that_is_not_finite_is_refused(linear, value):
         linear.load().sample(np.zeros(3), np.full(8, value))
 
 
+def test_a_policy_that_chooses_among_several_chunks_takes_the_noise_of_all_of_them(make_policy):
+    linear = make_policy(best_of=3)
+    policy = linear.load(seed=0)
+    assert policy.spec.noise_dim == 24
+    noise = np.random.default_rng(0).normal(size=(3, 24))
+    chunks = policy.sample(OBSERVATIONS[0], noise)
+    assert chunks.shape == (3, 4, 2)
+    np.testing.assert_allclose(chunks, linear.chunks(OBSERVATIONS[0], noise), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ObservationError, match=r"expected \(24,\)"):
+        policy.sample(OBSERVATIONS[0, 0], noise[0, :8])
+    assert policy.act(OBSERVATIONS[0]).shape == (3, 2)
+
+
 def test_noise_and_seed_exclude_each_other(linear):
     with pytest.raises(ObservationError, match="at most one"):
         linear.load().sample(np.zeros(3), np.zeros(8), seed=0)

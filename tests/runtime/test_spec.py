@@ -62,6 +62,7 @@ def specs(draw):
         max_leaves=4,
     )
     file_names = st.text(st.characters(exclude_characters="/\\:\0"), min_size=1, max_size=8)
+    solver = draw(st.sampled_from(["euler", "midpoint"]))
     return PolicySpec(
         observation=observation,
         action=action,
@@ -71,7 +72,9 @@ def specs(draw):
         observation_std=numbers(POSITIVE, observation_dim),
         action_offset=numbers(FINITE, action.size),
         action_scale=numbers(POSITIVE, action.size),
-        flow_steps=draw(st.integers(1, 10_000)),
+        flow_steps=draw(st.integers(1, 5000)) * (2 if solver == "midpoint" else 1),
+        solver=solver,
+        best_of=draw(st.integers(1, 10_000)),
         method=draw(st.text(max_size=5)),
         hyperparameters=draw(st.dictionaries(st.text(max_size=5), json_values, max_size=3)),
         training_data=draw(st.none() | st.text(max_size=5)),
@@ -330,6 +333,7 @@ FIELDS = {
     ("flow_steps",): {"int"},
     ("method",): {"text"},
     ("solver",): {"text"},
+    ("best_of",): {"int"},
     ("hyperparameters",): {"object"},
     ("training_data",): {"null", "text"},
     ("environment_id",): {"null", "text"},
@@ -356,7 +360,14 @@ def test_wrong_type_is_refused_with_the_field_and_both_types(path, kind):
         assert type(value).__name__ in message
 
 
-@pytest.mark.parametrize("name", sorted(json.loads(GOOD.to_json())))
+def test_a_file_from_before_there_was_a_choice_draws_one_chunk():
+    data = json.loads(dataclasses.replace(GOOD, best_of=3).to_json())
+    assert PolicySpec.from_json(json.dumps(data)).best_of == 3
+    del data["best_of"]
+    assert PolicySpec.from_json(json.dumps(data)).best_of == 1
+
+
+@pytest.mark.parametrize("name", sorted(set(json.loads(GOOD.to_json())) - {"best_of"}))
 def test_missing_field_is_refused_by_name(name):
     data = json.loads(GOOD.to_json())
     del data[name]
@@ -400,11 +411,19 @@ def test_size_out_of_range_is_refused_with_the_allowed_range(path, name, size):
     assert "1 to " in message
 
 
-@pytest.mark.parametrize("name", ["execute_steps", "flow_steps"])
+@pytest.mark.parametrize("name", ["execute_steps", "flow_steps", "best_of"])
 @pytest.mark.parametrize("steps", [0, -1, 10_001, 2**40])
 def test_steps_out_of_range_are_refused(name, steps):
     message = error_of(changed((name,), steps))
     assert f"{name} is {steps}" in message
+
+
+@pytest.mark.parametrize("steps", [1, 3, 9_999])
+def test_the_midpoint_solver_takes_an_even_number_of_evaluations(steps):
+    data = {**json.loads(GOOD.to_json()), "solver": "midpoint"}
+    assert PolicySpec.from_json(json.dumps({**data, "flow_steps": steps + 1})).solver == "midpoint"
+    message = error_of(json.dumps({**data, "flow_steps": steps}))
+    assert f"flow_steps is {steps}; expected an even number" in message
 
 
 def test_execute_steps_cannot_exceed_the_chunk():
@@ -496,7 +515,9 @@ def test_dimensions_are_the_products_of_the_shapes():
         BoxSpec((), "float32", (0.0,), (1.0,), "gripper"),
         action=BoxSpec((2, 2), "float32", (-1.0,) * 4, (1.0,) * 4),
     )
-    assert (spec.observation_dim, spec.action_dim, spec.noise_dim) == (7, 4, 16)
+    assert (spec.observation_dim, spec.action_dim, spec.chunk_dim, spec.noise_dim) == (7, 4, 16, 16)
+    several = dataclasses.replace(spec, best_of=3)
+    assert (several.action_dim, several.chunk_dim, several.noise_dim) == (4, 16, 48)
 
 
 def test_reading_does_not_change_the_callers_data():

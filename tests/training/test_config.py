@@ -1,7 +1,8 @@
 import dataclasses
 import json
 import math
-from typing import Any
+import re
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,12 @@ WHOLE = {  # field: smallest value
     "batch_size": 1,
     "num_critics": 1,
     "flow_steps": 1,
+    "best_of": 1,
     "chunk_size": 1,
+    "candidates": 4,
+    "likelihood_steps": 1,
+    "divergence_probes": 1,
+    "mirror_steps": 1,
     "ascent_candidates": 1,
     "checkpoint_every": 1,
     "log_every": 1,
@@ -37,22 +43,57 @@ REAL = {  # field: values at the edges that are accepted, and that are not
     "entropy_coef": ([0.0, 0.999], [-1e-9, 1.0, NAN]),
     "mixture_weight": ([0.0, 0.999], [-1e-9, 1.0, NAN]),
     "mixture_bandwidth": ([1e-9, 1.0], [0.0, -0.1, NAN, INF]),
+    "ascent_spread": ([0.0, 2.0], [-1e-9, NAN, INF]),
+    "trust_radius": ([1e-9, 10.0], [0.0, -0.1, NAN, INF]),
+    "edit_scale": ([1e-9, 2.0], [-1e-9, NAN, INF]),
+    "distill_coef": ([0.0, 300.0], [-1e-9, NAN, INF]),
     "pessimism": ([0.0, 10.0], [-1e-9, NAN, INF]),
     "gradient_clip": ([0.0, 10.0], [-1e-9, NAN, INF]),
 }
 
 
-def test_the_presets_are_the_three_methods():
-    assert list(PRESETS) == ["bc", "qam", "me-am"]
+PUBLISHED = {"objective": "adjoint", "sde": "reference", "solver": "euler", "confine": False, "joint_clip": True}
+
+
+def test_the_presets_are_the_four_methods():
+    assert list(PRESETS) == ["bc", "qam", "qam-edit", "me-am"]
     coefficients = {
-        name: (c.inverse_temperature, c.entropy_coef, c.mixture_weight, c.trains_policy)
+        name: (c.inverse_temperature, c.entropy_coef, c.mixture_weight, c.edit_scale, c.trains_policy)
         for name in PRESETS
         for c in [TrainConfig.preset(name)]
     }
-    assert coefficients["bc"] == (0, 0, 0, False)
-    assert coefficients["qam"] == (1, 0, 0, True)
-    assert min(coefficients["me-am"]) > 0
+    assert coefficients["bc"] == (0, 0, 0, 0, False)
+    assert coefficients["qam"] == (1, 0, 0, 0, True)
+    assert coefficients["qam-edit"] == (1, 0, 0, 0.1, True)
+    assert min(coefficients["me-am"][:3]) > 0
+    assert coefficients["me-am"][3:] == (0, True)
     assert TrainConfig.preset("me-am") == TrainConfig()
+
+
+def test_the_presets_of_qam_take_the_published_scheme_and_me_am_its_own():
+    for name in PRESETS:
+        config = TrainConfig.preset(name)
+        scheme = {field: getattr(config, field) for field in PUBLISHED}
+        if name.startswith("qam"):
+            assert scheme == PUBLISHED
+        else:
+            assert scheme == {
+                "objective": "reweighted",
+                "sde": "ancestral",
+                "solver": "midpoint",
+                "confine": True,
+                "joint_clip": False,
+            }
+
+
+def test_only_a_known_few_settings_differ_between_the_presets():
+    plain = dataclasses.asdict(TrainConfig())
+    for name in PRESETS:
+        changed = {
+            field for field, value in dataclasses.asdict(TrainConfig.preset(name)).items() if value != plain[field]
+        }
+        coefficients = {"method", "inverse_temperature", "entropy_coef", "mixture_weight", "edit_scale"}
+        assert changed <= coefficients | (set(PUBLISHED) if name.startswith("qam") else set())
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -64,7 +105,7 @@ def test_a_preset_takes_changes(name):
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(ConfigError, match='no preset "meam". Did you mean me-am?'):
         TrainConfig.preset("meam")
-    with pytest.raises(ConfigError, match='no preset "zzz". Known: bc, qam, me-am'):
+    with pytest.raises(ConfigError, match='no preset "zzz". Known: bc, qam, qam-edit, me-am'):
         TrainConfig.preset("zzz")
 
 
@@ -85,29 +126,152 @@ def test_every_number_has_a_range_that_is_tested():
 
 @pytest.mark.parametrize("field", WHOLE)
 def test_a_count_must_be_whole_and_large_enough(field):
-    others: dict[str, Any] = {} if field == "steps" else {"steps": 10}
+    # With these, nothing but the field's own range is at stake.
+    others: dict[str, Any] = {"steps": 10, "solver": "euler", "objective": "adjoint", "sde": "reference"}
+    if field == "candidates":
+        others["objective"] = "reweighted"
     accepted = WHOLE[field]
     assert getattr(TrainConfig(**{**others, field: accepted}), field) == accepted
+    expected = "1 or more|4 to batch_size = 256" if field == "candidates" else f"{accepted} or more"
     for value in (WHOLE[field] - 1, -5, 2.0, "2", None, True):
-        with pytest.raises(ConfigError, match=f"{field} is {value!r}; expected a whole number of {accepted} or more"):
+        with pytest.raises(ConfigError, match=f"{field} is {value!r}; expected (a whole number of )?({expected})"):
             TrainConfig(**{**others, field: value})
 
 
 @pytest.mark.parametrize("field", REAL)
 def test_a_number_must_lie_in_its_range(field):
     accepted, refused = REAL[field]
+    method = "qam-edit" if field == "edit_scale" else "me-am"
     for value in accepted:
-        assert getattr(TrainConfig.preset("me-am", **{field: value}), field) == value
+        assert getattr(TrainConfig.preset(method, **{field: value}), field) == value
     for value in [*refused, "0.5", None]:
         with pytest.raises(ConfigError, match=f"{field} is {value!r}; expected a number"):
-            TrainConfig(**{field: value})
+            TrainConfig.preset(method, **{field: value})
+
+
+@pytest.mark.parametrize("field", ["steps", "edit_scale", "trust_radius"])
+def test_a_number_that_is_accepted_is_accepted_as_an_integer_too(field):
+    method = "qam-edit" if field == "edit_scale" else "me-am"
+    assert getattr(TrainConfig.preset(method, **{field: 1}), field) == 1
+
+
+CHOICES = {
+    "objective": ["reweighted", "adjoint", "target_score"],
+    "sde": ["ancestral", "reference"],
+    "solver": ["euler", "midpoint"],
+}
+
+
+def changed(field: str, value: Any) -> TrainConfig:
+    return TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize("field", CHOICES)
+def test_a_choice_must_be_a_known_one_and_the_nearest_is_named(field):
+    for value in CHOICES[field]:
+        assert getattr(changed(field, value), field) == value
+        with pytest.raises(ConfigError, match=f'There is no {field} "{value}s". Did you mean {value}\\?'):
+            changed(field, f"{value}s")
+    known = ", ".join(get_args(get_type_hints(TrainConfig)[field]))
+    assert sorted(known.split(", ")) == sorted(CHOICES[field])
+    for value in ("zzz", None, 3, True, []):
+        with pytest.raises(ConfigError, match=f'There is no {field} "{re.escape(str(value))}". Known: {known}'):
+            changed(field, value)
+
+
+@pytest.mark.parametrize("field", ["confine", "adaptive_mixture", "joint_clip"])
+def test_a_switch_is_true_or_false(field):
+    for value in (True, False):
+        assert getattr(changed(field, value), field) is value
+    for value in (0, 1, None, "true", 1.0):
+        with pytest.raises(ConfigError, match=f"{field} is {value!r}; expected true or false"):
+            changed(field, value)
+
+
+def test_every_field_is_tested():
+    choices = {"method", *CHOICES, "device", "hidden_dims", "critic_hidden_dims"}
+    switches = {"confine", "adaptive_mixture", "joint_clip"}
+    optional = {"threads", "sde_steps", "execute_steps", "edit_target_entropy"}
+    assert {f.name for f in dataclasses.fields(TrainConfig)} == choices | switches | optional | set(WHOLE) | set(REAL)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 11])
+def test_the_midpoint_solver_takes_an_even_number_of_evaluations(steps):
+    assert TrainConfig(flow_steps=steps, solver="euler").flow_steps == steps
+    assert TrainConfig(flow_steps=2 * steps, solver="midpoint").flow_steps == 2 * steps
+    with pytest.raises(ConfigError, match=f'flow_steps is {steps}; expected an even number.* solver="euler"'):
+        TrainConfig(flow_steps=steps, solver="midpoint")
+
+
+BC: dict[str, Any] = {"method": "bc", "inverse_temperature": 0.0, "entropy_coef": 0.0, "mixture_weight": 0.0}
+WITHOUT_CANDIDATES = [{"objective": "adjoint"}, {"objective": "target_score"}, BC]
+
+
+def test_the_samples_of_an_observation_fit_into_a_batch_where_they_are_used():
+    # A quarter of them comes from the prior.
+    for candidates in (4, 16):
+        assert TrainConfig(batch_size=16, candidates=candidates).candidates == candidates
+    for candidates in (17, 3, 1):
+        with pytest.raises(ConfigError, match=f"candidates is {candidates}; expected 4 to batch_size = 16"):
+            TrainConfig(batch_size=16, candidates=candidates)
+        for unused in WITHOUT_CANDIDATES:
+            assert TrainConfig(**{"batch_size": 16, "candidates": candidates, **unused}).candidates == candidates
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_batch_too_small_for_the_reweighted_objective_is_refused_with_a_way_out(rows):
+    with pytest.raises(ConfigError, match=f'batch_size is {rows}; expected 4 or more with .*objective="adjoint"'):
+        TrainConfig(batch_size=rows)
+    for unused in WITHOUT_CANDIDATES:
+        assert TrainConfig(**{"batch_size": rows, **unused}).batch_size == rows
+
+
+def test_the_ancestral_sde_has_at_least_one_step_with_noise():
+    ancestral: dict[str, Any] = {"objective": "adjoint", "sde": "ancestral", "solver": "euler"}
+    assert TrainConfig(**ancestral, sde_steps=2, flow_steps=1).sde_steps == 2
+    for name in ("sde_steps", "flow_steps"):
+        values: dict[str, Any] = {name: 1}
+        with pytest.raises(ConfigError, match=f"{name} is 1; expected 2 or more"):
+            TrainConfig(**ancestral, **values)
+        for other in ({"objective": "reweighted"}, {"objective": "target_score"}, {"sde": "reference"}):
+            assert getattr(TrainConfig(**{**ancestral, **values, **other}), name) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "neutral"), [("best_of", 2, 1), ("mirror_steps", 2, 1), ("distill_coef", 0.5, 0)]
+)
+def test_without_critics_there_is_nothing_to_choose_by_and_no_policy_to_train(field, value, neutral):
+    assert getattr(TrainConfig(**BC, **{field: neutral}), field) == neutral
+    with pytest.raises(ConfigError, match=f"{field} is {value}; expected {neutral}.* for bc, which has no critics"):
+        TrainConfig(**BC, **{field: value})
+
+
+@pytest.mark.parametrize("value", [None, -3, 0.5, 2.0])
+def test_the_target_entropy_of_the_edits_is_a_number_or_none(value):
+    assert TrainConfig(edit_target_entropy=value).edit_target_entropy == value
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF, "0", [1.0]])
+def test_another_target_entropy_of_the_edits_is_refused(value):
+    with pytest.raises(
+        ConfigError, match=f"edit_target_entropy is {re.escape(repr(value))}; expected a number, or None"
+    ):
+        TrainConfig(edit_target_entropy=value)
+
+
+def test_edits_belong_to_qam_edit_and_to_it_alone():
+    with pytest.raises(ConfigError, match=r"edit_scale is 0\.0; expected above 0 for qam-edit"):
+        TrainConfig.preset("qam-edit", edit_scale=0.0)
+    for method in ("bc", "qam", "me-am"):
+        with pytest.raises(ConfigError, match=rf"edit_scale is 0\.1; expected 0 for {method}"):
+            TrainConfig.preset(method, edit_scale=0.1)
 
 
 @pytest.mark.parametrize("field", ["hidden_dims", "critic_hidden_dims"])
 @pytest.mark.parametrize("value", [(), (0,), (8, -1), (8.0,), (True,), 8, [8], "8", None])
 def test_layers_must_be_a_tuple_of_positive_whole_numbers(field, value):
     with pytest.raises(ConfigError, match=rf"{field} is .*; expected"):
-        TrainConfig(**{field: value})
+        changed(field, value)
 
 
 def test_fourier_features_come_in_pairs():
@@ -123,11 +287,13 @@ def test_no_more_actions_are_executed_than_predicted(value):
         TrainConfig(chunk_size=4, execute_steps=value)
 
 
+@pytest.mark.parametrize("field", ["threads", "sde_steps"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
-def test_threads_are_counted(value):
-    assert (TrainConfig(threads=1).threads, TrainConfig().threads) == (1, None)
-    with pytest.raises(ConfigError, match=f"threads is {value!r}; expected a whole number of 1 or more"):
-        TrainConfig(threads=value)
+def test_an_optional_count_is_none_or_1_or_more(field, value):
+    assert getattr(changed(field, 1), field) == 1
+    assert getattr(TrainConfig(), field) is None
+    with pytest.raises(ConfigError, match=f"{field} is {value!r}; expected a whole number of 1 or more, or None"):
+        changed(field, value)
 
 
 def test_pretraining_leaves_updates_for_the_policy():
@@ -144,6 +310,8 @@ def test_pretraining_leaves_updates_for_the_policy():
         ("bc", "mixture_weight"),
         ("qam", "entropy_coef"),
         ("qam", "mixture_weight"),
+        ("qam-edit", "entropy_coef"),
+        ("qam-edit", "mixture_weight"),
     ],
 )
 def test_a_method_fixes_the_coefficients_that_it_lacks(method, field):
@@ -157,13 +325,19 @@ def test_a_method_fixes_the_coefficients_that_it_lacks(method, field):
         {},
         optional={
             "steps": st.integers(10, 10**9),
-            "seed": st.integers(0, 2**63),
+            "seed": st.integers(0, 2**63 - 1),
             "hidden_dims": st.lists(st.integers(1, 4096), min_size=1, max_size=6).map(tuple),
             "learning_rate": st.floats(1e-12, 10),
             "discount": st.floats(1e-12, 1),
             "chunk_size": st.integers(3, 50),
             "execute_steps": st.none() | st.integers(1, 3),
             "device": st.text(),
+            "objective": st.sampled_from(CHOICES["objective"]),
+            "sde": st.sampled_from(CHOICES["sde"]),
+            "solver": st.sampled_from(CHOICES["solver"]),
+            "confine": st.booleans(),
+            "sde_steps": st.none() | st.integers(2, 100),
+            "edit_target_entropy": st.none() | st.floats(-10, 10),
         },
     ).filter(lambda d: d.get("execute_steps") is None or "chunk_size" in d),
 )
@@ -190,6 +364,11 @@ def test_settings_survive_json(name, overrides):
         '{"learning_rate": NaN}',
         '{"method": ["me-am"]}',
         '{"device": 3}',
+        '{"objective": null}',
+        '{"solver": "rk4"}',
+        '{"confine": 1}',
+        '{"edit_scale": 0.1}',
+        '{"sde_steps": 2.0}',
         "[" * 100_000,
     ],
 )

@@ -49,6 +49,13 @@ def test_fourier_features_are_cosines_and_sines_of_the_normalised_observation():
     assert encoder.output_dim == expected.shape[1] == 11
 
 
+@pytest.mark.parametrize("fourier_features", [0, 8])
+def test_encoded_observations_can_be_decoded(fourier_features):
+    encoder = ObservationEncoder([1.0, -20.0, 300.0], [0.5, 3.0, 0.01], fourier_features).double()
+    observation = 100 * normal(2, 5, 3)
+    torch.testing.assert_close(encoder.decode(encoder(observation)), observation)
+
+
 def test_the_fourier_frequencies_have_the_asked_for_scale():
     torch.manual_seed(0)
     frequencies = ObservationEncoder([0.0] * 10, [1.0] * 10, 2000, fourier_scale=2.5).frequencies

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -52,7 +54,60 @@ def test_the_result_lies_within_reach_of_a_candidate(search):
     _, candidates, steps, step_size = search
     best = maximize_q(search[0], tensor(candidates), steps, step_size)[0].numpy()
     distances = np.sqrt(((best - candidates.clip(-1, 1)) ** 2).mean(axis=-1))
-    assert (distances.min(axis=0) <= steps * step_size * (1 + 1e-9)).all()
+    # The steps shrink linearly to zero.
+    assert (distances.min(axis=0) <= sum(step_size * (1 - i / steps) for i in range(steps)) * (1 + 1e-9)).all()
+
+
+@given(searches(), st.floats(1e-6, 3))
+def test_the_result_lies_in_the_box_within_the_trust_radius_of_a_start(search, radius):
+    value, candidates, steps, step_size = search
+    best = maximize_q(value, tensor(candidates), steps, step_size, radius)[0].numpy()
+    distances = np.sqrt(((best - candidates.clip(-1, 1)) ** 2).mean(axis=-1))
+    assert (distances.min(axis=0) <= radius * (1 + 1e-9)).all()
+    assert np.abs(best).max() <= 1
+
+
+@given(searches())
+def test_a_trust_radius_beyond_reach_is_none(search):
+    value, candidates, steps, step_size = search
+    free, bound = (maximize_q(value, tensor(candidates), steps, step_size, r) for r in (math.inf, 4.0))
+    torch.testing.assert_close(free, bound, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("peak", [(0.2, -0.3), (0.9, 0.1)])
+@pytest.mark.parametrize("radius", [0.1, 0.5, math.inf])
+def test_the_maximiser_of_a_concave_quadratic_is_found_as_near_as_the_trust_radius_allows(peak, radius):
+    start, step_size = np.array([0.1, 0.1]), 0.1
+    best = maximize_q(
+        lambda x: -(x - tensor(peak)).square().sum(dim=-1), tensor(start)[None, None], 40, step_size, radius
+    )[0][0]
+    way = np.array(peak) - start
+    length = np.sqrt((way**2).mean())
+    expected = start + way * min(1, radius / length)
+    # Far nearer than a step: the last ones are short.
+    np.testing.assert_allclose(best, expected, atol=0.05 * step_size)
+
+
+def test_the_maximiser_of_a_curved_value_is_found_far_more_precisely_than_a_step():
+    scales = tensor([1.0, 10.0])
+    for start in ([0.6, 0.6], [-0.5, 0.0]):
+        best = maximize_q(
+            lambda x: -(scales * (x - tensor([0.1, 0.3])).square()).sum(dim=-1), tensor([[start]]), 100, 0.05
+        )[0][0]
+        np.testing.assert_allclose(best, [0.1, 0.3], atol=0.1 * 0.05)
+
+
+def test_steps_shrink_linearly():
+    seen = []
+
+    def value(x):
+        seen.append(x.detach().clone())
+        return x.sum(dim=-1)
+
+    maximize_q(value, torch.full((1, 1, 3), -0.9, dtype=torch.float64), 4, 0.1)
+    # Called at the starts, before each of the four steps, and at the end.
+    lengths = np.diff([x[0, 0, 0].item() for x in seen[1:]])
+    np.testing.assert_allclose(lengths, [0.1, 0.075, 0.05, 0.025])
 
 
 @given(searches())
@@ -99,7 +154,7 @@ def test_the_best_of_several_hills_is_found_from_the_candidate_at_its_foot():
     def value(x):  # a low hill at -0.5, a high one at 0.5
         return (torch.exp(-20 * (x + 0.5) ** 2) + 2 * torch.exp(-20 * (x - 0.5) ** 2)).sum(dim=-1)
 
-    best, gain = maximize_q(value, torch.tensor([[[-0.5]], [[0.3]]]), 4, 0.05)
+    best, gain = maximize_q(value, torch.tensor([[[-0.5]], [[0.3]]]), 10, 0.06)
     assert best.item() == pytest.approx(0.5, abs=0.01)
     assert gain.item() == pytest.approx(1, abs=0.01)
 

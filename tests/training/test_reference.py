@@ -26,11 +26,13 @@ from meam_training.algorithm import (
     MeamNoise,
     _terminal_adjoint,
     compute_losses,
+    draw_noise,
     update_targets,
 )
 from meam_training.config import TrainConfig
 from meam_training.flow import integrate, time_like
 from meam_training.q_maximizer import pessimistic_value
+from meam_training.trainer import _clip
 
 NETWORKS = {
     "actor_slow": "prior",
@@ -62,6 +64,7 @@ class Case:
         assert ours.dtype == self.dtype
         assert tuple(ours.shape) == expected.shape
         error = np.abs(ours.double().numpy() - expected).max() / np.abs(expected).max()
+        print(f"parity {self.dtype} {name} {error:.1e}")  # read by benchmarks/accuracy: pytest -rP
         assert error <= TOLERANCES[self.dtype], f"{name} differs by {error:.1e} of its scale"
 
 
@@ -137,15 +140,19 @@ def case(request, name):
         masks=put("batch/masks")[:, -1],
         valid=put("batch/valid")[:, -1],
     )
-    noise = MeamNoise(
-        next_x_0=put("next_noise")[:, 0],
-        flow_x_0=put("flow_x0"),
-        flow_t=put("flow_t"),
-        sde_x_0=put("sde_x0"),
-        sde=put("sde_noise")[:-1],
-        candidates=torch.empty((0, 0, spec.noise_dim), dtype=dtype),
-        bandwidth=torch.empty((0, spec.noise_dim), dtype=dtype),
-    )
+    # The reference draws one chunk for one decision; there is nothing random but what follows.
+    assert config.best_of == spec.best_of == 1
+    drawn = draw_noise(config.batch_size, spec.chunk_dim, config, torch.Generator(), torch.device("cpu"))
+    used = {
+        "next_x_0": put("next_noise")[:, 0],
+        "flow_x_0": put("flow_x0"),
+        "flow_t": put("flow_t"),
+        "sde_x_0": put("sde_x0"),
+        "sde": put("sde_noise")[:-1],
+    }
+    unused = {field: tensor.to(dtype) for field, tensor in drawn._asdict().items() if field not in used}
+    assert not any(tensor.numel() for tensor in unused.values())
+    noise = MeamNoise(**{**unused, **used})
     return Case(arrays, networks, config, batch, noise, networks.encoder(batch.observations), dtype)
 
 
@@ -175,6 +182,7 @@ def test_the_parts_of_the_temporal_difference_target_agree(case):
     next_features = n.encoder(case.batch.next_observations)
     next_actions = integrate(n.policy.condition(next_features), case.noise.next_x_0, config.flow_steps).clamp(-1, 1)
     case.assert_same(next_actions, "next_actions")
+    case.assert_same(n.act(next_features, case.noise.next_x_0), "next_actions")
     values = n.target_critic(next_features, next_actions)
     case.assert_same(values, "next_qs")
     bootstrap = config.discount**config.chunk_size * case.batch.masks * pessimistic_value(values, config.pessimism)
@@ -228,7 +236,7 @@ def test_the_parameters_after_updates_agree(case, fused):
     for update in (1, 2, 3):
         optimizer.zero_grad()
         total_loss(case).total.backward()
-        torch.nn.utils.clip_grad_norm_(trained, case.config.gradient_clip)
+        _clip(case.networks, case.config)
         update_targets(case.networks, case.config.polyak)
         optimizer.step()
         if update == 2:

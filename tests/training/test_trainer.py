@@ -1,4 +1,5 @@
 import csv
+import math
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from meam_policy.errors import (
 )
 from meam_training.checkpoint import Checkpoint, build_networks
 from meam_training.dataset import OfflineDataset
-from meam_training.trainer import _DeviceChunks, make_spec, train
+from meam_training.trainer import _clip, _DeviceChunks, make_spec, train
 
 
 def saved(checkpoint):
@@ -70,23 +71,35 @@ def test_the_seed_decides_the_run(dataset, make_config, tmp_path):
     assert not torch.equal(saved(one)["prior.layers.0.weight"], saved(other)["prior.layers.0.weight"])
 
 
-def test_without_entropy_and_mixture_a_run_of_me_am_is_one_of_qam_bit_for_bit(dataset, make_config, tmp_path):
-    qam = train(make_config("qam", pretrain_steps=3), dataset, tmp_path / "qam")
+OBJECTIVES = ["reweighted", "target_score", "adjoint"]
+PUBLISHED = {"sde": "reference", "solver": "euler", "confine": False, "joint_clip": True}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_without_entropy_and_mixture_a_run_of_me_am_is_one_of_qam_bit_for_bit(
+    dataset, make_config, tmp_path, objective
+):
+    common = {"pretrain_steps": 3, "steps": 8, "objective": objective}
+    qam = train(make_config("qam", **common), dataset, tmp_path / "qam")
     me_am = train(
-        make_config("me-am", pretrain_steps=3, entropy_coef=0.0, mixture_weight=0.0), dataset, tmp_path / "me-am"
+        make_config("me-am", entropy_coef=0.0, mixture_weight=0.0, **common, **PUBLISHED), dataset, tmp_path / "me-am"
     )
     assert_bit_equal(qam, me_am)
     assert without_speed(tmp_path / "qam") == without_speed(tmp_path / "me-am")
 
 
-def test_bc_is_the_prior_that_other_methods_pretrain(dataset, make_config, tmp_path):
-    bc = train(make_config("bc", steps=4), dataset, tmp_path / "bc")
-    qam = train(make_config("qam", steps=5, pretrain_steps=4, checkpoint_every=4), dataset, tmp_path / "qam")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_bc_is_the_prior_that_other_methods_pretrain(dataset, make_config, tmp_path, objective):
+    # The objective decides how much noise is drawn: with the same one, the draws are the same.
+    bc = train(make_config("bc", steps=4, objective=objective), dataset, tmp_path / "bc")
+    config = make_config("qam", steps=5, pretrain_steps=4, checkpoint_every=4, objective=objective)
+    qam = train(config, dataset, tmp_path / "qam")
     assert {name.split(".")[0] for name in load_file(bc.path / "model.safetensors")} == {"encoder", "prior"}
     assert rows(tmp_path / "bc")[-1]["critic_loss"] == ""
     pretrained = load_file(qam.path.with_name("step_00000004") / "model.safetensors")
+    copies = ["policy.", "target_prior."] + (["target_policy."] if objective != "adjoint" else [])
     for name in [name for name in pretrained if name.startswith("prior.")]:
-        for copy in ("policy.", "target_prior."):
+        for copy in copies:
             assert torch.equal(pretrained[name], pretrained[name.replace("prior.", copy, 1)])
         assert torch.equal(pretrained[name], saved(bc)[name])
 
@@ -97,6 +110,7 @@ def test_targets_average_the_weights_that_an_update_began_with(dataset, make_con
     first = saved(Checkpoint.load(tmp_path / "checkpoints/step_00000001"))
     initial = build_networks(make_spec(config, dataset), config).state_dict()
     targets = [name for name in second if name.startswith("target_")]
+    assert {name.split(".")[0] for name in targets} == {"target_prior", "target_critic", "target_policy"}
     for name in targets:
         online = name.removeprefix("target_")
         assert torch.equal(first[name], initial[online])
@@ -158,6 +172,30 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole, dataset, tmp_path, at)
     assert without_speed(cut) == without_speed(folder)
     assert [int(row["step"]) for row in rows(cut)] == list(range(1, 13))
     assert left_in(cut) == left_in(folder)
+
+
+KINDS = {
+    "target-score": ("me-am", {"objective": "target_score"}),
+    "ancestral": ("me-am", {"objective": "adjoint", "sde": "ancestral", "joint_clip": True}),
+    "reference": ("qam", {"distill_coef": 1.0}),
+    "edit": ("qam-edit", {"best_of": 2}),
+    "mixture": ("me-am", {"adaptive_mixture": True, "mixture_weight": 0.3, "best_of": 3}),
+    "reweighted, mirror": ("me-am", {"mirror_steps": 2}),
+    "target-score, mirror": ("me-am", {"objective": "target_score", "mirror_steps": 2}),
+    "adjoint, mirror": ("me-am", {"objective": "adjoint", "mirror_steps": 2}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_of_any_kind_equals_an_uninterrupted_one(dataset, make_config, tmp_path, kind):
+    method, settings = KINDS[kind]
+    config = make_config(method, steps=9, pretrain_steps=3, checkpoint_every=6, **settings)
+    end = train(config, dataset, tmp_path / "whole")
+    # The second stage of mirror descent begins with update 7, right after the checkpoint.
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000009")
+    assert_bit_equal(end, train(config, dataset, tmp_path / "cut", resume=True))
+    assert without_speed(tmp_path / "cut") == without_speed(tmp_path / "whole")
 
 
 def test_a_finished_run_can_be_extended(dataset, make_config, tmp_path):
@@ -318,7 +356,7 @@ data = OfflineDataset.from_arrays(
 )
 config = TrainConfig.preset(
     "me-am", steps=int(sys.argv[2]), checkpoint_every=1, log_every=1, batch_size=4, hidden_dims=(4,),
-    critic_hidden_dims=(4,), num_critics=1, flow_steps=2, device="cpu", pretrain_steps=2, threads=1,
+    critic_hidden_dims=(4,), num_critics=1, flow_steps=2, device="cpu", pretrain_steps=2, threads=1, candidates=4,
 )
 train(config, data, sys.argv[1], resume=True)
 """
@@ -379,8 +417,6 @@ def test_a_device_that_is_not_here_is_refused(dataset, make_config, tmp_path):
 
 
 def test_training_learns_the_data(make_config, tmp_path):
-    from meam_training.flow import integrate
-
     generator = np.random.default_rng(0)
     observations = generator.choice([-1.0, 1.0], size=(400, 1))
     ends = np.ones(400, bool)
@@ -390,7 +426,7 @@ def test_training_learns_the_data(make_config, tmp_path):
     with torch.no_grad():
         features = networks.encoder(torch.tensor([[-1.0], [1.0]]).repeat(50, 1))
         x_0 = torch.randn((100, 1), generator=torch.Generator().manual_seed(0))
-        actions = integrate(networks.deployed.condition(features), x_0, 10)
+        actions = networks.flow(networks.deployed, features, x_0)
     assert (actions - torch.tensor([[-0.7], [0.7]]).repeat(50, 1)).abs().mean() < 0.15
 
 
@@ -455,3 +491,177 @@ def test_chunks_on_the_device_are_those_of_the_data_set(dataset, make_config):
     assert np.allclose(batch.actions.numpy(), expected.actions.reshape(64, -1), atol=1e-6)  # the box is [-1, 1]
     for name in ("observations", "rewards", "next_observations", "masks", "valid"):
         assert np.array_equal(getattr(batch, name).numpy(), getattr(expected, name))
+
+
+# Mirror descent
+
+
+def checkpoint_at(folder, step):
+    return Checkpoint.load(folder / "checkpoints" / f"step_{step:08d}").load_networks()
+
+
+def same_weights(one, other):
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_prior_of_a_later_stage_is_the_policy_of_the_one_before(dataset, make_config, tmp_path, objective):
+    config = make_config(steps=10, pretrain_steps=1, checkpoint_every=1, mirror_steps=3, objective=objective)
+    train(config, dataset, tmp_path)
+    networks = {step: checkpoint_at(tmp_path, step) for step in range(1, 11)}
+    # Three stages of three updates each: 2-4, 5-7 and 8-10.
+    for stage in ((2, 3, 4), (5, 6, 7), (8, 9, 10)):
+        for step in stage:
+            now, before = networks[step], networks[step - 1]
+            if stage[0] == 2:
+                assert not same_weights(now.prior, before.prior)
+                continue
+            deployed = networks[stage[0] - 1].deployed
+            for prior in (now.prior, now.target_prior):
+                assert same_weights(prior, deployed)
+            assert not same_weights(now.policy, before.policy)
+    logged = rows(tmp_path)
+    assert [bool(row["prior_loss"]) for row in logged] == [True] * 4 + [False] * 6
+    assert all(row["policy_loss"] for row in logged[1:])
+
+
+def test_with_several_stages_the_number_of_updates_is_fixed(dataset, make_config, tmp_path):
+    train(make_config(steps=4, mirror_steps=2), dataset, tmp_path)
+    with pytest.raises(CheckpointError, match="has other settings: steps: 4 there, 8 now"):
+        train(make_config(steps=8, mirror_steps=2), dataset, tmp_path, resume=True)
+    again = train(make_config(steps=4, mirror_steps=2, log_every=3), dataset, tmp_path, resume=True)
+    assert again.step == 4
+
+
+# A known value
+
+
+class KnownQuadratic(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.peak = torch.nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, observations, actions):
+        return -(actions - self.peak).square().sum(dim=-1)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_with_a_known_value_no_critic_is_learned(dataset, make_config, tmp_path, objective):
+    config = make_config(steps=4, objective=objective, mixture_weight=0.3)
+    value = KnownQuadratic()
+    last = train(config, dataset, tmp_path, value=value)
+    initial = build_networks(make_spec(config, dataset), config).state_dict()
+    after = saved(last)
+    critics = [name for name in initial if "critic" in name]
+    assert critics
+    assert all(torch.equal(initial[name], after[name]) for name in critics)
+    for network in ("prior", "policy"):
+        name = f"{network}.layers.0.weight"
+        assert not torch.equal(initial[name], after[name])
+    assert rows(tmp_path)[-1]["critic_loss"] == ""
+    assert rows(tmp_path)[-1]["mixture_gain"] != ""
+    # A module is a value like any other: neither saved nor trained.
+    assert set(load_file(last.path / "model.safetensors")) == set(initial)
+    assert value.peak == torch.tensor(0.3)
+    assert last.load_networks().known_value is None
+
+
+def test_a_run_with_a_known_value_is_resumed_with_it(dataset, make_config, tmp_path):
+    config = make_config(steps=6, pretrain_steps=2, checkpoint_every=4)
+    value = KnownQuadratic()
+    whole = train(config, dataset, tmp_path / "whole", value=value)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000006")
+    assert_bit_equal(whole, train(config, dataset, tmp_path / "cut", resume=True, value=value))
+
+
+def test_the_known_value_decides_what_is_learned(dataset, make_config, tmp_path):
+    config = make_config(steps=3)
+    one, other = (
+        train(config, dataset, tmp_path / str(sign), value=lambda s, a, sign=sign: sign * a.sum(dim=-1))
+        for sign in (1, -1)
+    )
+    assert not torch.equal(saved(one)["policy.layers.2.weight"], saved(other)["policy.layers.2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda s, a: a, r"value returned \(2, 4\) for two rows; expected a tensor of shape \(2,\)"),
+        (lambda s, a: a.sum(), r"value returned \(\) for two rows"),
+        (lambda s, a: a.sum(dim=-1).tolist(), "value returned list for two rows"),
+        (lambda s, a: a.sum(dim=-1) / 0, r"value returned \[.*inf.*\]; expected finite numbers"),
+        (lambda s, a: a.detach().sum(dim=-1), "value is not differentiable in the actions"),
+    ],
+)
+def test_a_known_value_is_tried_before_the_first_update(dataset, make_config, tmp_path, value, message):
+    with pytest.raises(ConfigError, match=message):
+        train(make_config(), dataset, tmp_path, value=value)
+    assert Checkpoint.latest(tmp_path) is None
+
+
+@pytest.mark.parametrize("first", [None, KnownQuadratic()])
+def test_a_run_is_not_resumed_with_another_kind_of_value(dataset, make_config, tmp_path, first):
+    train(make_config(steps=2), dataset, tmp_path, value=first)
+    with pytest.raises(CheckpointError, match="or with another kind of value"):
+        train(make_config(steps=4), dataset, tmp_path, resume=True, value=None if first else KnownQuadratic())
+
+
+def test_several_chunks_to_choose_from_do_not_go_with_a_known_value(dataset, make_config, tmp_path):
+    with pytest.raises(ConfigError, match="best_of is 2; expected 1 with a known value"):
+        train(make_config(best_of=2), dataset, tmp_path / "run", value=KnownQuadratic())
+    assert not (tmp_path / "run").exists()
+
+
+# Heads
+
+
+def test_the_heads_are_trained(dataset, make_config, tmp_path):
+    config = make_config("qam-edit", steps=4, distill_coef=1.0)
+    after = saved(train(config, dataset, tmp_path))
+    initial = build_networks(make_spec(config, dataset), config).state_dict()
+    heads = [name for name in initial if name.startswith(("edit_policy.", "one_step."))]
+    assert "edit_policy.log_alpha" in heads
+    assert [name for name in heads if torch.equal(initial[name], after[name])] == []
+    for name in ("edit_value", "edit_entropy", "edit_alpha", "distill_loss", "one_step_value"):
+        assert math.isfinite(float(rows(tmp_path)[-1][name]))
+
+
+# Clipping
+
+
+def with_gradients(make_config, dataset, **settings):
+    """Networks with random gradients of very different sizes, and their norms by network."""
+    config = make_config("qam-edit", distill_coef=1.0, **settings)
+    networks = build_networks(make_spec(config, dataset), config)
+    torch.manual_seed(0)
+    sizes = {"critic": 1e3, "prior": 1e-3, "policy": 10.0, "edit_policy": 0.1, "one_step": 2.0}
+    for name, size in sizes.items():
+        for parameter in getattr(networks, name).parameters():
+            parameter.grad = size * torch.randn_like(parameter)
+    return config, networks, {name: gradient_norm(getattr(networks, name)) for name in sizes}
+
+
+def gradient_norm(network):
+    return math.sqrt(sum(p.grad.square().sum().item() for p in network.parameters() if p.grad is not None))
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("limit", [1.0, 30.0, 0.0])
+def test_gradients_are_clipped_jointly_or_network_by_network(dataset, make_config, joint, limit):
+    config, networks, before = with_gradients(make_config, dataset, joint_clip=joint, gradient_clip=limit)
+    total = math.sqrt(sum(norm**2 for norm in before.values()))
+    assert _clip(networks, config).item() == pytest.approx(total, rel=1e-5)
+    for name, norm in before.items():
+        factor = min(1, limit / (total if joint else norm)) if limit else 1
+        assert gradient_norm(getattr(networks, name)) == pytest.approx(norm * factor, rel=1e-4)
+
+
+def test_a_steep_critic_shortens_the_other_gradients_only_if_clipped_jointly(dataset, make_config):
+    shares = {}
+    for joint in (True, False):
+        config, networks, before = with_gradients(make_config, dataset, joint_clip=joint, gradient_clip=1.0)
+        _clip(networks, config)
+        shares[joint] = gradient_norm(networks.prior) / before["prior"]
+    assert shares[True] < 1e-3
+    assert shares[False] == pytest.approx(1)
