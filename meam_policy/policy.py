@@ -144,7 +144,7 @@ class MeamPolicy:
 
         Args:
             observation: One observation, or a batch of them.
-            noise: Standard normal draws [(batch,) chunk_size * action_dim]; None draws them.
+            noise: Standard normal draws [(batch,) spec.noise_dim]; None draws them.
             seed: Seed of the drawn noise; None continues this policy's own stream. Not together with `noise`.
 
         Returns:

@@ -85,7 +85,7 @@ def train(
     if value is not None and config.best_of > 1:
         raise ConfigError(f"best_of is {config.best_of}; expected 1 with a known value, which cannot be exported.")
     device = _device(config.device)
-    spec, data = make_spec(config, dataset), dataset.fingerprint + (" with a known value" if value else "")
+    spec, data = make_spec(config, dataset), dataset.fingerprint + ("" if value is None else " with a known value")
     chunks = _DeviceChunks(config, dataset, spec, device)
     folder = Path(output_dir).expanduser()
     try:
