@@ -31,8 +31,8 @@ from meam_training.algorithm import (
 )
 from meam_training.config import TrainConfig
 from meam_training.flow import integrate, time_like
+from meam_training.learner import clip_gradients
 from meam_training.q_maximizer import pessimistic_value
-from meam_training.trainer import _clip
 
 NETWORKS = {
     "actor_slow": "prior",
@@ -236,7 +236,7 @@ def test_the_parameters_after_updates_agree(case, fused):
     for update in (1, 2, 3):
         optimizer.zero_grad()
         total_loss(case).total.backward()
-        _clip(case.networks, case.config)
+        clip_gradients(case.networks, case.config)
         update_targets(case.networks, case.config.polyak)
         optimizer.step()
         if update == 2:

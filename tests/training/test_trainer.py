@@ -23,8 +23,10 @@ from meam_policy.errors import (
     OutputError,
 )
 from meam_training.checkpoint import Checkpoint, build_networks
+from meam_training.chunk_source import DeviceChunks
 from meam_training.dataset import OfflineDataset
-from meam_training.trainer import _clip, _DeviceChunks, make_spec, train
+from meam_training.learner import clip_gradients
+from meam_training.trainer import make_spec, train
 
 
 def saved(checkpoint):
@@ -483,7 +485,7 @@ def test_the_optimiser_starts_afresh_after_pretraining(dataset, make_config, tmp
 
 def test_chunks_on_the_device_are_those_of_the_data_set(dataset, make_config):
     config = make_config(chunk_size=3)
-    chunks = _DeviceChunks(config, dataset, make_spec(config, dataset), torch.device("cpu"))
+    chunks = DeviceChunks(config, dataset, make_spec(config, dataset), torch.device("cpu"))
     batch = chunks.sample(64, torch.Generator().manual_seed(1))
     sampler = dataset.chunk_sampler(3, config.discount)
     starts = torch.randint(len(sampler), (64,), generator=torch.Generator().manual_seed(1)).numpy()
@@ -651,7 +653,7 @@ def gradient_norm(network):
 def test_gradients_are_clipped_jointly_or_network_by_network(dataset, make_config, joint, limit):
     config, networks, before = with_gradients(make_config, dataset, joint_clip=joint, gradient_clip=limit)
     total = math.sqrt(sum(norm**2 for norm in before.values()))
-    assert _clip(networks, config).item() == pytest.approx(total, rel=1e-5)
+    assert clip_gradients(networks, config).item() == pytest.approx(total, rel=1e-5)
     for name, norm in before.items():
         factor = min(1, limit / (total if joint else norm)) if limit else 1
         assert gradient_norm(getattr(networks, name)) == pytest.approx(norm * factor, rel=1e-4)
@@ -661,7 +663,7 @@ def test_a_steep_critic_shortens_the_other_gradients_only_if_clipped_jointly(dat
     shares = {}
     for joint in (True, False):
         config, networks, before = with_gradients(make_config, dataset, joint_clip=joint, gradient_clip=1.0)
-        _clip(networks, config)
+        clip_gradients(networks, config)
         shares[joint] = gradient_norm(networks.prior) / before["prior"]
     assert shares[True] < 1e-3
     assert shares[False] == pytest.approx(1)

@@ -9,16 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from meam_policy.errors import ConfigError
 from meam_policy.spec import Solver
 
-__all__ = ["PRESETS", "Method", "Objective", "Scheme", "TrainConfig"]
+__all__ = ["PRESETS", "Logger", "Method", "Objective", "Precision", "Scheme", "TrainConfig"]
 
 Method = Literal["bc", "qam", "qam-edit", "me-am"]
 Objective = Literal["reweighted", "adjoint", "target_score"]
 Scheme = Literal["ancestral", "reference"]
+Precision = Literal["float32", "bf16"]
+Logger = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class TrainConfig:
     """Where to train: auto (CUDA if there is one), cpu, cuda or cuda:N."""
     threads: int | None = None
     """CPU threads; None is PyTorch's choice. For small networks one is as fast, and never stalls on a busy machine."""
+    precision: Precision = "float32"
+    """Type of the matrix products: float32, or bf16 for speed; weights, sums and the optimiser stay in float32."""
+    compile: bool = False
+    """Compile the update (and on CUDA capture it as one graph): a minute's wait at the start, then faster. Without a
+    C++ compiler it says so and goes on uncompiled."""
     hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
     """Hidden layers of the two velocity fields, and of the edit and one-step policies."""
     critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
@@ -135,8 +142,24 @@ class TrainConfig:
     """Rate at which the target networks follow."""
     checkpoint_every: int = 10_000
     """Updates between checkpoints; the last update always writes one."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept, beside the best one; older ones are deleted."""
     log_every: int = 100
     """Updates between rows of metrics.csv, each a mean over them."""
+    loggers: tuple[Logger, ...] = ()
+    """Where metrics go beside metrics.csv: tensorboard, wandb."""
+    evaluate_every: int = 0
+    """Updates between evaluations, in the environment or else on the data; 0 for none."""
+    evaluate_episodes: int = 20
+    """Episodes of an evaluation in the environment."""
+    online_steps: int = 0
+    """Steps in the environment after the `steps` offline updates, learning on; 0 for none."""
+    online_warmup: int = 1000
+    """First online steps, which only act and record."""
+    updates_per_step: int = 1
+    """Updates for every online step after these."""
+    offline_share: float | None = None
+    """Share of an online update's batch that is drawn from the offline data; None draws uniformly from all rows."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -148,9 +171,16 @@ class TrainConfig:
             raise ConfigError(_unknown("method", str(self.method), get_args(Method)))
         at_least_one = ("steps", "batch_size", "num_critics", "flow_steps", "chunk_size", "ascent_candidates")
         at_least_one += ("checkpoint_every", "log_every", "best_of", "candidates", "likelihood_steps")
-        at_least_one += ("divergence_probes", "mirror_steps")
+        at_least_one += (
+            "divergence_probes",
+            "mirror_steps",
+            "keep_checkpoints",
+            "evaluate_episodes",
+            "updates_per_step",
+        )
         whole = dict.fromkeys(at_least_one, 1)
         whole |= dict.fromkeys(("seed", "pretrain_steps", "ascent_steps", "fourier_features"), 0)
+        whole |= dict.fromkeys(("evaluate_every", "online_steps", "online_warmup"), 0)
         for name, low in whole.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value < 2**63:
@@ -159,10 +189,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} is {value!r}; expected a whole number of 1 or more, or None.")
-        for name, kind in (("objective", Objective), ("sde", Scheme), ("solver", Solver)):
+        for name, kind in (("objective", Objective), ("sde", Scheme), ("solver", Solver), ("precision", Precision)):
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(_unknown(name, str(getattr(self, name)), get_args(kind)))
-        for name in ("confine", "adaptive_mixture", "joint_clip"):
+        for name in ("confine", "adaptive_mixture", "joint_clip", "compile"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected true or false.")
         if self.solver == "midpoint" and self.flow_steps % 2:
@@ -189,6 +219,14 @@ class TrainConfig:
                     raise ConfigError(
                         f"{name} is {getattr(self, name)}; expected {neutral} for {self.method}, which has no critics."
                     )
+        if not isinstance(self.loggers, tuple):
+            raise ConfigError(f"loggers is {self.loggers!r}; expected a tuple of {', '.join(get_args(Logger))}.")
+        for name in self.loggers:
+            if name not in get_args(Logger):
+                raise ConfigError(_unknown("logger", str(name), get_args(Logger)))
+        share = self.offline_share
+        if share is not None and not (isinstance(share, (int, float)) and 0 <= share <= 1):
+            raise ConfigError(f"offline_share is {share!r}; expected a number from 0 to 1, or None.")
         for name in ("hidden_dims", "critic_hidden_dims"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or not value or any(type(n) is not int or n < 1 for n in value):
@@ -280,7 +318,7 @@ class TrainConfig:
         try:
             data: dict[str, Any] = json.loads(text)
             for name, kind in get_type_hints(cls).items():
-                if kind == tuple[int, ...] and name in data:
+                if get_origin(kind) is tuple and name in data:
                     data[name] = tuple(data[name])
             return cls(**data)
         except ConfigError:

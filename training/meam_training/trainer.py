@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import math
 import os
 import signal
 import threading
@@ -19,27 +18,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meam_policy.errors import CheckpointError, ConfigError, DeviceError, DivergedError, LockedError, OutputError
+from meam_policy.errors import CheckpointError, ConfigError, DeviceError, LockedError, OutputError
 from meam_policy.spec import PolicySpec
-from meam_training.algorithm import (
-    METRICS,
-    ChunkBatch,
-    KnownValue,
-    MeamNetworks,
-    compute_losses,
-    draw_noise,
-    pretraining_losses,
-    update_targets,
-)
-from meam_training.checkpoint import Checkpoint, build_networks
+from meam_training.algorithm import METRICS, KnownValue
+from meam_training.checkpoint import Checkpoint
+from meam_training.chunk_source import ChunkSource, DeviceChunks
 from meam_training.config import TrainConfig
 from meam_training.dataset import OfflineDataset
+from meam_training.learner import Learner
 
 __all__ = ["make_spec", "train"]
 
 METRICS_FILE = "metrics.csv"
 
-_FREE = ("steps", "checkpoint_every", "log_every", "device", "threads")
+_FREE = (
+    "steps",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "evaluate_every",
+    "evaluate_episodes",
+    "loggers",
+    "device",
+    "threads",
+    "compile",
+)
 """Settings in which a resumed run may differ."""
 
 _COLUMNS = (*METRICS, "gradient_norm", "updates_per_second")
@@ -86,7 +89,7 @@ def train(
         raise ConfigError(f"best_of is {config.best_of}; expected 1 with a known value, which cannot be exported.")
     device = _device(config.device)
     spec, data = make_spec(config, dataset), dataset.fingerprint + ("" if value is None else " with a known value")
-    chunks = _DeviceChunks(config, dataset, spec, device)
+    chunks = DeviceChunks(config, dataset, spec, device)
     folder = Path(output_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,19 +105,14 @@ def train(
             raise OutputError(
                 f"{folder} already holds a run of {last.step} updates. Resume it, or choose another output folder."
             )
-        networks = build_networks(spec, config).to(device)
-        if value is not None:
-            networks.known_value = lambda *args: value(*args)  # a module would become a part of the checkpoint
-        trained = [p for p in networks.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
-        generator = torch.Generator(device).manual_seed(config.seed)
+        learner = Learner(spec, config, device, value)
         if last is not None:
             _check_same_run(last, config, spec, data)
-            last.restore(networks, optimizer, generator)
+            last.restore(learner.networks, learner.optimizer, learner.generator)
         first = 0 if last is None else last.step
         log = _MetricsLog(folder / METRICS_FILE, first)
         for step in range(first + 1, config.steps + 1):
-            metrics = _update(networks, optimizer, chunks, generator, config, step)
+            metrics = learner.update(chunks, step)
             log.add(metrics)
             if step % config.log_every == 0 or step == config.steps:
                 row = log.write(step)
@@ -123,8 +121,10 @@ def train(
             stop = bool(interrupted)
             if step % config.checkpoint_every == 0 or step == config.steps or stop:
                 if step < config.pretrain_steps:
-                    networks.start_policy_from_prior()  # so that what is exported now is what has been learned
-                last = Checkpoint.save(folder, step, config, spec, data, networks, optimizer, generator)
+                    learner.networks.start_policy_from_prior()  # so that what is exported now is what has been learned
+                last = Checkpoint.save(
+                    folder, step, config, spec, data, learner.networks, learner.optimizer, learner.generator
+                )
             if stop:
                 raise KeyboardInterrupt
     assert last is not None  # there is at least one step, and the last one saves
@@ -156,92 +156,6 @@ def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
         environment_id=dataset.environment_id,
         control_rate_hz=dataset.control_rate_hz,
     )
-
-
-def _update(
-    networks: MeamNetworks,
-    optimizer: torch.optim.Optimizer,
-    chunks: _DeviceChunks,
-    generator: torch.Generator,
-    config: TrainConfig,
-    step: int,
-) -> dict[str, Tensor]:
-    batch = chunks.sample(config.batch_size, generator)
-    noise = draw_noise(config.batch_size, batch.actions.shape[1], config, generator, batch.actions.device)
-    pretraining = step <= config.pretrain_steps
-    starts = _mirror_starts(config)
-    if step in starts:
-        networks.start_mirror_stage()
-    if pretraining:
-        losses = pretraining_losses(networks, batch, noise)
-    else:
-        losses = compute_losses(networks, batch, noise, config, later_stage=bool(starts) and step >= starts[0])
-    optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()
-    norm = _clip(networks, config)
-    if not math.isfinite(norm.item()):
-        shown = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.metrics.items())
-        raise DivergedError(
-            f"The gradient of update {step} is not finite ({shown}). The last checkpoint is intact; "
-            "try a smaller learning_rate, inverse_temperature or entropy_coef."
-        )
-    if not pretraining:
-        update_targets(networks, config.polyak)
-    optimizer.step()
-    if step == config.pretrain_steps:
-        networks.start_policy_from_prior()
-        # The moments belong to gradients of another size: kept, they would hold the prior still for a thousand updates.
-        optimizer.state.clear()
-    return {**losses.metrics, "gradient_norm": norm}
-
-
-def _mirror_starts(config: TrainConfig) -> list[int]:
-    """First updates of the stages of mirror descent after the first; the stages are equally long."""
-    stages = config.mirror_steps if config.trains_policy else 1
-    joint = config.steps - config.pretrain_steps
-    return [config.pretrain_steps + 1 + joint * stage // stages for stage in range(1, stages)]
-
-
-def _clip(networks: MeamNetworks, config: TrainConfig) -> Tensor:
-    """Bound the gradients' norm, jointly or of every network on its own; returns their joint norm before."""
-    limit = config.gradient_clip or math.inf
-    if config.joint_clip:
-        return torch.nn.utils.clip_grad_norm_(networks.parameters(), limit)
-    parts = [[p for p in part.parameters() if p.grad is not None] for part in networks.children()]
-    norms = [torch.nn.utils.clip_grad_norm_(part, limit) for part in parts if part]
-    return torch.stack(norms).norm()
-
-
-class _DeviceChunks:
-    """The data set's chunks on the training device, actions normalised to [-1, 1]."""
-
-    def __init__(self, config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec, device: torch.device) -> None:
-        sampler = dataset.chunk_sampler(config.chunk_size, config.discount)
-        targets = sampler.targets
-        normalised = (sampler.actions - np.array(spec.action_offset)) / np.array(spec.action_scale)
-
-        def put(array: np.ndarray[Any, Any]) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-        self._observations = put(sampler.observations)
-        self._actions = put(normalised.clip(-1, 1).astype(np.float32))
-        self._next_observations = put(sampler.next_observations)
-        self._rewards, self._masks, self._valid = map(put, (targets.rewards, targets.masks, targets.valid))
-        self._last_rows = put(targets.last_rows)
-        self._offsets = torch.arange(config.chunk_size, device=device)
-
-    def sample(self, batch_size: int, generator: torch.Generator) -> ChunkBatch:
-        """Draw chunks, their starts uniform over the rows."""
-        device = self._rewards.device
-        starts = torch.randint(len(self._rewards), (batch_size,), generator=generator, device=device)
-        return ChunkBatch(
-            observations=self._observations[starts],
-            actions=self._actions[starts[:, None] + self._offsets].flatten(1),
-            rewards=self._rewards[starts],
-            next_observations=self._next_observations[self._last_rows[starts]],
-            masks=self._masks[starts],
-            valid=self._valid[starts],
-        )
 
 
 class _MetricsLog:
@@ -307,7 +221,7 @@ def _check_empty(folder: Path) -> None:
         )
 
 
-def _check_value(value: KnownValue, chunks: _DeviceChunks, config: TrainConfig, device: torch.device) -> None:
+def _check_value(value: KnownValue, chunks: ChunkSource, config: TrainConfig, device: torch.device) -> None:
     """Try a known value on a few chunks.
 
     Raises:

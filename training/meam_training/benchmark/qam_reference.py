@@ -1,0 +1,76 @@
+"""Times updates of QAM's public JAX implementation. Run by `meam bench train` in that implementation's own Python.
+
+Started as `python qam_reference.py CHECKOUT SETTINGS_JSON`, it compiles, prints one line of JSON, and then answers every
+line on its standard input, `update N` or `scan N`, with the seconds of N updates: by `update`, or by `batch_update`,
+which scans `scanned` of them. It imports nothing of this project.
+"""
+
+import json
+import sys
+import time
+from types import ModuleType
+
+__all__: list[str] = []
+
+
+def main() -> None:
+    """Answer the benchmark's requests until the input ends."""
+    checkout, settings = sys.argv[1], json.loads(sys.argv[2])
+    sys.path.insert(0, checkout)
+    import jax
+    import numpy as np
+
+    # Its networks import the whole of TensorFlow Probability, where only the part for JAX is used.
+    try:
+        import tensorflow_probability  # noqa: F401
+    except ImportError:
+        from tensorflow_probability.substrates import jax as substrate
+
+        substrates = ModuleType("tensorflow_probability.substrates")
+        substrates.jax = substrate
+        sys.modules["tensorflow_probability"].substrates = substrates
+    from agents.qam import QAMAgent, get_config
+
+    observed, acted, chunk = (settings[name] for name in ("observation_dim", "action_dim", "chunk_size"))
+    rows, scanned = settings["batch_size"], settings["scanned"]
+    config = get_config()
+    config.horizon_length, config.action_chunking = chunk, chunk > 1
+    config.actor_hidden_dims = config.value_hidden_dims = tuple(settings["hidden_dims"])
+    config.num_qs, config.flow_steps, config.batch_size = settings["num_critics"], settings["flow_steps"], rows
+    agent = QAMAgent.create(0, np.zeros(observed, np.float32), np.zeros(acted, np.float32), config)
+    generator = np.random.default_rng(0)
+
+    def draw(*lead: int) -> dict[str, np.ndarray]:
+        def normal(*shape: int) -> np.ndarray:
+            return generator.normal(size=(*lead, rows, *shape)).astype(np.float32)
+
+        return {
+            "observations": normal(observed),
+            "next_observations": normal(chunk, observed),
+            "actions": np.tanh(normal(chunk, acted)),
+            "rewards": normal(chunk),
+            "masks": np.ones((*lead, rows, chunk), np.float32),
+            "valid": np.ones((*lead, rows, chunk), np.float32),
+        }
+
+    batches = {"update": jax.device_put(draw()), "scan": jax.device_put(draw(scanned))}
+
+    def run(kind: str, updates: int) -> float:
+        nonlocal agent
+        start = time.perf_counter()
+        for _ in range(updates if kind == "update" else updates // scanned):
+            step = agent.update if kind == "update" else agent.batch_update
+            agent, _ = step(batches[kind])
+        jax.block_until_ready(agent.network.params)
+        return time.perf_counter() - start
+
+    for kind in batches:
+        run(kind, scanned)
+    print(json.dumps({"jax": jax.__version__, "device": jax.devices()[0].device_kind}), flush=True)
+    for line in sys.stdin:
+        kind, updates = line.split()
+        print(run(kind, int(updates)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
