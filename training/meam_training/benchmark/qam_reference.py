@@ -1,8 +1,8 @@
 """Times updates of QAM's public JAX implementation. Run by `meam bench train` in that implementation's own Python.
 
-Started as `python qam_reference.py CHECKOUT SETTINGS_JSON`, it compiles, prints one line of JSON, and then answers every
-line on its standard input, `update N` or `scan N`, with the seconds of N updates: by `update`, or by `batch_update`,
-which scans `scanned` of them. It imports nothing of this project.
+Started as `python qam_reference.py CHECKOUT SETTINGS_JSON`, it compiles, prints one line of JSON, and then answers
+every line on its standard input, `update N` or `scan N`, with the seconds of N updates: by `update`, or by
+`batch_update`, which scans `scanned` of them. It imports nothing of this project.
 """
 
 import json
