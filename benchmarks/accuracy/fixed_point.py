@@ -118,7 +118,7 @@ def train_by_sde(scheme: str, steps: int, entropy_coef: float, samples: int) -> 
             adjoints = lean_adjoint(prior, path, terminal)
             gains = [0.5 * memoryless_noise_scale(k, steps) ** 2 for k in range(steps)]
         else:
-            adjoints = ancestral_adjoint(prior, path, terminal, confine=False)
+            adjoints, _ = ancestral_adjoint(prior, path, terminal, confine=False)
             gains = [s**2 / c for c, s in (ancestral_scales(k, steps) for k in range(steps))]
         for k, gain in enumerate(gains):
             policy.fit(k, path[k, :, 0], -gain * adjoints[k, :, 0], torch.ones(samples), damping)

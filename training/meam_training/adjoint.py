@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from meam_training.flow import Velocity, denoise, time_like
+from meam_training.flow import Velocity, denoise, linearize, time_like
 
 __all__ = [
     "adjoint_matching_loss",
@@ -93,14 +93,12 @@ def lean_adjoint(
     """
     flow_steps = len(path) - 1
     h = 1 / flow_steps
+    times = torch.stack([time_like(path[0], (k + 1) / flow_steps) for k in range(flow_steps)])
+    _, jacobian = linearize(prior, path[:-1], times)
     adjoint, adjoints = terminal.detach(), []
     for k in reversed(range(flow_steps)):
-        with torch.enable_grad():
-            x = path[k].detach().requires_grad_()
-            drift = 2 * prior(x, time_like(x, (k + 1) / flow_steps)) - x / ((k + 1) * h)
-            # a_k = a_{k+1} + h (db/dx)^T a_{k+1}
-            (product,) = torch.autograd.grad(drift, x, adjoint)
-        adjoint = adjoint + h * product
+        # a_k = a_{k+1} + h (db/dx)^T a_{k+1}
+        adjoint = adjoint + h * (2 * jacobian.transposed_product(k, adjoint) - adjoint / ((k + 1) * h))
         adjoints.append(adjoint)
     return torch.stack(adjoints[::-1])
 
@@ -149,7 +147,7 @@ def sample_ancestral_path(
 
 def ancestral_adjoint(
     prior: Velocity, path: Float[Tensor, "states batch act"], terminal: Float[Tensor, "batch act"], confine: bool
-) -> Float[Tensor, "states-1 batch act"]:
+) -> tuple[Float[Tensor, "states-1 batch act"], Float[Tensor, "states-1 batch act"]]:
     """The adjoint of the ancestral scheme itself: back through the Jacobians of the prior's steps.
 
     Args:
@@ -159,17 +157,24 @@ def ancestral_adjoint(
         confine: As in `sample_ancestral_path`; where a denoised action is clipped, nothing passes through it.
 
     Returns:
-        a(t_{k+1}) for k = 0 … K - 1, detached: the adjoint at the end of the step that starts at path[k].
+        a(t_{k+1}) for k = 0 … K - 1, detached: the adjoint at the end of the step that starts at path[k]. And the
+        prior's velocity at path[:-1], on the way there.
     """
     steps = len(path) - 1
+    times = torch.stack([time_like(path[0], k / steps) for k in range(steps)])
+    velocity, jacobian = linearize(prior, path[:-1], times)
     adjoint, adjoints = terminal.detach(), []
     for k in reversed(range(steps)):
         adjoints.append(adjoint)
         if k:
-            with torch.enable_grad():
-                x = path[k].detach().requires_grad_()
-                (adjoint,) = torch.autograd.grad(_ancestral_mean(prior, x, k, steps, confine), x, adjoint)
-    return torch.stack(adjoints[::-1])
+            # The step is m = (c D + (1 - u) rho x) / (1 - t) with the denoised action D = x + (1 - t) v(x), clipped.
+            t, u = k / steps, (k + 1) / steps
+            gain, _ = ancestral_scales(k, steps)
+            through = gain / (1 - t) * adjoint
+            if confine:
+                through = through * ((path[k] + (1 - t) * velocity[k]).abs() <= 1)
+            adjoint = through + (1 - t) * jacobian.transposed_product(k, through) + _carried(t, u) * adjoint
+    return torch.stack(adjoints[::-1]), velocity
 
 
 def ancestral_matching_loss(
@@ -200,12 +205,15 @@ def ancestral_matching_loss(
 
 
 def _ancestral_mean(velocity: Velocity, x: Tensor, k: int, steps: int, confine: bool) -> Tensor:
-    """U x_1 + (1 - u) rho x_0 with both ends denoised at x and t = k h."""
+    """U x_1 + (1 - u) rho x_0 with both ends denoised at x and t = k h; x_0 = (x - t x_1) / (1 - t)."""
     t, u = k / steps, (k + 1) / steps
-    rho = t * (1 - u) / (u * (1 - t))
-    x_1 = denoise(velocity, x, t, confine)
-    x_0 = (x - t * x_1) / (1 - t)
-    return u * x_1 + (1 - u) * rho * x_0
+    gain, _ = ancestral_scales(k, steps)
+    return gain / (1 - t) * denoise(velocity, x, t, confine) + _carried(t, u) * x
+
+
+def _carried(t: float, u: float) -> float:
+    """Share of x that a step from t to u keeps in x_0: (1 - u) rho / (1 - t)."""
+    return t * (1 - u) ** 2 / (u * (1 - t) ** 2)
 
 
 def ancestral_scales(k: int, steps: int) -> tuple[float, float]:

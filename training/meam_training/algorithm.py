@@ -22,6 +22,7 @@ from meam_training.adjoint import (
 )
 from meam_training.config import TrainConfig
 from meam_training.flow import (
+    RecordedVelocity,
     flow_matching_loss,
     integrate,
     interpolate,
@@ -43,6 +44,7 @@ __all__ = [
     "MeamNoise",
     "compute_losses",
     "draw_noise",
+    "mixed_rows",
     "pretraining_losses",
     "update_targets",
 ]
@@ -167,14 +169,16 @@ class MeamNetworks(nn.Module):
             spec.observation_mean, spec.observation_std, config.fourier_features, config.fourier_scale
         )
         features = self.encoder.output_dim
-        self.prior = VelocityField(features, action_dim, config.hidden_dims)
+        self.prior = VelocityField(features, action_dim, config.hidden_dims, config.precision)
         self.policy: VelocityField | None = None
         self.target_policy: VelocityField | None = None
         self.edit_policy: EditPolicy | None = None
         self.one_step: OneStepPolicy | None = None
         if config.trains_policy:
-            self.policy = VelocityField(features, action_dim, config.hidden_dims)
-            self.critic = CriticEnsemble(features, action_dim, config.critic_hidden_dims, config.num_critics)
+            self.policy = VelocityField(features, action_dim, config.hidden_dims, config.precision)
+            self.critic = CriticEnsemble(
+                features, action_dim, config.critic_hidden_dims, config.num_critics, config.precision
+            )
             self.target_prior = copy.deepcopy(self.prior).requires_grad_(False)
             self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
             if config.objective != "adjoint":
@@ -251,7 +255,7 @@ def draw_noise(
     batch_size: int, action_dim: int, config: TrainConfig, generator: torch.Generator, device: torch.device
 ) -> MeamNoise:
     """Draw the randomness of one update."""
-    mixed = _mixed_rows(batch_size, config)
+    mixed = mixed_rows(batch_size, config)
     adjoint = config.objective == "adjoint"
     per_state = config.candidates if config.objective == "reweighted" else 1
     rows = 0 if adjoint else batch_size // per_state
@@ -338,7 +342,7 @@ def update_targets(networks: MeamNetworks, polyak: float) -> None:
             averaged.lerp_(current, polyak)
 
 
-def _mixed_rows(batch_size: int, config: TrainConfig) -> int:
+def mixed_rows(batch_size: int, config: TrainConfig) -> int:
     """Rows of a batch whose prior target is Q-maximised: a fixed number, since the rows are drawn at random anyway."""
     return max(1, round(config.mixture_weight * batch_size)) if config.mixture_weight else 0
 
@@ -445,24 +449,26 @@ def _adjoint_loss(
 ) -> Tensor:
     """Adjoint matching along the policy's own memoryless SDE, relative to the averaged prior."""
     assert n.policy is not None
-    prior, policy = n.target_prior.condition(features), n.policy.condition(features)
+    prior, policy = n.target_prior.condition(features), RecordedVelocity(n.policy.condition(features))
     if config.sde == "reference":
         path = sample_memoryless_path(policy, prior, noise.sde_x_0, noise.sde)
+        steps = len(path) - 1
+        policy(path[-2], time_like(path[-2], (steps - 1) / steps))  # where the path follows the prior
         adjoints = lean_adjoint(prior, path, _terminal_adjoint(n, features, path[-1], config))
+        with torch.no_grad():
+            times = torch.stack([time_like(path[0], k / steps) for k in range(steps)])
+            prior_velocity = prior(path[:-1], times)
         loss = adjoint_matching_loss
     else:
         path = sample_ancestral_path(policy, noise.sde_x_0, noise.sde, config.confine)
-        adjoints = ancestral_adjoint(prior, path, _terminal_adjoint(n, features, path[-1], config), config.confine)
+        terminal = _terminal_adjoint(n, features, path[-1], config)
+        adjoints, prior_velocity = ancestral_adjoint(prior, path, terminal, config.confine)
         loss = ancestral_matching_loss
-    steps = len(path) - 1
-    times = torch.stack([time_like(path[0], k / steps) for k in range(steps)])
-    with torch.no_grad():
-        prior_velocity = prior(path[:-1], times)
     metrics |= {
         "adjoint_max": adjoints[-1].abs().max(),
         "outside_box": (path[-1].abs() > 1).float().mean(),
     }
-    return loss(policy(path[:-1], times), prior_velocity, adjoints)
+    return loss(torch.stack(policy.velocities), prior_velocity, adjoints)
 
 
 def _target_score_loss(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,11 +13,14 @@ from torch import Tensor
 from meam_policy.spec import Solver
 
 __all__ = [
+    "Jacobian",
+    "RecordedVelocity",
     "Velocity",
     "denoise",
     "flow_matching_loss",
     "integrate",
     "interpolate",
+    "linearize",
     "log_likelihood",
     "score_from_velocity",
     "time_like",
@@ -135,14 +139,74 @@ def log_likelihood(
     for k in reversed(range(steps)):
         with torch.no_grad():
             middle = x - h / 2 * velocity(x, time_like(x, (k + 1) * h))
-        with torch.enable_grad():
-            # One copy for every probe: one pass back gives all products.
-            copies = middle.expand(len(probes), *middle.shape).contiguous().requires_grad_()
-            v = velocity(copies, time_like(copies, (k + 0.5) * h))
-            (products,) = torch.autograd.grad(v, copies, directions.expand_as(v))
-        expansion = expansion + h * scale * (products * directions).sum(dim=(0, -1))
-        x = x - h * v[0].detach()
+        v, jacobian = linearize(velocity, middle, time_like(middle, (k + 0.5) * h))
+        expansion = expansion + h * scale * (jacobian.product(probes) * directions).sum(dim=(0, -1))
+        x = x - h * v
     return -0.5 * (x.square().sum(dim=-1) + x.shape[-1] * math.log(2 * math.pi)) - expansion
+
+
+class RecordedVelocity:
+    """A velocity that remembers what it said, with gradients in its weights, and answers without gradients.
+
+    So a path can be sampled and its velocities learned from without evaluating them twice.
+
+    Attributes:
+        velocities: Every answer so far, each [batch, act].
+    """
+
+    def __init__(self, velocity: Velocity) -> None:
+        self._velocity = velocity
+        self.velocities: list[Tensor] = []
+
+    def __call__(self, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch act"]:
+        """Velocity at x and time t, detached."""
+        with torch.enable_grad():
+            self.velocities.append(self._velocity(x.detach(), t))
+        return self.velocities[-1].detach()
+
+
+@runtime_checkable
+class Jacobian(Protocol):
+    """Derivative of a velocity in x at many points, as products with it."""
+
+    def transposed_product(self, index: int, covector: Float[Tensor, "batch act"]) -> Float[Tensor, "batch act"]:
+        """J^T c at the points [index] of the first axis."""
+        ...
+
+    def product(self, vectors: Float[Tensor, "vectors act"]) -> Float[Tensor, "vectors *batch act"]:
+        """J u for every vector u at every point."""
+        ...
+
+
+def linearize(
+    velocity: Velocity, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]
+) -> tuple[Float[Tensor, "*batch act"], Jacobian]:
+    """Velocity at many points in one evaluation, and its derivative there; nothing of it has a gradient.
+
+    Velocities of this package do it themselves (`linearize` of `ConditionedVelocity`); of any other function the
+    derivative is taken by automatic differentiation, point by point.
+    """
+    if hasattr(velocity, "linearize"):
+        return velocity.linearize(x, t)  # pyright: ignore[reportFunctionMemberAccess]
+    with torch.no_grad():
+        return velocity(x, t), _AutogradJacobian(velocity, x.detach(), t)
+
+
+class _AutogradJacobian:
+    def __init__(self, velocity: Velocity, x: Tensor, t: Tensor) -> None:
+        self._velocity, self._x, self._t = velocity, x, t
+
+    def transposed_product(self, index: int, covector: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = self._x[index].detach().requires_grad_()
+            (product,) = torch.autograd.grad(self._velocity(x, self._t[index]), x, covector)
+        return product
+
+    def product(self, vectors: Tensor) -> Tensor:
+        def along(vector: Tensor) -> Tensor:
+            return torch.func.jvp(lambda x: self._velocity(x, self._t), (self._x,), (vector.expand_as(self._x),))[1]
+
+        return torch.stack([along(vector) for vector in vectors]).detach()
 
 
 def score_from_velocity(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,8 +12,10 @@ from torch import Tensor
 from meam_policy.errors import DivergedError
 from meam_policy.spec import PolicySpec
 from meam_training.algorithm import (
+    ChunkBatch,
     KnownValue,
     MeamNetworks,
+    MeamNoise,
     compute_losses,
     draw_noise,
     pretraining_losses,
@@ -19,9 +23,15 @@ from meam_training.algorithm import (
 )
 from meam_training.checkpoint import build_networks
 from meam_training.chunk_source import ChunkSource
+from meam_training.compilation import compiled
 from meam_training.config import TrainConfig
+from meam_training.distributed import ProcessGroup
 
 __all__ = ["Learner", "clip_gradients"]
+
+
+Stage = Literal["pretraining", "first", "later"]
+"""What an update trains: the prior alone; everything; everything but the prior, which is an earlier policy."""
 
 
 class Learner:
@@ -32,6 +42,7 @@ class Learner:
         config: Settings; its `seed` decides the first weights and all noise.
         device: Where everything lives.
         value: Known value of actions, instead of learned critics; see `train`.
+        group: The processes that train together.
 
     Attributes:
         networks: All networks.
@@ -40,16 +51,26 @@ class Learner:
     """
 
     def __init__(
-        self, spec: PolicySpec, config: TrainConfig, device: torch.device, value: KnownValue | None = None
+        self,
+        spec: PolicySpec,
+        config: TrainConfig,
+        device: torch.device,
+        value: KnownValue | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.group = config, group or ProcessGroup()
+        self.group.check(config)
         self.networks = build_networks(spec, config).to(device)
         if value is not None:
             self.networks.known_value = lambda *args: value(*args)  # a module would become a part of the checkpoint
-        trained = [p for p in self.networks.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
+        self._trained = [p for p in self.networks.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self._trained, lr=config.learning_rate, fused=True)
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self._mirror_starts = _mirror_starts(config)
+        stages: tuple[Stage, ...] = get_args(Stage)
+        self._gradients = {stage: partial(self._eager_gradients, stage) for stage in stages}
+        if config.compile:
+            self._gradients = {stage: compiled(function) for stage, function in self._gradients.items()}
 
     def update(self, chunks: ChunkSource, step: int) -> dict[str, Tensor]:
         """Do update number `step`, counted from 1.
@@ -63,31 +84,45 @@ class Learner:
         n, c = self.networks, self.config
         batch = chunks.sample(c.batch_size, self.generator)
         noise = draw_noise(c.batch_size, batch.actions.shape[1], c, self.generator, batch.actions.device)
-        pretraining = step <= c.pretrain_steps
-        starts = self._mirror_starts
-        if step in starts:
+        batch, noise = self.group.rows_of(batch, noise)
+        stage = self._stage(step)
+        if step in self._mirror_starts:
             n.start_mirror_stage()
-        if pretraining:
-            losses = pretraining_losses(n, batch, noise)
-        else:
-            losses = compute_losses(n, batch, noise, c, later_stage=bool(starts) and step >= starts[0])
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        gradients, metrics = self._gradients[stage](batch, noise)
+        gradients, metrics = self.group.average(gradients), self.group.average_metrics(metrics)
+        for parameter, gradient in zip(self._trained, gradients, strict=True):
+            parameter.grad = gradient
         norm = clip_gradients(n, c)
         if not math.isfinite(norm.item()):
-            shown = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.metrics.items())
+            shown = ", ".join(f"{name} {value.item():.3g}" for name, value in metrics.items())
             raise DivergedError(
                 f"The gradient of update {step} is not finite ({shown}). The last checkpoint is intact; "
                 "try a smaller learning_rate, inverse_temperature or entropy_coef."
             )
-        if not pretraining:
+        if stage != "pretraining":
             update_targets(n, c.polyak)
         self.optimizer.step()
         if step == c.pretrain_steps:
             n.start_policy_from_prior()
             # The moments belong to gradients of another size: kept, they would hold the prior still for long.
             self.optimizer.state.clear()
-        return {**losses.metrics, "gradient_norm": norm}
+        return {**metrics, "gradient_norm": norm}
+
+    def _stage(self, step: int) -> Stage:
+        if step <= self.config.pretrain_steps:
+            return "pretraining"
+        return "later" if self._mirror_starts and step >= self._mirror_starts[0] else "first"
+
+    def _eager_gradients(
+        self, stage: Stage, batch: ChunkBatch, noise: MeamNoise
+    ) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+        """Gradients of the losses in everything trained, None where there is none, and the metrics."""
+        if stage == "pretraining":
+            losses = pretraining_losses(self.networks, batch, noise)
+        else:
+            losses = compute_losses(self.networks, batch, noise, self.config, stage == "later")
+        gradients = torch.autograd.grad(losses.total, self._trained, allow_unused=True)
+        return list(gradients), {name: value.detach() for name, value in losses.metrics.items()}
 
 
 def _mirror_starts(config: TrainConfig) -> list[int]:
