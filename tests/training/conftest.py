@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,13 @@ from meam_training.config import TrainConfig
 from meam_training.dataset import OfflineDataset
 
 torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("compiled") and "MEAM_WITHOUT_SHAPE_CHECKS" not in os.environ:
+        pytest.skip("compiled code cannot be shape-checked: test_compilation.py runs this in a process of its own")
+
+
 # The first call of many a torch operation takes longer than Hypothesis allows.
 hypothesis.settings.register_profile("training", deadline=None)
 hypothesis.settings.load_profile("training")
@@ -69,7 +77,12 @@ def make_minari() -> Callable[..., Path]:
     """Writes a data set with Minari itself and returns its folder, the one that holds metadata.json."""
 
     def make(
-        root: Path, dataset_id: str, episodes: list[dict[str, Any]], observation_space: Any, action_space: Any
+        root: Path,
+        dataset_id: str,
+        episodes: list[dict[str, Any]],
+        observation_space: Any,
+        action_space: Any,
+        data_format: str = "hdf5",
     ) -> Path:
         import minari
         from minari.data_collector.episode_buffer import EpisodeBuffer
@@ -82,7 +95,7 @@ def make_minari() -> Callable[..., Path]:
                 [EpisodeBuffer(**episode) for episode in episodes],
                 observation_space=observation_space,
                 action_space=action_space,
-                data_format="hdf5",
+                data_format=data_format,
             )
         return root / dataset_id / "data"
 

@@ -29,6 +29,7 @@ from meam_training.algorithm import (
     draw_noise,
     update_targets,
 )
+from meam_training.compilation import compiled
 from meam_training.config import TrainConfig
 from meam_training.flow import integrate, time_like
 from meam_training.learner import clip_gradients
@@ -247,3 +248,20 @@ def test_the_parameters_after_updates_agree(case, fused):
         for name, parameter in ours.items():
             case.arrays[f"out/{name}"] = expected[name].numpy()
             case.assert_same(parameter, name)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("case", [torch.float32], indirect=True)
+def test_compiled_losses_and_gradients_agree(case):
+    trained = {name: p for name, p in case.networks.named_parameters() if p.requires_grad}
+
+    def gradients(batch: ChunkBatch, noise: MeamNoise) -> tuple[Tensor, ...]:
+        total = compute_losses(case.networks, batch, noise, case.config).total
+        return (total.detach(), *torch.autograd.grad(total, list(trained.values())))
+
+    total, *found = compiled(gradients)(case.batch, case.noise)
+    case.assert_same(total, "total_loss")
+    expected = weights(case.arrays, "out/grad/")
+    for name, gradient in zip(trained, found, strict=True):
+        case.arrays[f"out/{name}"] = expected[name].numpy()
+        case.assert_same(gradient, name)

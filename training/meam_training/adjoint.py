@@ -18,6 +18,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -117,8 +118,8 @@ def adjoint_matching_loss(
     """
     steps = len(adjoints)
     scales = [memoryless_noise_scale(k, steps) for k in range(steps)]
-    sigma = torch.tensor(scales, dtype=adjoints.dtype, device=adjoints.device)[:, None, None]
-    return (2 / sigma * (policy_velocity - prior_velocity) + sigma * adjoints).square().sum(dim=(0, 2)).mean()
+    control = _scaled([2 / sigma for sigma in scales], policy_velocity - prior_velocity)
+    return (control + _scaled(scales, adjoints)).square().sum(dim=(0, 2)).mean()
 
 
 @torch.no_grad()
@@ -196,12 +197,13 @@ def ancestral_matching_loss(
     gains, scales = zip(*(ancestral_scales(k, steps) for k in range(steps)), strict=True)
     ratios = [c / s for c, s in zip(gains[:-1], scales[:-1], strict=True)]
     ratios.append(ratios[-1] if ratios else 1.0)
+    control = _scaled(ratios, policy_velocity - prior_velocity)
+    return (control + _scaled(scales, adjoints)).square().sum(dim=(0, 2)).mean()
 
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=adjoints.dtype, device=adjoints.device)[:, None, None]
 
-    residual = column(ratios) * (policy_velocity - prior_velocity) + column(list(scales)) * adjoints
-    return residual.square().sum(dim=(0, 2)).mean()
+def _scaled(factors: Sequence[float], values: Float[Tensor, "steps batch act"]) -> Float[Tensor, "steps batch act"]:
+    """Every step's values times its factor. The factors stay Python's: a CUDA graph cannot copy them from the host."""
+    return torch.stack([factor * value for factor, value in zip(factors, values, strict=True)])
 
 
 def _ancestral_mean(velocity: Velocity, x: Tensor, k: int, steps: int, confine: bool) -> Tensor:

@@ -279,7 +279,7 @@ def draw_noise(
         sample_x_0=normal(per_state, rows, action_dim),
         match_x_0=normal(_DRAWS, per_state, rows, action_dim),
         match_t=uniform(_DRAWS, per_state, rows, 1),
-        probes=_orthonormal(normal(action_dim, probes)),
+        probes=_orthonormal(normal(action_dim, probes).T),
         candidates=normal(config.ascent_candidates - 1, mixed, action_dim),
         bandwidth=normal(mixed, action_dim),
         accept=uniform(mixed if config.adaptive_mixture else 0),
@@ -347,8 +347,14 @@ def mixed_rows(batch_size: int, config: TrainConfig) -> int:
     return max(1, round(config.mixture_weight * batch_size)) if config.mixture_weight else 0
 
 
-def _orthonormal(columns: Float[Tensor, "act probes"]) -> Float[Tensor, "probes act"]:
-    return torch.linalg.qr(columns).Q.T.contiguous() if columns.numel() else columns.T
+def _orthonormal(vectors: Float[Tensor, "probes act"]) -> Float[Tensor, "probes act"]:
+    """Gram-Schmidt, which a CUDA graph can capture, unlike a QR decomposition."""
+    rows: list[Tensor] = []
+    for vector in vectors:
+        for row in rows:
+            vector = vector - (vector @ row) * row
+        rows.append(vector / vector.norm())
+    return torch.stack(rows) if rows else vectors
 
 
 def _critic_loss(

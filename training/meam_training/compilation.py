@@ -1,4 +1,4 @@
-"""Compiling whole updates."""
+"""Compiling whole updates, and replaying them as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
-__all__ = ["compiled"]
+__all__ = ["CapturedUpdate", "compiled"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,6 +22,10 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     time. If it cannot compile here, for instance without a C++ compiler, a warning says so, and the function runs as
     it is from then on.
     """
+    # Importing the compiler takes seconds: not before it is wanted.
+    from torch._dynamo import config, exc
+    from torch._inductor.exc import InductorError
+
     graph = torch.compile(function, fullgraph=True, dynamic=False)
     works: bool | None = None
 
@@ -29,9 +34,9 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
         if works is False:
             return function(*args, **kwargs)
         try:
-            with torch._dynamo.config.patch(trace_autograd_ops=True):
+            with config.patch(trace_autograd_ops=True):
                 result = graph(*args, **kwargs)
-        except _FAILURES as error:
+        except (exc.TorchDynamoException, InductorError, AttributeError) as error:
             works = False
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             warnings.warn(
@@ -47,4 +52,41 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-_FAILURES = (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError, AttributeError)
+WARM_UPS = 3
+"""Ordinary runs before the recording: they compile, tune the libraries and make the optimiser's state."""
+
+
+class CapturedUpdate:
+    """A device's work, recorded as one CUDA graph after a few ordinary runs, and replayed from then on.
+
+    One launch in place of some thousand. Not yet run on a GPU.
+
+    Args:
+        work: The work; it reads and writes the same tensors every time, and returns named scalars.
+        generator: Source of its random numbers; every replay draws new ones.
+    """
+
+    def __init__(self, work: Callable[[], dict[str, Tensor]], generator: torch.Generator) -> None:
+        self._work, self._generator = work, generator
+        self._runs = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._names: tuple[str, ...] = ()
+        self._values = torch.empty(0)
+
+    def __call__(self) -> dict[str, Tensor]:
+        """Do the work once."""
+        self._runs += 1
+        if self._runs <= WARM_UPS:
+            return self._work()
+        if self._graph is None:
+            self._graph = self._record()
+        self._graph.replay()
+        return dict(zip(self._names, self._values.clone().unbind(), strict=True))
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self._generator)
+        with torch.cuda.graph(graph):
+            metrics = self._work()
+            self._names, self._values = tuple(metrics), torch.stack([value.float() for value in metrics.values()])
+        return graph

@@ -22,8 +22,8 @@ from meam_training.algorithm import (
     update_targets,
 )
 from meam_training.checkpoint import build_networks
-from meam_training.chunk_source import ChunkSource
-from meam_training.compilation import compiled
+from meam_training.chunk_source import ChunkSource, DeviceChunks
+from meam_training.compilation import CapturedUpdate, compiled
 from meam_training.config import TrainConfig
 from meam_training.distributed import ProcessGroup
 
@@ -64,13 +64,18 @@ class Learner:
         if value is not None:
             self.networks.known_value = lambda *args: value(*args)  # a module would become a part of the checkpoint
         self._trained = [p for p in self.networks.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self._trained, lr=config.learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(
+            self._trained, lr=config.learning_rate, fused=True, capturable=device.type == "cuda"
+        )
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self._mirror_starts = _mirror_starts(config)
         stages: tuple[Stage, ...] = get_args(Stage)
         self._gradients = {stage: partial(self._eager_gradients, stage) for stage in stages}
         if config.compile:
             self._gradients = {stage: compiled(function) for stage, function in self._gradients.items()}
+        # NCCL could be captured as well; that has not been tried.
+        self._captures = config.compile and device.type == "cuda" and self.group.size == 1
+        self._captured: dict[Stage, CapturedUpdate] = {}
 
     def update(self, chunks: ChunkSource, step: int) -> dict[str, Tensor]:
         """Do update number `step`, counted from 1.
@@ -79,33 +84,46 @@ class Learner:
             What is logged of it; scalars on the device.
 
         Raises:
-            DivergedError: the gradient is not finite. The weights are those before the update.
+            DivergedError: the gradient is not finite. The trained weights are those before the update.
         """
         n, c = self.networks, self.config
-        batch = chunks.sample(c.batch_size, self.generator)
-        noise = draw_noise(c.batch_size, batch.actions.shape[1], c, self.generator, batch.actions.device)
-        batch, noise = self.group.rows_of(batch, noise)
-        stage = self._stage(step)
         if step in self._mirror_starts:
             n.start_mirror_stage()
-        gradients, metrics = self._gradients[stage](batch, noise)
-        gradients, metrics = self.group.average(gradients), self.group.average_metrics(metrics)
-        for parameter, gradient in zip(self._trained, gradients, strict=True):
-            parameter.grad = gradient
-        norm = clip_gradients(n, c)
-        if not math.isfinite(norm.item()):
+        stage = self._stage(step)
+        if self._captures and isinstance(chunks, DeviceChunks):
+            if stage not in self._captured:
+                self._captured[stage] = CapturedUpdate(partial(self._step, chunks, stage), self.generator)
+            metrics = self._captured[stage]()
+        else:
+            metrics = self._step(chunks, stage)
+        if not math.isfinite(metrics["gradient_norm"].item()):
             shown = ", ".join(f"{name} {value.item():.3g}" for name, value in metrics.items())
             raise DivergedError(
                 f"The gradient of update {step} is not finite ({shown}). The last checkpoint is intact; "
                 "try a smaller learning_rate, inverse_temperature or entropy_coef."
             )
-        if stage != "pretraining":
-            update_targets(n, c.polyak)
-        self.optimizer.step()
         if step == c.pretrain_steps:
             n.start_policy_from_prior()
             # The moments belong to gradients of another size: kept, they would hold the prior still for long.
             self.optimizer.state.clear()
+        return metrics
+
+    def _step(self, chunks: ChunkSource, stage: Stage) -> dict[str, Tensor]:
+        """One update; an update whose gradient is not finite changes nothing that is trained."""
+        n, c = self.networks, self.config
+        batch = chunks.sample(c.batch_size, self.generator)
+        noise = draw_noise(c.batch_size, batch.actions.shape[1], c, self.generator, batch.actions.device)
+        batch, noise = self.group.rows_of(batch, noise)
+        gradients, metrics = self._gradients[stage](batch, noise)
+        gradients, metrics = self.group.average(gradients), self.group.average_metrics(metrics)
+        for parameter, gradient in zip(self._trained, gradients, strict=True):
+            parameter.grad = gradient
+        norm = clip_gradients(n, c)
+        if stage != "pretraining":
+            update_targets(n, c.polyak)
+        # As a GradScaler tells it: Adam skips such a step.
+        self.optimizer.found_inf = (~norm.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
+        self.optimizer.step()
         return {**metrics, "gradient_norm": norm}
 
     def _stage(self, step: int) -> Stage:
