@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from meam_policy.errors import DatasetError
-from meam_training.action_chunk import chunk_targets
+from meam_training.action_chunk import check_chunk_size, chunk_targets
 
 
 @st.composite
@@ -42,14 +42,19 @@ def counted_by_hand(rewards, terminations, ends, chunk_size, discount):
     return [np.array(column) for column in zip(*results, strict=True)]
 
 
+def all_starts(recording):
+    return np.arange(len(recording[0]) - recording[3] + 1)
+
+
+def targets_at(recording, starts):
+    rewards, terminations, ends, chunk_size, discount = recording
+    return chunk_targets(rewards, terminations, ends, chunk_size, discount, starts)
+
+
 @given(recordings())
 def test_targets_equal_those_counted_by_hand(recording):
-    _, _, ends, chunk_size, _ = recording
-    if longest_episode(ends) < chunk_size:
-        with pytest.raises(DatasetError, match=f"chunk_size = {chunk_size} transitions or more"):
-            chunk_targets(*recording)
-        return
-    targets = chunk_targets(*recording)
+    assume(len(all_starts(recording)) > 0)
+    targets = targets_at(recording, all_starts(recording))
     rewards, masks, valid, last_rows = counted_by_hand(*recording)
     np.testing.assert_allclose(targets.rewards, rewards, rtol=1e-6, atol=1e-5)
     np.testing.assert_array_equal(targets.masks, masks)
@@ -58,26 +63,49 @@ def test_targets_equal_those_counted_by_hand(recording):
     assert [array.dtype for array in targets] == [np.float32, np.float32, np.float32, np.int64]
 
 
+@given(recordings(), st.randoms(use_true_random=False))
+def test_targets_of_some_starts_are_those_of_all_to_the_bit(recording, random):
+    starts = all_starts(recording)
+    assume(len(starts) > 0)
+    some = np.array(random.choices(starts, k=random.randint(1, 9)))
+    for drawn, expected in zip(targets_at(recording, some), targets_at(recording, starts), strict=True):
+        assert drawn.tobytes() == expected[some].tobytes()
+
+
 def test_rewards_after_a_termination_within_the_episode_still_count_but_nothing_beyond_the_chunk_does():
     rewards = np.array([1.0, 2.0, 4.0, 8.0], np.float32)
     terminations = np.array([False, True, False, False])
     ends = np.array([False, False, False, True])
-    targets = chunk_targets(rewards, terminations, ends, 3, 0.5)
+    targets = chunk_targets(rewards, terminations, ends, 3, 0.5, np.arange(2))
     np.testing.assert_allclose(targets.rewards, [1 + 1 + 1, 2 + 2 + 2])
     np.testing.assert_array_equal(targets.masks, [0, 0])
 
 
 def test_a_truncated_episode_keeps_its_bootstrap():
-    targets = chunk_targets(np.ones(4, np.float32), np.zeros(4, bool), np.array([0, 1, 0, 1], bool), 2, 0.9)
+    ends = np.array([0, 1, 0, 1], bool)
+    targets = chunk_targets(np.ones(4, np.float32), np.zeros(4, bool), ends, 2, 0.9, np.arange(3))
     np.testing.assert_array_equal(targets.masks, [1, 1, 1])
     np.testing.assert_array_equal(targets.valid, [1, 0, 1])
 
 
-@pytest.mark.parametrize("chunk_size", [3, 5, 100])
-def test_episodes_shorter_than_a_chunk_are_refused(chunk_size):
-    ends = np.array([0, 1, 0, 1], bool)
+@given(recordings())
+def test_a_chunk_size_is_refused_if_no_episode_is_as_long(recording):
+    _, _, ends, chunk_size, _ = recording
+    if longest_episode(ends) >= chunk_size:
+        check_chunk_size(chunk_size, ends)
+        return
     with pytest.raises(DatasetError, match=f"No episode has chunk_size = {chunk_size} transitions"):
-        chunk_targets(np.ones(4, np.float32), ends, ends, chunk_size, 0.9)
+        check_chunk_size(chunk_size, ends)
+
+
+def test_a_chunk_without_actions_is_refused():
+    with pytest.raises(DatasetError, match="chunk_size is 0; expected 1 or more"):
+        check_chunk_size(0, np.ones(3, bool))
+
+
+def test_a_sampler_needs_an_episode_as_long_as_a_chunk(dataset):
+    with pytest.raises(DatasetError, match="No episode has chunk_size = 21"):
+        dataset.chunk_sampler(21, 0.99)
 
 
 def test_every_row_of_a_batch_is_the_recording_at_its_start(dataset):

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meam_policy.errors import DatasetError, NotFoundError
+from meam_policy.errors import DatasetError, MissingExtraError, NotFoundError
 from meam_training.dataset import OfflineDataset
 from meam_training.minari_files import minari_root, open_minari
 
@@ -294,3 +294,147 @@ def test_a_symbolic_link_within_the_folder_is_fine(folder):
     shutil.move(folder / "main_data.hdf5", folder / "real.hdf5")
     (folder / "main_data.hdf5").symlink_to("real.hdf5")
     assert len(list(open_minari(folder).episodes)) == 2
+
+
+def test_many_hdf5_episodes_are_checked_in_little_memory(folder):
+    with h5py.File(folder / "main_data.hdf5", "r+") as file:
+        for n in range(300):
+            file.create_group(f"more_{n}").create_group("inner")["link"] = h5py.SoftLink("/") if n == 299 else n
+    with pytest.raises(DatasetError, match="/more_299/inner/link is a link"):
+        open_minari(folder)
+
+
+# Arrow and Parquet
+
+
+def episodes_of(lengths):
+    generator = np.random.default_rng(0)
+    return [
+        {
+            "observations": list(generator.uniform(-9, 9, (n + 1, 2)).astype(np.float32)),
+            "actions": list(generator.uniform(-9, 9, (n, 2)).astype(np.float32)),
+            "rewards": list(generator.normal(size=n)),
+            "terminations": [False] * n,
+            "truncations": [False] * (n - 1) + [True],
+        }
+        for n in lengths
+    ]
+
+
+@pytest.fixture(params=["arrow", "parquet"])
+def columnar(request, make_minari, tmp_path):
+    """A data set in a columnar format."""
+    pytest.importorskip("pyarrow")
+    return make_minari(tmp_path, "tests/columnar-v0", episodes_of([3, 4, 2]), SPACE, SPACE, request.param)
+
+
+def data_file(folder, episode):
+    (file,) = (path for path in (folder / str(episode)).iterdir() if path.name != "metadata.json")
+    return file
+
+
+def rewrite(file, change):
+    import pyarrow.dataset
+
+    data_format = file.suffix[1:]
+    table = change(pyarrow.dataset.dataset(file, format=data_format).to_table())
+    if data_format == "parquet":
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(table, file)
+    else:
+        with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+
+def test_columnar_data_are_the_same_as_those_in_hdf5(columnar, make_minari, tmp_path):
+    hdf5 = make_minari(tmp_path, "tests/hdf5-v0", episodes_of([3, 4, 2]), SPACE, SPACE)
+    one, other = OfflineDataset.from_minari(columnar), OfflineDataset.from_minari(hdf5)
+    assert len(one) == 9
+    assert one.fingerprint == other.fingerprint
+    assert (one.observation_boxes, one.action_box) == (other.observation_boxes, other.action_box)
+
+
+def test_a_columnar_number_that_is_not_finite_is_named(columnar):
+    import pyarrow
+
+    def spoil(table):
+        rewards = table["rewards"].to_numpy().copy()
+        rewards[1] = np.nan
+        return table.set_column(table.column_names.index("rewards"), "rewards", pyarrow.array(rewards))
+
+    rewrite(data_file(columnar, 1), spoil)
+    with pytest.raises(DatasetError, match="rewards is nan at episode 1, step 1"):
+        OfflineDataset.from_minari(columnar)
+
+
+def test_a_columnar_episode_longer_than_minari_reads_is_refused(columnar):
+    file = data_file(columnar, 0)
+    rewrite(file, lambda table: table.take(np.zeros(131_073, np.int64)).combine_chunks())
+    with pytest.raises(DatasetError, match="has 131073 rows; expected at most 131072"):
+        open_minari(columnar)
+
+
+def test_a_second_data_file_of_an_episode_is_refused(columnar):
+    file = data_file(columnar, 2)
+    shutil.copy(file, file.with_name(f"part-1{file.suffix}"))
+    with pytest.raises(DatasetError, match=f"{columnar / '2'} has several data files; expected one an episode"):
+        open_minari(columnar)
+
+
+def test_an_arrow_file_of_several_batches_is_refused(make_minari, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    folder = make_minari(tmp_path, "tests/columnar-v0", episodes_of([3]), SPACE, SPACE, "arrow")
+    rewrite(data_file(folder, 0), lambda table: pyarrow.concat_tables([table, table]))
+    with pytest.raises(DatasetError, match="has 2 record batches; expected one"):
+        open_minari(folder)
+
+
+def test_columnar_data_that_claim_more_than_they_store_are_refused(columnar):
+    import pyarrow
+    import pyarrow.parquet
+
+    file = data_file(columnar, 0)
+    zeros = pyarrow.table({f"column_{n}": np.zeros(131_072) for n in range(50)})
+    if file.suffix == ".parquet":
+        pyarrow.parquet.write_table(zeros, file, compression="zstd", compression_level=19, use_dictionary=False)
+    else:
+        options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+        with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_file(sink, zeros.schema, options=options) as out:
+            out.write_table(zeros)
+    with pytest.raises(DatasetError, match=rf"{file} claims \d+ bytes and stores {file.stat().st_size}, so it is refu"):
+        open_minari(columnar)
+
+
+@pytest.mark.parametrize("content", [b"", b"ARROW1\0\0", b"PAR1", None])
+def test_broken_columnar_data_are_refused(columnar, content):
+    file = data_file(columnar, 1)
+    file.write_bytes(file.read_bytes()[:200] if content is None else content)
+    with pytest.raises(DatasetError, match=f"{file} is not an (arrow|parquet) file"):
+        open_minari(columnar)
+
+
+def test_a_columnar_file_that_is_a_link_out_of_the_folder_is_refused(columnar, tmp_path):
+    file = data_file(columnar, 1)
+    shutil.move(file, tmp_path / "outside")
+    file.symlink_to(tmp_path / "outside")
+    with pytest.raises(DatasetError, match="outside the data set"):
+        open_minari(columnar)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(st.binary(min_size=1, max_size=3), st.floats(0, 1))
+def test_changed_bytes_of_columnar_data_never_give_an_error_of_another_library(columnar, patch, position):
+    file = data_file(columnar, 0)
+    original = file.read_bytes()
+    start = int(position * (len(original) - len(patch)))
+    file.write_bytes(original[:start] + patch + original[start + len(patch) :])
+    with contextlib.suppress(DatasetError):
+        OfflineDataset.from_minari(columnar)
+    file.write_bytes(original)
+
+
+def test_columnar_data_need_pyarrow(columnar, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'meam-policy\[arrow\]'"):
+        open_minari(columnar)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from meam_policy.errors import DatasetError
 
-__all__ = ["ActionChunkBatch", "ActionChunkSampler", "ChunkTargets", "chunk_targets"]
+__all__ = ["ActionChunkBatch", "ActionChunkSampler", "ChunkTargets", "check_chunk_size", "chunk_targets"]
 
 
 class ActionChunkBatch(NamedTuple):
@@ -34,7 +34,7 @@ class ActionChunkBatch(NamedTuple):
 
 
 class ChunkTargets(NamedTuple):
-    """For every row at which a chunk may start: what the chunk earned and where it led [starts].
+    """What chunks earned and where they led [starts].
 
     Attributes:
         rewards: Discounted sum of the rewards up to the episode's end.
@@ -49,14 +49,33 @@ class ChunkTargets(NamedTuple):
     last_rows: NDArray[np.int64]
 
 
+def check_chunk_size(chunk_size: int, episode_ends: NDArray[np.bool_]) -> None:
+    """Make sure that there is a chunk to learn from.
+
+    Args:
+        chunk_size: Actions in a chunk.
+        episode_ends: True at the last transition of every recorded episode [n].
+
+    Raises:
+        DatasetError: the size is not positive, or no chunk lies within an episode.
+    """
+    if chunk_size < 1:
+        raise DatasetError(f"chunk_size is {chunk_size}; expected 1 or more.")
+    if np.diff(np.flatnonzero(episode_ends), prepend=-1).max(initial=0) < chunk_size:
+        raise DatasetError(
+            f"No episode has chunk_size = {chunk_size} transitions or more; expected at least one. Use shorter chunks."
+        )
+
+
 def chunk_targets(
     rewards: NDArray[np.float32],
     terminations: NDArray[np.bool_],
     episode_ends: NDArray[np.bool_],
     chunk_size: int,
     discount: float,
+    starts: NDArray[np.int64],
 ) -> ChunkTargets:
-    """Accumulate rewards and masks over every chunk of consecutive rows.
+    """Accumulate rewards and masks over chunks of consecutive rows.
 
     Args:
         rewards: Reward of every transition [n].
@@ -64,47 +83,46 @@ def chunk_targets(
         episode_ends: True at the last transition of every recorded episode [n].
         chunk_size: Actions in a chunk, H.
         discount: Discount per step, gamma.
+        starts: Rows at which the chunks start, each in [0, n - H].
 
     Returns:
-        Targets for the starts 0 ... n - H: `sum_i gamma^i r_i` over the rows of the chunk that belong to its
-        episode, and the minimum of their masks.
-
-    Raises:
-        DatasetError: there are fewer rows than actions in a chunk, or no chunk lies within an episode.
+        For every start `sum_i gamma^i r_i` over the rows of the chunk that belong to its episode, and the minimum of
+        their masks.
 
     References:
         Li et al., Reinforcement Learning with Action Chunking, arXiv:2507.07969.
     """
-    if chunk_size < 1:
-        raise DatasetError(f"chunk_size is {chunk_size}; expected 1 or more.")
-    starts = np.arange(len(rewards) - chunk_size + 1)
     total = np.zeros(len(starts))
     mask = np.ones(len(starts), dtype=bool)
     inside = np.ones(len(starts), dtype=bool)
-    last, valid = starts.copy(), inside
-    for i in range(chunk_size if len(starts) else 0):
+    last, valid = starts, inside
+    for i in range(chunk_size):
         rows = starts + i
         total += np.where(inside, discount**i * rewards[rows].astype(np.float64), 0.0)
         mask &= ~(inside & terminations[rows])
         last = np.where(inside, rows, last)
         valid = inside
         inside = inside & ~episode_ends[rows]
-    if not valid.any():
-        raise DatasetError(
-            f"No episode has chunk_size = {chunk_size} transitions or more; expected at least one. Use shorter chunks."
-        )
     return ChunkTargets(total.astype(np.float32), mask.astype(np.float32), valid.astype(np.float32), last)
 
 
 class ActionChunkSampler:
     """Draws batches of action chunks, their starts uniform over the rows; see `OfflineDataset.chunk_sampler`.
 
+    Nothing as long as the data is computed or kept, so that the arrays may be memory-mapped.
+
     Attributes:
         observations: Observation of every row [n, observation_dim].
         actions: Action of every row [n, action_dim].
         next_observations: Observation after every row [n, observation_dim].
-        targets: What the chunk starting at a row earned, and where it led [n - chunk_size + 1].
+        rewards: Reward of every row [n].
+        terminations: Where nothing more is earned [n].
+        episode_ends: True at the last row of every recorded episode [n].
         chunk_size: Actions in a chunk.
+        discount: Discount per step.
+
+    Raises:
+        DatasetError: no episode is as long as a chunk.
     """
 
     def __init__(
@@ -112,18 +130,25 @@ class ActionChunkSampler:
         observations: NDArray[np.float32],
         actions: NDArray[np.float32],
         next_observations: NDArray[np.float32],
-        targets: ChunkTargets,
+        rewards: NDArray[np.float32],
+        terminations: NDArray[np.bool_],
+        episode_ends: NDArray[np.bool_],
         chunk_size: int,
+        discount: float,
     ) -> None:
+        check_chunk_size(chunk_size, episode_ends)
         self.observations = observations
         self.actions = actions
         self.next_observations = next_observations
-        self.targets = targets
+        self.rewards = rewards
+        self.terminations = terminations
+        self.episode_ends = episode_ends
         self.chunk_size = chunk_size
+        self.discount = discount
 
     def __len__(self) -> int:
         """Number of rows at which a chunk may start."""
-        return len(self.targets.rewards)
+        return len(self.rewards) - self.chunk_size + 1
 
     def sample(self, batch_size: int, generator: np.random.Generator) -> ActionChunkBatch:
         """Draw a batch.
@@ -134,13 +159,18 @@ class ActionChunkSampler:
         """
         return self.batch(generator.integers(len(self), size=batch_size))
 
+    def targets(self, starts: NDArray[np.int64]) -> ChunkTargets:
+        """What the chunks that begin at the given rows [starts] earned, and where they led."""
+        return chunk_targets(self.rewards, self.terminations, self.episode_ends, self.chunk_size, self.discount, starts)
+
     def batch(self, starts: NDArray[np.int64]) -> ActionChunkBatch:
         """The chunks that begin at the given rows [batch]."""
+        targets = self.targets(starts)
         return ActionChunkBatch(
             observations=self.observations[starts],
             actions=self.actions[starts[:, None] + np.arange(self.chunk_size)],
-            rewards=self.targets.rewards[starts],
-            next_observations=self.next_observations[self.targets.last_rows[starts]],
-            masks=self.targets.masks[starts],
-            valid=self.targets.valid[starts],
+            rewards=targets.rewards,
+            next_observations=self.next_observations[targets.last_rows],
+            masks=targets.masks,
+            valid=targets.valid,
         )

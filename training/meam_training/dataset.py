@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import importlib.metadata
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,31 @@ from numpy.typing import ArrayLike, NDArray
 
 from meam_policy.errors import DatasetError, NotFoundError
 from meam_policy.spec import BoxSpec
-from meam_training.action_chunk import ActionChunkSampler, chunk_targets
-from meam_training.minari_files import open_minari
-from meam_training.ogbench_rewards import ogbench_rewards
+from meam_training.action_chunk import ActionChunkSampler
+from meam_training.dataset_cache import (
+    Columns,
+    Recording,
+    array_blocks,
+    fingerprint,
+    moments,
+    open_cached,
+    rows_per_block,
+)
+from meam_training.minari_files import MinariSource, find_minari, open_minari, source_files
+from meam_training.npz_files import NpzFile, NpzMember
+from meam_training.ogbench_rewards import STATES, ogbench_rewards
+from meam_training.row_check import RowCheck, action_box_spec, flags, numbers, observation_box_specs, unit_box
 
 __all__ = ["OfflineDataset"]
-
-BOUND_TOLERANCE = 1e-4
-"""How far beyond its space a recorded number may lie, as a share of the space's width (at most 1 unit)."""
 
 
 @dataclass(frozen=True, eq=False)
 class OfflineDataset:
     """Recorded transitions, one row each, with the spaces they were recorded in.
 
-    Make one with `from_minari`, `from_ogbench` or `from_arrays`; all three check the data.
+    Make one with `from_minari`, `from_ogbench` or `from_arrays`; all three check the data. The first two convert
+    them once into arrays that are memory-mapped from then on, so that data larger than the memory can be used; see
+    `meam_training.dataset_cache`.
 
     Attributes:
         observations: Flattened observations [n, observation_dim].
@@ -79,14 +90,15 @@ class OfflineDataset:
         return np.add.reduceat(self.rewards.astype(np.float64), starts)
 
     @cached_property
+    def observation_moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of every observed number [observation_dim]."""
+        return moments(lambda: array_blocks(self.observations))
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over all recorded numbers, in hexadecimal: a resumed run must go on with the same data."""
-        digest = hashlib.sha256()
-        for array in (self.observations, self.actions, self.rewards, self.next_observations):
-            digest.update(np.ascontiguousarray(array, dtype="<f4").data)
-        for flags in (self.terminations, self.episode_ends):
-            digest.update(np.packbits(flags).data)
-        return digest.hexdigest()
+        names = ("observations", "actions", "rewards", "next_observations", "terminations", "episode_ends")
+        return fingerprint({name: array_blocks(getattr(self, name)) for name in names})
 
     @classmethod
     def from_arrays(
@@ -123,35 +135,19 @@ class OfflineDataset:
             DatasetError: lengths differ, a shape or type does not fit its space, or a value is not finite or out of
                 bounds; the message names episode, step and field.
         """
-        ended, cut = (_flags(v, n) for v, n in ((terminations, "terminations"), (truncations, "truncations")))
+        ended, cut = (flags(v, n) for v, n in ((terminations, "terminations"), (truncations, "truncations")))
         if ended.shape != cut.shape:
             raise DatasetError(f"terminations has {len(ended)} rows, truncations {len(cut)}; expected as many.")
         if not len(ended):
             raise DatasetError("The data has no transitions; expected at least one.")
         ends = ended | cut
         ends[-1] = True
-        where = _Where(ends)
-        boxes = _observation_boxes(observation_space, observations)
-        current = _observation_rows(boxes, observations, "observations", where)
-        following = _observation_rows(boxes, next_observations, "next_observations", where)
-        acted = _numbers(actions, "actions")
+        boxes = observation_box_specs(observation_space, observations)
         if action_space is None:
-            action_space = spaces.Box(-1.0, 1.0, acted.shape[1:] or (1,), np.float32)
-        action_box = BoxSpec.from_space(_box(action_space, "action space"))
-        if np.dtype(action_box.dtype).kind != "f":
-            raise DatasetError(f"The action space {action_space} has whole numbers; a flow policy needs a float Box.")
-        if not np.isfinite([action_box.low, action_box.high]).all() or np.equal(action_box.low, action_box.high).any():
-            raise DatasetError(
-                f"The action space {action_space} is unbounded or has no width; a policy must know the box it may act "
-                "in. Pass action_space= with finite bounds."
-            )
+            action_space = unit_box(numbers(actions, "actions").shape)
+        action_box = action_box_spec(action_space)
         return cls(
-            observations=current,
-            actions=_rows(acted, action_box, "actions", where),
-            rewards=_rows(_numbers(rewards, "rewards"), _REWARD, "rewards", where)[:, 0],
-            next_observations=following,
-            terminations=ended,
-            episode_ends=ends,
+            **RowCheck(boxes, action_box)(observations, actions, rewards, next_observations, ended, ends),
             observation_boxes=boxes,
             action_box=action_box,
             dataset_id=dataset_id,
@@ -174,46 +170,8 @@ class OfflineDataset:
             NotFoundError: there is no such data set here.
             DatasetError: as in `from_arrays`; and the files would run code, reach outside, or are not Minari's.
         """
-        source = open_minari(id_or_path)
-        _observation_boxes(source.observation_space, ())  # refuses what the loop below cannot slice
-        observations, following, actions, rewards, terminations, ends = [], [], [], [], [], []
-        for episode in source.episodes:
-            length = len(episode.rewards)
-            if length == 0:
-                raise DatasetError(f"{source.dataset_id}: episode {episode.id} has no steps; expected at least one.")
-            for name, values, expected in (
-                ("observations", episode.observations, length + 1),
-                ("actions", episode.actions, length),
-                ("terminations", episode.terminations, length),
-                ("truncations", episode.truncations, length),
-            ):
-                for array in values.values() if isinstance(values, Mapping) else [values]:
-                    if len(array) != expected:
-                        raise DatasetError(
-                            f"{source.dataset_id}: episode {episode.id} has {len(array)} {name} and {length} rewards; "
-                            f"expected {expected} {name}."
-                        )
-            observations.append(_slice(episode.observations, slice(None, -1)))
-            following.append(_slice(episode.observations, slice(1, None)))
-            actions.append(episode.actions)
-            rewards.append(episode.rewards)
-            terminations.append(episode.terminations)
-            ends.append(np.arange(length) == length - 1)
-        if not observations:
-            raise DatasetError(f"{source.dataset_id} has no episodes; expected at least one.")
-        return cls._recorded(
-            _concatenate(observations, "observations"),
-            _concatenate(actions, "actions"),
-            _concatenate(rewards, "rewards"),
-            _concatenate(following, "next_observations"),
-            _flags(_concatenate(terminations, "terminations"), "terminations"),
-            np.concatenate(ends),
-            observation_space=source.observation_space,
-            action_space=source.action_space,
-            dataset_id=source.dataset_id,
-            environment_id=source.environment_id,
-            control_rate_hz=source.control_rate_hz,
-        )
+        folder = find_minari(id_or_path)
+        return open_cached(folder, source_files(folder), [], lambda: _minari_recording(folder), cls._from_recording)
 
     @classmethod
     def from_ogbench(cls, npz: str | os.PathLike[str], environment_id: str | None = None) -> OfflineDataset:
@@ -230,52 +188,32 @@ class OfflineDataset:
             MissingExtraError: rewards are to be computed and OGBench is not installed.
         """
         path = Path(npz).expanduser()
-        data = _read_npz(path)
-        missing = sorted({"observations", "actions", "terminals"} - set(data))
-        if missing:
-            raise DatasetError(f"{path} has no {missing}; expected OGBench's observations, actions and terminals.")
-        if environment_id is not None:
-            data |= ogbench_rewards(environment_id, data)
-        elif "rewards" not in data:
-            raise DatasetError(f"{path} holds no rewards; pass environment_id= with a single-task OGBench name.")
-        terminals = _flags(data["terminals"], "terminals")
-        for name in ("observations", "actions", "rewards", "masks"):
-            if name in data and data[name].shape[:1] != terminals.shape:
-                raise DatasetError(
-                    f"{path}: {name} has shape {data[name].shape}; expected {len(terminals)} rows, as terminals has."
-                )
-        if not len(terminals) or not terminals[-1]:
-            raise DatasetError(f"{path}: the last row is not terminal; expected every trajectory to end with one.")
-        kept = np.flatnonzero(~terminals)
-        if not len(kept):
-            raise DatasetError(f"{path} has no transitions; expected trajectories of two or more rows.")
-        masks = np.asarray(data.get("masks", np.ones(len(terminals))), dtype=np.float64)
-        return cls._recorded(
-            data["observations"][kept],
-            data["actions"][kept],
-            data["rewards"][kept],
-            data["observations"][kept + 1],
-            masks[kept] == 0,
-            terminals[kept + 1],
-            dataset_id=path.stem,
-            environment_id=environment_id,
+        if not path.is_file():
+            raise NotFoundError(f"There is no file {path}.")
+        settings = [path.stem, environment_id, environment_id and _installed_version("ogbench")]
+        source = path.resolve()
+        return open_cached(
+            source, [source], settings, lambda: _ogbench_recording(path, environment_id), cls._from_recording
         )
 
     @classmethod
-    def _recorded(
-        cls,
-        observations: Any,
-        actions: Any,
-        rewards: Any,
-        next_observations: Any,
-        terminations: NDArray[np.bool_],
-        episode_ends: NDArray[np.bool_],
-        **about: Any,
-    ) -> OfflineDataset:
-        """Like `from_arrays`, but a termination need not end the recorded episode."""
-        none = np.zeros_like(episode_ends)
-        checked = cls.from_arrays(observations, actions, rewards, next_observations, none, episode_ends, **about)
-        return replace(checked, terminations=terminations)
+    def _from_recording(cls, about: dict[str, Any], columns: Columns) -> OfflineDataset:
+        boxes = [_box_spec(box) for box in (*about["observation_boxes"], about["action_box"])]
+        widths = {"observations": sum(box.size for box in boxes[:-1]), "actions": boxes[-1].size}
+        if any(columns[name].shape[1:] != (width,) for name, width in widths.items()):
+            raise ValueError(f"Columns are not {widths} numbers wide")  # a broken cache
+        names = ("dataset_id", "environment_id", "control_rate_hz")
+        dataset = cls(
+            **columns,
+            observation_boxes=tuple(boxes[:-1]),
+            action_box=boxes[-1],
+            **{name: about[name] for name in names},
+        )
+        if "fingerprint" in about:
+            # As the cached properties would find them, without a pass over the data.
+            mean, std = np.array(about["moments"])
+            vars(dataset).update(fingerprint=about["fingerprint"], observation_moments=(mean, std))
+        return dataset
 
     def chunk_sampler(self, chunk_size: int, discount: float) -> ActionChunkSampler:
         """Prepare batches of action chunks.
@@ -291,110 +229,158 @@ class OfflineDataset:
             self.observations,
             self.actions,
             self.next_observations,
-            chunk_targets(self.rewards, self.terminations, self.episode_ends, chunk_size, discount),
+            self.rewards,
+            self.terminations,
+            self.episode_ends,
             chunk_size,
+            discount,
         )
 
 
-class _Where:
-    """Turns a row number into episode and step."""
-
-    def __init__(self, ends: NDArray[np.bool_]) -> None:
-        self.rows = len(ends)
-        self._last = np.flatnonzero(ends)
-
-    def __call__(self, row: int) -> str:
-        episode = int(np.searchsorted(self._last, row))
-        first = 0 if episode == 0 else int(self._last[episode - 1]) + 1
-        return f"episode {episode}, step {row - first}"
+def _minari_recording(folder: Path) -> Recording:
+    source = open_minari(folder)
+    boxes, action_box = observation_box_specs(source.observation_space, ()), action_box_spec(source.action_space)
+    about = _about(boxes, action_box, source.dataset_id, source.environment_id, source.control_rate_hz)
+    check, rows = RowCheck(boxes, action_box), rows_per_block(sum(box.size for box in boxes))
+    return Recording(about, (check(*block) for block in _minari_blocks(source, rows)))
 
 
-_REWARD = BoxSpec(shape=(1,), dtype="float32", low=(-np.inf,), high=(np.inf,))
+def _minari_blocks(source: MinariSource, rows: int) -> Iterator[tuple[Any, ...]]:
+    """Join episodes to blocks of at least so many rows, in the order of `RowCheck`'s arguments."""
+    pending, pending_rows, empty = [], 0, True
+    for episode in source.episodes:
+        length = len(episode.rewards)
+        _check_lengths(source.dataset_id, episode, length)
+        pending.append(episode)
+        pending_rows, empty = pending_rows + length, False
+        if pending_rows >= rows:
+            yield _joined(pending)
+            pending, pending_rows = [], 0
+    if empty:
+        raise DatasetError(f"{source.dataset_id} has no episodes; expected at least one.")
+    if pending:
+        yield _joined(pending)
 
 
-def _numbers(values: ArrayLike, name: str) -> NDArray[Any]:
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise DatasetError(f"{name} is ragged; expected one array with a row a transition.") from error
-    if array.dtype.kind not in "fiub":
-        raise DatasetError(f"{name} has type {array.dtype}; expected real numbers.")
-    return array
-
-
-def _flags(values: ArrayLike, name: str) -> NDArray[np.bool_]:
-    array = _numbers(values, name)
-    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
-        raise DatasetError(f"{name} has shape {array.shape} or values other than 0 and 1; expected one flag a row.")
-    return array.astype(bool)
-
-
-def _rows(array: NDArray[Any], box: BoxSpec, name: str, where: _Where) -> NDArray[np.float32]:
-    """Check an array [n, …] against its box and flatten it to rows [n, size]."""
-    shapes = [(where.rows, *box.shape)] + ([(where.rows,)] if box.shape == (1,) else [])
-    if array.shape not in shapes:
-        raise DatasetError(f"{name} has shape {array.shape}; expected {shapes[-1]}: a row a transition, as its space.")
-    wide = array.reshape(where.rows, box.size)
-    with np.errstate(over="ignore"):
-        rows = np.ascontiguousarray(wide, dtype=np.float32)
-    low, high = np.array(box.low), np.array(box.high)
-    margin = BOUND_TOLERANCE * np.clip(np.nan_to_num(high - low, posinf=1.0), 0.0, 1.0)
-    for bad, expected in (
-        (~np.isfinite(rows), "a finite number"),
-        ((wide < low - margin) | (wide > high + margin), "a value within its space"),
+def _check_lengths(dataset_id: str, episode: Any, length: int) -> None:
+    if length == 0:
+        raise DatasetError(f"{dataset_id}: episode {episode.id} has no steps; expected at least one.")
+    for name, values, expected in (
+        ("observations", episode.observations, length + 1),
+        ("actions", episode.actions, length),
+        ("terminations", episode.terminations, length),
+        ("truncations", episode.truncations, length),
     ):
-        if bad.any():
-            row, column = (int(i) for i in np.argwhere(bad)[0])
+        for array in values.values() if isinstance(values, Mapping) else [values]:
+            if len(array) != expected:
+                raise DatasetError(
+                    f"{dataset_id}: episode {episode.id} has {len(array)} {name} and {length} rewards; "
+                    f"expected {expected} {name}."
+                )
+
+
+def _joined(episodes: Sequence[Any]) -> tuple[Any, ...]:
+    return (
+        _concatenate([_slice(e.observations, slice(None, -1)) for e in episodes], "observations"),
+        _concatenate([e.actions for e in episodes], "actions"),
+        _concatenate([e.rewards for e in episodes], "rewards"),
+        _concatenate([_slice(e.observations, slice(1, None)) for e in episodes], "next_observations"),
+        flags(_concatenate([e.terminations for e in episodes], "terminations"), "terminations"),
+        np.concatenate([np.arange(len(e.rewards)) == len(e.rewards) - 1 for e in episodes]),
+    )
+
+
+def _ogbench_recording(path: Path, environment_id: str | None) -> Recording:
+    with NpzFile(path) as file:
+        members = _ogbench_members(file, path, environment_id)
+        shapes = {name: member.shape for name, member in members.items()}
+    unbounded = spaces.Box(-np.inf, np.inf, shapes["observations"][1:] or (1,), np.float32)
+    boxes, action_box = observation_box_specs(unbounded, ()), action_box_spec(unit_box(shapes["actions"]))
+    check, rows = RowCheck(boxes, action_box), rows_per_block(boxes[0].size)
+    return Recording(
+        _about(boxes, action_box, path.stem, environment_id, None),
+        (check(*block) for block in _ogbench_blocks(path, environment_id, rows)),
+    )
+
+
+def _ogbench_members(file: NpzFile, path: Path, environment_id: str | None) -> dict[str, NpzMember]:
+    """Open the arrays that are needed, all of one length."""
+    missing = sorted({"observations", "actions", "terminals"} - file.names)
+    if missing:
+        raise DatasetError(f"{path} has no {missing}; expected OGBench's observations, actions and terminals.")
+    if environment_id is None and "rewards" not in file.names:
+        raise DatasetError(f"{path} holds no rewards; pass environment_id= with a single-task OGBench name.")
+    wanted = ("terminals", "observations", "actions", *(("rewards", "masks") if environment_id is None else STATES))
+    members = {name: file.open(name) for name in wanted if name in file.names}
+    terminals = members["terminals"].shape
+    if len(terminals) != 1:
+        raise DatasetError(f"{path}: terminals has shape {terminals}; expected one flag a row.")
+    for name, member in members.items():
+        if member.shape[:1] != terminals:
             raise DatasetError(
-                f"{name} is {wide[row, column]} at {where(row)}, index {column}; expected {expected}"
-                + (f" [{low[column]}, {high[column]}]" if "space" in expected else "")
-                + f". {int(bad.any(axis=1).sum())} of {where.rows} rows are affected: repair or drop them."
+                f"{path}: {name} has shape {member.shape}; expected {terminals[0]} rows, as terminals has."
             )
-    return rows
+    return members
 
 
-def _box(space: spaces.Space[Any], name: str) -> spaces.Box:
-    if not isinstance(space, spaces.Box):
-        raise DatasetError(f"The {name} is {space}; expected a Box. Wrap the environment and record again.")
-    return space
+def _ogbench_blocks(path: Path, environment_id: str | None, rows: int) -> Iterator[tuple[Any, ...]]:
+    """Turn rows into transitions, in the order of `RowCheck`'s arguments."""
+    with contextlib.ExitStack() as stack:
+        members = _ogbench_members(stack.enter_context(NpzFile(path)), path, environment_id)
+        label = None if environment_id is None else stack.enter_context(ogbench_rewards(environment_id))
+        total, found = members["terminals"].shape[0], False
+        last = {name: member.read(1) for name, member in members.items()}
+        for _ in range(1, total, rows):
+            # Begin with the row before, whose successor is the first one of this block.
+            data = {name: np.concatenate([last[name], member.read(rows)]) for name, member in members.items()}
+            last = {name: values[-1:] for name, values in data.items()}
+            if label is not None:
+                data |= label({name: data[name] for name in STATES if name in data})
+            terminals = flags(data["terminals"], "terminals")
+            kept = np.flatnonzero(~terminals[:-1])
+            if len(kept):
+                found = True
+                masks = numbers(data["masks"][kept], "masks") if "masks" in data else np.ones(len(kept))
+                yield (
+                    data["observations"][kept],
+                    data["actions"][kept],
+                    data["rewards"][kept],
+                    data["observations"][kept + 1],
+                    masks == 0,
+                    terminals[kept + 1],
+                )
+        if not total or not flags(last["terminals"], "terminals")[-1]:
+            raise DatasetError(f"{path}: the last row is not terminal; expected every trajectory to end with one.")
+        if not found:
+            raise DatasetError(f"{path} has no transitions; expected trajectories of two or more rows.")
 
 
-def _observation_boxes(
-    space: spaces.Space[Any] | None, observations: ArrayLike | Mapping[str, ArrayLike]
-) -> tuple[BoxSpec, ...]:
-    if space is None:
-
-        def unbounded(values: ArrayLike) -> spaces.Box:
-            return spaces.Box(-np.inf, np.inf, _numbers(values, "observations").shape[1:] or (1,), np.float32)
-
-        if isinstance(observations, Mapping):
-            space = spaces.Dict([(key, unbounded(values)) for key, values in observations.items()])
-        else:
-            space = unbounded(observations)
-    if isinstance(space, spaces.Dict):
-        if not space.spaces:
-            raise DatasetError("The observation space is an empty Dict; expected one Box or more in it.")
-        return tuple(
-            BoxSpec.from_space(_box(box, f'observation space of "{key}"'), key) for key, box in space.spaces.items()
-        )
-    return (BoxSpec.from_space(_box(space, "observation space")),)
+def _installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
-def _observation_rows(
-    boxes: Sequence[BoxSpec], values: ArrayLike | Mapping[str, ArrayLike], name: str, where: _Where
-) -> NDArray[np.float32]:
-    if boxes[0].key is None:
-        if isinstance(values, Mapping):
-            raise DatasetError(f"{name} is a mapping, but the observation space is a Box; expected one array.")
-        return _rows(_numbers(values, name), boxes[0], name, where)
-    keys = [str(box.key) for box in boxes]
-    if not isinstance(values, Mapping) or set(values) != set(keys):
-        seen = sorted(values) if isinstance(values, Mapping) else type(values).__name__
-        raise DatasetError(f"{name} has {seen}; expected a mapping with the keys {keys}.")
-    parts = [
-        _rows(_numbers(values[k], f'{name} "{k}"'), b, f'{name} "{k}"', where) for k, b in zip(keys, boxes, strict=True)
-    ]
-    return np.concatenate(parts, axis=1)
+def _box_spec(box: dict[str, Any]) -> BoxSpec:
+    tuples = {name: tuple(box[name]) for name in ("shape", "low", "high")}
+    return BoxSpec(**{**box, **tuples})
+
+
+def _about(
+    boxes: Sequence[BoxSpec],
+    action_box: BoxSpec,
+    dataset_id: str | None,
+    environment_id: str | None,
+    control_rate_hz: float | None,
+) -> dict[str, Any]:
+    return {
+        "observation_boxes": [asdict(box) for box in boxes],
+        "action_box": asdict(action_box),
+        "dataset_id": dataset_id,
+        "environment_id": environment_id,
+        "control_rate_hz": control_rate_hz,
+    }
 
 
 def _slice(values: Any, part: slice) -> Any:
@@ -409,13 +395,3 @@ def _concatenate(values: list[Any], name: str) -> Any:
     except ValueError as error:
         shapes = sorted({np.shape(v)[1:] for v in values})
         raise DatasetError(f"{name} has rows of shapes {shapes} in different episodes; expected one shape.") from error
-
-
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except FileNotFoundError as error:
-        raise NotFoundError(f"There is no file {path}.") from error
-    except Exception as error:  # NumPy, zipfile and zlib raise a dozen kinds when a file is broken
-        raise DatasetError(f"{path} is not an .npz file of plain arrays: {error!r}.") from error

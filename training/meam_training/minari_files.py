@@ -1,11 +1,14 @@
 """Opening Minari data sets without trusting them.
 
 Minari builds the environment named in a data set's metadata when a space is missing there, which runs the code that
-the metadata names; and HDF5 files may link to other files. Both are refused before Minari sees the files.
+the metadata names; HDF5 files may link to other files; files of all formats may claim to hold far more than they do.
+All of it is refused before Minari sees the files. Only compressed Arrow buffers tell their size no sooner than when
+they are opened.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -22,10 +25,13 @@ from meam_policy.errors import DatasetError, MissingExtraError, NotFoundError
 if TYPE_CHECKING:
     from minari.dataset.episode_data import EpisodeData
 
-__all__ = ["MinariSource", "minari_root", "open_minari"]
+__all__ = ["MinariSource", "find_minari", "minari_root", "open_minari", "source_files"]
 
 MAX_COMPRESSION = 1100
 """Bytes that one stored byte may stand for; deflate, the strongest usual filter, reaches 1032."""
+
+MAX_ARROW_ROWS = 131_072
+"""Rows of an Arrow or Parquet episode that Minari reads; it would drop the others without a word."""
 
 MAX_EPISODES = 10_000_000
 """Episodes that a data set may claim to have; Minari makes room for them before it looks."""
@@ -64,7 +70,7 @@ def open_minari(id_or_path: str | os.PathLike[str]) -> MinariSource:
         NotFoundError: there is no such data set on this machine.
         DatasetError: the files would run code, reach outside, or are not Minari's.
     """
-    folder = _find(id_or_path)
+    folder = find_minari(id_or_path)
     metadata = _read_metadata(folder / "metadata.json")
     for name in ("observation_space", "action_space", "dataset_id"):
         if not isinstance(metadata.get(name), str):
@@ -77,11 +83,12 @@ def open_minari(id_or_path: str | os.PathLike[str]) -> MinariSource:
         raise DatasetError(
             f"{folder / 'metadata.json'}: total_episodes is {episodes!r}; expected a whole number up to {MAX_EPISODES}."
         )
-    for file in sorted(folder.glob("**/*")):
-        if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
-            raise DatasetError(f"{file} links to {file.resolve()}, outside the data set. Copy the file there instead.")
+    files = source_files(folder)
+    for file in files:
         if file.suffix in (".hdf5", ".h5"):
             _check_hdf5(file)
+    if metadata.get("data_format") in ("arrow", "parquet"):
+        _check_arrow(folder, files, metadata["data_format"])
     try:
         from minari import MinariDataset
     except ImportError as error:
@@ -101,15 +108,35 @@ def open_minari(id_or_path: str | os.PathLike[str]) -> MinariSource:
     )
 
 
-def _find(id_or_path: str | os.PathLike[str]) -> Path:
+def find_minari(id_or_path: str | os.PathLike[str]) -> Path:
+    """Find the folder of a Minari data set, the one that holds its metadata.json.
+
+    Raises:
+        NotFoundError: there is no such data set on this machine.
+    """
     given = Path(id_or_path).expanduser()
     for folder in (given, given / "data", minari_root() / given / "data"):
         if (folder / "metadata.json").is_file():
-            return folder
+            return folder.resolve()
     raise NotFoundError(
         f"There is no Minari data set {id_or_path}, neither as a folder nor in {minari_root()}. "
         "Record one with `meam collect`, or fetch one with `minari download`."
     )
+
+
+def source_files(folder: Path) -> list[Path]:
+    """All files in a folder and the folders in it, sorted.
+
+    Raises:
+        DatasetError: one is a link to somewhere outside of the folder.
+    """
+    files = []
+    for path in sorted(folder.glob("**/*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise DatasetError(f"{path} links to {path.resolve()}, outside the data set. Copy the file there instead.")
+        if path.is_file():
+            files.append(path)
+    return files
 
 
 def _read_metadata(file: Path) -> dict[str, Any]:
@@ -125,11 +152,13 @@ def _read_metadata(file: Path) -> dict[str, Any]:
 def _check_hdf5(file: Path) -> None:
     try:
         with h5py.File(file, "r") as opened:
-            # Groups may hold themselves, or each other many times over: visit each once.
-            pending: list[h5py.Group] = [opened]
+            # Groups may hold themselves, or each other many times over: visit each once. Names, since open groups
+            # take memory.
+            pending = ["/"]
             visited = set()
             while pending:
-                group = pending.pop()
+                group = opened[pending.pop()]
+                assert isinstance(group, h5py.Group)
                 address = h5py.h5o.get_info(group.id).addr  # pyright: ignore[reportAttributeAccessIssue]
                 if address not in visited:
                     visited.add(address)
@@ -140,16 +169,17 @@ def _check_hdf5(file: Path) -> None:
         raise DatasetError(f"{file} is not an HDF5 file: {error!r}.") from error
 
 
-def _subgroups(group: h5py.Group, file: Path) -> list[h5py.Group]:
-    """The groups in a group, after checking that nothing in it reaches elsewhere."""
+def _subgroups(group: h5py.Group, file: Path) -> list[str]:
+    """Names of the groups in a group, after checking that nothing in it reaches elsewhere."""
     groups = []
     for name in group:
-        where = f"{file}: {group.name.rstrip('/')}/{name}"  # pyright: ignore[reportOptionalMemberAccess]
+        path = f"{group.name.rstrip('/')}/{name}"  # pyright: ignore[reportOptionalMemberAccess]
+        where = f"{file}: {path}"
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise DatasetError(f"{where} is a link to elsewhere, so it is refused. Record the data into the file.")
         item = group[name]
         if isinstance(item, h5py.Group):
-            groups.append(item)
+            groups.append(path)
         elif isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
             raise DatasetError(f"{where} is stored in another file, so it is refused. Record the data into the file.")
         elif isinstance(item, h5py.Dataset) and item.nbytes > MAX_COMPRESSION * item.id.get_storage_size():
@@ -158,6 +188,56 @@ def _subgroups(group: h5py.Group, file: Path) -> list[h5py.Group]:
                 "would fill the memory with nothing. Record the data again."
             )
     return groups
+
+
+def _check_arrow(folder: Path, files: list[Path], data_format: str) -> None:
+    """Check that every episode is one file with one batch of rows, which is what Minari takes it for."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise MissingExtraError(f"Reading {data_format} data sets needs pyarrow: pip install 'meam-policy[arrow]'.")
+    seen = set()
+    for file in files:
+        episode = file.relative_to(folder).parts[0]
+        if file.parent == folder or file.name.startswith(("_", ".", "metadata.json")):
+            continue  # Minari passes over these too
+        if episode in seen:
+            raise DatasetError(f"{folder / episode} has several data files; expected one an episode. Record it again.")
+        seen.add(episode)
+        try:
+            rows, claimed = (_arrow_size if data_format == "arrow" else _parquet_size)(file)
+        except Exception as error:  # pyarrow raises half a dozen kinds when a file is broken
+            raise DatasetError(f"{file} is not an {data_format} file: {error!r}.") from error
+        if rows > MAX_ARROW_ROWS:
+            raise DatasetError(
+                f"{file} has {rows} rows; expected at most {MAX_ARROW_ROWS}, all that Minari reads of an episode. "
+                "Record shorter episodes, or use HDF5."
+            )
+        if claimed > MAX_COMPRESSION * file.stat().st_size:
+            raise DatasetError(
+                f"{file} claims {claimed} bytes and stores {file.stat().st_size}, so it is refused: it would fill "
+                "the memory with nothing. Record the data again."
+            )
+
+
+def _arrow_size(file: Path) -> tuple[int, int]:
+    """Rows and bytes of an Arrow file, after checking that its buffers hold what they claim."""
+    import pyarrow
+    import pyarrow.ipc
+
+    with pyarrow.memory_map(str(file)) as mapped, pyarrow.ipc.open_file(mapped) as reader:
+        if reader.num_record_batches != 1:
+            raise DatasetError(f"{file} has {reader.num_record_batches} record batches; expected one. Record it again.")
+        batch = reader.get_batch(0)
+        batch.validate(full=True)
+        return batch.num_rows, batch.nbytes
+
+
+def _parquet_size(file: Path) -> tuple[int, int]:
+    """Rows and bytes that a Parquet file claims to have, decoded."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(file) as opened:
+        groups = [opened.metadata.row_group(i) for i in range(opened.metadata.num_row_groups)]
+        return sum(group.num_rows for group in groups), sum(group.total_byte_size for group in groups)
 
 
 def _episodes(dataset: Any, folder: Path) -> Iterator[EpisodeData]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,21 +13,28 @@ from numpy.typing import NDArray
 from meam_policy.environments import make_environment
 from meam_policy.errors import DatasetError, MissingExtraError
 
-__all__ = ["ogbench_rewards"]
+__all__ = ["STATES", "ogbench_rewards"]
 
 
-def ogbench_rewards(environment_id: str, data: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-    """Compute the reward of every recorded state, and where the goal holds.
+STATES = ("qpos", "button_states")
+"""Recorded states [n, …] from which rewards are computed; the second only where the task has buttons."""
+
+States = Mapping[str, NDArray[Any]]
+
+
+@contextlib.contextmanager
+def ogbench_rewards(environment_id: str) -> Iterator[Callable[[States], dict[str, NDArray[np.float32]]]]:
+    """Set up an environment's task, to compute the reward of recorded states, and where the goal holds.
 
     Args:
         environment_id: OGBench single-task name.
-        data: Recorded `qpos` [n, …] (and `button_states`, where the task has buttons).
 
-    Returns:
-        `rewards` [n], belonging to the state before the step, and `masks` [n], 0 where all goals hold.
+    Yields:
+        A function of `STATES` that gives `rewards` [n], belonging to the state before the step, and `masks` [n], 0
+        where all goals hold. It raises DatasetError if states that it needs are missing.
 
     Raises:
-        DatasetError: the environment has no fixed task, or the recorded states it needs are missing.
+        DatasetError: the environment has no fixed task.
         NotFoundError: there is no such environment.
         MissingExtraError: OGBench is not installed.
     """
@@ -37,10 +46,18 @@ def ogbench_rewards(environment_id: str, data: Mapping[str, NDArray[Any]]) -> di
     try:
         if getattr(env.unwrapped, "_reward_task_id", None) is None:
             raise DatasetError(f'"{environment_id}" has no fixed task; expected a name with "singletask" in it.')
-        labelled = dict(data)
-        relabel_dataset(environment_id, env, labelled)
-    except KeyError as error:
-        raise DatasetError(f"The data has no {error}, which the rewards of {environment_id} need.") from error
+        env.reset(seed=0)
+        # OGBench resets the environment on every call; one task for all blocks is set here.
+        task = SimpleNamespace(unwrapped=env.unwrapped, reset=lambda: None)
+
+        def rewards(states: States) -> dict[str, NDArray[np.float32]]:
+            labelled = dict(states)
+            try:
+                relabel_dataset(environment_id, task, labelled)
+            except KeyError as error:
+                raise DatasetError(f"The data has no {error}, which the rewards of {environment_id} need.") from error
+            return {name: labelled[name] for name in ("rewards", "masks")}
+
+        yield rewards
     finally:
         env.close()
-    return {name: labelled[name] for name in ("rewards", "masks")}
