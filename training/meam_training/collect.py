@@ -1,22 +1,31 @@
-"""Recording demonstrations into a Minari data set."""
+"""Recording demonstrations, or what a policy does, into a Minari data set."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 from meam_policy.environments import make_environment
 from meam_policy.errors import ConfigError, MissingExtraError, OutputError
-from meam_training.demonstrators import PocketsDemonstrator, PointmazeDemonstrator
+from meam_training.demonstrators import (
+    MANIPULATION_FAMILIES,
+    Episode,
+    ManipulationDemonstrator,
+    PocketsDemonstrator,
+    PointmazeDemonstrator,
+    PolicyDemonstrator,
+)
+from meam_training.demonstrators.episode import record_steps
 from meam_training.minari_files import minari_root
+from meam_training.recording import Metadata, PartialRecording, write_minari
 
 __all__ = ["collect", "default_dataset_id"]
 
@@ -24,13 +33,23 @@ Progress = Callable[[int, int], None]
 """Called with the transitions recorded so far and in all."""
 
 
-class Episode(NamedTuple):
-    """One recorded episode of T steps: T + 1 observations, T of everything else; terminations may be mid-episode."""
+@dataclass(frozen=True)
+class Recorder:
+    """Makes the episodes of a data set.
 
-    observations: NDArray[Any]
-    actions: NDArray[np.float32]
-    rewards: NDArray[np.float32]
-    terminations: NDArray[np.bool_]
+    Attributes:
+        name: What acts.
+        record: Records the episode of a number.
+        generators: Random generators that go on from one episode to the next; none if every episode has its own.
+        policy: Identity of the policy that acts, if one does.
+        close: Gives back what was opened for recording.
+    """
+
+    name: str
+    record: Callable[[int], Episode]
+    generators: tuple[np.random.Generator, ...] = ()
+    policy: str | None = None
+    close: Callable[[], None] = lambda: None
 
 
 def default_dataset_id(environment_id: str) -> str:
@@ -45,54 +64,82 @@ def collect(
     transitions: int,
     *,
     seed: int = 0,
+    policy: str | os.PathLike[str] | None = None,
     dataset_id: str | None = None,
     root: str | os.PathLike[str] | None = None,
     mode_shares: Mapping[str, float] | None = None,
+    resume: bool = False,
     on_progress: Progress | None = None,
 ) -> Path:
-    """Record an environment's scripted demonstrator into a local Minari data set.
+    """Record an environment's scripted demonstrator, or a policy, into a local Minari data set.
 
     Whole episodes are recorded until there are at least `transitions` of them. The data set appears when it is
-    complete; an interrupted call leaves nothing behind.
+    complete. Until then, what is recorded is in a hidden folder beside it, from which an interrupted or killed
+    recording can be resumed; the result is the same, number for number, as without the interruption.
 
     Args:
-        environment_id: "meam/Pockets-v0", or an OGBench pointmaze with a fixed task, such as
-            "pointmaze-medium-navigate-singletask-task3-v0".
+        environment_id: For a scripted demonstrator "meam/Pockets-v0", or an OGBench pointmaze, cube, scene or puzzle
+            with a fixed task, such as "pointmaze-medium-navigate-singletask-task3-v0" or
+            "cube-single-play-singletask-task1-v0". For a policy any environment that ends its episodes by itself.
         transitions: Transitions to record, at least 1.
         seed: Seed of the environment and the demonstrator; the same seed gives the same data.
+        policy: Policy folder, or Hub repo id, to run with sampled noise instead of the scripted demonstrator.
         dataset_id: Minari id; None takes `default_dataset_id`.
         root: Folder of the Minari data sets; None takes Minari's own.
         mode_shares: How often the Pockets demonstrator aims at each pocket.
+        resume: Go on with the unfinished recording of this data set, if there is one.
         on_progress: Called after every episode.
 
     Returns:
         The folder of the data set, which `OfflineDataset.from_minari` reads.
 
     Raises:
-        ConfigError: there is no demonstrator for the environment, or a setting is out of range.
-        NotFoundError: there is no such environment.
-        OutputError: the data set exists already, or the folder cannot be written.
-        MissingExtraError: minari or the simulator is not installed.
+        ConfigError: there is no demonstrator for the environment, a setting is out of range, or the unfinished
+            recording has other settings.
+        NotFoundError: there is no such environment or policy.
+        SpaceError: the environment's spaces are not the policy's.
+        OutputError: the data set exists already, there is an unfinished one and `resume` is false, or the folder
+            cannot be written.
+        LockedError: another process is recording the data set.
+        DatasetError: the unfinished recording is broken.
+        MissingExtraError: minari, the simulator or onnxruntime is not installed.
     """
     if transitions < 1 or seed < 0:
         raise ConfigError(f"transitions is {transitions} and seed is {seed}; expected transitions >= 1 and seed >= 0.")
-    env = make_environment(environment_id)
-    try:
-        name = dataset_id or default_dataset_id(environment_id)
-        base = (minari_root() if root is None else Path(root).expanduser()).absolute()
-        folder = base / name
-        record = _recorder(environment_id, env, seed, mode_shares)
+    name = dataset_id or default_dataset_id(environment_id)
+    base = (minari_root() if root is None else Path(root).expanduser()).absolute()
+    folder = base / name
+    with warnings.catch_warnings(), ExitStack() as opened:
+        # OGBench's manipulation tasks make their action space anew at every step.
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
+        env = make_environment(environment_id)
+        opened.callback(env.close)
+        recorder = _recorder(environment_id, env, seed, policy, mode_shares)
+        opened.callback(recorder.close)
         _check_destination(name, base)
-        episodes, done = [], 0
-        while done < transitions:
-            episodes.append(record())
-            done += len(episodes[-1].rewards)
-            if on_progress is not None:
-                on_progress(min(done, transitions), transitions)
-        _write(folder, base, name, env, environment_id, episodes, seed)
-    finally:
-        env.close()
+        settings = {
+            "environment_id": environment_id,
+            "transitions": transitions,
+            "seed": seed,
+            "policy": recorder.policy,
+            "mode_shares": None if mode_shares is None else dict(mode_shares),
+        }
+        with PartialRecording.open(folder.with_name(f".{folder.name}.partial"), settings, resume=resume) as recording:
+            _record(recorder, recording, transitions, on_progress)
+            about = _metadata(environment_id, env, seed, recorder)
+            recording.finish(write_minari(recording, name, env, about), folder)
     return folder
+
+
+def _record(recorder: Recorder, recording: PartialRecording, transitions: int, on_progress: Progress | None) -> None:
+    for generator, state in zip(recorder.generators, recording.progress.generators or (), strict=False):
+        generator.bit_generator.state = state
+    while (progress := recording.progress).transitions < transitions:
+        episode = recorder.record(progress.episodes)
+        recording.add(episode, [dict(generator.bit_generator.state) for generator in recorder.generators])
+        if on_progress is not None:
+            on_progress(min(recording.progress.transitions, transitions), transitions)
+    recording.flush()
 
 
 def _check_destination(name: str, base: Path) -> None:
@@ -115,97 +162,59 @@ def _check_destination(name: str, base: Path) -> None:
 
 
 def _recorder(
-    environment_id: str, env: gymnasium.Env[Any, Any], seed: int, mode_shares: Mapping[str, float] | None
-) -> Callable[[], Episode]:
+    environment_id: str,
+    env: gymnasium.Env[Any, Any],
+    seed: int,
+    policy: str | os.PathLike[str] | None,
+    mode_shares: Mapping[str, float] | None,
+) -> Recorder:
+    if mode_shares is not None and (policy is not None or environment_id != "meam/Pockets-v0"):
+        what = environment_id if policy is None else "a policy"
+        raise ConfigError(f"mode_shares is a setting of meam/Pockets-v0's demonstrator, not of {what}.")
+    if policy is not None:
+        trained = PolicyDemonstrator(policy, env, seed=seed)
+        return Recorder(f"policy {trained.identity}", trained.record_episode, policy=trained.identity)
     if environment_id == "meam/Pockets-v0":
-        demonstrator = PocketsDemonstrator(mode_shares, seed=seed)
-        starts = np.random.default_rng([seed, 1])  # never the starts of an evaluation, which counts up from its seed
-        return lambda: _record_steps(env, demonstrator, int(starts.integers(2**31, 2**32)))
-    if mode_shares is not None:
-        raise ConfigError(f"mode_shares is a setting of meam/Pockets-v0, not of {environment_id}.")
+        return _pockets(env, seed, mode_shares)
     if environment_id.startswith("pointmaze"):
         pointmaze = PointmazeDemonstrator(environment_id, seed=seed)
-        return lambda: Episode(*pointmaze.record_episode())
+        return Recorder("scripted demonstrator", lambda _: pointmaze.record_episode(), (pointmaze.generator,))
+    if environment_id.startswith(MANIPULATION_FAMILIES):
+        manipulation = ManipulationDemonstrator(environment_id, seed=seed)
+        name = f"OGBench's scripted oracles ({manipulation.kind})"
+        return Recorder(name, manipulation.record_episode, close=manipulation.close)
     raise ConfigError(
-        f"There is no demonstrator for {environment_id}. Known: meam/Pockets-v0, and OGBench's pointmaze tasks."
+        f"There is no demonstrator for {environment_id}. Known: meam/Pockets-v0, and OGBench's pointmaze, "
+        f"{', '.join(MANIPULATION_FAMILIES)} tasks. Or give a policy."
     )
 
 
-def _record_steps(env: gymnasium.Env[Any, Any], demonstrator: PocketsDemonstrator, seed: int) -> Episode:
-    observation, _ = env.reset(seed=seed)
-    demonstrator.reset()
-    observations, actions, rewards, terminations, ended = [observation], [], [], [], False
-    while not ended:
-        actions.append(demonstrator.act(observation))
-        observation, reward, terminated, truncated, _ = env.step(actions[-1])
-        observations.append(observation)
-        rewards.append(reward)
-        terminations.append(terminated)
-        ended = terminated or truncated
-    return Episode(
-        np.stack(observations),
-        np.stack(actions),
-        np.array(rewards, dtype=np.float32),
-        np.array(terminations, dtype=bool),
+def _pockets(env: gymnasium.Env[Any, Any], seed: int, mode_shares: Mapping[str, float] | None) -> Recorder:
+    demonstrator = PocketsDemonstrator(mode_shares, seed=seed)
+    starts = np.random.default_rng([seed, 1])  # never the starts of an evaluation, which counts up from its seed
+
+    def record(_: int) -> Episode:
+        start = int(starts.integers(2**31, 2**32))
+        demonstrator.reset()
+        return record_steps(env, demonstrator.act, start)
+
+    return Recorder("scripted demonstrator", record, (demonstrator.generator, starts))
+
+
+def _metadata(environment_id: str, env: gymnasium.Env[Any, Any], seed: int, recorder: Recorder) -> Metadata:
+    rate = _control_rate(env)
+    return Metadata(
+        algorithm=recorder.name,
+        description=f"{environment_id}, recorded by meam collect with seed {seed}.",
+        further={"meam_environment_id": environment_id, "meam_seed": seed}
+        | ({} if rate is None else {"control_rate_hz": rate}),
     )
-
-
-def _write(
-    folder: Path,
-    base: Path,
-    name: str,
-    env: gymnasium.Env[Any, Any],
-    environment_id: str,
-    episodes: list[Episode],
-    seed: int,
-) -> None:
-    import minari
-    from minari.data_collector.episode_buffer import EpisodeBuffer
-
-    buffers = [
-        EpisodeBuffer(
-            observations=list(e.observations),
-            actions=list(e.actions),
-            rewards=list(e.rewards),
-            terminations=list(e.terminations),
-            truncations=[False] * (len(e.rewards) - 1) + [not e.terminations[-1]],
-        )
-        for e in episodes
-    ]
-    staging = base / f".meam-{os.getpid()}"
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    try:
-        staging.mkdir(parents=True)
-        os.environ["MINARI_DATASETS_PATH"] = str(staging)  # minari has no other way to say where
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about metadata that a local data set does not need
-            dataset = minari.create_dataset_from_buffers(
-                dataset_id=name,
-                buffer=buffers,
-                env=env.unwrapped,
-                observation_space=env.observation_space,
-                action_space=env.action_space,
-                algorithm_name="scripted demonstrator",
-                description=f"{environment_id}, recorded by meam collect with seed {seed}.",
-                data_format="hdf5",
-            )
-        rate = _control_rate(env)
-        extra = {"meam_environment_id": environment_id} | ({} if rate is None else {"control_rate_hz": rate})
-        dataset.storage.update_metadata(extra)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        (staging / name).rename(folder)
-    except OSError as error:
-        raise OutputError(f"The data set {folder} cannot be written: {error}.") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if before is None:
-            os.environ.pop("MINARI_DATASETS_PATH", None)
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before
 
 
 def _control_rate(env: gymnasium.Env[Any, Any]) -> float | None:
     """Control steps per second of simulated time, or None if the environment does not say."""
     dt = getattr(env.unwrapped, "dt", None)
+    if dt is None and callable(timestep := getattr(env.unwrapped, "control_timestep", None)):
+        dt = timestep()
     rate = 1 / dt if isinstance(dt, float) and dt > 0 else env.metadata.get("render_fps")
     return float(rate) if rate else None

@@ -127,7 +127,12 @@ def _dataset(task: DemoTask, folder: Path, seed: int, progress: ProgressBar) -> 
     if not (root / name).is_dir():
         with progress(f"Recording {task.environment_id}", task.transitions) as advance:
             collect(
-                task.environment_id, task.transitions, seed=seed, root=root, on_progress=lambda done, _: advance(done)
+                task.environment_id,
+                task.transitions,
+                seed=seed,
+                root=root,
+                resume=True,
+                on_progress=lambda done, _: advance(done),
             )
     return OfflineDataset.from_minari(root / name)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -19,41 +21,65 @@ def collect_command(
     env_id: Annotated[str, tyro.conf.Positional] = "meam/Pockets-v0",
     transitions: int = 100_000,
     seed: int = 0,
+    policy: str | None = None,
     dataset_id: str | None = None,
     root: Path | None = None,
     mode_shares: tuple[str, ...] = (),
+    resume: bool = False,
     json: bool = False,
 ) -> None:
-    """Record an environment's scripted demonstrator into a local Minari data set.
+    """Record an environment's scripted demonstrator, or a policy, into a local Minari data set.
 
-    There are demonstrators for meam/Pockets-v0 and for OGBench's point mazes with a fixed task. The same seed gives
-    the same data. The data set appears when it is complete; Ctrl-C leaves nothing behind.
+    There are demonstrators for meam/Pockets-v0, and for OGBench's pointmaze, cube, scene and puzzle tasks with a fixed
+    task. The same seed gives the same data. The data set appears when it is complete; what was recorded before Ctrl-C
+    is kept, and --resume goes on from there.
 
-    Example: meam collect pointmaze-medium-navigate-singletask-task3-v0 --transitions 100000
+    Example: meam collect cube-single-play-singletask-task1-v0 --transitions 1000000
 
     Args:
         env_id: Environment to record.
         transitions: Transitions to record; the last episode is finished.
         seed: Seed of environment and demonstrator.
+        policy: Policy folder, or Hub repo id, to run instead of the scripted demonstrator.
         dataset_id: Minari id, such as pockets/rare-north-v0; by default made from the environment's name.
         root: Folder of the Minari data sets; by default MINARI_DATASETS_PATH, or ~/.minari/datasets.
         mode_shares: Pockets only: how often each pocket is aimed at, as in west=0.5 east=0.45 north=0.05.
+        resume: Go on with the unfinished recording of this data set, if there is one.
         json: Print one line of JSON to stdout.
     """
-    with progress_bar(f"Recording {env_id}", transitions, quiet=json) as advance:
-        folder = collect(
-            env_id,
-            transitions,
-            seed=seed,
-            dataset_id=dataset_id,
-            root=root,
-            mode_shares=_shares(mode_shares) if mode_shares else None,
-            on_progress=lambda done, total: advance(done),
-        )
+    try:
+        with progress_bar(f"Recording {env_id}", transitions, quiet=json) as advance:
+            folder = collect(
+                env_id,
+                transitions,
+                seed=seed,
+                policy=policy,
+                dataset_id=dataset_id,
+                root=root,
+                mode_shares=_shares(mode_shares) if mode_shares else None,
+                resume=resume,
+                on_progress=_with_rate(advance),
+            )
+    except KeyboardInterrupt:
+        say("Give the same command with --resume to go on.")
+        raise
     if json:
         print_json({"dataset": str(folder)})
     else:
         say(f"Recorded {folder}\nTrain with: meam train me-am --data {folder} --output-dir runs/first")
+
+
+def _with_rate(advance: Callable[..., None]) -> Callable[[int, int], None]:
+    """Show how fast recording is, from the first call on: a resumed recording starts above zero."""
+    first: tuple[int, float] | None = None
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal first
+        first = first or (done, time.perf_counter())
+        seconds = time.perf_counter() - first[1]
+        advance(done, f"{(done - first[0]) / seconds:.0f} transitions/s" if done > first[0] else "")
+
+    return on_progress
 
 
 def _shares(texts: tuple[str, ...]) -> dict[str, float]:

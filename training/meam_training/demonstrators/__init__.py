@@ -1,6 +1,17 @@
-"""Scripted demonstrators, which make the data sets that `meam collect` records."""
+"""Demonstrators, which make the data sets that `meam collect` records: scripted ones, and trained policies."""
 
+from meam_training.demonstrators.episode import Episode
+from meam_training.demonstrators.manipulation import MANIPULATION_FAMILIES, ManipulationDemonstrator
 from meam_training.demonstrators.pockets import DEFAULT_MODE_SHARES, PocketsDemonstrator
 from meam_training.demonstrators.pointmaze import PointmazeDemonstrator
+from meam_training.demonstrators.policy import PolicyDemonstrator
 
-__all__ = ["DEFAULT_MODE_SHARES", "PocketsDemonstrator", "PointmazeDemonstrator"]
+__all__ = [
+    "DEFAULT_MODE_SHARES",
+    "MANIPULATION_FAMILIES",
+    "Episode",
+    "ManipulationDemonstrator",
+    "PocketsDemonstrator",
+    "PointmazeDemonstrator",
+    "PolicyDemonstrator",
+]

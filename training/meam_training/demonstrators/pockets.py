@@ -38,6 +38,7 @@ class PocketsDemonstrator:
 
     Attributes:
         pocket: name of the pocket that this episode aims at. A first one is drawn on construction.
+        generator: the generator; between episodes, its state is all that the next one depends on.
 
     Raises:
         ConfigError: a pocket does not exist, a share is negative, the shares do not sum to 1, or the noise is
@@ -58,12 +59,12 @@ class PocketsDemonstrator:
         # Generator.choice is stricter about the sum than a caller's rounding should have to be.
         self._probabilities = np.array(list(shares.values())) / sum(shares.values())
         self._noise = noise
-        self._generator = np.random.default_rng(seed)
+        self.generator = np.random.default_rng(seed)
         self.reset()
 
     def reset(self) -> None:
         """Draw the pocket to aim at; call it at the start of each episode."""
-        self.pocket = str(self._generator.choice(self._names, p=self._probabilities))
+        self.pocket = str(self.generator.choice(self._names, p=self._probabilities))
 
     def act(self, observation: ArrayLike) -> NDArray[np.float32]:
         """Push towards the aimed pocket, and brake in it.
@@ -77,7 +78,7 @@ class PocketsDemonstrator:
         state = np.asarray(observation, np.float64)
         command = _STIFFNESS * (np.array(POCKETS[self.pocket].centre) - state[:2]) - _DAMPING * state[2:]
         command *= min(1.0, _STRENGTH / max(float(np.hypot(*command)), 1e-9))
-        command += self._noise * self._generator.standard_normal(2)
+        command += self._noise * self.generator.standard_normal(2)
         return np.clip(command, -1.0, 1.0).astype(np.float32)
 
 

@@ -1,0 +1,76 @@
+"""What a demonstrator records, and the seeds that make it repeatable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Episode", "Observations", "episode_generator", "record_steps", "seeded_globally"]
+
+Observations = NDArray[Any] | dict[str, NDArray[Any]]
+"""One row an observation; one array a key for a Dict space."""
+
+
+class Episode(NamedTuple):
+    """One recorded episode of T steps: T + 1 observations, T of everything else; terminations may be mid-episode."""
+
+    observations: Observations
+    actions: NDArray[Any]
+    rewards: NDArray[np.float32]
+    terminations: NDArray[np.bool_]
+
+
+def episode_generator(seed: int, episode: int) -> np.random.Generator:
+    """The generator of one episode: it depends on nothing that happened in the episodes before."""
+    return np.random.default_rng([seed, episode])
+
+
+@contextmanager
+def seeded_globally(seed: int) -> Iterator[None]:
+    """Seed NumPy's global generator, from which OGBench's oracles and mazes draw; give it back as it was.
+
+    Args:
+        seed: From 0 to 2**32 - 1.
+    """
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
+def record_steps(env: gymnasium.Env[Any, Any], act: Callable[[Any], NDArray[Any]], seed: int) -> Episode:
+    """Act in an environment until it ends the episode.
+
+    Args:
+        env: Environment that ends its episodes by itself.
+        act: Chooses the action for an observation.
+        seed: Seed of the environment's reset.
+    """
+    observation, _ = env.reset(seed=seed)
+    observations, actions, rewards, terminations, ended = [observation], [], [], [], False
+    while not ended:
+        actions.append(act(observation))
+        observation, reward, terminated, truncated, _ = env.step(actions[-1])
+        observations.append(observation)
+        rewards.append(reward)
+        terminations.append(terminated)
+        ended = terminated or truncated
+    return Episode(
+        _stack(observations),
+        np.stack(actions),
+        np.array(rewards, dtype=np.float32),
+        np.array(terminations, dtype=bool),
+    )
+
+
+def _stack(observations: list[Any]) -> Observations:
+    if isinstance(observations[0], Mapping):
+        return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+    return np.stack(observations)
