@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["print_json", "print_mapping", "print_table", "progress_bar", "say"]
 
@@ -43,16 +44,17 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 
 @contextmanager
-def progress_bar(description: str, total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+def progress_bar(description: str, total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Callable[..., None]]:
     """Show a progress bar on stderr while work is going on; where stderr is no terminal, ten lines.
 
     Args:
         description: What is going on.
         total: Units of work.
+        done: Units done before; they do not count in the time that remains.
         quiet: Show nothing.
 
     Yields:
-        A function to call with the units done so far, and optionally a short `note` to show.
+        A function to call with the units done so far, and optionally a `note` of one line to show.
     """
     console = Console(stderr=True)
     columns = (
@@ -61,11 +63,10 @@ def progress_bar(description: str, total: int, *, quiet: bool = False) -> Iterat
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
-        task = progress.add_task(description, total=total, note="")
-        tenths = 0
+    with _NotedProgress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task(description, total=total, completed=done, note="")
+        tenths = 10 * done // max(total, 1)
 
         def advance(done: int, note: str = "") -> None:
             nonlocal tenths
@@ -75,3 +76,12 @@ def progress_bar(description: str, total: int, *, quiet: bool = False) -> Iterat
                 say(f"{description}: {done} of {total}" + (f", {note}" if note else ""))
 
         yield advance
+
+
+class _NotedProgress(Progress):
+    """Progress bars with the first one's note on a line of its own: beside the bar it would not fit."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.tasks and self.tasks[0].fields["note"]:
+            yield Text(self.tasks[0].fields["note"], style="dim", no_wrap=True, overflow="ellipsis")

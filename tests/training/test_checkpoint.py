@@ -1,5 +1,8 @@
+import contextlib
+import errno
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import meam_training.checkpoint as checkpoint_module
 from meam_policy.errors import CheckpointError, MeamError, NotFoundError, OutputError
 from meam_training.checkpoint import Checkpoint, build_networks
 from meam_training.trainer import make_spec, train
@@ -224,3 +228,161 @@ def test_a_truncated_file_never_gives_an_error_of_another_library(copy, dataset,
         (copy / name).write_bytes(whole[:length])
         with pytest.raises(MeamError):
             train(Checkpoint.load(copy).config, dataset, copy.parent.parent, resume=True)
+
+
+# Retention, and the best one
+
+
+def save(folder, checkpoint, step, score=None):
+    networks = checkpoint.load_networks()
+    optimizer = torch.optim.Adam([p for p in networks.parameters() if p.requires_grad])
+    return Checkpoint.save(
+        folder, step, checkpoint.config, checkpoint.spec, "ab", networks, optimizer, torch.Generator(), score
+    )
+
+
+def steps(folder):
+    return sorted(int(path.name[5:]) for path in (folder / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "kept"),
+    [
+        ([None, None, None, None], None, [3, 4]),
+        ([None, 5.0, None, None], 2, [2, 3, 4]),
+        ([-3.0, -5.0, None, None], 1, [1, 3, 4]),
+        ([1.0, 1.0, 0.0, 1.0], 1, [1, 3, 4]),
+        ([1.0, 2.0, 3.0, 4.0], 4, [3, 4]),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(run, tmp_path, scores, best, kept):
+    for step, score in enumerate(scores, 1):
+        saved = save(tmp_path, Checkpoint.load(run), step, score)
+        Checkpoint.prune(tmp_path, 2)
+        assert saved == Checkpoint.latest(tmp_path)
+    assert steps(tmp_path) == kept
+    found = Checkpoint.best(tmp_path)
+    assert (found and found.step) == best
+    assert (found and found.score) == (best and scores[best - 1])
+
+
+def test_the_newest_and_the_best_have_names_in_the_checkpoints_folder(run, tmp_path):
+    for step, score in ((1, 0.5), (2, 7.0), (3, None)):
+        save(tmp_path, Checkpoint.load(run), step, score)
+    assert Checkpoint.load(tmp_path / "checkpoints/best").step == 2
+    assert Checkpoint.load(tmp_path / "checkpoints/latest").step == 3
+    with pytest.raises(NotFoundError, match="holds no checkpoint that was evaluated in an environment"):
+        Checkpoint.load(run / "checkpoints/best")
+    with pytest.raises(NotFoundError, match="nowhere holds no checkpoint"):
+        Checkpoint.load(tmp_path / "nowhere/checkpoints/latest")
+
+
+def test_what_killed_processes_left_is_deleted_and_never_taken_for_a_checkpoint(run, tmp_path):
+    save(tmp_path, Checkpoint.load(run), 1)
+    for name in (".step_00000001.deleted", ".step_00000002.tmp", ".step_00000009.deleted"):
+        (tmp_path / "checkpoints" / name).mkdir()
+        (tmp_path / "checkpoints" / name / "junk").write_text("half a file")
+    assert Checkpoint.load(tmp_path).step == 1
+    Checkpoint.prune(tmp_path, 1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+
+
+def test_a_deletion_that_is_cut_short_leaves_no_half_checkpoint(run, tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        save(tmp_path, Checkpoint.load(run), step)
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **kwargs: None)  # killed before the first file is gone
+    Checkpoint.prune(tmp_path, 1)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*")) == ["step_00000003"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_an_older_one_is_deleted(run, tmp_path, monkeypatch):
+    events = []
+    flush, rename = checkpoint_module.flush_to_disk, Path.rename
+    monkeypatch.setattr(checkpoint_module, "flush_to_disk", lambda path: (events.append(path.name), flush(path)))
+    monkeypatch.setattr(Path, "rename", lambda self, to: (events.append(f"{self.name} to {to.name}"), rename(self, to)))
+    save(tmp_path, Checkpoint.load(run), 1)
+    events.clear()
+    save(tmp_path, Checkpoint.load(run), 2)
+    Checkpoint.prune(tmp_path, 1)
+    assert set(events[: len(FILES)]) == FILES
+    assert events[len(FILES) :] == [
+        ".step_00000002.tmp",
+        ".step_00000002.tmp to step_00000002",
+        "checkpoints",
+        tmp_path.name,
+        "step_00000001 to .step_00000001.deleted",
+    ]
+
+
+def test_a_checkpoint_that_vanishes_while_it_is_opened_gives_way_to_a_newer_one(run, tmp_path, monkeypatch):
+    save(tmp_path, Checkpoint.load(run), 1)
+    folder = tmp_path / "checkpoints/step_00000001"
+    load = Checkpoint.load.__func__
+
+    def vanish(cls, path):
+        if path == folder:
+            save(tmp_path, load(cls, run), 2)
+            shutil.rmtree(folder)
+        return load(cls, path)
+
+    monkeypatch.setattr(Checkpoint, "load", classmethod(vanish))
+    newest = Checkpoint.latest(tmp_path)
+    assert newest is not None
+    assert newest.step == 2
+
+
+@pytest.mark.parametrize("score", ["high", [1.0], {}])
+def test_a_score_that_is_no_number_is_refused(copy, score):
+    state = json.loads((copy / "trainer.json").read_text())
+    (copy / "trainer.json").write_text(json.dumps({**state, "score": score}))
+    with pytest.raises(CheckpointError, match="is broken"):
+        Checkpoint.load(copy)
+    assert Checkpoint.best(copy.parent.parent) is None
+
+
+def test_a_checkpoint_of_before_there_were_scores_opens(copy):
+    state = json.loads((copy / "trainer.json").read_text())
+    del state["score"]
+    (copy / "trainer.json").write_text(json.dumps(state))
+    assert Checkpoint.load(copy).score is None
+
+
+# A full disk
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """What the operating system refuses as it refuses a full disk, with another number."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 100, 1000, 5000])
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written_spares_the_old_one(run, tmp_path, size):
+    old = save(tmp_path, Checkpoint.load(run), 1)
+    before = {path.name: path.read_bytes() for path in old.path.iterdir()}
+    with (
+        files_of_at_most(size),
+        pytest.raises(OutputError, match=r"step_00000002 cannot be written: .*File too large.*Earlier ones are intact"),
+    ):
+        save(tmp_path, Checkpoint.load(run), 2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+    assert {path.name: path.read_bytes() for path in old.path.iterdir()} == before
+    assert Checkpoint.load(tmp_path).load_networks() is not None
+
+
+def test_a_disk_that_turns_out_full_only_when_it_is_flushed_spares_the_old_checkpoint(run, tmp_path, monkeypatch):
+    save(tmp_path, Checkpoint.load(run), 1)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        save(tmp_path, Checkpoint.load(run), 2)
+    assert steps(tmp_path) == [1]

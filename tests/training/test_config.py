@@ -26,6 +26,12 @@ WHOLE = {  # field: smallest value
     "ascent_candidates": 1,
     "checkpoint_every": 1,
     "log_every": 1,
+    "keep_checkpoints": 1,
+    "evaluate_episodes": 1,
+    "updates_per_step": 1,
+    "evaluate_every": 0,
+    "online_steps": 0,
+    "online_warmup": 0,
     "seed": 0,
     "pretrain_steps": 0,
     "ascent_steps": 0,
@@ -159,7 +165,9 @@ CHOICES = {
     "objective": ["reweighted", "adjoint", "target_score"],
     "sde": ["ancestral", "reference"],
     "solver": ["euler", "midpoint"],
+    "precision": ["float32", "bf16"],
 }
+SWITCHES = ["confine", "adaptive_mixture", "joint_clip", "compile"]
 
 
 def changed(field: str, value: Any) -> TrainConfig:
@@ -179,7 +187,7 @@ def test_a_choice_must_be_a_known_one_and_the_nearest_is_named(field):
             changed(field, value)
 
 
-@pytest.mark.parametrize("field", ["confine", "adaptive_mixture", "joint_clip"])
+@pytest.mark.parametrize("field", SWITCHES)
 def test_a_switch_is_true_or_false(field):
     for value in (True, False):
         assert getattr(changed(field, value), field) is value
@@ -189,10 +197,27 @@ def test_a_switch_is_true_or_false(field):
 
 
 def test_every_field_is_tested():
-    choices = {"method", *CHOICES, "device", "hidden_dims", "critic_hidden_dims"}
-    switches = {"confine", "adaptive_mixture", "joint_clip"}
-    optional = {"threads", "sde_steps", "execute_steps", "edit_target_entropy"}
-    assert {f.name for f in dataclasses.fields(TrainConfig)} == choices | switches | optional | set(WHOLE) | set(REAL)
+    others = {"method", "device", "hidden_dims", "critic_hidden_dims", "loggers", *CHOICES, *SWITCHES}
+    optional = {"threads", "sde_steps", "execute_steps", "edit_target_entropy", "offline_share"}
+    assert {f.name for f in dataclasses.fields(TrainConfig)} == others | optional | set(WHOLE) | set(REAL)
+
+
+def test_metrics_go_to_any_of_the_known_loggers():
+    for loggers in ((), ("tensorboard",), ("wandb", "tensorboard")):
+        assert changed("loggers", loggers).loggers == loggers
+    with pytest.raises(ConfigError, match=r'no logger "tensorbord"\. Did you mean tensorboard\?'):
+        changed("loggers", ("wandb", "tensorbord"))
+    for value in ("wandb", ["wandb"], None):
+        with pytest.raises(ConfigError, match="loggers is .*; expected a tuple of tensorboard, wandb"):
+            changed("loggers", value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, NAN, "0.5", [0.5]])
+def test_the_share_of_offline_data_is_none_or_a_number_from_0_to_1(value):
+    for share in (None, 0, 0.5, 1):
+        assert TrainConfig(offline_share=share).offline_share == share
+    with pytest.raises(ConfigError, match=f"offline_share is {re.escape(repr(value))}; expected a number from 0 to 1"):
+        changed("offline_share", value)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 11])
@@ -337,6 +362,8 @@ def test_a_method_fixes_the_coefficients_that_it_lacks(method, field):
             "solver": st.sampled_from(CHOICES["solver"]),
             "confine": st.booleans(),
             "sde_steps": st.none() | st.integers(2, 100),
+            "loggers": st.lists(st.sampled_from(["tensorboard", "wandb"])).map(tuple),
+            "offline_share": st.none() | st.floats(0, 1),
             "edit_target_entropy": st.none() | st.floats(-10, 10),
         },
     ).filter(lambda d: d.get("execute_steps") is None or "chunk_size" in d),
@@ -369,6 +396,8 @@ def test_settings_survive_json(name, overrides):
         '{"confine": 1}',
         '{"edit_scale": 0.1}',
         '{"sde_steps": 2.0}',
+        '{"loggers": [[]]}',
+        '{"loggers": "wandb"}',
         "[" * 100_000,
     ],
 )

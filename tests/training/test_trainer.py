@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 import os
 import shutil
@@ -27,6 +28,14 @@ from meam_training.chunk_source import DeviceChunks
 from meam_training.dataset import OfflineDataset
 from meam_training.learner import clip_gradients
 from meam_training.trainer import make_spec, train
+
+ALWAYS = {"checkpoints", "config.json", "metrics.csv", "run.json"}
+
+
+@pytest.fixture(scope="module")
+def make_config(make_config):
+    """The usual settings, but every checkpoint is kept."""
+    return lambda method="me-am", **overrides: make_config(method, **{"keep_checkpoints": 1000, **overrides})
 
 
 def saved(checkpoint):
@@ -62,7 +71,8 @@ def test_a_run_leaves_checkpoints_and_metrics_and_nothing_else(dataset, make_con
     last = train(make_config(steps=5, checkpoint_every=2), dataset, folder)
     assert last.step == 5
     assert last.path == folder / "checkpoints" / "step_00000005"
-    assert left_in(folder) == {"checkpoints", "metrics.csv", "step_00000002", "step_00000004", "step_00000005"}
+    assert left_in(folder) == ALWAYS | {"step_00000002", "step_00000004", "step_00000005"}
+    assert json.loads((folder / "config.json").read_text())["checkpoint_every"] == 2
 
 
 def test_the_seed_decides_the_run(dataset, make_config, tmp_path):
@@ -279,7 +289,7 @@ def test_an_interrupt_saves_the_update_it_met_and_the_run_goes_on_from_there(
         train(config, dataset, cut, on_progress=interrupt)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert Checkpoint.load(cut).step == at
-    assert left_in(cut) == {"checkpoints", "metrics.csv", f"step_{at:08d}"}
+    assert left_in(cut) == ALWAYS | {f"step_{at:08d}"}
     assert_bit_equal(whole, train(config, dataset, cut, resume=True))
     assert without_speed(cut) == without_speed(tmp_path / "whole")
 
@@ -319,7 +329,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_last_checkpo
     assert last.step == 4
     assert all(tensor.isfinite().all() for tensor in saved(last).values())
     assert last.load_networks() is not None
-    assert left_in(tmp_path) == {"checkpoints", "metrics.csv", *(f"step_0000000{n}" for n in (1, 2, 3, 4))}
+    assert left_in(tmp_path) == ALWAYS | {f"step_0000000{n}" for n in (1, 2, 3, 4)}
     with pytest.raises(DivergedError, match="gradient of update 5"):  # resumed there, with the same data
         train(config, data, tmp_path, resume=True)
 
@@ -387,6 +397,34 @@ def test_a_training_in_another_process_locks_the_folder_and_survives_being_kille
         subprocess.run([sys.executable, "-c", ENDLESS, str(folder), str(steps)], check=True)
     assert_bit_equal(Checkpoint.load(cut), Checkpoint.load(tmp_path / "whole"))
     assert [int(row["step"]) for row in rows(cut)] == list(range(1, last.step + 4))
+
+
+# A full disk
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "trainer.json", "metrics.csv"])
+def test_a_disk_that_fills_up_ends_the_run_and_costs_no_checkpoint(dataset, make_config, tmp_path, file):
+    resource = pytest.importorskip("resource")
+    config = make_config(steps=40, checkpoint_every=1)
+    whole = train(config, dataset, tmp_path / "whole")
+    first = tmp_path / "whole" / "checkpoints" / "step_00000001"
+    cut, before = tmp_path / "cut", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(step, row):
+        if step == 4:  # from now on no file may become larger than this one is
+            full = cut / file if file == "metrics.csv" else first / file
+            resource.setrlimit(resource.RLIMIT_FSIZE, (full.stat().st_size - 1, before[1]))
+
+    try:
+        with pytest.raises(OutputError, match="File too large"):
+            train(config, dataset, cut, on_progress=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    last = Checkpoint.load(cut)
+    assert last.step >= 3
+    assert {path.name for path in (cut / "checkpoints").iterdir()} == {f"step_{n:08d}" for n in range(1, last.step + 1)}
+    assert_bit_equal(whole, train(config, dataset, cut, resume=True))
+    assert without_speed(cut) == without_speed(tmp_path / "whole")
 
 
 # What cannot be trained

@@ -5,7 +5,9 @@ policy_spec.json            what the policy is, without file hashes
 train_config.json           the run's settings
 model.safetensors           all networks
 trainer.safetensors         Adam's moments and the generator's state
-trainer.json                step, fingerprint of the data, and the optimiser's plain settings
+trainer.json                step, score, fingerprint of the data, and the optimiser's plain settings
+
+Only whole checkpoints bear such a name: they are written, and deleted, under hidden ones.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,12 @@ from meam_policy.spec import PolicySpec
 from meam_training.algorithm import MeamNetworks
 from meam_training.config import TrainConfig
 
-__all__ = ["Checkpoint", "build_networks"]
+__all__ = ["Checkpoint", "build_networks", "flush_to_disk"]
 
 _SPEC, _CONFIG, _MODEL = "policy_spec.json", "train_config.json", "model.safetensors"
 _TRAINER, _STATE = "trainer.safetensors", "trainer.json"
 _NAME = re.compile(r"step_(\d{8,})")
+_LATEST, _BEST = "latest", "best"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Checkpoint:
         config: The run's settings.
         spec: What the policy is.
         data: Fingerprint of the training data; see `OfflineDataset.fingerprint`.
+        score: Mean return of the evaluation in the environment at this step; None if there was none.
     """
 
     path: Path
@@ -53,16 +57,23 @@ class Checkpoint:
     config: TrainConfig
     spec: PolicySpec
     data: str
+    score: float | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Checkpoint:
-        """Open a checkpoint folder, or the newest checkpoint of a training folder.
+        """Open a checkpoint.
+
+        Args:
+            path: A checkpoint folder; a training folder, whose newest checkpoint is taken; or a name in its
+                `checkpoints`: `RUN/checkpoints/latest`, `RUN/checkpoints/best`.
 
         Raises:
-            NotFoundError: there is no such folder, or no checkpoint in it.
+            NotFoundError: there is no such folder, no checkpoint in it, or none with a score to be the best.
             CheckpointError: a file is missing or broken.
         """
         folder = Path(path).expanduser()
+        if folder.name in (_LATEST, _BEST) and folder.parent.name == "checkpoints" and not folder.exists():
+            return cls._named(folder)
         if not folder.is_dir():
             raise NotFoundError(f"There is no checkpoint folder {folder}. Give the folder that `meam train` wrote.")
         if not (folder / _STATE).is_file() and not _NAME.fullmatch(folder.name):
@@ -74,7 +85,7 @@ class Checkpoint:
             state = json.loads((folder / _STATE).read_bytes())
             config = TrainConfig.from_json((folder / _CONFIG).read_bytes())
             spec = PolicySpec.from_json((folder / _SPEC).read_bytes())
-            return cls(folder, int(state["step"]), config, spec, str(state["data"]))
+            return cls(folder, int(state["step"]), config, spec, str(state["data"]), _score(state))
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).rstrip(".").replace("config.json", _SPEC) or repr(error)
             raise CheckpointError(
@@ -82,10 +93,56 @@ class Checkpoint:
             ) from error
 
     @classmethod
+    def _named(cls, path: Path) -> Checkpoint:
+        run = path.parent.parent
+        found = cls.best(run) if path.name == _BEST else cls.latest(run)
+        if found is None:
+            missing = "checkpoint that was evaluated in an environment" if path.name == _BEST else "checkpoint"
+            raise NotFoundError(f"{run} holds no {missing}. Give the folder of another checkpoint.")
+        return found
+
+    @classmethod
     def latest(cls, output_dir: Path) -> Checkpoint | None:
-        """The newest checkpoint of a training folder, or None."""
-        steps = [p for p in (output_dir / "checkpoints").glob("step_*") if _NAME.fullmatch(p.name)]
-        return cls.load(max(steps, key=lambda p: int(p.name[5:]))) if steps else None
+        """The newest checkpoint of a training folder, or None.
+
+        Raises:
+            CheckpointError: a file of it is missing or broken.
+        """
+        while folders := _folders(output_dir):
+            try:
+                return cls.load(folders[-1])
+            except (CheckpointError, NotFoundError):
+                if folders[-1].is_dir():
+                    raise
+                # Else the run that is going on has deleted it meanwhile, and has newer ones.
+        return None
+
+    @classmethod
+    def best(cls, output_dir: Path) -> Checkpoint | None:
+        """The checkpoint with the highest score, of equal ones the earliest; None where there are no scores.
+
+        Raises:
+            CheckpointError: a file of it is missing or broken.
+        """
+        scores = _scores(output_dir)
+        return cls.load(max(scores, key=lambda folder: scores[folder])) if scores else None
+
+    @classmethod
+    def prune(cls, output_dir: Path, keep: int) -> None:
+        """Delete all checkpoints but the newest `keep` and the best one, and what killed processes left.
+
+        Raises:
+            OutputError: something cannot be deleted.
+        """
+        scores = _scores(output_dir)
+        best = {max(scores, key=lambda folder: scores[folder])} if scores else set()
+        try:
+            for folder in set(_folders(output_dir)[:-keep]) - best:
+                _delete(folder)
+            for left in (output_dir / "checkpoints").glob(".step_*"):
+                shutil.rmtree(left)
+        except OSError as error:
+            raise OutputError(f"An old checkpoint cannot be deleted: {error}. Delete it by hand.") from error
 
     @classmethod
     def save(
@@ -98,8 +155,9 @@ class Checkpoint:
         networks: MeamNetworks,
         optimizer: torch.optim.Optimizer,
         generator: torch.Generator,
+        score: float | None = None,
     ) -> Checkpoint:
-        """Write a checkpoint: it is there whole, or not at all.
+        """Write a checkpoint: it is there whole and on the disk, or not at all. Earlier ones are left alone.
 
         Raises:
             OutputError: the folder cannot be written, for instance because the disk is full.
@@ -114,20 +172,21 @@ class Checkpoint:
             save_file(_contiguous({**tensors, "generator": generator.get_state()}), temporary / _TRAINER)
             (temporary / _SPEC).write_text(spec.to_json(), encoding="utf-8")
             (temporary / _CONFIG).write_text(config.to_json(), encoding="utf-8")
-            (temporary / _STATE).write_text(
-                json.dumps({"step": step, "data": data, "optimizer": layout}), encoding="utf-8"
-            )
-            for file in temporary.iterdir():
-                _flush(file)
-            shutil.rmtree(folder, ignore_errors=True)
+            state = {"step": step, "score": score, "data": data, "optimizer": layout}
+            (temporary / _STATE).write_text(json.dumps(state), encoding="utf-8")
+            for path in (*temporary.iterdir(), temporary):
+                flush_to_disk(path)
+            if folder.is_dir():
+                _delete(folder)
             temporary.rename(folder)
-            _flush(folder.parent)
+            for path in (folder.parent, output_dir):
+                flush_to_disk(path)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise OutputError(
                 f"The checkpoint {folder} cannot be written: {error}. Earlier ones are intact."
             ) from error
-        return cls(folder, step, config, spec, data)
+        return cls(folder, step, config, spec, data, score)
 
     def load_networks(self) -> MeamNetworks:
         """The networks with the checkpoint's weights, on the CPU.
@@ -135,7 +194,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the weights are missing, broken, or not of these networks.
         """
-        networks = build_networks(self.spec, self.config)
+        networks = build_networks(self.spec, replace(self.config, precision="float32"))  # deployment is always exact
         weights = self._read(_MODEL)
         try:
             networks.load_state_dict(weights, strict=True)
@@ -192,8 +251,43 @@ def _unflatten_optimizer(tensors: Mapping[str, Tensor], layout: Mapping[str, Any
     return {"state": state, "param_groups": layout["param_groups"]}
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _folders(output_dir: Path) -> list[Path]:
+    """A run's checkpoint folders, oldest first."""
+    found = [path for path in (output_dir / "checkpoints").glob("step_*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def _scores(output_dir: Path) -> dict[Path, float]:
+    """The scores of the checkpoints that have one, oldest first."""
+    scores = {}
+    for folder in _folders(output_dir):
+        try:
+            score = _score(json.loads((folder / _STATE).read_bytes()))
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue  # broken, or deleted meanwhile: in no case the best
+        if score is not None:
+            scores[folder] = score
+    return scores
+
+
+def _score(state: Mapping[str, Any]) -> float | None:
+    score = state.get("score")
+    return None if score is None else float(score)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a checkpoint so that it is never seen in part."""
+    hidden = folder.with_name(f".{folder.name}.deleted")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Make sure that a file, or the list of a folder's files, outlasts a power failure."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows flushes no folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,49 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import filelock
+import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
-from meam_policy.errors import CheckpointError, ConfigError, DeviceError, LockedError, OutputError
+from meam_policy.environments import make_environment
+from meam_policy.errors import ConfigError, DeviceError
 from meam_policy.spec import PolicySpec
-from meam_training.algorithm import METRICS, KnownValue
+from meam_training.algorithm import KnownValue
 from meam_training.checkpoint import Checkpoint
-from meam_training.chunk_source import ChunkSource, DeviceChunks
+from meam_training.chunk_source import ChunkSource, make_chunk_source
 from meam_training.config import TrainConfig
 from meam_training.dataset import OfflineDataset
+from meam_training.evaluation import DataEvaluator, EnvironmentEvaluator, Evaluation, Evaluator
 from meam_training.learner import Learner
+from meam_training.run_folder import Run, open_run
+from meam_training.run_log import METRICS_FILE
 
-__all__ = ["make_spec", "train"]
-
-METRICS_FILE = "metrics.csv"
-
-_FREE = (
-    "steps",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "log_every",
-    "evaluate_every",
-    "evaluate_episodes",
-    "loggers",
-    "device",
-    "threads",
-    "compile",
-)
-"""Settings in which a resumed run may differ."""
-
-_COLUMNS = (*METRICS, "gradient_norm", "updates_per_second")
+__all__ = ["METRICS_FILE", "make_spec", "train"]
 
 Progress = Callable[[int, dict[str, float]], None]
 """Called with the updates done and the latest metrics."""
@@ -58,83 +42,83 @@ def train(
     *,
     resume: bool = False,
     on_progress: Progress | None = None,
+    on_evaluation: Progress | None = None,
     value: KnownValue | None = None,
+    env: gymnasium.Env[Any, Any] | None = None,
+    origin: Mapping[str, str | None] | None = None,
 ) -> Checkpoint:
     """Train a policy. Ctrl-C finishes the update, writes a checkpoint and raises KeyboardInterrupt.
 
     Args:
         config: Settings.
         dataset: Training data.
-        output_dir: Folder of the run: `checkpoints/step_…` and `metrics.csv`. Created if need be.
+        output_dir: Folder of the run, created if need be: settings, metrics and checkpoints; see
+            `meam_training.run_folder`.
         resume: Go on from the newest checkpoint, if there is one; on the CPU the result is bit-equal to that of an
-            uninterrupted run. Only `steps`, `checkpoint_every`, `log_every`, `device` and
-            `threads` may differ from its settings.
+            uninterrupted run. Only what does not decide the weights may differ from its settings: `steps`, intervals,
+            `loggers`, `device`, `threads`, `compile`.
         on_progress: Called after every `log_every` updates, and at the end.
+        on_evaluation: Called after every evaluation.
         value: Known value of actions, instead of learned critics: raw observations [batch, obs] and normalised,
             flattened chunks [batch, act] to [batch], differentiable. Give the same one to resume.
+        env: Where to evaluate; None makes the data set's environment. Without either, evaluations use the data.
+        origin: Where the data came from, to be kept in `run.json` for `meam train --resume`.
 
     Returns:
-        The last checkpoint; its `path` is a folder that `meam_export.export_policy` takes.
+        The last checkpoint; its `path` is a folder that `meam_export.export_policy` takes. The one with the highest
+        return in the environment is `Checkpoint.best(output_dir)`.
 
     Raises:
-        ConfigError: the known value is not one value per row, or not differentiable, or does not go with best_of.
-        OutputError: the folder cannot be written, or holds a run and `resume` is false.
+        ConfigError: the known value is not one value per row, or not differentiable, or does not go with best_of; or
+            Weights & Biases does not start.
+        OutputError: the folder cannot be written, or holds a run and `resume` is false; or the disk is full.
         LockedError: another process is training into the folder.
         CheckpointError: the run in the folder has other settings, or is broken.
         DatasetError: no episode is as long as a chunk.
         DeviceError: the device is not usable here.
+        NotFoundError: there is no such environment as the data set's.
+        SpaceError: the environment's spaces are not the data's.
+        MissingExtraError: the environment's simulator or a logger is not installed.
         DivergedError: a gradient is not finite; the last checkpoint is intact.
     """
     if value is not None and config.best_of > 1:
         raise ConfigError(f"best_of is {config.best_of}; expected 1 with a known value, which cannot be exported.")
     device = _device(config.device)
     spec, data = make_spec(config, dataset), dataset.fingerprint + ("" if value is None else " with a known value")
-    chunks = DeviceChunks(config, dataset, spec, device)
-    folder = Path(output_dir).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"The output folder {folder} cannot be made: {error.strerror}.") from error
-    if Checkpoint.latest(folder) is None:
-        _check_empty(folder)
+    chunks = make_chunk_source(config, dataset, spec, device)
     if value is not None:
         _check_value(value, chunks, config, device)
-    with _lock(folder), _threads(config.threads), _finish_on_interrupt() as interrupted:
-        last = Checkpoint.latest(folder)
-        if last is not None and not resume:
-            raise OutputError(
-                f"{folder} already holds a run of {last.step} updates. Resume it, or choose another output folder."
-            )
+    folder = Path(output_dir).expanduser()
+    with (
+        _evaluator(config, spec, chunks, device, env) as evaluator,
+        _threads(config.threads),
+        open_run(folder, config, spec, data, resume=resume, origin=origin) as run,
+        _finish_on_interrupt() as interrupted,
+    ):
         learner = Learner(spec, config, device, value)
-        if last is not None:
-            _check_same_run(last, config, spec, data)
-            last.restore(learner.networks, learner.optimizer, learner.generator)
-        first = 0 if last is None else last.step
-        log = _MetricsLog(folder / METRICS_FILE, first)
-        for step in range(first + 1, config.steps + 1):
-            metrics = learner.update(chunks, step)
-            log.add(metrics)
-            if step % config.log_every == 0 or step == config.steps:
-                row = log.write(step)
-                if on_progress is not None:
-                    on_progress(step, row)
-            stop = bool(interrupted)
-            if step % config.checkpoint_every == 0 or step == config.steps or stop:
-                if step < config.pretrain_steps:
-                    learner.networks.start_policy_from_prior()  # so that what is exported now is what has been learned
-                last = Checkpoint.save(
-                    folder, step, config, spec, data, learner.networks, learner.optimizer, learner.generator
-                )
+        run.restore(learner)
+        for step in range(run.step + 1, config.steps + 1):
+            run.log.add(learner.update(chunks, step))
+            last = step == config.steps
+            if last or step % config.log_every == 0:
+                _report(on_progress, step, run.log.write(step))
+            with run.log.paused():
+                evaluation = None
+                if evaluator is not None and step % config.evaluate_every == 0:
+                    evaluation = _evaluate(evaluator, run, learner, step, interrupted, on_evaluation)
+                stop = bool(interrupted)
+                if last or stop or step % config.checkpoint_every == 0 or run.is_best(evaluation):
+                    _prepare_to_act(learner, config, step)
+                    run.save(step, learner, evaluation)
             if stop:
                 raise KeyboardInterrupt
-    assert last is not None  # there is at least one step, and the last one saves
-    return last
+    assert run.last is not None  # there is at least one step, and the last one saves
+    return run.last
 
 
 def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
     """What a policy trained with these settings on this data is; its file hashes are still empty."""
-    wide = dataset.observations.astype(np.float64)
-    mean, std = wide.mean(axis=0), wide.std(axis=0)
+    mean, std = dataset.observation_moments
     # A constant number has no scale; rounding gives it a tiny one, which would blow up at deployment.
     constant = std <= 1e-6 * np.maximum(1.0, np.abs(mean))
     low, high = np.array(dataset.action_box.low), np.array(dataset.action_box.high)
@@ -158,37 +142,51 @@ def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
     )
 
 
-class _MetricsLog:
-    """Appends means of the metrics to a CSV file; rows after the resumed step are dropped first."""
+@contextlib.contextmanager
+def _evaluator(
+    config: TrainConfig,
+    spec: PolicySpec,
+    chunks: ChunkSource,
+    device: torch.device,
+    env: gymnasium.Env[Any, Any] | None,
+) -> Iterator[Evaluator | None]:
+    """What evaluates the policy, if anything does; an environment made here is closed in the end."""
+    if not config.evaluate_every:
+        yield None
+    elif env is not None:
+        yield EnvironmentEvaluator(env, spec, config.evaluate_episodes)
+    elif spec.environment_id is None:
+        yield DataEvaluator(chunks, config, device)
+    else:
+        with contextlib.closing(make_environment(spec.environment_id)) as made:
+            yield EnvironmentEvaluator(made, spec, config.evaluate_episodes)
 
-    def __init__(self, path: Path, step: int) -> None:
-        self._path = path
-        self._values: dict[str, list[Tensor]] = {}
-        self._start = time.perf_counter()
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                lines = file.read().splitlines()
-            kept = [
-                line for line in lines[1:] if line.split(",", 1)[0].isdigit() and int(line.split(",", 1)[0]) <= step
-            ]
-            path.write_text("".join(f"{line}\n" for line in [*lines[:1], *kept]), encoding="utf-8")
 
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        for name, value in metrics.items():
-            self._values.setdefault(name, []).append(value.detach())
+def _evaluate(
+    evaluator: Evaluator,
+    run: Run,
+    learner: Learner,
+    step: int,
+    interrupted: list[int],
+    on_evaluation: Progress | None,
+) -> Evaluation | None:
+    """Evaluate and log; an interrupt gives the evaluation up, since saving the work is more urgent."""
+    _prepare_to_act(learner, run.config, step)
+    evaluation = evaluator(learner.networks, stop=lambda: interrupted)
+    if evaluation is not None:
+        _report(on_evaluation, step, run.log.write_evaluation(step, evaluation.metrics))
+    return evaluation
 
-    def write(self, step: int) -> dict[str, float]:
-        row = {name: torch.stack(values).mean().item() for name, values in self._values.items()}
-        updates = len(self._values["gradient_norm"])  # the one metric of every update
-        row["updates_per_second"] = updates / (time.perf_counter() - self._start)
-        new = not self._path.is_file()
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["step", *_COLUMNS])
-            writer.writerow([step, *(f"{row[name]:.6g}" if name in row else "" for name in _COLUMNS)])
-        self._values, self._start = {}, time.perf_counter()
-        return row
+
+def _prepare_to_act(learner: Learner, config: TrainConfig, step: int) -> None:
+    """While only the prior is trained, it is what has been learned, and what is to act."""
+    if step < config.pretrain_steps:
+        learner.networks.start_policy_from_prior()
+
+
+def _report(callback: Progress | None, step: int, row: dict[str, float]) -> None:
+    if callback is not None:
+        callback(step, row)
 
 
 def _device(name: str) -> torch.device:
@@ -204,21 +202,6 @@ def _device(name: str) -> torch.device:
         seen = torch.cuda.device_count() or "no"
         raise DeviceError(f'device is "{name}", but torch sees {seen} CUDA device(s) here. Use device="cpu" or "auto".')
     return device
-
-
-def _check_empty(folder: Path) -> None:
-    """Refuse a folder that holds anything but what a run leaves there before its first checkpoint."""
-    strangers = sorted(
-        p.name for p in folder.iterdir() if p.name not in (".lock", ".lock.pid", "checkpoints", METRICS_FILE)
-    )
-    metrics = folder / METRICS_FILE
-    if metrics.is_file() and not metrics.read_bytes().startswith(f"step,{_COLUMNS[0]},".encode()):
-        strangers.append(METRICS_FILE)
-    if strangers:
-        raise OutputError(
-            f"{folder} already holds {', '.join(strangers[:5])}, which is not of a training run. "
-            "Choose another output folder."
-        )
 
 
 def _check_value(value: KnownValue, chunks: ChunkSource, config: TrainConfig, device: torch.device) -> None:
@@ -238,41 +221,6 @@ def _check_value(value: KnownValue, chunks: ChunkSource, config: TrainConfig, de
         raise ConfigError(f"value returned {values.tolist()}; expected finite numbers.")
     if config.trains_policy and not values.requires_grad:
         raise ConfigError("value is not differentiable in the actions; expected PyTorch operations on them throughout.")
-
-
-def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec, data: str) -> None:
-    free = {name: getattr(config, name) for name in _FREE}
-    if config.mirror_steps > 1:
-        del free["steps"]  # it decides where the stages begin
-    if replace(last.config, **free) != config:
-        ours, theirs = asdict(config), asdict(last.config)
-        changed = [f"{k}: {theirs[k]!r} there, {ours[k]!r} now" for k in ours if k not in free and ours[k] != theirs[k]]
-        raise CheckpointError(f"The run in {last.path.parent.parent} has other settings: {'; '.join(changed)}.")
-    if last.data != data or replace(last.spec, hyperparameters={}) != replace(spec, hyperparameters={}):
-        raise CheckpointError(
-            f"The run in {last.path.parent.parent} was trained on other data, or with another kind of value. "
-            "Use the same data set, and a known value if it had one."
-        )
-    if last.step > config.steps:
-        raise CheckpointError(f"The run has done {last.step} updates already; expected steps of as many or more.")
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    lock, holder = filelock.FileLock(folder / ".lock", timeout=0), folder / ".lock.pid"
-    try:
-        lock.acquire()
-        holder.write_text(str(os.getpid()), encoding="utf-8")
-    except filelock.Timeout as error:
-        pid = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
-        raise LockedError(f"Process {pid} is training into {folder}. Wait for it, or choose another folder.") from error
-    except OSError as error:
-        raise OutputError(f"The output folder {folder} is not writable: {error.strerror}.") from error
-    try:
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +13,10 @@ import tyro
 from meam_policy.commands import parse
 from meam_policy.console import print_json, progress_bar, say
 from meam_policy.errors import DatasetError
+from meam_training.checkpoint import Checkpoint
 from meam_training.config import PRESETS, TrainConfig
 from meam_training.dataset import OfflineDataset
+from meam_training.run_folder import RunRecord, load_settings
 from meam_training.trainer import train
 
 __all__ = ["TrainArguments", "run"]
@@ -20,7 +24,7 @@ __all__ = ["TrainArguments", "run"]
 DESCRIPTION = f"""Train a policy from a data set: meam train PRESET --data DATA --output-dir DIR [settings].
 
 PRESET is one of {", ".join(PRESETS)}; without one it is me-am. Checkpoints and metrics.csv go to the output folder.
-Ctrl-C finishes the update and saves; --resume goes on from there.
+Ctrl-C finishes the update and saves; meam train --resume --output-dir DIR goes on from there.
 
 Example: meam train me-am --data meam/pockets-v0 --output-dir runs/pockets --steps 2000 --chunk-size 5"""
 
@@ -37,38 +41,106 @@ class TrainArguments:
     env_id: str | None = None
     """For an .npz file: OGBench single-task name from which the rewards are computed."""
     resume: bool = False
-    """Go on from the newest checkpoint in the output folder."""
+    """Go on from the newest checkpoint in the output folder, with its data and settings where no others are given."""
     json: bool = False
     """Print one line of JSON to stdout at the end."""
 
 
 def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and train."""
+    parsed = _parse(arguments, prog)
+    dataset = _load(parsed.data, parsed.env_id)
+    origin = {"data": _absolute(parsed.data), "env_id": parsed.env_id}
+    last = Checkpoint.latest(parsed.output_dir) if parsed.resume else None
+    progress = _Progress()
+    with progress_bar(
+        f"Training {parsed.config.method}",
+        parsed.config.steps,
+        done=0 if last is None else last.step,
+        quiet=parsed.json,
+    ) as advance:
+        checkpoint = train(
+            parsed.config,
+            dataset,
+            parsed.output_dir,
+            resume=parsed.resume,
+            on_progress=lambda step, metrics: advance(step, progress.note(metrics)),
+            on_evaluation=progress.evaluated,
+            origin=origin,
+        )
+    best = Checkpoint.best(parsed.output_dir)
+    if parsed.json:
+        found = {} if best is None else {"best": str(best.path), "score": best.score}
+        print_json({"checkpoint": str(checkpoint.path), "step": checkpoint.step, **found})
+        return
+    say(f"Trained {checkpoint.path}\nExport with: meam export {parsed.output_dir} --output-dir policies/first")
+    if best is not None and best.step != checkpoint.step:
+        say(
+            f"The best return, {best.score:.4g}, was that of update {best.step}: "
+            f"meam export {parsed.output_dir / 'checkpoints' / 'best'}"
+        )
+
+
+class _Progress:
+    """The few numbers that tell whether training goes well, as one line."""
+
+    def __init__(self) -> None:
+        self._evaluation = ""
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        name = "return_mean" if "return_mean" in metrics else "action_difference"
+        label = "return" if name == "return_mean" else "action difference"
+        self._evaluation = f", {label} {metrics[name]:.3g} at {step}"
+
+    def note(self, metrics: Mapping[str, float]) -> str:
+        labels = {
+            "critic_loss": "critic loss",
+            "prior_loss": "prior loss",
+            "policy_loss": "policy loss",
+            "value_mean": "value",
+            "gradient_norm": "gradient",
+        }
+        shown = [f"{label} {metrics[name]:.3g}" for name, label in labels.items() if name in metrics]
+        return ", ".join([f"{metrics['updates_per_second']:.3g} updates/s", *shown]) + self._evaluation
+
+
+def _parse(arguments: list[str], prog: str) -> TrainArguments:
+    """Read the arguments; what a resumed run knows already is the default."""
     named = bool(arguments) and not arguments[0].startswith("-")
-    preset = arguments[0] if named else "me-am"
-    config = TrainConfig.preset(preset)
-    parsed = parse(
+    preset = arguments[0] if named else None
+    folder = _resumed(arguments)
+    settings = None if folder is None else load_settings(folder)
+    record = None if folder is None else RunRecord.load(folder)
+    origin = {} if record is None else record.origin
+    if settings is None or preset not in (None, settings.method):
+        settings = TrainConfig.preset(preset or "me-am")
+    return parse(
         TrainArguments,
         arguments[1:] if named else arguments,
         f"{prog} {preset}" if named else prog,
         description=DESCRIPTION,
-        default=TrainArguments(data=tyro.MISSING, output_dir=tyro.MISSING, config=config),
+        default=TrainArguments(
+            data=origin.get("data") or tyro.MISSING,
+            output_dir=tyro.MISSING,
+            config=settings,
+            env_id=origin.get("env_id"),
+        ),
     )
-    dataset = _load(parsed.data, parsed.env_id)
-    config = parsed.config
-    with progress_bar(f"Training {config.method}", config.steps, quiet=parsed.json) as advance:
 
-        def on_progress(step: int, metrics: dict[str, float]) -> None:
-            # In later stages of mirror descent the prior is at rest.
-            name = "prior" if "prior_loss" in metrics else "policy"
-            loss = metrics[f"{name}_loss"]
-            advance(step, f"{name} loss {loss:.3f}, {metrics['updates_per_second']:.0f} updates/s")
 
-        checkpoint = train(config, dataset, parsed.output_dir, resume=parsed.resume, on_progress=on_progress)
-    if parsed.json:
-        print_json({"checkpoint": str(checkpoint.path), "step": checkpoint.step})
-    else:
-        say(f"Trained {checkpoint.path}\nExport with: meam export {parsed.output_dir} --output-dir policies/first")
+def _resumed(arguments: list[str]) -> Path | None:
+    """The folder whose run the arguments ask to go on with, if they do."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--output-dir", "--output_dir", nargs="?", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    known, _ = parser.parse_known_args(arguments)
+    return known.output_dir if known.resume else None
+
+
+def _absolute(data: str) -> str:
+    """A path that holds wherever the run is resumed; names of data sets are kept."""
+    path = Path(data).expanduser()
+    return str(path.resolve()) if path.exists() else data
 
 
 def _load(data: str, env_id: str | None) -> OfflineDataset:
