@@ -28,12 +28,16 @@ COMMANDS = {
         "cpu,train,export,mujoco,viz",
     ),
     "collect": Command(
-        "meam_training.commands.collect", "Record a scripted demonstrator into a Minari data set.", "train,mujoco"
+        "meam_training.commands.collect",
+        "Record a scripted demonstrator or a policy into a Minari data set.",
+        "train,mujoco",
     ),
     "train": Command("meam_training.commands.train", "Train a policy from a data set.", "train"),
+    "sweep": Command("meam_training.commands.sweep", "Train over tasks, seeds and settings.", "train"),
     "export": Command("meam_export.commands.export", "Export a checkpoint as a policy folder.", "cpu,train,export"),
     "eval": Command("meam_policy.commands.eval", "Run a policy in its environment.", "cpu"),
     "info": Command("meam_policy.commands.info", "Show what a policy is.", "cpu"),
+    "bench": Command("meam_training.commands.bench", "Measure how fast training is on this machine.", "train"),
 }
 
 USER_ERROR = 2

@@ -5,10 +5,11 @@ every line on its standard input, `update N` or `scan N`, with the seconds of N 
 `batch_update`, which scans `scanned` of them. It imports nothing of this project.
 """
 
+import importlib
 import json
 import sys
 import time
-from types import ModuleType
+from typing import Any
 
 __all__: list[str] = []
 
@@ -16,32 +17,20 @@ __all__: list[str] = []
 def main() -> None:
     """Answer the benchmark's requests until the input ends."""
     checkout, settings = sys.argv[1], json.loads(sys.argv[2])
-    sys.path.insert(0, checkout)
-    import jax
-    import numpy as np
-
-    # Its networks import the whole of TensorFlow Probability, where only the part for JAX is used.
-    try:
-        import tensorflow_probability  # noqa: F401
-    except ImportError:
-        from tensorflow_probability.substrates import jax as substrate
-
-        substrates = ModuleType("tensorflow_probability.substrates")
-        substrates.jax = substrate
-        sys.modules["tensorflow_probability"].substrates = substrates
-    from agents.qam import QAMAgent, get_config
-
+    sys.path[0] = checkout  # in place of this script's folder, whose modules are not meant for it
+    jax, np = map(importlib.import_module, ("jax", "numpy"))
+    qam = importlib.import_module("agents.qam")
     observed, acted, chunk = (settings[name] for name in ("observation_dim", "action_dim", "chunk_size"))
     rows, scanned = settings["batch_size"], settings["scanned"]
-    config = get_config()
+    config = qam.get_config()
     config.horizon_length, config.action_chunking = chunk, chunk > 1
     config.actor_hidden_dims = config.value_hidden_dims = tuple(settings["hidden_dims"])
     config.num_qs, config.flow_steps, config.batch_size = settings["num_critics"], settings["flow_steps"], rows
-    agent = QAMAgent.create(0, np.zeros(observed, np.float32), np.zeros(acted, np.float32), config)
+    agent = qam.QAMAgent.create(0, np.zeros(observed, np.float32), np.zeros(acted, np.float32), config)
     generator = np.random.default_rng(0)
 
-    def draw(*lead: int) -> dict[str, np.ndarray]:
-        def normal(*shape: int) -> np.ndarray:
+    def draw(*lead: int) -> dict[str, Any]:
+        def normal(*shape: int) -> Any:
             return generator.normal(size=(*lead, rows, *shape)).astype(np.float32)
 
         return {
@@ -64,9 +53,11 @@ def main() -> None:
         jax.block_until_ready(agent.network.params)
         return time.perf_counter() - start
 
+    first = {kind: run(kind, scanned) for kind in batches}
     for kind in batches:
         run(kind, scanned)
-    print(json.dumps({"jax": jax.__version__, "device": jax.devices()[0].device_kind}), flush=True)
+    about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "first_seconds": first}
+    print(json.dumps(about), flush=True)
     for line in sys.stdin:
         kind, updates = line.split()
         print(run(kind, int(updates)), flush=True)

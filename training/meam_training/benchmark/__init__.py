@@ -1,0 +1,27 @@
+"""How fast training is: contestants timed in turn on one machine, and how far they are from its limit."""
+
+from meam_training.benchmark.contestants import check_reference, make_contestants, worker_environment
+from meam_training.benchmark.race import Contestant, Outcome, race
+from meam_training.benchmark.report import Limit, Row, limits, machine, markdown, summarise, to_json
+from meam_training.benchmark.settings import PROGRAMS, SCALES, SHAPES, Setting, make_setting
+
+__all__ = [
+    "PROGRAMS",
+    "SCALES",
+    "SHAPES",
+    "Contestant",
+    "Limit",
+    "Outcome",
+    "Row",
+    "Setting",
+    "check_reference",
+    "limits",
+    "machine",
+    "make_contestants",
+    "make_setting",
+    "markdown",
+    "race",
+    "summarise",
+    "to_json",
+    "worker_environment",
+]

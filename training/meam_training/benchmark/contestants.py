@@ -1,0 +1,97 @@
+"""Who races in `meam bench train`, and in what environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from meam_policy.errors import NotFoundError
+from meam_training.benchmark.race import Contestant
+from meam_training.benchmark.settings import PROGRAMS, SCANNED, Setting
+
+__all__ = ["PRODUCTS", "REFERENCES", "Device", "check_reference", "make_contestants", "worker_environment"]
+
+Device = Literal["cpu", "cuda"]
+
+REFERENCES = {"reference": "update", "reference-scan": "scan"}
+"""The reference's contestants, and what their worker calls them."""
+
+PRODUCTS = {"float32": "float32 products", "bf16": "bf16 products"}
+"""The contestants that measure the machine's rate of matrix products, by precision."""
+
+_PRODUCTS_PER_UPDATE = 4
+"""So that their turns are about a third as long as the others'."""
+
+
+def make_contestants(
+    setting: Setting,
+    programs: Sequence[str],
+    device: Device,
+    threads: int,
+    *,
+    tf32: bool = False,
+    reference: Path | None = None,
+    reference_python: Path | None = None,
+) -> list[Contestant]:
+    """The contestants of one setting: this project's, the reference's, and the bare matrix products.
+
+    Args:
+        setting: What they work on.
+        programs: Keys of `PROGRAMS`.
+        device: Where.
+        threads: CPU threads of every worker.
+        tf32: Whether CUDA may round the inputs of float32 products to TF32.
+        reference: A checkout of QAM's public code.
+        reference_python: A Python that can run it; None for this one.
+    """
+    common: dict[str, Any] = {"setting": asdict(setting), "device": device, "threads": threads, "tf32": tf32}
+
+    def ours(module: str, **more: Any) -> tuple[str, ...]:
+        return sys.executable, "-m", f"meam_training.benchmark.{module}", json.dumps({**common, **more})
+
+    chosen = {name: PROGRAMS[name] for name in programs}
+    contestants = [
+        Contestant(name, ours("learner_worker", **program._asdict()), "update", setting.updates)
+        for name, program in chosen.items()
+    ]
+    if reference is not None:
+        script = str(Path(__file__).with_name("qam_reference.py"))
+        python = str(reference_python or sys.executable)
+        command = (python, script, str(reference.resolve()), json.dumps({**asdict(setting), "scanned": SCANNED}))
+        contestants += [Contestant(name, command, form, setting.updates) for name, form in REFERENCES.items()]
+    precisions = list(dict.fromkeys(program.precision for program in chosen.values()))
+    methods = list(dict.fromkeys(program.method for program in chosen.values()))
+    products = ours("matmul_worker", precisions=precisions, methods=methods)
+    repetitions = _PRODUCTS_PER_UPDATE * setting.updates
+    return contestants + [Contestant(PRODUCTS[form], products, form, repetitions) for form in precisions]
+
+
+def check_reference(reference: Path, python: Path | None) -> None:
+    """Refuse what cannot be the reference, before anything is started.
+
+    Raises:
+        NotFoundError: there is no such checkout, or no such Python.
+    """
+    if not (reference / "agents" / "qam.py").is_file():
+        raise NotFoundError(
+            f"{reference} has no agents/qam.py; expected a checkout of https://github.com/ColinQiyangLi/qam."
+        )
+    if python is not None and not os.access(python, os.X_OK):
+        raise NotFoundError(f"{python} is no program; expected a Python that has jax, flax, optax and distrax.")
+
+
+def worker_environment(device: Device, threads: int, *, tf32: bool = False) -> dict[str, str]:
+    """Environment variables of the workers: as many threads, and the same arithmetic, for everyone."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "KMP_BLOCKTIME": "50",  # milliseconds for which Intel's OpenMP spins after work; `race` pauses longer
+        "JAX_PLATFORMS": device,
+        "JAX_DEFAULT_MATMUL_PRECISION": "tensorfloat32" if tf32 else "float32",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }

@@ -1,0 +1,122 @@
+"""Times updates of this project's learner: `python -m meam_training.benchmark.learner_worker SETTINGS_JSON`.
+
+A worker of `race`. The one form is `update`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from meam_training.benchmark.settings import SCANNED, Setting
+from meam_training.chunk_source import make_chunk_source
+from meam_training.config import TrainConfig
+from meam_training.dataset import OfflineDataset
+from meam_training.learner import Learner
+from meam_training.trainer import make_spec
+
+__all__ = ["make_update", "prepare_torch", "serve", "timed"]
+
+ROWS = 20_000
+EPISODE = 200
+
+
+def make_update(setting: Setting, **overrides: Any) -> Callable[[], object]:
+    """A learner on synthetic data; every call of what is returned is one update.
+
+    Args:
+        setting: Sizes.
+        **overrides: Fields of `TrainConfig`; `method` names the preset.
+    """
+    config = TrainConfig.preset(
+        overrides.pop("method"),
+        hidden_dims=setting.hidden_dims,
+        critic_hidden_dims=setting.hidden_dims,
+        num_critics=setting.num_critics,
+        chunk_size=setting.chunk_size,
+        batch_size=setting.batch_size,
+        flow_steps=setting.flow_steps,
+        **overrides,
+    )
+    dataset, device = _synthetic(setting), torch.device(config.device)
+    spec = make_spec(config, dataset)
+    chunks, learner = make_chunk_source(config, dataset, spec, device), Learner(spec, config, device)
+    done = 0
+
+    def update() -> object:
+        nonlocal done
+        done += 1
+        return learner.update(chunks, done)
+
+    return update
+
+
+def prepare_torch(threads: int | None, *, tf32: bool) -> None:
+    """Set the number of threads, and whether CUDA may round the inputs of float32 products to TF32."""
+    torch.set_num_threads(threads or torch.get_num_threads())
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
+def timed(work: Callable[[], object], device: str) -> Callable[[int], float]:
+    """Repeats the work, and returns the seconds until the device has done all of it."""
+
+    def run(repetitions: int) -> float:
+        _finish(device)
+        start = time.perf_counter()
+        for _ in range(repetitions):
+            work()
+        _finish(device)
+        return time.perf_counter() - start
+
+    return run
+
+
+def serve(forms: Mapping[str, Callable[[int], float]], about: Mapping[str, Any], device: str) -> None:
+    """Say that all is warm, and answer requests until the input ends."""
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    print(json.dumps({"torch": torch.__version__, "device": name, **about}), flush=True)
+    for line in sys.stdin:
+        form, repetitions = line.split()
+        print(forms[form](int(repetitions)), flush=True)
+
+
+def _synthetic(setting: Setting) -> OfflineDataset:
+    generator = np.random.default_rng(0)
+    last = np.arange(ROWS) % EPISODE == EPISODE - 1
+    return OfflineDataset.from_arrays(
+        observations=generator.normal(size=(ROWS, setting.observation_dim)),
+        actions=np.tanh(generator.normal(size=(ROWS, setting.action_dim))),
+        rewards=generator.normal(size=ROWS),
+        next_observations=generator.normal(size=(ROWS, setting.observation_dim)),
+        terminations=np.zeros(ROWS, bool),
+        truncations=last,
+    )
+
+
+def _finish(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Time the learner that the settings describe."""
+    settings = json.loads(sys.argv[1])
+    device = settings["device"]
+    warnings.simplefilter("error", RuntimeWarning)  # with one, the learner would go on uncompiled
+    prepare_torch(settings["threads"], tf32=settings["tf32"])
+    overrides = {name: settings[name] for name in ("method", "precision", "compile", "device", "threads")}
+    run = timed(make_update(Setting.from_json(settings["setting"]), **overrides), device)
+    first = run(SCANNED)
+    run(SCANNED)
+    serve({"update": run}, {"first_seconds": {"update": first}}, device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Times matrix products, and counts those of one update.
+
+A worker of `race`, started as `python -m meam_training.benchmark.matmul_worker SETTINGS_JSON`. Its forms are the
+precisions; one repetition is one product of the setting's dominating shape.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from meam_training.benchmark.learner_worker import make_update, prepare_torch, serve, timed
+from meam_training.benchmark.settings import Setting
+
+__all__ = ["count_flops"]
+
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+def count_flops(setting: Setting, method: str) -> int:
+    """Floating-point operations of the matrix products of one update, uncompiled: two for a multiplication and sum."""
+    update = make_update(setting, method=method, device="cpu")
+    with FlopCounterMode(display=False) as counter:
+        update()
+    return counter.get_total_flops()
+
+
+def main() -> None:
+    """Time the products that the settings describe."""
+    settings = json.loads(sys.argv[1])
+    setting, device = Setting.from_json(settings["setting"]), settings["device"]
+    prepare_torch(settings["threads"], tf32=settings["tf32"])
+    rows, inner, columns = setting.product
+    forms = {}
+    for precision in settings["precisions"]:
+        left = torch.randn(rows, inner, device=device, dtype=_DTYPES[precision])
+        right = torch.randn(inner, columns, device=device, dtype=_DTYPES[precision])
+        out = torch.empty(rows, columns, device=device, dtype=_DTYPES[precision])
+        forms[precision] = timed(lambda a=left, b=right, c=out: torch.mm(a, b, out=c), device)
+        forms[precision](10)
+    serve(forms, {"flops": {method: count_flops(setting, method) for method in settings["methods"]}}, device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""`meam bench`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from meam_policy.commands import parse
+from meam_policy.console import print_json, print_table, progress_bar
+from meam_policy.errors import ConfigError, OutputError
+from meam_training.benchmark.contestants import Device, check_reference, make_contestants, worker_environment
+from meam_training.benchmark.race import Outcome, race
+from meam_training.benchmark.report import COLUMNS, cells, machine, markdown, notes, summarise, to_json
+from meam_training.benchmark.settings import SCANNED, make_setting
+
+__all__ = ["BenchTrainArguments", "run"]
+
+ShapeName = Literal["cube", "antmaze"]
+ScaleName = Literal["paper", "small"]
+ProgramName = Literal["eager", "compiled", "eager-bf16", "compiled-bf16", "me-am", "me-am-bf16"]
+
+SUMMARY = "time updates of training, against QAM's JAX code and the machine's limit"
+
+DESCRIPTION = """Time updates of training, in turn with those of QAM's public JAX code.
+
+Every contestant is a process of its own, which idles while another one works; the ratio to the reference is taken
+within each round, so that a busy machine slows both. The limit is what the matrix products of one update would take at
+the rate at which the dominating one runs alone.
+
+Example: meam bench train --reference ~/qam --reference-python ~/qam/.venv/bin/python --markdown table.md"""
+
+
+@dataclass(frozen=True)
+class BenchTrainArguments:
+    """Arguments of `meam bench train`."""
+
+    shapes: tuple[ShapeName, ...] = get_args(ShapeName)
+    """Observations and actions of which tasks."""
+    scales: tuple[ScaleName, ...] = get_args(ScaleName)
+    """Sizes of the networks: paper (4 x 512, 10 critics), small (2 x 256, 2 critics)."""
+    contestants: tuple[ProgramName, ...] = ("eager", "compiled", "eager-bf16", "compiled-bf16")
+    """Ways to do an update: the qam preset, or me-am (compiled; it has no opponent)."""
+    reference: Path | None = None
+    """Checkout of https://github.com/ColinQiyangLi/qam to race against."""
+    reference_python: Path | None = None
+    """Python that has its dependencies (jax, flax, optax, distrax, ml_collections); this one if not given."""
+    rounds: int = 10
+    """Turns of every contestant."""
+    updates: int | None = None
+    """Updates of one turn, a multiple of 8; chosen by scale and device if not given."""
+    threads: int = 2
+    """CPU threads of every contestant; on the CPU they are also confined to as many cores."""
+    device: Device = "cpu"
+    """Where to train."""
+    tf32: bool = False
+    """On CUDA, let float32 products round their inputs to TF32, for all contestants."""
+    markdown: Path | None = None
+    """Write the tables to this file, too."""
+    json: bool = False
+    """Print one line of JSON to stdout instead of the tables."""
+
+    def __post_init__(self) -> None:
+        """Check what their types do not.
+
+        Raises:
+            ConfigError: a number is out of range.
+            NotFoundError: the reference is not there.
+            OutputError: the file cannot be written.
+        """
+        for name in ("rounds", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a whole number of 1 or more.")
+        if self.updates is not None and (self.updates < 1 or self.updates % SCANNED):
+            raise ConfigError(f"updates is {self.updates}; expected a multiple of {SCANNED}.")
+        for name in ("shapes", "scales", "contestants"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is empty; expected one or more.")
+        if self.reference is not None:
+            check_reference(self.reference, self.reference_python)
+        if self.markdown is not None and not self.markdown.absolute().parent.is_dir():
+            raise OutputError(f"{self.markdown} cannot be written: its folder does not exist.")
+
+
+def run(arguments: list[str], prog: str) -> None:
+    """Measure what the first argument names."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        rows = "\n".join(f"  {name}  {summary}" for name, (_, summary) in BENCHMARKS.items())
+        sys.stdout.write(f"usage: {prog} BENCHMARK [options]\n\nbenchmarks:\n{rows}\n\n")
+        sys.stdout.write(f"`{prog} BENCHMARK --help` explains one.\n")
+        sys.exit(0)
+    if not arguments or arguments[0] not in BENCHMARKS:
+        seen = f'There is no benchmark "{arguments[0]}"' if arguments else "No benchmark is named"
+        raise ConfigError(f"{seen}; expected {prog} {', '.join(BENCHMARKS)}.")
+    BENCHMARKS[arguments[0]][0](arguments[1:], f"{prog} {arguments[0]}")
+
+
+def bench_train(arguments: Sequence[str], prog: str) -> None:
+    """Time updates; Ctrl-C ends it, and shows what was measured so far."""
+    parsed = parse(BenchTrainArguments, arguments, prog, description=DESCRIPTION)
+    outcomes: list[Outcome] = []
+    try:
+        _measure(parsed, outcomes)
+    finally:
+        _show(parsed, outcomes)
+
+
+def _measure(parsed: BenchTrainArguments, outcomes: list[Outcome]) -> None:
+    environment = worker_environment(parsed.device, parsed.threads, tf32=parsed.tf32)
+    planned = [_plan(parsed, shape, scale) for scale in parsed.scales for shape in parsed.shapes]
+    total = sum(len(outcome.contestants) * (1 + parsed.rounds) for outcome in planned)
+    done = 0
+    with progress_bar("Timing updates", total) as advance:
+        for outcome in planned:
+            outcomes.append(outcome)
+
+            def on_turn(what: str, setting: str = outcome.setting.name) -> None:
+                nonlocal done
+                advance(done, f"{setting}: {what}")
+                done += 1
+
+            cores = parsed.threads if parsed.device == "cpu" else None
+            race(outcome, parsed.rounds, environment, cores=cores, on_turn=on_turn)
+
+
+def _plan(parsed: BenchTrainArguments, shape: str, scale: str) -> Outcome:
+    setting = make_setting(shape, scale, parsed.device, parsed.updates)
+    contestants = make_contestants(
+        setting,
+        parsed.contestants,
+        parsed.device,
+        parsed.threads,
+        tf32=parsed.tf32,
+        reference=parsed.reference,
+        reference_python=parsed.reference_python,
+    )
+    return Outcome(setting, contestants)
+
+
+def _show(parsed: BenchTrainArguments, outcomes: Sequence[Outcome]) -> None:
+    about = machine(outcomes, parsed.threads, tf32=parsed.tf32)
+    if parsed.markdown is not None:
+        parsed.markdown.write_text(markdown(outcomes, about), encoding="utf-8")
+    if parsed.json:
+        print_json(to_json(outcomes, about))
+        return
+    for outcome in outcomes:
+        print_table(outcome.setting.name, COLUMNS, [cells(row) for row in summarise(outcome)])
+        sys.stdout.writelines(f"{note}\n" for note in [*notes(outcome), ""])
+        sys.stdout.flush()
+
+
+BENCHMARKS: dict[str, tuple[Callable[[Sequence[str], str], None], str]] = {"train": (bench_train, SUMMARY)}
