@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from meam_policy.spec import PolicySpec
 from meam_training.adjoint import (
@@ -337,9 +338,9 @@ def update_targets(networks: MeamNetworks, polyak: float) -> None:
     ]
     if networks.target_policy is not None:
         pairs.append((networks.target_policy, networks.policy))
-    for target, source in pairs:
-        for averaged, current in zip(target.parameters(), source.parameters(), strict=True):
-            averaged.lerp_(current, polyak)
+    averaged = tuple(parameter for target, _ in pairs for parameter in target.parameters())
+    current = tuple(parameter for _, source in pairs for parameter in source.parameters())
+    get_ema_multi_avg_fn(1 - polyak)(averaged, current, 0)
 
 
 def mixed_rows(batch_size: int, config: TrainConfig) -> int:
