@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -13,7 +14,9 @@ import torch
 
 from meam_policy.errors import ConfigError
 from meam_training.algorithm import ChunkBatch, MeamNoise, draw_noise
+from meam_training.checkpoint import Checkpoint
 from meam_training.chunk_source import DeviceChunks
+from meam_training.collect import collect
 from meam_training.distributed import ProcessGroup, process_group
 from meam_training.learner import Learner
 from meam_training.trainer import make_spec
@@ -162,3 +165,42 @@ def test_two_gloo_processes_train_like_one(make_config, tmp_path, method):
         for name in ("prior_loss", "critic_loss", "policy_loss", "value_mean", "gradient_norm"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
     torch.testing.assert_close(torch.tensor(first["weights"]), torch.tensor(alone["weights"]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_torchrun_of_the_command_writes_one_run_and_resumes_it(tmp_path):
+    data = str(collect("meam/Pockets-v0", 300, root=tmp_path / "data"))
+    tiny = ["--batch-size", "16", "--candidates", "4", "--hidden-dims", "8", "8", "--critic-hidden-dims", "8", "8"]
+    tiny += [
+        "--num-critics",
+        "2",
+        "--flow-steps",
+        "4",
+        "--mixture-weight",
+        "0.3",
+        "--log-every",
+        "1",
+        "--device",
+        "cpu",
+    ]
+
+    def meam_train(name: str, processes: int, *more: str) -> list[list[str]]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, *(launcher if processes > 1 else []), "-m", "meam_policy", "train"]
+        command += ["--data", data, "--output-dir", str(tmp_path / name), *tiny, *more]
+        result = subprocess.run(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+        with (tmp_path / name / "metrics.csv").open(newline="") as file:
+            return list(csv.reader(file))
+
+    alone = meam_train("alone", 1, "--steps", "6")
+    meam_train("together", 2, "--steps", "3")
+    together = meam_train("together", 2, "--steps", "6", "--resume")
+    assert [row[0] for row in together] == [row[0] for row in alone] == ["step", *"123456"]
+    for name in ("prior_loss", "critic_loss", "policy_loss", "gradient_norm"):
+        column = alone[0].index(name)
+        ours, theirs = ([float(row[column]) for row in rows[1:]] for rows in (together, alone))
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4), name
+    assert Checkpoint.load(tmp_path / "together").step == 6

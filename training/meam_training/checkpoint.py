@@ -35,6 +35,7 @@ __all__ = ["Checkpoint", "build_networks", "flush_to_disk"]
 
 _SPEC, _CONFIG, _MODEL = "policy_spec.json", "train_config.json", "model.safetensors"
 _TRAINER, _STATE = "trainer.safetensors", "trainer.json"
+_ONLINE = "online.safetensors"
 _NAME = re.compile(r"step_(\d{8,})")
 _LATEST, _BEST = "latest", "best"
 
@@ -156,6 +157,7 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer,
         generator: torch.Generator,
         score: float | None = None,
+        online: Mapping[str, Tensor] | None = None,
     ) -> Checkpoint:
         """Write a checkpoint: it is there whole and on the disk, or not at all. Earlier ones are left alone.
 
@@ -170,6 +172,8 @@ class Checkpoint:
             temporary.mkdir(parents=True)
             save_file(_contiguous(networks.state_dict()), temporary / _MODEL)
             save_file(_contiguous({**tensors, "generator": generator.get_state()}), temporary / _TRAINER)
+            if online is not None:
+                save_file(_contiguous(online), temporary / _ONLINE)
             (temporary / _SPEC).write_text(spec.to_json(), encoding="utf-8")
             (temporary / _CONFIG).write_text(config.to_json(), encoding="utf-8")
             state = {"step": step, "score": score, "data": data, "optimizer": layout}
@@ -216,6 +220,14 @@ class Checkpoint:
             optimizer.load_state_dict(_unflatten_optimizer(tensors, layout))
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"The checkpoint {self.path} does not fit this run: {error}") from error
+
+    def read_online(self) -> dict[str, Tensor]:
+        """What `OnlineLearning.state` gave.
+
+        Raises:
+            CheckpointError: it is missing or broken.
+        """
+        return self._read(_ONLINE)
 
     def _read(self, name: str) -> dict[str, Tensor]:
         try:

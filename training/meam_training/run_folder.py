@@ -24,9 +24,11 @@ from meam_policy.errors import CheckpointError, ConfigError, LockedError, Output
 from meam_policy.spec import PolicySpec
 from meam_training.checkpoint import Checkpoint
 from meam_training.config import TrainConfig
+from meam_training.distributed import ProcessGroup
 from meam_training.evaluation import Evaluation
 from meam_training.learner import Learner
-from meam_training.run_log import RunLog, write_atomically
+from meam_training.online import OnlineLearning
+from meam_training.run_log import RunLog, SilentLog, write_atomically
 
 __all__ = ["Run", "RunRecord", "load_settings", "open_run"]
 
@@ -36,6 +38,7 @@ FORMAT_VERSION = 1
 
 _FREE = (
     "steps",
+    "online_steps",
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",
@@ -116,6 +119,7 @@ class Run:
         log: Where its numbers go.
         last: Its newest checkpoint, if there is one.
         best_score: Score of its best checkpoint, if one has a score.
+        writes: Whether this process writes its files: of several that train together only the first does.
     """
 
     folder: Path
@@ -125,20 +129,23 @@ class Run:
     log: RunLog
     last: Checkpoint | None
     best_score: float | None
+    writes: bool = True
 
     @property
     def step(self) -> int:
         """Updates done, according to the newest checkpoint."""
         return 0 if self.last is None else self.last.step
 
-    def restore(self, learner: Learner) -> None:
-        """Put a learner into the state of the newest checkpoint, if there is one.
+    def restore(self, learner: Learner, online: OnlineLearning | None = None) -> None:
+        """Put a learner, and what it recorded online, into the state of the newest checkpoint, if there is one.
 
         Raises:
             CheckpointError: the checkpoint is broken.
         """
         if self.last is not None:
             self.last.restore(learner.networks, learner.optimizer, learner.generator)
+            if online is not None and self.last.step > self.config.steps:
+                online.restore(self.last.read_online())
 
     def is_best(self, evaluation: Evaluation | None) -> bool:
         """Whether an evaluation's score is above those of all checkpoints."""
@@ -146,12 +153,16 @@ class Run:
             return False
         return self.best_score is None or evaluation.score > self.best_score
 
-    def save(self, step: int, learner: Learner, evaluation: Evaluation | None) -> None:
+    def save(
+        self, step: int, learner: Learner, evaluation: Evaluation | None, online: OnlineLearning | None = None
+    ) -> None:
         """Write a checkpoint, and then delete those that are too many.
 
         Raises:
             OutputError: the disk is full; the checkpoints that were there still are.
         """
+        if not self.writes:
+            return
         score = None if evaluation is None else evaluation.score
         self.log.flush()
         self.last = Checkpoint.save(
@@ -164,6 +175,7 @@ class Run:
             learner.optimizer,
             learner.generator,
             score,
+            online.state() if online is not None and step > self.config.steps else None,
         )
         if self.is_best(evaluation):
             self.best_score = score
@@ -179,6 +191,7 @@ def open_run(
     *,
     resume: bool,
     origin: Mapping[str, str | None] | None = None,
+    group: ProcessGroup | None = None,
 ) -> Iterator[Run]:
     """Begin a run in a folder or go on with the one there, locked against other processes meanwhile.
 
@@ -189,6 +202,7 @@ def open_run(
         data: Fingerprint of the data.
         resume: Go on from the newest checkpoint, if there is one.
         origin: Where the data came from; None keeps what is known.
+        group: The processes that train together. All but the first wait for it to begin, and only follow.
 
     Raises:
         OutputError: the folder cannot be written, or holds something else, or a run and `resume` is false.
@@ -196,6 +210,11 @@ def open_run(
         CheckpointError: the run in the folder has other settings or data, or is broken.
         MissingExtraError: a logger is not installed.
     """
+    group = group or ProcessGroup()
+    if not group.is_first:
+        group.wait()
+        yield Run(folder, config, spec, data, SilentLog(), Checkpoint.latest(folder), None, writes=False)
+        return
     _make(folder)
     record = RunRecord.load(folder)
     if record is None and Checkpoint.latest(folder) is None:
@@ -212,6 +231,7 @@ def open_run(
         record = record if origin is None else replace(record, origin=origin)
         _write_settings(folder, record, config)
         with RunLog(folder, config, 0 if last is None else last.step, record.run_id) as log:
+            group.wait()
             yield Run(folder, config, spec, data, log, last, None if best is None else best.score)
 
 
@@ -255,8 +275,14 @@ def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec, dat
             f"The run in {last.path.parent.parent} was trained on other data, or with another kind of value. "
             "Use the same data set, and a known value if it had one."
         )
-    if last.step > config.steps:
-        raise CheckpointError(f"The run has done {last.step} updates already; expected steps of as many or more.")
+    if last.step > last.config.steps != config.steps:
+        raise CheckpointError(
+            f"The run is online after steps = {last.config.steps}; expected the same number of steps."
+        )
+    if last.step > config.steps + config.online_steps:
+        raise CheckpointError(
+            f"The run has done {last.step} steps already; expected steps and online_steps of as many or more."
+        )
 
 
 @contextlib.contextmanager

@@ -22,8 +22,9 @@ from meam_training.algorithm import METRICS
 from meam_training.checkpoint import flush_to_disk
 from meam_training.config import TrainConfig
 from meam_training.evaluation import EVALUATION_METRICS
+from meam_training.online import ONLINE_METRICS
 
-__all__ = ["EVALUATIONS_FILE", "METRICS_FILE", "RunLog", "write_atomically"]
+__all__ = ["EVALUATIONS_FILE", "METRICS_FILE", "RunLog", "SilentLog", "write_atomically"]
 
 METRICS_FILE = "metrics.csv"
 EVALUATIONS_FILE = "evaluations.csv"
@@ -49,7 +50,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, config: TrainConfig, step: int, run_id: str) -> None:
-        columns = (*METRICS, "gradient_norm", "updates_per_second")
+        columns = (*METRICS, *ONLINE_METRICS, "gradient_norm", "updates_per_second")
         self._values: dict[str, list[Tensor]] = {}
         with _full_disk_is_an_output_error(folder):
             self._metrics = _CsvFile(folder / METRICS_FILE, columns, step)
@@ -81,7 +82,8 @@ class RunLog:
             OutputError: a file cannot be written.
         """
         row = {name: torch.stack(values).mean().item() for name, values in self._values.items()}
-        updates = len(self._values["gradient_norm"])  # the one metric of every update
+        # The gradient's norm is the one metric of every update; a warm-up online has no updates.
+        updates = len(self._values.get("gradient_norm", ()))
         row["updates_per_second"] = updates / (time.perf_counter() - self._start)
         self._values, self._start = {}, time.perf_counter()
         return self._log(self._metrics, "train", step, row)
@@ -118,6 +120,35 @@ class RunLog:
             for sink in self._sinks:
                 sink.write(group, step, row)
         return row
+
+
+class SilentLog(RunLog):
+    """The log of a process that trains along with another one, which writes."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        pass
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Forget them."""
+
+    def write(self, step: int) -> dict[str, float]:
+        """Log nothing."""
+        return {}
+
+    def write_evaluation(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Log nothing."""
+        return {}
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is timed."""
+        yield
+
+    def flush(self) -> None:
+        """Nothing is written."""
 
 
 class _Sink(Protocol):

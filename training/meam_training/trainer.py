@@ -24,8 +24,10 @@ from meam_training.checkpoint import Checkpoint
 from meam_training.chunk_source import ChunkSource, make_chunk_source
 from meam_training.config import TrainConfig
 from meam_training.dataset import OfflineDataset
+from meam_training.distributed import process_group
 from meam_training.evaluation import DataEvaluator, EnvironmentEvaluator, Evaluation, Evaluator
 from meam_training.learner import Learner
+from meam_training.online import OnlineLearning
 from meam_training.run_folder import Run, open_run
 from meam_training.run_log import METRICS_FILE
 
@@ -45,9 +47,12 @@ def train(
     on_evaluation: Progress | None = None,
     value: KnownValue | None = None,
     env: gymnasium.Env[Any, Any] | None = None,
+    online_env: gymnasium.Env[Any, Any] | None = None,
     origin: Mapping[str, str | None] | None = None,
 ) -> Checkpoint:
     """Train a policy. Ctrl-C finishes the update, writes a checkpoint and raises KeyboardInterrupt.
+
+    Started by torchrun, the processes share every batch among them; only the first writes, evaluates and reports.
 
     Args:
         config: Settings.
@@ -62,6 +67,8 @@ def train(
         value: Known value of actions, instead of learned critics: raw observations [batch, obs] and normalised,
             flattened chunks [batch, act] to [batch], differentiable. Give the same one to resume.
         env: Where to evaluate; None makes the data set's environment. Without either, evaluations use the data.
+        online_env: Where to learn on for `online_steps`, another one than `env`; None makes the data set's.
+        online_env: Where to learn online, another one than `env`; None makes the data set's environment.
         origin: Where the data came from, to be kept in `run.json` for `meam train --resume`.
 
     Returns:
@@ -84,36 +91,50 @@ def train(
     if value is not None and config.best_of > 1:
         raise ConfigError(f"best_of is {config.best_of}; expected 1 with a known value, which cannot be exported.")
     device = _device(config.device)
+    if config.online_steps and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"online_steps is {config.online_steps}; expected 0 with several processes: there is one environment."
+        )
     spec, data = make_spec(config, dataset), dataset.fingerprint + ("" if value is None else " with a known value")
     chunks = make_chunk_source(config, dataset, spec, device)
     if value is not None:
         _check_value(value, chunks, config, device)
     folder = Path(output_dir).expanduser()
     with (
+        process_group(device) as group,
         _evaluator(config, spec, chunks, device, env) as evaluator,
+        _online_env(config, spec, online_env) as online_env,
         _threads(config.threads),
-        open_run(folder, config, spec, data, resume=resume, origin=origin) as run,
+        open_run(folder, config, spec, data, resume=resume, origin=origin, group=group) as run,
         _finish_on_interrupt() as interrupted,
     ):
-        learner = Learner(spec, config, device, value)
-        run.restore(learner)
-        for step in range(run.step + 1, config.steps + 1):
-            run.log.add(learner.update(chunks, step))
-            last = step == config.steps
-            if last or step % config.log_every == 0:
+        learner = Learner(spec, config, device, value, group)
+        online = None if online_env is None else OnlineLearning(online_env, learner, chunks, spec)
+        run.restore(learner, online)
+        steps = config.steps + config.online_steps
+        for step in range(run.step + 1, steps + 1):
+            if online is None or step <= config.steps:
+                run.log.add(learner.update(chunks, step))
+            else:
+                for metrics in online.step(step):
+                    run.log.add(metrics)
+            last = step == steps
+            if group.is_first and (last or step % config.log_every == 0):
                 _report(on_progress, step, run.log.write(step))
             with run.log.paused():
                 evaluation = None
-                if evaluator is not None and step % config.evaluate_every == 0:
+                if evaluator is not None and step % config.evaluate_every == 0 and group.is_first:
                     evaluation = _evaluate(evaluator, run, learner, step, interrupted, on_evaluation)
-                stop = bool(interrupted)
+                stop = group.agree(bool(interrupted), device)
                 if last or stop or step % config.checkpoint_every == 0 or run.is_best(evaluation):
                     _prepare_to_act(learner, config, step)
-                    run.save(step, learner, evaluation)
+                    run.save(step, learner, evaluation, online)
             if stop:
                 raise KeyboardInterrupt
-    assert run.last is not None  # there is at least one step, and the last one saves
-    return run.last
+        group.wait()
+    finished = run.last or Checkpoint.latest(folder)
+    assert finished is not None  # there is at least one step, and the last one saves
+    return finished
 
 
 def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
@@ -162,6 +183,25 @@ def _evaluator(
             yield EnvironmentEvaluator(made, spec, config.evaluate_episodes)
 
 
+@contextlib.contextmanager
+def _online_env(
+    config: TrainConfig, spec: PolicySpec, env: gymnasium.Env[Any, Any] | None
+) -> Iterator[gymnasium.Env[Any, Any] | None]:
+    """Where to learn online, if at all; an environment made here is closed in the end."""
+    if not config.online_steps:
+        yield None
+    elif env is not None:
+        yield env
+    elif spec.environment_id is None:
+        raise ConfigError(
+            f"online_steps is {config.online_steps}, but the data does not say which environment it is from; expected "
+            "online_env=, or online_steps=0."
+        )
+    else:
+        with contextlib.closing(make_environment(spec.environment_id)) as made:
+            yield made
+
+
 def _evaluate(
     evaluator: Evaluator,
     run: Run,
@@ -191,7 +231,9 @@ def _report(callback: Progress | None, step: int, row: dict[str, float]) -> None
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun: every process its own
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +53,13 @@ def run(arguments: list[str], prog: str) -> None:
     dataset = _load(parsed.data, parsed.env_id)
     origin = {"data": _absolute(parsed.data), "env_id": parsed.env_id}
     last = Checkpoint.latest(parsed.output_dir) if parsed.resume else None
+    first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
     progress = _Progress()
     with progress_bar(
         f"Training {parsed.config.method}",
-        parsed.config.steps,
+        parsed.config.steps + parsed.config.online_steps,
         done=0 if last is None else last.step,
-        quiet=parsed.json,
+        quiet=parsed.json or not first,
     ) as advance:
         checkpoint = train(
             parsed.config,
@@ -68,6 +70,8 @@ def run(arguments: list[str], prog: str) -> None:
             on_evaluation=progress.evaluated,
             origin=origin,
         )
+    if not first:
+        return
     best = Checkpoint.best(parsed.output_dir)
     if parsed.json:
         found = {} if best is None else {"best": str(best.path), "score": best.score}
@@ -119,6 +123,7 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
         arguments[1:] if named else arguments,
         f"{prog} {preset}" if named else prog,
         description=DESCRIPTION,
+        paired_flags=True,  # what a resumed run has switched on can be said again, and be refused
         default=TrainArguments(
             data=origin.get("data") or tyro.MISSING,
             output_dir=tyro.MISSING,
