@@ -220,10 +220,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time; 0 works in this one; default: 2")
     parser.add_argument("--steps", type=int, default=COMMON["steps"], help="default: %(default)s")
     parser.add_argument("--pretrain-steps", type=int, default=COMMON["pretrain_steps"], help="default: %(default)s")
+    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32", help="default: %(default)s")
     options = parser.parse_args(arguments)
     if options.jobs < 0 or options.pretrain_steps >= options.steps:
         parser.error("expected --jobs of 0 or more, and --pretrain-steps fewer than --steps.")
-    overrides = {"steps": options.steps, "pretrain_steps": options.pretrain_steps}
+    overrides = {"steps": options.steps, "pretrain_steps": options.pretrain_steps, "precision": options.precision}
     # Runs vary slowest, so that an interrupted suite has compared all methods on what it has done.
     choices = itertools.product(options.seed, options.run, options.critic, options.method)
     jobs = [Job(method, critic, run, seed, overrides) for seed, run, critic, method in choices]

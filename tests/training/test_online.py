@@ -1,5 +1,6 @@
 """On a line: the position moves by 0.3 of the action, and the reward is minus the distance from 0.9."""
 
+import csv
 import dataclasses
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meam_policy.errors import CheckpointError, DatasetError, ObservationError, SpaceError
+from meam_policy.errors import CheckpointError, ConfigError, DatasetError, ObservationError, SpaceError
 from meam_policy.policy import MeamPolicy
 from meam_policy.rollout import rollout
 from meam_training.chunk_source import DeviceChunks
@@ -19,7 +20,7 @@ from meam_training.dataset import OfflineDataset
 from meam_training.evaluation import NetworkSession
 from meam_training.learner import Learner
 from meam_training.online import OnlineCollector, OnlineLearning, ReplayChunks
-from meam_training.trainer import make_spec
+from meam_training.trainer import make_spec, train
 
 GOAL, HORIZON = 0.9, 8
 CPU = torch.device("cpu")
@@ -278,6 +279,36 @@ def test_an_environment_with_other_spaces_is_refused(make_config, leftward):
     run = begin(config, leftward)
     with pytest.raises(SpaceError, match="observation has shape"):
         OnlineCollector(gymnasium.make("Pendulum-v1"), run.learner.networks, run.spec, run.online.chunks, 0)
+
+
+@pytest.mark.parametrize("preset", ["me-am", "qam-edit"])
+def test_a_run_goes_online_and_a_resumed_one_equals_an_uninterrupted_one(make_config, leftward, tmp_path, preset):
+    config = make_config(preset, online_steps=3 * HORIZON, online_warmup=4)
+    whole = train(config, leftward, tmp_path / "whole", online_env=Line())
+    # Interrupted while offline, then at an episode's end.
+    train(dataclasses.replace(config, online_steps=0), leftward, tmp_path / "parts")
+    part = dataclasses.replace(config, online_steps=HORIZON)
+    train(part, leftward, tmp_path / "parts", resume=True, online_env=Line())
+    resumed = train(config, leftward, tmp_path / "parts", resume=True, online_env=Line())
+    assert whole.step == resumed.step == config.steps + 3 * HORIZON
+    assert same(whole.load_networks().state_dict(), resumed.load_networks().state_dict())
+    assert same(whole.read_online(), resumed.read_online())
+    with (tmp_path / "whole" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["online_return"]] == [str(config.steps + HORIZON * n) for n in (1, 2, 3)]
+
+
+def test_a_run_that_is_online_keeps_its_number_of_offline_updates(make_config, leftward, tmp_path):
+    config = make_config(online_steps=HORIZON)
+    train(config, leftward, tmp_path, online_env=Line())
+    with pytest.raises(CheckpointError, match="online after steps = 12"):
+        train(dataclasses.replace(config, steps=20), leftward, tmp_path, resume=True, online_env=Line())
+
+
+def test_without_an_environment_there_is_nothing_to_learn_on_in(make_config, leftward, tmp_path):
+    assert leftward.environment_id is None
+    with pytest.raises(ConfigError, match="online_steps"):
+        train(make_config(online_steps=5), leftward, tmp_path)
 
 
 @pytest.mark.slow
