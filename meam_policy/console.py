@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+SILENCE = 600.0
+"""Seconds without a line on a terminal-less stderr after which there is one."""
 
 __all__ = ["print_json", "print_mapping", "print_table", "progress_bar", "say"]
 
@@ -45,7 +49,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 @contextmanager
 def progress_bar(description: str, total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on stderr while work is going on; where stderr is no terminal, ten lines.
+    """Show a progress bar on stderr while work is going on; where it is no terminal, a few lines.
 
     Args:
         description: What is going on.
@@ -66,13 +70,14 @@ def progress_bar(description: str, total: int, *, done: int = 0, quiet: bool = F
     )
     with _NotedProgress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task(description, total=total, completed=done, note="")
-        tenths = 10 * done // max(total, 1)
+        tenths, told = 10 * done // max(total, 1), time.monotonic()
 
         def advance(done: int, note: str = "") -> None:
-            nonlocal tenths
+            nonlocal tenths, told
             progress.update(task, completed=done, note=note)
-            if progress.disable and not quiet and 10 * done // total > tenths:
-                tenths = 10 * done // total
+            due = 10 * done // total > tenths or time.monotonic() - told > SILENCE
+            if progress.disable and not quiet and due:
+                tenths, told = 10 * done // total, time.monotonic()
                 say(f"{description}: {done} of {total}" + (f", {note}" if note else ""))
 
         yield advance

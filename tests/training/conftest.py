@@ -66,6 +66,7 @@ def make_config() -> MakeConfig:
             "chunk_size": 2,
             "checkpoint_every": 1000,
             "log_every": 1,
+            "online_warmup": 0,
         }
         return TrainConfig.preset(method, **{**tiny, **overrides})
 

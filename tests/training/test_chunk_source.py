@@ -127,3 +127,18 @@ def test_memory_mapped_data_that_may_not_be_written_can_be_put_on_the_device(tmp
     for batch in batches[1:]:
         for drawn, expected in zip(batch, batches[0], strict=True):
             assert torch.equal(drawn, expected)
+
+
+def test_a_last_block_shorter_than_a_chunk_holds_no_starts(make_config, monkeypatch):
+    monkeypatch.setattr("meam_training.chunk_source.rows_per_block", lambda numbers: 8)
+    for rows in range(14, 20):
+        ends = np.arange(rows) == rows - 1
+        observations = np.arange(rows, dtype=np.float32)[:, None]
+        data = OfflineDataset.from_arrays(observations, 0 * observations, np.ones(rows), observations, ends, 0 * ends)
+        config = make_config(chunk_size=5)
+        spec = make_spec(config, data)
+        chunks = [kind(config, data, spec, torch.device("cpu")) for kind in (DeviceChunks, HostChunks)]
+        assert len(chunks[0]) == len(chunks[1]) == rows - 4
+        batches = [source.sample(64, torch.Generator().manual_seed(0)) for source in chunks]
+        for ours, theirs in zip(*batches, strict=True):
+            assert torch.equal(ours, theirs)

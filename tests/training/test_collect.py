@@ -5,6 +5,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import filelock
 import minari
@@ -230,6 +231,8 @@ def test_a_recording_killed_again_and_again_is_the_uninterrupted_one(tmp_path, d
     generator, root, kills = np.random.default_rng(draw), tmp_path / "killed", 0
     while True:
         process = subprocess.Popen([sys.executable, "-c", KILLED, str(root)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        last = 0
         episodes = int(generator.integers(50, 150))
         for _, line in zip(range(episodes), process.stdout, strict=False):
             last = int(line)
@@ -325,7 +328,8 @@ def test_shards_keep_the_episodes_of_dict_observations(tmp_path):
         partial.flush()
         (read,) = partial.shards()
     assert len(read) == 3
-    for ours, theirs in zip(read, episodes, strict=True):
+    pairs: Any = zip(read, episodes, strict=True)
+    for ours, theirs in pairs:
         assert ours.observations.keys() == theirs.observations.keys()
         for key, array in theirs.observations.items():
             np.testing.assert_array_equal(ours.observations[key], array)
@@ -456,7 +460,7 @@ def test_the_point_moves_and_stays_in_the_maze(pointmaze):
 
 
 def test_the_pointmaze_demonstrator_repeats_itself_with_its_seed(pointmaze):
-    walks = [PointmazeDemonstrator(POINTMAZE, seed=seed).record_episode() for seed in (1, 1, 2)]
+    walks: Any = [PointmazeDemonstrator(POINTMAZE, seed=seed).record_episode() for seed in (1, 1, 2)]
     for one, same in zip(walks[0], walks[1], strict=True):
         np.testing.assert_array_equal(one, same)
     np.testing.assert_array_equal(walks[0][0][:-1].astype(np.float32), pointmaze.observations[:1000])

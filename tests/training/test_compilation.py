@@ -14,7 +14,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from meam_training.checkpoint import build_networks
 from meam_training.chunk_source import DeviceChunks
-from meam_training.compilation import compiled
+from meam_training.compilation import WARM_UPS, CapturedUpdate, compiled
 from meam_training.learner import Learner
 from meam_training.trainer import make_spec
 
@@ -102,3 +102,23 @@ def test_a_mistake_in_the_function_itself_is_not_swallowed(monkeypatch):
 
     with pytest.raises(ValueError, match="mine"):
         compiled(broken)(torch.ones(1))
+
+
+def test_a_graph_that_cannot_be_captured_leaves_the_work_as_it_is(monkeypatch):
+    class Refusing:
+        def register_generator_state(self, generator):
+            raise RuntimeError("no such thing here")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Refusing)
+    runs = []
+
+    def work():
+        runs.append(1)
+        return {"loss": torch.tensor(float(len(runs)))}
+
+    update = CapturedUpdate(work, torch.Generator())
+    found = [update()["loss"].item() for _ in range(WARM_UPS)]
+    with pytest.warns(RuntimeWarning, match="cannot be captured as a CUDA graph .*no such thing here"):
+        found.append(update()["loss"].item())
+    found.append(update()["loss"].item())
+    assert found == [1, 2, 3, 4, 5]

@@ -409,3 +409,9 @@ def test_what_is_not_settings_is_refused(text):
 def test_settings_cannot_be_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().steps = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_online_steps_that_are_all_warm_up_are_refused():
+    with pytest.raises(ConfigError, match=r"online_steps is 60, all of it warm-up; .* online_warmup = 1000"):
+        TrainConfig(online_steps=60)
+    assert TrainConfig(online_steps=60, online_warmup=59).online_steps == 60

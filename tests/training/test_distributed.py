@@ -104,8 +104,8 @@ def test_what_cannot_be_shared_is_refused(make_config, changes, message):
 def test_without_torchrun_there_is_one_process():
     with process_group(CPU) as group:
         assert (group.rank, group.size, group.is_first) == (0, 1, True)
-        assert group.agree(True, CPU)
-        assert not group.agree(False, CPU)
+        assert group.agree(True)
+        assert not group.agree(False)
         group.wait()
 
 
@@ -134,7 +134,7 @@ with process_group(cpu) as group:
     chunks = DeviceChunks(config, dataset, spec, cpu)
     metrics = [{k: v.item() for k, v in learner.update(chunks, step).items()} for step in range(1, 6)]
     weights = torch.cat([p.flatten() for p in learner.networks.parameters()]).double()
-    stop = [group.agree(group.rank == 1, cpu), group.agree(False, cpu)]
+    stop = [group.agree(group.rank == 1), group.agree(False)]
     with open(f"{output}.{group.rank}.json", "w") as file:
         json.dump({"size": group.size, "metrics": metrics, "weights": weights.tolist(), "stop": stop}, file)
 """

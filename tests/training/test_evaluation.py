@@ -308,3 +308,12 @@ def test_every_number_has_a_column():
     env_metrics = {"return_mean", "length_mean", "success"}
     data_metrics = {"td_error", "action_difference", "value_data", "value_policy"}
     assert set(EVALUATION_METRICS) == env_metrics | data_metrics
+
+
+def test_an_evaluation_that_an_interrupt_cut_off_is_made_up_for(dataset, make_config, tmp_path):
+    config = make_config(steps=4, evaluate_every=2)
+    train(config, dataset, tmp_path / "whole")
+    train(make_config(steps=2, evaluate_every=0), dataset, tmp_path / "parts")
+    train(config, dataset, tmp_path / "parts", resume=True)
+    whole, parts = ((tmp_path / name / "evaluations.csv").read_text() for name in ("whole", "parts"))
+    assert whole == parts

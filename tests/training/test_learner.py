@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from meam_policy.errors import DivergedError
 from meam_training.chunk_source import DeviceChunks
@@ -90,3 +91,19 @@ def test_an_update_that_diverges_leaves_what_is_trained_as_it_was(make_config, d
     for name, parameter in learner.networks.named_parameters():
         if parameter.requires_grad:
             assert torch.equal(parameter, before[name]), name
+
+
+def test_within_in_float32_nothing_is_computed_in_bf16(make_config, dataset):
+    learner, _ = learner_of(make_config("me-am", precision="bf16"), dataset)
+    networks = learner.networks
+    with networks.in_float32():
+        assert networks.prior.precision == networks.target_critic.precision == "float32"
+    assert networks.prior.precision == networks.target_critic.precision == "bf16"
+
+
+def test_a_generator_of_another_kind_of_device_is_seeded_anew(make_config, dataset, tmp_path):
+    checkpoint = train(make_config("bc", steps=2), dataset, tmp_path)
+    file = checkpoint.path / "trainer.safetensors"
+    save_file({**load_file(file), "generator": torch.zeros(16, dtype=torch.uint8)}, file)  # CUDA's are of 16 bytes
+    resumed = train(make_config("bc", steps=4), dataset, tmp_path, resume=True)
+    assert resumed.step == 4

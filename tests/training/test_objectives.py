@@ -44,7 +44,7 @@ class GaussianField(VelocityField):
     def centre(self, features: Tensor) -> Tensor:
         return self.mean + features @ self.slope
 
-    def condition(self, features: Tensor) -> Velocity:
+    def condition(self, features: Tensor) -> Velocity:  # pyright: ignore[reportIncompatibleMethodOverride]
         mean = self.centre(features)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ def test_a_restored_replay_ends_the_episode_that_was_going_on(make_config, leftw
 
 @pytest.mark.parametrize("terminates", [False, True])
 def test_only_a_termination_stops_the_bootstrap(make_config, leftward, terminates):
-    config = make_config(online_steps=20, online_warmup=20)
+    config = make_config(online_steps=21, online_warmup=20)
     run = begin(config, leftward, Line(horizon=3, terminates=terminates))
     logged = [run.online.step(config.steps + i) for i in range(1, 7)]
     state = run.online.state()
@@ -210,7 +210,7 @@ def test_only_a_termination_stops_the_bootstrap(make_config, leftward, terminate
 
 
 def test_the_policy_acts_as_it_will_be_exported(make_config, leftward):
-    config = make_config(chunk_size=3, online_steps=20, online_warmup=20)
+    config = make_config(chunk_size=3, online_steps=21, online_warmup=20)
     env = Line()
     run = begin(config, leftward, env)
     for step in range(2 * HORIZON):
@@ -266,7 +266,7 @@ def test_a_run_resumed_at_an_episodes_end_is_bit_equal(make_config, leftward):
     ],
 )
 def test_what_is_not_a_number_is_never_recorded(make_config, leftward, env, error, message):
-    config = make_config(online_steps=20, online_warmup=20)
+    config = make_config(online_steps=21, online_warmup=20)
     run = begin(config, leftward, env)
     run.online.step(config.steps + 1)
     with pytest.raises(error, match=message):
@@ -337,3 +337,12 @@ def test_online_learning_takes_a_policy_far_beyond_its_data(make_config, leftwar
         run.online.step(step)
     online = rollout(policy, Line(), 30, 0).return_mean
     assert online > offline + 1.2
+
+
+def test_an_offline_run_may_still_choose_how_it_goes_online(make_config, leftward, tmp_path):
+    train(make_config(), leftward, tmp_path)
+    config = make_config(online_steps=HORIZON, online_warmup=2, offline_share=0.5, updates_per_step=2)
+    train(config, leftward, tmp_path, resume=True, online_env=Line())
+    changed = dataclasses.replace(config, offline_share=None, online_steps=2 * HORIZON)
+    with pytest.raises(CheckpointError, match=r"offline_share: 0.5 there, None now"):
+        train(changed, leftward, tmp_path, resume=True, online_env=Line())

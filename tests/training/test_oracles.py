@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,9 +48,9 @@ def goals_held(environment_id, observations):
     env = make_environment(environment_id)
     env.reset()
     env.close()
-    task = env.unwrapped
+    task: Any = env.unwrapped
     xyz = observations[:, 19:22] / 10 + [0.425, 0, 0]
-    cube = np.linalg.norm(xyz - task._data.mocap_pos[0], axis=1) <= 0.04 if len(task._data.mocap_pos) else None
+    cube: Any = np.linalg.norm(xyz - task._data.mocap_pos[0], axis=1) <= 0.04 if len(task._data.mocap_pos) else None
     if environment_id.startswith("cube"):
         return cube[:, None]
     first, count = (28, 2) if cube is not None else (19, 9)  # two bits, position and velocity of every button
@@ -64,7 +65,7 @@ def goals_held(environment_id, observations):
 
 def test_recordings_lie_in_the_spaces_of_the_task(recorded):
     environment_id, episodes = recorded
-    env = make_environment(environment_id)
+    env: Any = make_environment(environment_id)
     for episode in episodes:
         assert episode.observations.shape == (STEPS + 1, *env.observation_space.shape)
         assert episode.actions.shape == (STEPS, *env.action_space.shape)
@@ -175,9 +176,9 @@ def test_a_scene_whose_block_goes_out_of_sight_is_recorded_again(monkeypatch):
         return len(seen) == 3
 
     demonstrator = ManipulationDemonstrator(SCENE, seed=5)
-    first = demonstrator.record_episode(0)
+    first: Any = demonstrator.record_episode(0)
     monkeypatch.setattr(manipulation, "_in_sight", in_sight_at_last)
-    again = demonstrator.record_episode(0)
+    again: Any = demonstrator.record_episode(0)
     demonstrator.close()
     assert len(seen) == 3
     assert not np.array_equal(first.observations[0], again.observations[0])

@@ -84,13 +84,6 @@ def test_a_run_killed_before_its_first_checkpoint_is_resumed_too(begun):
     assert Checkpoint.load(begun).config == Checkpoint.load(begun.parent / "gone" / "step_00000003").config
 
 
-def test_without_a_run_the_data_must_be_given(tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught:
-        meam(["train", "--resume", "--output-dir", str(tmp_path / "nothing")])
-    assert caught.value.code == 2
-    assert "--data" in capsys.readouterr().err
-
-
 def test_broken_settings_are_named_with_the_way_out(begun, capsys):
     (begun / "config.json").write_text("{")
     assert meam(["train", "--resume", "--output-dir", str(begun), "--steps", "5"]) == 2
@@ -138,3 +131,8 @@ def test_in_a_terminal_the_note_has_a_line_of_its_own(monkeypatch):
     lines = out.getvalue().splitlines()
     assert any("10/10" in line and "updates/s" not in line for line in lines)
     assert any("60 updates/s" in line and "10/10" not in line for line in lines)
+
+
+def test_resuming_where_there_is_no_run_says_so(tmp_path, capsys):
+    assert meam(["train", "--resume", "--output-dir", str(tmp_path / "typo")]) == 2
+    assert "typo holds no run to resume" in capsys.readouterr().err

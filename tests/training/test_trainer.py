@@ -251,7 +251,7 @@ def test_steps_and_intervals_may_change_when_resuming(dataset, make_config, tmp_
 
 def test_resuming_with_fewer_updates_than_done_is_refused(dataset, make_config, tmp_path):
     train(make_config(steps=3), dataset, tmp_path)
-    with pytest.raises(CheckpointError, match="done 3 updates already"):
+    with pytest.raises(CheckpointError, match="done 3 steps already"):
         train(make_config(steps=2), dataset, tmp_path, resume=True)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -200,6 +201,18 @@ class MeamNetworks(nn.Module):
         """Make the policy so far the prior of what follows."""
         for copied in (self.prior, self.target_prior):
             copied.load_state_dict(self.deployed.state_dict())
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Compute in full precision for a while, as the exported policy does."""
+        parts = [part for part in self.modules() if isinstance(part, (VelocityField, CriticEnsemble))]
+        for part in parts:
+            part.precision = "float32"
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.precision = self.config.precision
 
     @property
     def deployed(self) -> VelocityField:

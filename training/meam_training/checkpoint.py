@@ -216,8 +216,11 @@ class Checkpoint:
         try:
             layout = json.loads((self.path / _STATE).read_bytes())["optimizer"]
             networks.load_state_dict(self._read(_MODEL), strict=True)
-            generator.set_state(tensors.pop("generator"))
+            _restore_generator(generator, tensors.pop("generator"), self)
+            capturable = [group.get("capturable") for group in optimizer.param_groups]
             optimizer.load_state_dict(_unflatten_optimizer(tensors, layout))
+            for group, ours in zip(optimizer.param_groups, capturable, strict=True):
+                group["capturable"] = ours  # it belongs to the device, not to the run
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"The checkpoint {self.path} does not fit this run: {error}") from error
 
@@ -253,6 +256,14 @@ def _flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dic
     """Split an optimiser's state into tensors by name, and plain data."""
     tensors = {f"{i}.{name}": value for i, moments in state["state"].items() for name, value in moments.items()}
     return tensors, {"param_groups": state["param_groups"]}
+
+
+def _restore_generator(generator: torch.Generator, state: Tensor, checkpoint: Checkpoint) -> None:
+    """Go on with the random numbers; on another kind of device, whose state is another one, with new ones."""
+    if len(state) == len(generator.get_state()):
+        generator.set_state(state)
+    else:
+        generator.manual_seed((checkpoint.config.seed + 7919 * checkpoint.step) % 2**63)
 
 
 def _unflatten_optimizer(tensors: Mapping[str, Tensor], layout: Mapping[str, Any]) -> dict[str, Any]:

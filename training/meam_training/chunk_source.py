@@ -53,9 +53,7 @@ class DeviceChunks:
             self._observations[part] = _tensor(dataset.observations[part])
             self._actions[part] = _tensor(_normalised(dataset.actions[part], spec))
             self._next_observations[part] = _tensor(dataset.next_observations[part])
-            for target, values in zip(
-                targets, sampler.targets(np.arange(rows)[part][: starts - part.start]), strict=True
-            ):
+            for target, values in zip(targets, sampler.targets(np.arange(starts)[part]), strict=True):
                 target[part] = _tensor(values)
 
     def __len__(self) -> int:
@@ -121,7 +119,8 @@ def make_chunk_source(
     """
     numbers = 2 * dataset.observation_dim + dataset.action_dim + 3  # a row; and one int64
     needed = len(dataset) * (4 * numbers + 8)
-    resident = needed <= COMFORTABLE_SHARE * _free_memory(device)
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1  # torchrun's processes here
+    resident = needed * sharing <= COMFORTABLE_SHARE * _free_memory(device)
     return (DeviceChunks if resident else HostChunks)(config, dataset, spec, device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -68,7 +69,7 @@ class CapturedUpdate:
 
     def __init__(self, work: Callable[[], dict[str, Tensor]], generator: torch.Generator) -> None:
         self._work, self._generator = work, generator
-        self._runs = 0
+        self._runs = 0.0  # minus infinity once recording has failed
         self._graph: torch.cuda.CUDAGraph | None = None
         self._names: tuple[str, ...] = ()
         self._values = torch.empty(0)
@@ -79,7 +80,16 @@ class CapturedUpdate:
         if self._runs <= WARM_UPS:
             return self._work()
         if self._graph is None:
-            self._graph = self._record()
+            try:
+                self._graph = self._record()
+            except RuntimeError as error:
+                self._runs = -math.inf
+                warnings.warn(
+                    f"The update cannot be captured as a CUDA graph ({error}), so its kernels are launched one by one.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return self._work()
         self._graph.replay()
         return dict(zip(self._names, self._values.clone().unbind(), strict=True))
 

@@ -224,6 +224,11 @@ class TrainConfig:
         for name in self.loggers:
             if name not in get_args(Logger):
                 raise ConfigError(_unknown("logger", str(name), get_args(Logger)))
+        if 0 < self.online_steps <= self.online_warmup:
+            raise ConfigError(
+                f"online_steps is {self.online_steps}, all of it warm-up; expected more than online_warmup = "
+                f"{self.online_warmup}, or 0."
+            )
         share = self.offline_share
         if share is not None and not (isinstance(share, (int, float)) and 0 <= share <= 1):
             raise ConfigError(f"offline_share is {share!r}; expected a number from 0 to 1, or None.")

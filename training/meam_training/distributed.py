@@ -10,16 +10,19 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from meam_policy.errors import ConfigError
+from meam_policy.errors import CheckpointError, ConfigError
 from meam_training.algorithm import ChunkBatch, MeamNoise, mixed_rows
 from meam_training.config import TrainConfig
 
 __all__ = ["ProcessGroup", "process_group"]
+
+CPU = torch.device("cpu")
 
 _ROW_AXES = {"sde": 1, "sample_x_0": 1, "match_x_0": 2, "match_t": 2, "probes": None, "candidates": 1}
 """Which axis of a field of `MeamNoise` counts rows, where it is not the first."""
@@ -32,10 +35,12 @@ class ProcessGroup:
     Attributes:
         rank: Its number, from 0; the first one writes checkpoints and logs.
         size: How many there are.
+        device: Where it computes.
     """
 
     rank: int = 0
     size: int = 1
+    device: torch.device = CPU
 
     @property
     def is_first(self) -> bool:
@@ -101,13 +106,28 @@ class ProcessGroup:
             for i, name in enumerate(metrics)
         }
 
-    def agree(self, flag: bool, device: torch.device) -> bool:
+    def agree(self, flag: bool) -> bool:
         """Whether the flag is set in any process: all must leave the loop together."""
         if self.size == 1:
             return flag
-        flags = torch.tensor(float(flag), device=device)
+        flags = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(flags)
         return bool(flags.item())
+
+    def check_same_step(self, step: int) -> None:
+        """Check that all processes go on from the same update.
+
+        Raises:
+            CheckpointError: they do not, for they see different folders.
+        """
+        steps = [torch.tensor(step, device=self.device) for _ in range(self.size)]
+        if self.size > 1:
+            dist.all_gather(steps, torch.tensor(step, device=self.device))
+        if len({int(other) for other in steps}) > 1:
+            raise CheckpointError(
+                f"The processes find checkpoints of the updates {[int(other) for other in steps]}; expected the same "
+                "one. Give them an output folder that all machines share."
+            )
 
     def wait(self) -> None:
         """Wait for the other processes."""
@@ -124,9 +144,10 @@ def process_group(device: torch.device) -> Iterator[ProcessGroup]:
         return
     joined = not dist.is_initialized()
     if joined:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # The others wait while the first one evaluates, which may take longer than the ten minutes of NCCL's default.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
     try:
-        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), device)
     finally:
         if joined:
             dist.destroy_process_group()

@@ -183,7 +183,8 @@ class NetworkSession(PolicySession):
     def run(self, observation: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
         """Compute chunks [batch, chunk_size, action_dim] from [batch, observation_dim] and [batch, noise_dim]."""
         rows, draws = (torch.from_numpy(array).to(self._device) for array in (observation, noise))
-        x_1 = self._networks.act(self._networks.encoder(rows), draws)
+        with self._networks.in_float32():
+            x_1 = self._networks.act(self._networks.encoder(rows), draws)
         actions = self._offset + self._scale * x_1.reshape(-1, *self._shape)
         return torch.minimum(torch.maximum(actions, self._low), self._high).cpu().numpy()
 

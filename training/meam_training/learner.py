@@ -63,18 +63,16 @@ class Learner:
         self.networks = build_networks(spec, config).to(device)
         if value is not None:
             self.networks.known_value = lambda *args: value(*args)  # a module would become a part of the checkpoint
+        # NCCL could be captured as well; that has not been tried.
+        self._captures = config.compile and device.type == "cuda" and self.group.size == 1
         self._trained = [p for p in self.networks.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(
-            self._trained, lr=config.learning_rate, fused=True, capturable=device.type == "cuda"
-        )
+        self.optimizer = torch.optim.Adam(self._trained, lr=config.learning_rate, fused=True, capturable=self._captures)
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self._mirror_starts = _mirror_starts(config)
         stages: tuple[Stage, ...] = get_args(Stage)
         self._gradients = {stage: partial(self._eager_gradients, stage) for stage in stages}
         if config.compile:
             self._gradients = {stage: compiled(function) for stage, function in self._gradients.items()}
-        # NCCL could be captured as well; that has not been tried.
-        self._captures = config.compile and device.type == "cuda" and self.group.size == 1
         self._captured: dict[Stage, CapturedUpdate] = {}
 
     def update(self, chunks: ChunkSource, step: int) -> dict[str, Tensor]:
@@ -99,7 +97,7 @@ class Learner:
         if not math.isfinite(metrics["gradient_norm"].item()):
             shown = ", ".join(f"{name} {value.item():.3g}" for name, value in metrics.items())
             raise DivergedError(
-                f"The gradient of update {step} is not finite ({shown}). The last checkpoint is intact; "
+                f"The gradient of update {step} is not finite ({shown}). What was saved before is intact; "
                 "try a smaller learning_rate, inverse_temperature or entropy_coef."
             )
         if step == c.pretrain_steps:

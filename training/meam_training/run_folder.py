@@ -20,7 +20,7 @@ from pathlib import Path
 
 import filelock
 
-from meam_policy.errors import CheckpointError, ConfigError, LockedError, OutputError
+from meam_policy.errors import CheckpointError, ConfigError, LockedError, MeamError, OutputError
 from meam_policy.spec import PolicySpec
 from meam_training.checkpoint import Checkpoint
 from meam_training.config import TrainConfig
@@ -30,13 +30,13 @@ from meam_training.learner import Learner
 from meam_training.online import OnlineLearning
 from meam_training.run_log import RunLog, SilentLog, write_atomically
 
-__all__ = ["Run", "RunRecord", "load_settings", "open_run"]
+__all__ = ["FREE_SETTINGS", "Run", "RunRecord", "load_settings", "open_run"]
 
 CONFIG_FILE = "config.json"
 RECORD_FILE = "run.json"
 FORMAT_VERSION = 1
 
-_FREE = (
+FREE_SETTINGS = (
     "steps",
     "online_steps",
     "checkpoint_every",
@@ -50,6 +50,8 @@ _FREE = (
     "compile",
 )
 """Settings in which a resumed run may differ."""
+
+_ONLINE = ("online_warmup", "updates_per_step", "offline_share")
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,11 @@ class Run:
             return False
         return self.best_score is None or evaluation.score > self.best_score
 
+    def lacks_evaluation(self) -> bool:
+        """Whether the newest checkpoint was due to be evaluated and was not."""
+        every = self.config.evaluate_every
+        return bool(every and self.step and self.step % every == 0 and not self.log.has_evaluation(self.step))
+
     def save(
         self, step: int, learner: Learner, evaluation: Evaluation | None, online: OnlineLearning | None = None
     ) -> None:
@@ -212,9 +219,31 @@ def open_run(
     """
     group = group or ProcessGroup()
     if not group.is_first:
-        group.wait()
+        if group.agree(False):
+            raise OutputError("The first process could not begin; its message says why.")
         yield Run(folder, config, spec, data, SilentLog(), Checkpoint.latest(folder), None, writes=False)
         return
+    began = False
+    try:
+        with _begun(folder, config, spec, data, resume, origin) as run:
+            began = True
+            group.agree(False)
+            yield run
+    except MeamError:
+        if not began:
+            group.agree(True)
+        raise
+
+
+@contextlib.contextmanager
+def _begun(
+    folder: Path,
+    config: TrainConfig,
+    spec: PolicySpec,
+    data: str,
+    resume: bool,
+    origin: Mapping[str, str | None] | None,
+) -> Iterator[Run]:
     _make(folder)
     record = RunRecord.load(folder)
     if record is None and Checkpoint.latest(folder) is None:
@@ -231,7 +260,6 @@ def open_run(
         record = record if origin is None else replace(record, origin=origin)
         _write_settings(folder, record, config)
         with RunLog(folder, config, 0 if last is None else last.step, record.run_id) as log:
-            group.wait()
             yield Run(folder, config, spec, data, log, last, None if best is None else best.score)
 
 
@@ -263,11 +291,15 @@ def _write_settings(folder: Path, record: RunRecord, config: TrainConfig) -> Non
 
 
 def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec, data: str) -> None:
-    free = {name: getattr(config, name) for name in _FREE}
+    free = {name: getattr(config, name) for name in FREE_SETTINGS}
+    if last.step <= last.config.steps:
+        free |= {name: getattr(config, name) for name in _ONLINE}  # nothing has been learned online so far
     if config.mirror_steps > 1:
         del free["steps"]  # it decides where the stages begin
     if replace(last.config, **free) != config:
         ours, theirs = asdict(config), asdict(last.config)
+        if ours["method"] != theirs["method"]:
+            ours = {"method": config.method}  # everything else follows
         changed = [f"{k}: {theirs[k]!r} there, {ours[k]!r} now" for k in ours if k not in free and ours[k] != theirs[k]]
         raise CheckpointError(f"The run in {last.path.parent.parent} has other settings: {'; '.join(changed)}.")
     if last.data != data or replace(last.spec, hyperparameters={}) != replace(spec, hyperparameters={}):

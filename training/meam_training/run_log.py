@@ -96,6 +96,10 @@ class RunLog:
         """
         return self._log(self._evaluations, "evaluation", step, metrics)
 
+    def has_evaluation(self, step: int) -> bool:
+        """Whether an evaluation of that update is logged."""
+        return self._evaluations.has(step)
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Keep the time that passes within out of the updates per second."""
@@ -167,6 +171,9 @@ class _CsvFile:
             # By name: a newer version may have more columns.
             lines = [self._columns, *([row.get(name, "") for name in self._columns] for row in kept)]
             write_atomically(path, "".join(",".join(line) + "\n" for line in lines))
+
+    def has(self, step: int) -> bool:
+        return self._path.is_file() and any(int(row["step"]) == step for row in _whole_rows(self._path))
 
     def append(self, step: int, row: Mapping[str, float]) -> None:
         lines = [] if self._path.is_file() else [self._columns]

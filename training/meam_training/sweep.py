@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,7 +36,7 @@ from typing import Any, Literal, NamedTuple
 from meam_policy.errors import CheckpointError, ConfigError, NotFoundError, OutputError
 from meam_training.checkpoint import Checkpoint
 from meam_training.config import PRESETS, TrainConfig
-from meam_training.run_folder import load_settings
+from meam_training.run_folder import FREE_SETTINGS, load_settings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -79,13 +79,15 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has done all of its steps with these very settings."""
+        """Whether the run has done all of its steps with these settings, as far as they decide the weights."""
         try:
             last = Checkpoint.latest(self.output_dir)
         except CheckpointError:
             return False  # the run itself says what is wrong with it
-        steps = self.config.steps + self.config.online_steps
-        return last is not None and last.config == self.config and last.step >= steps
+        if last is None:
+            return False
+        free = {name: getattr(self.config, name) for name in FREE_SETTINGS}
+        return replace(last.config, **free) == self.config and last.step >= self.config.steps + self.config.online_steps
 
 
 class Outcome(NamedTuple):

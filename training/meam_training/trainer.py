@@ -24,14 +24,13 @@ from meam_training.checkpoint import Checkpoint
 from meam_training.chunk_source import ChunkSource, make_chunk_source
 from meam_training.config import TrainConfig
 from meam_training.dataset import OfflineDataset
-from meam_training.distributed import process_group
+from meam_training.distributed import ProcessGroup, process_group
 from meam_training.evaluation import DataEvaluator, EnvironmentEvaluator, Evaluation, Evaluator
 from meam_training.learner import Learner
 from meam_training.online import OnlineLearning
 from meam_training.run_folder import Run, open_run
-from meam_training.run_log import METRICS_FILE
 
-__all__ = ["METRICS_FILE", "make_spec", "train"]
+__all__ = ["make_spec", "train"]
 
 Progress = Callable[[int, dict[str, float]], None]
 """Called with the updates done and the latest metrics."""
@@ -67,7 +66,6 @@ def train(
         value: Known value of actions, instead of learned critics: raw observations [batch, obs] and normalised,
             flattened chunks [batch, act] to [batch], differentiable. Give the same one to resume.
         env: Where to evaluate; None makes the data set's environment. Without either, evaluations use the data.
-        online_env: Where to learn on for `online_steps`, another one than `env`; None makes the data set's.
         online_env: Where to learn online, another one than `env`; None makes the data set's environment.
         origin: Where the data came from, to be kept in `run.json` for `meam train --resume`.
 
@@ -102,7 +100,7 @@ def train(
     folder = Path(output_dir).expanduser()
     with (
         process_group(device) as group,
-        _evaluator(config, spec, chunks, device, env) as evaluator,
+        _evaluator(config, spec, chunks, device, env, group) as evaluator,
         _online_env(config, spec, online_env) as online_env,
         _threads(config.threads),
         open_run(folder, config, spec, data, resume=resume, origin=origin, group=group) as run,
@@ -111,6 +109,11 @@ def train(
         learner = Learner(spec, config, device, value, group)
         online = None if online_env is None else OnlineLearning(online_env, learner, chunks, spec)
         run.restore(learner, online)
+        group.check_same_step(run.step)
+        if evaluator is not None and run.lacks_evaluation():  # an interrupt came before it
+            evaluation = _evaluate(evaluator, run, learner, run.step, interrupted, on_evaluation)
+            if run.is_best(evaluation):
+                run.save(run.step, learner, evaluation, online)
         steps = config.steps + config.online_steps
         for step in range(run.step + 1, steps + 1):
             if online is None or step <= config.steps:
@@ -123,9 +126,9 @@ def train(
                 _report(on_progress, step, run.log.write(step))
             with run.log.paused():
                 evaluation = None
-                if evaluator is not None and step % config.evaluate_every == 0 and group.is_first:
+                if evaluator is not None and step % config.evaluate_every == 0:
                     evaluation = _evaluate(evaluator, run, learner, step, interrupted, on_evaluation)
-                stop = group.agree(bool(interrupted), device)
+                stop = group.agree(bool(interrupted))
                 if last or stop or step % config.checkpoint_every == 0 or run.is_best(evaluation):
                     _prepare_to_act(learner, config, step)
                     run.save(step, learner, evaluation, online)
@@ -170,9 +173,10 @@ def _evaluator(
     chunks: ChunkSource,
     device: torch.device,
     env: gymnasium.Env[Any, Any] | None,
+    group: ProcessGroup,
 ) -> Iterator[Evaluator | None]:
     """What evaluates the policy, if anything does; an environment made here is closed in the end."""
-    if not config.evaluate_every:
+    if not config.evaluate_every or not group.is_first:
         yield None
     elif env is not None:
         yield EnvironmentEvaluator(env, spec, config.evaluate_episodes)
@@ -195,7 +199,7 @@ def _online_env(
     elif spec.environment_id is None:
         raise ConfigError(
             f"online_steps is {config.online_steps}, but the data does not say which environment it is from; expected "
-            "online_env=, or online_steps=0."
+            "online_env= (of an .npz file: --env-id), or online_steps=0."
         )
     else:
         with contextlib.closing(make_environment(spec.environment_id)) as made:
@@ -243,6 +247,8 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
         raise DeviceError(f'device is "{name}", but torch sees {seen} CUDA device(s) here. Use device="cpu" or "auto".')
+    if device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

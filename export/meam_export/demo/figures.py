@@ -17,7 +17,7 @@ from meam_policy.environments import make_environment
 from meam_policy.envs.pockets import ARENA_HALF_WIDTH, POCKET_RADIUS, POCKETS, POST_RADIUS, POSTS
 from meam_policy.errors import MissingExtraError
 from meam_policy.policy import MeamPolicy
-from meam_training.trainer import METRICS_FILE
+from meam_training.run_log import METRICS_FILE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def first_actions(result: DemoResult, state: tuple[float, ...]) -> dict[str, NDA
     chunk_size = checkpoint.spec.chunk_size
     sampler = dataset.chunk_sampler(chunk_size, 1.0)
     scaled = (sampler.observations[: len(sampler)] - np.array(state)) / np.array(checkpoint.spec.observation_std)
-    distance = np.where(sampler.targets.valid > 0, np.linalg.norm(scaled, axis=1), np.inf)
+    distance = np.where(sampler.targets(np.arange(len(sampler))).valid > 0, np.linalg.norm(scaled, axis=1), np.inf)
     nearest = np.argsort(distance)[:NEIGHBOURS]
     found = {"data": sampler.batch(nearest).actions.mean(axis=1).astype(np.float64)}
 

@@ -13,7 +13,7 @@ import tyro
 
 from meam_policy.commands import parse
 from meam_policy.console import print_json, progress_bar, say
-from meam_policy.errors import DatasetError
+from meam_policy.errors import DatasetError, NotFoundError
 from meam_training.checkpoint import Checkpoint
 from meam_training.config import PRESETS, TrainConfig
 from meam_training.dataset import OfflineDataset
@@ -61,15 +61,20 @@ def run(arguments: list[str], prog: str) -> None:
         done=0 if last is None else last.step,
         quiet=parsed.json or not first,
     ) as advance:
-        checkpoint = train(
-            parsed.config,
-            dataset,
-            parsed.output_dir,
-            resume=parsed.resume,
-            on_progress=lambda step, metrics: advance(step, progress.note(metrics)),
-            on_evaluation=progress.evaluated,
-            origin=origin,
-        )
+        try:
+            checkpoint = train(
+                parsed.config,
+                dataset,
+                parsed.output_dir,
+                resume=parsed.resume,
+                on_progress=lambda step, metrics: advance(step, progress.note(metrics)),
+                on_evaluation=progress.evaluated,
+                origin=origin,
+            )
+        except KeyboardInterrupt:
+            if first:
+                say(f"Go on with: meam train --resume --output-dir {parsed.output_dir}")
+            raise
     if not first:
         return
     best = Checkpoint.best(parsed.output_dir)
@@ -77,7 +82,8 @@ def run(arguments: list[str], prog: str) -> None:
         found = {} if best is None else {"best": str(best.path), "score": best.score}
         print_json({"checkpoint": str(checkpoint.path), "step": checkpoint.step, **found})
         return
-    say(f"Trained {checkpoint.path}\nExport with: meam export {parsed.output_dir} --output-dir policies/first")
+    say(f"Trained {checkpoint.path}{progress.evaluation}")
+    say(f"Export with: meam export {parsed.output_dir} --output-dir policies/first")
     if best is not None and best.step != checkpoint.step:
         say(
             f"The best return, {best.score:.4g}, was that of update {best.step}: "
@@ -89,12 +95,12 @@ class _Progress:
     """The few numbers that tell whether training goes well, as one line."""
 
     def __init__(self) -> None:
-        self._evaluation = ""
+        self.evaluation = ""
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         name = "return_mean" if "return_mean" in metrics else "action_difference"
         label = "return" if name == "return_mean" else "action difference"
-        self._evaluation = f", {label} {metrics[name]:.3g} at {step}"
+        self.evaluation = f", {label} {metrics[name]:.3g} at {step}"
 
     def note(self, metrics: Mapping[str, float]) -> str:
         labels = {
@@ -105,7 +111,7 @@ class _Progress:
             "gradient_norm": "gradient",
         }
         shown = [f"{label} {metrics[name]:.3g}" for name, label in labels.items() if name in metrics]
-        return ", ".join([f"{metrics['updates_per_second']:.3g} updates/s", *shown]) + self._evaluation
+        return ", ".join([f"{metrics['updates_per_second']:.3g} updates/s", *shown]) + self.evaluation
 
 
 def _parse(arguments: list[str], prog: str) -> TrainArguments:
@@ -116,6 +122,8 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
     settings = None if folder is None else load_settings(folder)
     record = None if folder is None else RunRecord.load(folder)
     origin = {} if record is None else record.origin
+    if folder is not None and settings is None and "--data" not in arguments:
+        raise NotFoundError(f"{folder} holds no run to resume. Give the folder of one, or --data to begin one there.")
     if settings is None or preset not in (None, settings.method):
         settings = TrainConfig.preset(preset or "me-am")
     return parse(
