@@ -51,8 +51,8 @@ class TrainConfig:
     precision: Precision = "float32"
     """Type of the matrix products: float32, or bf16 for speed; weights, sums and the optimiser stay in float32."""
     compile: bool = False
-    """Compile the update (and on CUDA capture it as one graph): a minute's wait at the start, then faster. Without a
-    C++ compiler it says so and goes on uncompiled."""
+    """Compile the update (and on CUDA capture it as one graph): a wait of a minute or two at the start, then faster.
+    Without a C++ compiler it says so and goes on uncompiled."""
     hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
     """Hidden layers of the two velocity fields, and of the edit and one-step policies."""
     critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)

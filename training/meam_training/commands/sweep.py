@@ -32,7 +32,8 @@ def sweep_command(
     """Train every combination of the tasks and settings in a TOML file.
 
     The file has three tables: [settings] of every run, [grid] with a list of values for every varied setting, and
-    [tasks.NAME] with a task's data, env_id and settings. `preset` counts as a setting:
+    [tasks.NAME] with a task's data, env_id and settings. `preset` counts as a setting; paths are those of the folder in
+    which the command runs:
 
         [settings]
         preset = "me-am"
