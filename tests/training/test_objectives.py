@@ -18,7 +18,7 @@ from meam_training import algorithm
 from meam_training.adjoint import sample_ancestral_path
 from meam_training.algorithm import ChunkBatch, MeamNetworks, MeamNoise, compute_losses, draw_noise
 from meam_training.config import TrainConfig
-from meam_training.flow import Velocity
+from meam_training.flow import Velocity, time_like
 from meam_training.networks import VelocityField
 from meam_training.sample_matching import importance_weights
 
@@ -317,12 +317,18 @@ def test_at_the_fixed_point_the_weights_are_nearly_equal() -> None:
 
 def freeze_path(monkeypatch: pytest.MonkeyPatch, networks: MeamNetworks, config: TrainConfig, rows: int) -> None:
     """Let finite differences see what the gradient sees: the path of the SDE is held constant."""
-    for name in ("sample_ancestral_path", "sample_memoryless_path"):
+    for name, uncontrolled in (("sample_ancestral_path", 0), ("sample_memoryless_path", 1)):
         real, paths = getattr(algorithm, name), []
 
-        def fixed(*args: Any, real: Any = real, paths: list[Tensor] = paths) -> Tensor:
+        def fixed(
+            policy: Any, *args: Any, real: Any = real, paths: list[Tensor] = paths, uncontrolled: int = uncontrolled
+        ) -> Tensor:
             if not paths:
-                paths.append(real(*args))
+                paths.append(real(policy, *args))
+                return paths[0]
+            steps = len(paths[0]) - 1
+            for k in range(steps - uncontrolled):  # the loss learns from what is said on the way
+                policy(paths[0][k], time_like(paths[0][k], k / steps))
             return paths[0]
 
         monkeypatch.setattr(algorithm, name, fixed)
