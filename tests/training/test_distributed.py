@@ -17,6 +17,7 @@ from meam_training.algorithm import ChunkBatch, MeamNoise, draw_noise
 from meam_training.checkpoint import Checkpoint
 from meam_training.chunk_source import DeviceChunks
 from meam_training.collect import collect
+from meam_training.config import TrainConfig
 from meam_training.distributed import ProcessGroup, process_group
 from meam_training.learner import Learner
 from meam_training.trainer import make_spec
@@ -93,6 +94,7 @@ def test_the_mean_of_two_halves_is_the_gradient_of_the_whole(make_config, datase
         ({"batch_size": 20, "candidates": 4}, "multiple of 8 for 2 processes and 4 candidates"),
         ({"mixture_weight": 0.01, "batch_size": 32}, "at least one row"),
         ({"adaptive_mixture": True, "mixture_weight": 0.4}, "adaptive_mixture"),
+        ({"online_steps": 5}, "online_steps is 5; expected 0 with several processes"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(make_config, changes, message):
@@ -102,7 +104,7 @@ def test_what_cannot_be_shared_is_refused(make_config, changes, message):
 
 
 def test_without_torchrun_there_is_one_process():
-    with process_group(CPU) as group:
+    with process_group(TrainConfig(), CPU) as group:
         assert (group.rank, group.size, group.is_first) == (0, 1, True)
         assert group.agree(True)
         assert not group.agree(False)
@@ -129,7 +131,7 @@ dataset = OfflineDataset.from_arrays(
 )
 config = TrainConfig.from_json(json.dumps(settings))
 spec, cpu = make_spec(config, dataset), torch.device("cpu")
-with process_group(cpu) as group:
+with process_group(config, cpu) as group:
     learner = Learner(spec, config, cpu, group=group)
     chunks = DeviceChunks(config, dataset, spec, cpu)
     metrics = [{k: v.item() for k, v in learner.update(chunks, step).items()} for step in range(1, 6)]

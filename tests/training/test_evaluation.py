@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from meam_export import export_policy
 from meam_policy import MeamPolicy, make_environment, rollout
 from meam_policy.errors import NotFoundError, SpaceError
+from meam_training.algorithm import MeamNetworks
 from meam_training.checkpoint import Checkpoint
 from meam_training.chunk_source import DeviceChunks
 from meam_training.dataset import OfflineDataset
@@ -238,18 +239,20 @@ def test_without_an_environment_the_data_are_compared_with_and_no_checkpoint_is_
     assert json.loads((Checkpoint.load(tmp_path / "me-am").path / "trainer.json").read_text())["score"] is None
 
 
-class Known(torch.nn.Module):
+class Known(MeamNetworks):
     """Networks whose outputs are known: always the same chunk, and a value that is the sum of a chunk."""
 
     def __init__(self, chunk, offsets=(0.0,)):
-        super().__init__()
-        self.encoder, self.policy, self.known_value = torch.nn.Identity(), object(), None
+        torch.nn.Module.__init__(self)
+        self.encoder: Any = torch.nn.Identity()
+        self.policy: Any = torch.nn.Identity()
+        self.known_value = None
         self.chunk, self.offsets = torch.tensor(chunk), torch.tensor(offsets)
 
-    def act(self, features, noise):
+    def act(self, features, noise, edit_noise=None):
         return self.chunk.expand(len(features), -1)
 
-    def values(self, features, actions):
+    def target_critic(self, features, actions):
         return actions.sum(dim=1)[None] + self.offsets[:, None]
 
 

@@ -48,6 +48,7 @@ __all__ = [
     "draw_noise",
     "mixed_rows",
     "pretraining_losses",
+    "td_target",
     "update_targets",
 ]
 
@@ -371,6 +372,29 @@ def _orthonormal(vectors: Float[Tensor, "probes act"]) -> Float[Tensor, "probes 
     return torch.stack(rows) if rows else vectors
 
 
+@torch.no_grad()
+def td_target(
+    n: MeamNetworks,
+    batch: ChunkBatch,
+    config: TrainConfig,
+    next_x_0: Float[Tensor, "batch noise"],
+    next_edit: Float[Tensor, "batch noise"] | None = None,
+) -> Float[Tensor, " batch"]:
+    """The pessimistic TD target r + gamma^H mask Q(s', a') of chunks, a' as the policy acts.
+
+    Args:
+        n: All networks; the averaged critics are read.
+        batch: The chunks.
+        config: Settings.
+        next_x_0: Starts of the policy's flow.
+        next_edit: Noise of the edit policy; None takes its mode.
+    """
+    features = n.encoder(batch.next_observations)
+    values = n.target_critic(features, n.act(features, next_x_0, next_edit))
+    next_value = pessimistic_value(values, config.pessimism)
+    return batch.rewards + config.discount**config.chunk_size * batch.masks * next_value
+
+
 def _critic_loss(
     n: MeamNetworks,
     features: Tensor,
@@ -380,12 +404,7 @@ def _critic_loss(
     metrics: dict[str, Tensor],
 ) -> Tensor:
     """Pessimistic TD over the chunk, a' as the policy acts."""
-    with torch.no_grad():
-        next_features = n.encoder(batch.next_observations)
-        next_edit = noise.next_edit if config.edit_scale else None
-        next_actions = n.act(next_features, noise.next_x_0, next_edit)
-        next_value = pessimistic_value(n.target_critic(next_features, next_actions), config.pessimism)
-        target = batch.rewards + config.discount**config.chunk_size * batch.masks * next_value
+    target = td_target(n, batch, config, noise.next_x_0, noise.next_edit if config.edit_scale else None)
     values = n.critic(features, batch.actions)
     loss = ((values - target).square() * batch.valid).mean()
     metrics |= {

@@ -28,17 +28,17 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     from torch._inductor.exc import InductorError
 
     graph = torch.compile(function, fullgraph=True, dynamic=False)
-    works: bool | None = None
+    failed = False
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal works
-        if works is False:
+        nonlocal failed
+        if failed:
             return function(*args, **kwargs)
         try:
             with config.patch(trace_autograd_ops=True):
-                result = graph(*args, **kwargs)
+                return graph(*args, **kwargs)
         except (exc.TorchDynamoException, InductorError, AttributeError) as error:
-            works = False
+            failed = True
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             warnings.warn(
                 f"The update cannot be compiled here ({reason}), so it runs uncompiled. Compiling needs a C++ compiler "
@@ -47,8 +47,6 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
                 stacklevel=2,
             )
             return function(*args, **kwargs)
-        works = True
-        return result
 
     return call
 

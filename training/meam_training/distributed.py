@@ -55,6 +55,10 @@ class ProcessGroup:
         """
         if self.size == 1:
             return
+        if config.online_steps:
+            raise ConfigError(
+                f"online_steps is {config.online_steps}; expected 0 with several processes: there is one environment."
+            )
         unit = config.candidates if config.objective == "reweighted" and config.trains_policy else 1
         if config.batch_size % (unit * self.size):
             raise ConfigError(
@@ -120,12 +124,15 @@ class ProcessGroup:
         Raises:
             CheckpointError: they do not, for they see different folders.
         """
-        steps = [torch.tensor(step, device=self.device) for _ in range(self.size)]
-        if self.size > 1:
-            dist.all_gather(steps, torch.tensor(step, device=self.device))
-        if len({int(other) for other in steps}) > 1:
+        if self.size == 1:
+            return
+        mine = torch.tensor(step, device=self.device)
+        everyone = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(everyone, mine)
+        steps = [int(other) for other in everyone]
+        if len(set(steps)) > 1:
             raise CheckpointError(
-                f"The processes find checkpoints of the updates {[int(other) for other in steps]}; expected the same "
+                f"The processes find checkpoints of the updates {steps}; expected the same "
                 "one. Give them an output folder that all machines share."
             )
 
@@ -136,8 +143,12 @@ class ProcessGroup:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[ProcessGroup]:
-    """Join the processes that torchrun started, by NCCL on CUDA and gloo on the CPU; without it there is only one."""
+def process_group(config: TrainConfig, device: torch.device) -> Iterator[ProcessGroup]:
+    """Join the processes that torchrun started, by NCCL on CUDA and gloo on the CPU; without it there is only one.
+
+    Raises:
+        ConfigError: they cannot share the work of these settings.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "MASTER_ADDR" not in os.environ:
         yield ProcessGroup()
@@ -147,7 +158,9 @@ def process_group(device: torch.device) -> Iterator[ProcessGroup]:
         # The others wait while the first one evaluates, which may take longer than the ten minutes of NCCL's default.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
     try:
-        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), device)
+        group = ProcessGroup(dist.get_rank(), dist.get_world_size(), device)
+        group.check(config)
+        yield group
     finally:
         if joined:
             dist.destroy_process_group()

@@ -17,10 +17,9 @@ from meam_policy.policy import MeamPolicy
 from meam_policy.rollout import check_spaces, rollout
 from meam_policy.session import PolicySession
 from meam_policy.spec import PolicySpec
-from meam_training.algorithm import ChunkBatch, MeamNetworks
+from meam_training.algorithm import ChunkBatch, MeamNetworks, td_target
 from meam_training.chunk_source import ChunkSource
 from meam_training.config import TrainConfig
-from meam_training.q_maximizer import pessimistic_value
 
 __all__ = [
     "EVALUATION_METRICS",
@@ -143,14 +142,9 @@ class DataEvaluator:
             found["value_data"] = self._mean(at_data)
             found["value_policy"] = self._mean(n.values(features, actions).mean(dim=0))
             if n.known_value is None:
-                found["td_error"] = self._mean((self._target(n) - at_data).square()).sqrt()
+                target = td_target(n, batch, self._config, self._next_noise)
+                found["td_error"] = self._mean((target - at_data).square()).sqrt()
         return Evaluation({name: value.item() for name, value in found.items()}, score=None)
-
-    def _target(self, n: MeamNetworks) -> Tensor:
-        c, batch = self._config, self._batch
-        features = n.encoder(batch.next_observations)
-        value = pessimistic_value(n.values(features, n.act(features, self._next_noise)), c.pessimism)
-        return batch.rewards + c.discount**c.chunk_size * batch.masks * value
 
     def _mean(self, rows: Tensor) -> Tensor:
         valid = self._batch.valid

@@ -59,7 +59,6 @@ class Learner:
         group: ProcessGroup | None = None,
     ) -> None:
         self.config, self.group = config, group or ProcessGroup()
-        self.group.check(config)
         self.networks = build_networks(spec, config).to(device)
         if value is not None:
             self.networks.known_value = lambda *args: value(*args)  # a module would become a part of the checkpoint

@@ -89,17 +89,13 @@ def train(
     if value is not None and config.best_of > 1:
         raise ConfigError(f"best_of is {config.best_of}; expected 1 with a known value, which cannot be exported.")
     device = _device(config.device)
-    if config.online_steps and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            f"online_steps is {config.online_steps}; expected 0 with several processes: there is one environment."
-        )
     spec, data = make_spec(config, dataset), dataset.fingerprint + ("" if value is None else " with a known value")
     chunks = make_chunk_source(config, dataset, spec, device)
     if value is not None:
         _check_value(value, chunks, config, device)
     folder = Path(output_dir).expanduser()
     with (
-        process_group(device) as group,
+        process_group(config, device) as group,
         _evaluator(config, spec, chunks, device, env, group) as evaluator,
         _online_env(config, spec, online_env) as online_env,
         _threads(config.threads),
@@ -135,7 +131,7 @@ def train(
             if stop:
                 raise KeyboardInterrupt
         group.wait()
-    finished = run.last or Checkpoint.latest(folder)
+    finished = Checkpoint.latest(folder)
     assert finished is not None  # there is at least one step, and the last one saves
     return finished
 
