@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
-from typing import Any, Literal, NoReturn, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from meam_policy.errors import FormatError, SpaceError, VersionError
+from meam_policy.errors import ConfigError, SpaceError, VersionError
+from meam_policy.json_reader import JsonReader, parse_object, require
+from meam_policy.variant import EVALUATIONS, MAX_STEPS, Precision, Solver, VariantSpec, check_integration
 
-__all__ = ["FORMAT_VERSION", "BoxSpec", "PolicySpec", "Solver"]
+__all__ = ["EVALUATIONS", "FORMAT_VERSION", "BoxSpec", "PolicySpec", "Precision", "Solver", "VariantSpec"]
 
 FORMAT_VERSION = 1
 """Version of `config.json` that this package writes, and the only one that it reads."""
 
-Solver = Literal["euler", "midpoint"]
-"""How the probability-flow ODE is integrated; fixed steps from t = 0 (noise) to t = 1 (action)."""
+GRAPH_FILE = "policy.onnx"
+"""The graph of the policy itself."""
 
 MAX_DIMENSION = 2**20
-MAX_STEPS = 10_000
-MAX_CONFIG_BYTES = 64 * 2**20
 MAX_AXES = 16
 DTYPES = (
     "float16",
@@ -68,19 +68,19 @@ class BoxSpec:
             FormatError: a dimension is out of range, a bound list has the wrong length, or low > high.
         """
         name = "the box" if self.key is None else f'the box "{self.key}"'
-        _require(len(self.shape) <= MAX_AXES, f"shape of {name}", f"{len(self.shape)} axes", f"at most {MAX_AXES}")
+        require(len(self.shape) <= MAX_AXES, f"shape of {name}", f"{len(self.shape)} axes", f"at most {MAX_AXES}")
         for size in self.shape:
-            _require(1 <= size <= MAX_DIMENSION, f"shape of {name}", list(self.shape), f"sizes 1 to {MAX_DIMENSION}")
-        _require(self.size <= MAX_DIMENSION, f"shape of {name}", list(self.shape), f"at most {MAX_DIMENSION} numbers")
-        _require(self.dtype in DTYPES, f"dtype of {name}", repr(self.dtype), f"one of {', '.join(DTYPES)}")
+            require(1 <= size <= MAX_DIMENSION, f"shape of {name}", list(self.shape), f"sizes 1 to {MAX_DIMENSION}")
+        require(self.size <= MAX_DIMENSION, f"shape of {name}", list(self.shape), f"at most {MAX_DIMENSION} numbers")
+        require(self.dtype in DTYPES, f"dtype of {name}", repr(self.dtype), f"one of {', '.join(DTYPES)}")
         for side, bounds in (("low", self.low), ("high", self.high)):
-            _require(len(bounds) == self.size, f"{side} of {name}", f"{len(bounds)} numbers", f"{self.size} numbers")
+            require(len(bounds) == self.size, f"{side} of {name}", f"{len(bounds)} numbers", f"{self.size} numbers")
             nowhere = math.inf if side == "low" else -math.inf
             for bound in bounds:
                 good = not math.isnan(bound) and bound != nowhere
-                _require(good, f"{side} of {name}", bound, f"numbers, or {-nowhere} for no bound")
+                require(good, f"{side} of {name}", bound, f"numbers, or {-nowhere} for no bound")
         for low, high in zip(self.low, self.high, strict=True):
-            _require(low <= high, f"bounds of {name}", f"low {low} above high {high}", "low <= high")
+            require(low <= high, f"bounds of {name}", f"low {low} above high {high}", "low <= high")
 
     @property
     def size(self) -> int:
@@ -149,13 +149,19 @@ class PolicySpec:
         action_offset: Centre of the action box, environment units.
         action_scale: Half width of the action box, environment units; positive.
         flow_steps: Evaluations of the velocity from noise to action.
-        solver: Integration scheme: "euler", as many steps; "midpoint", half as many of second order.
+        solver: Integration scheme: "euler" and "ab2", as many steps; "midpoint" and "heun", half as many; "rk4", a
+            quarter.
+        time_grid: Ends of the steps, from 0 to 1; None for equal ones.
         best_of: Chunks drawn for one decision, of which the one with the highest value is kept.
         method: Training method, such as "bc", "qam" or "me-am".
         hyperparameters: The settings the policy was trained with.
         training_data: Id or path of the data set.
         environment_id: Environment the data was recorded in.
         control_rate_hz: Rate at which actions were applied when the data was recorded.
+        observation_names: Name of every observation number, such as a joint's; None if unknown.
+        action_names: Name of every action number; None if unknown.
+        license: SPDX identifier of the policy's licence; None if it has none.
+        variants: Other graphs in the folder, by name.
         files: SHA-256 (hex) of the other files of the policy folder, by file name.
         format_version: Version of this format.
     """
@@ -171,11 +177,16 @@ class PolicySpec:
     flow_steps: int
     method: str
     solver: Solver = "euler"
+    time_grid: tuple[float, ...] | None = None
     best_of: int = 1
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     training_data: str | None = None
     environment_id: str | None = None
     control_rate_hz: float | None = None
+    observation_names: tuple[str, ...] | None = None
+    action_names: tuple[str, ...] | None = None
+    license: str | None = None
+    variants: Mapping[str, VariantSpec] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -185,19 +196,16 @@ class PolicySpec:
         Raises:
             FormatError: a number is out of range or a list has the wrong length.
         """
-        _require(len(self.observation) >= 1, "observation", "no boxes", "at least one box")
+        require(len(self.observation) >= 1, "observation", "no boxes", "at least one box")
         keys = [box.key for box in self.observation]
         single = keys == [None]
-        _require(single or None not in keys, "observation", keys, "a key for every box of a Dict observation")
-        _require(len(set(keys)) == len(keys), "observation", keys, "different keys")
-        _require(self.action.key is None, "action", f"key {self.action.key!r}", "a box without a key")
-        _require(1 <= self.chunk_size <= MAX_STEPS, "chunk_size", self.chunk_size, f"1 to {MAX_STEPS}")
-        _require(1 <= self.execute_steps <= self.chunk_size, "execute_steps", self.execute_steps, "1 to chunk_size")
-        _require(1 <= self.flow_steps <= MAX_STEPS, "flow_steps", self.flow_steps, f"1 to {MAX_STEPS}")
-        _require(self.solver in get_args(Solver), "solver", self.solver, f"one of {', '.join(get_args(Solver))}")
-        even = self.solver != "midpoint" or self.flow_steps % 2 == 0
-        _require(even, "flow_steps", self.flow_steps, "an even number, for the solver takes two at a time")
-        _require(1 <= self.best_of <= MAX_STEPS, "best_of", self.best_of, f"1 to {MAX_STEPS}")
+        require(single or None not in keys, "observation", keys, "a key for every box of a Dict observation")
+        require(len(set(keys)) == len(keys), "observation", keys, "different keys")
+        require(self.action.key is None, "action", f"key {self.action.key!r}", "a box without a key")
+        require(1 <= self.chunk_size <= MAX_STEPS, "chunk_size", self.chunk_size, f"1 to {MAX_STEPS}")
+        require(1 <= self.execute_steps <= self.chunk_size, "execute_steps", self.execute_steps, "1 to chunk_size")
+        check_integration("", self.flow_steps, self.solver, self.time_grid)
+        require(1 <= self.best_of <= MAX_STEPS, "best_of", self.best_of, f"1 to {MAX_STEPS}")
         for name, size in (
             ("observation_mean", self.observation_dim),
             ("observation_std", self.observation_dim),
@@ -205,18 +213,27 @@ class PolicySpec:
             ("action_scale", self.action_dim),
         ):
             numbers = getattr(self, name)
-            _require(len(numbers) == size, name, f"{len(numbers)} numbers", f"{size} numbers")
+            require(len(numbers) == size, name, f"{len(numbers)} numbers", f"{size} numbers")
             positive = name in ("observation_std", "action_scale")
             for index, number in enumerate(numbers):
                 good = math.isfinite(number) and (number > 0 or not positive)
-                _require(good, f"{name}[{index}]", number, "a finite number" + (" above 0" if positive else ""))
+                require(good, f"{name}[{index}]", number, "a finite number" + (" above 0" if positive else ""))
         rate = self.control_rate_hz
-        _require(rate is None or (math.isfinite(rate) and rate > 0), "control_rate_hz", rate, "a rate above 0, or null")
+        require(rate is None or (math.isfinite(rate) and rate > 0), "control_rate_hz", rate, "a rate above 0, or null")
+        for name, size in (("observation_names", self.observation_dim), ("action_names", self.action_dim)):
+            names = getattr(self, name)
+            require(names is None or len(names) == size, name, f"{len(names or ())} names", f"{size} names, or null")
+            # A graph's metadata separates them by commas.
+            require(not any("," in part for part in names or ()), name, names, "names without commas")
+        for name, variant in self.variants.items():
+            variant.check(name)
+            known = self.variants[name].file in self.files
+            require(known, f'variants["{name}"].file', repr(variant.file), f"one of files: {', '.join(self.files)}")
         for name, digest in self.files.items():
             plain = name not in ("", ".", "..") and not set(name) & set("/\\:\0")
-            _require(plain, "files", repr(name), "plain file names")
+            require(plain, "files", repr(name), "plain file names")
             good = len(digest) == 64 and not set(digest) - set("0123456789abcdef")
-            _require(good, f'files["{name}"]', repr(digest), "a SHA-256 in lower-case hexadecimal")
+            require(good, f'files["{name}"]', repr(digest), "a SHA-256 in lower-case hexadecimal")
 
     @property
     def observation_dim(self) -> int:
@@ -250,11 +267,38 @@ class PolicySpec:
         """The Gymnasium action space."""
         return self.action.to_space()
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 (hex) of what the policy is, which its graphs carry: of the fields but `files` and `variants`."""
+        # As it will be read back: 10 and 10.0 are one rate, and two texts.
+        same = PolicySpec.from_json(replace(self, files={}, variants={}).to_json())
+        data = json.loads(same.to_json())
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    def select(self, variant: str | None) -> tuple[PolicySpec, str]:
+        """The policy as one of its variants acts, and the file of its graph.
+
+        Args:
+            variant: Name in `variants`; None for the policy itself.
+
+        Raises:
+            ConfigError: there is no such variant.
+        """
+        if variant is None:
+            return self, GRAPH_FILE
+        if variant not in self.variants:
+            names = ", ".join(self.variants) or "none"
+            raise ConfigError(f'The policy has no variant "{variant}"; it has: {names}.')
+        v = self.variants[variant]
+        changes = {"flow_steps": v.flow_steps, "solver": v.solver, "time_grid": v.time_grid, "best_of": v.best_of}
+        return replace(self, **changes), v.file
+
     def to_json(self) -> str:
         """The text of `config.json`."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data["observation"] = [box.to_json() for box in self.observation]
         data["action"] = self.action.to_json()
+        data["variants"] = {name: variant.to_json() for name, variant in self.variants.items()}
         data["files"] = dict(sorted(self.files.items()))
         data["hyperparameters"] = dict(self.hyperparameters)
         ordered = {"format_version": data.pop("format_version"), **data}
@@ -268,14 +312,14 @@ class PolicySpec:
             VersionError: `format_version` is not the one this package reads.
             FormatError: the text is not JSON, or a field is missing, unknown, of the wrong type or out of range.
         """
-        data = _parse_object(text)
+        data = parse_object(text)
         version = data.get("format_version")
         if type(version) is not int or version != FORMAT_VERSION:
             raise VersionError(
                 f"config.json: format_version is {version!r}; this meam-policy reads version {FORMAT_VERSION}. "
                 "Upgrade meam-policy, or export the policy again."
             )
-        read = _Reader(data, "")
+        read = JsonReader(data, "")
         known = [f.name for f in fields(cls)]
         read.only(known)
         boxes = read.get("observation", list, "a list of boxes")
@@ -291,56 +335,26 @@ class PolicySpec:
             flow_steps=read.integer("flow_steps"),
             method=read.text("method"),
             solver=read.get("solver", str, "text"),
+            time_grid=read.optional_numbers("time_grid"),
             best_of=read.integer("best_of") if "best_of" in data else 1,
             hyperparameters=read.finite("hyperparameters", read.get("hyperparameters", dict, "an object")),
             training_data=read.optional_text("training_data"),
             environment_id=read.optional_text("environment_id"),
             control_rate_hz=read.optional_number("control_rate_hz"),
+            observation_names=read.optional_words("observation_names"),
+            action_names=read.optional_words("action_names"),
+            license=read.optional_text("license") if "license" in data else None,
+            variants={
+                name: VariantSpec.from_json(variant, name)
+                for name, variant in (read.get("variants", dict, "an object") if "variants" in data else {}).items()
+            },
             files=read.texts("files"),
             format_version=version,
         )
 
 
-def _require(condition: bool, name: str, seen: object, expected: str) -> None:
-    if not condition:
-        raise FormatError(f"config.json: {name} is {seen}; expected {expected}.")
-
-
-def _parse_object(text: str | bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        data: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in data:
-                raise FormatError(f'config.json: the key "{key}" appears twice; expected every key once.')
-            data[key] = value
-        return data
-
-    if len(text) > MAX_CONFIG_BYTES:
-        raise FormatError(f"config.json has {len(text)} bytes; expected at most {MAX_CONFIG_BYTES}.")
-    try:
-        data = json.loads(text, object_pairs_hook=unique)
-    except UnicodeDecodeError as error:
-        raise FormatError(f"config.json is not UTF-8 text (byte {error.start}). Download it again.") from error
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise FormatError(f"config.json is not JSON: {error.msg} at {where}. Download or export it again.") from error
-    except RecursionError as error:
-        raise FormatError("config.json is nested too deeply to be a policy's config.json.") from error
-    except ValueError as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"config.json cannot be read: {error}.") from error
-    if not isinstance(data, dict):
-        raise FormatError(f"config.json holds a {type(data).__name__}; expected an object of settings.")
-    return data
-
-
 def _read_box(data: Any, name: str) -> BoxSpec:
-    if not isinstance(data, dict):
-        raise FormatError(
-            f"config.json: {name} is a {type(data).__name__}; expected a box with shape, dtype, low, high."
-        )
-    read = _Reader(data, f"{name}.")
+    read = JsonReader.of(data, name)
     read.only([f.name for f in fields(BoxSpec)])
     shape = read.get("shape", list, "a list of integers")
     for size in shape:
@@ -353,83 +367,3 @@ def _read_box(data: Any, name: str) -> BoxSpec:
         high=read.bounds("high", math.inf),
         key=read.optional_text("key"),
     )
-
-
-class _Reader:
-    """Takes typed values out of a JSON object, naming the field in every error."""
-
-    def __init__(self, data: dict[str, Any], prefix: str) -> None:
-        self.data = data
-        self.prefix = prefix
-
-    def fail(self, name: str, value: object, expected: str) -> NoReturn:
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        raise FormatError(f"config.json: {self.prefix}{name} is {shown} ({type(value).__name__}); expected {expected}.")
-
-    def only(self, known: list[str]) -> None:
-        for name in self.data:
-            if name not in known:
-                close = get_close_matches(name, known, n=1)
-                hint = f" Did you mean {self.prefix}{close[0]}?" if close else ""
-                raise FormatError(f"config.json: {self.prefix}{name} is not a field of this format version.{hint}")
-
-    def get(self, name: str, kind: type, expected: str) -> Any:
-        if name not in self.data:
-            raise FormatError(f"config.json: {self.prefix}{name} is missing; expected {expected}.")
-        value = self.data[name]
-        if not isinstance(value, kind):
-            self.fail(name, value, expected)
-        return value
-
-    def integer(self, name: str) -> int:
-        value = self.get(name, object, "an integer")
-        return value if type(value) is int else self.fail(name, value, "an integer")
-
-    def text(self, name: str) -> str:
-        return self.get(name, str, "text")
-
-    def optional_text(self, name: str) -> str | None:
-        return None if self.data.get(name, "") is None else self.get(name, str, "text or null")
-
-    def optional_number(self, name: str) -> float | None:
-        value = self.get(name, object, "a number or null")
-        return None if value is None else self.number(name, value)
-
-    def number(self, name: str, value: object) -> float:
-        if type(value) not in (int, float):
-            self.fail(name, value, "a number")
-        try:
-            number = float(value)  # pyright: ignore[reportArgumentType]
-        except OverflowError:
-            number = math.inf
-        return number if math.isfinite(number) else self.fail(name, value, "a number; it must be finite")
-
-    def numbers(self, name: str) -> tuple[float, ...]:
-        values = self.get(name, list, "a list of numbers")
-        return tuple(self.number(f"{name}[{i}]", value) for i, value in enumerate(values))
-
-    def bounds(self, name: str, missing: float) -> tuple[float, ...]:
-        values = self.get(name, list, "a list of numbers or nulls")
-        return tuple(missing if v is None else self.number(f"{name}[{i}]", v) for i, v in enumerate(values))
-
-    def texts(self, name: str) -> dict[str, str]:
-        values = self.get(name, dict, "an object of texts")
-        for key, value in values.items():
-            if not isinstance(value, str):
-                self.fail(f'{name}["{key}"]', value, "text")
-        return values
-
-    def finite(self, name: str, value: Any) -> Any:
-        """Check nested JSON data for numbers that are not finite."""
-        # A stack, not recursion: the JSON parser accepts data nested more deeply than Python's calls may be.
-        todo = [(name, value)]
-        while todo:
-            where, item = todo.pop()
-            if isinstance(item, dict):
-                todo += [(f"{where}.{key}", part) for key, part in item.items()]
-            elif isinstance(item, list):
-                todo += [(f"{where}[{index}]", part) for index, part in enumerate(item)]
-            elif type(item) in (int, float):
-                self.number(where, item)
-        return value

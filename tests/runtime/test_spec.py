@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import hashlib
 import json
 import math
 import warnings
@@ -12,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from meam_policy import FORMAT_VERSION, BoxSpec, FormatError, MeamError, PolicySpec, SpaceError, VersionError
+from meam_policy import (
+    FORMAT_VERSION,
+    BoxSpec,
+    ConfigError,
+    FormatError,
+    MeamError,
+    PolicySpec,
+    SpaceError,
+    VersionError,
+)
+from meam_policy.variant import EVALUATIONS, VariantSpec
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 POSITIVE = st.floats(min_value=1e-30, max_value=1e30)
@@ -46,6 +57,33 @@ def box_spaces(draw):
 
 
 @st.composite
+def integrations(draw):
+    """Fields that say how an ODE is integrated."""
+    solver = draw(st.sampled_from(sorted(EVALUATIONS)))
+    inner = st.floats(0, 1, exclude_min=True, exclude_max=True)
+    times = draw(st.none() | st.lists(inner, max_size=5, unique=True))
+    steps = draw(st.integers(1, 2500)) if times is None else len(times) + 1
+    return {
+        "solver": solver,
+        "flow_steps": steps * EVALUATIONS[solver],
+        "time_grid": None if times is None else (0.0, *sorted(times), 1.0),
+        "best_of": draw(st.integers(1, 10_000)),
+    }
+
+
+@st.composite
+def variants(draw, files):
+    measured = st.dictionaries(st.text(max_size=5), FINITE, max_size=2)
+    return VariantSpec(
+        file=draw(st.sampled_from(files)),
+        precision=draw(st.sampled_from(["fp32", "int8", "fp16"])),
+        one_step=draw(st.booleans()),
+        measured=draw(measured),
+        **draw(integrations()),
+    )
+
+
+@st.composite
 def specs(draw):
     keys = draw(st.just([None]) | st.lists(st.text(max_size=5), min_size=1, max_size=3, unique=True))
     observation = tuple(BoxSpec.from_space(draw(box_spaces()), key) for key in keys)
@@ -61,8 +99,14 @@ def specs(draw):
         lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
         max_leaves=4,
     )
-    file_names = st.text(st.characters(exclude_characters="/\\:\0"), min_size=1, max_size=8)
-    solver = draw(st.sampled_from(["euler", "midpoint"]))
+    names = st.text(st.characters(exclude_characters="/\\:\0"), min_size=1, max_size=8)
+    file_names = names.filter(lambda name: name not in (".", ".."))
+    files = draw(st.dictionaries(file_names, st.just(SHA), max_size=2))
+    variant_names = st.from_regex(r"[a-z0-9][a-z0-9.-]{0,63}", fullmatch=True)
+
+    def words(size):
+        return draw(st.none() | st.lists(st.text(max_size=3), min_size=size, max_size=size).map(tuple))
+
     return PolicySpec(
         observation=observation,
         action=action,
@@ -72,15 +116,17 @@ def specs(draw):
         observation_std=numbers(POSITIVE, observation_dim),
         action_offset=numbers(FINITE, action.size),
         action_scale=numbers(POSITIVE, action.size),
-        flow_steps=draw(st.integers(1, 5000)) * (2 if solver == "midpoint" else 1),
-        solver=solver,
-        best_of=draw(st.integers(1, 10_000)),
         method=draw(st.text(max_size=5)),
         hyperparameters=draw(st.dictionaries(st.text(max_size=5), json_values, max_size=3)),
         training_data=draw(st.none() | st.text(max_size=5)),
         environment_id=draw(st.none() | st.text(max_size=5)),
         control_rate_hz=draw(st.none() | POSITIVE),
-        files=draw(st.dictionaries(file_names.filter(lambda name: name not in (".", "..")), st.just(SHA), max_size=2)),
+        observation_names=words(observation_dim),
+        action_names=words(action.size),
+        license=draw(st.none() | st.text(max_size=5)),
+        variants=draw(st.dictionaries(variant_names, variants(sorted(files)), max_size=2)) if files else {},
+        files=files,
+        **draw(integrations()),
     )
 
 
@@ -98,7 +144,24 @@ GOOD = dataclasses.replace(
     training_data="meam/pockets-v0",
     environment_id="meam/Pockets-v0",
     control_rate_hz=10.0,
-    files={"policy.onnx": SHA},
+    flow_steps=2,
+    time_grid=(0.0, 0.25, 1.0),
+    observation_names=("angle", "speed"),
+    action_names=("torque",),
+    license="apache-2.0",
+    variants={
+        "k3": VariantSpec(
+            file="k3.onnx",
+            flow_steps=4,
+            solver="midpoint",
+            time_grid=(0.0, 0.5, 1.0),
+            best_of=3,
+            precision="int8",
+            one_step=False,
+            measured={"action_error": 0.01},
+        )
+    },
+    files={"policy.onnx": SHA, "k3.onnx": SHA},
 )
 
 
@@ -243,11 +306,19 @@ NUMBER_PATHS = [
     ("observation", 0, "high", 0),
     ("action", "low", 0),
     ("action", "high", 0),
+    ("time_grid", 1),
+    ("variants", "k3", "time_grid", 1),
+    ("variants", "k3", "measured", "action_error"),
 ]
 
 
 def name_of(path):
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
+    """How messages call the field at a path: variants["k3"].time_grid[1]."""
+    name = ""
+    for before, step in zip((None, *path[:-1]), path, strict=True):
+        quoted = before in ("variants", "measured", "files")
+        name += f"[{step}]" if isinstance(step, int) else f'["{step}"]' if quoted else f".{step}"
+    return name.lstrip(".")
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" + "0" * 400])
@@ -338,6 +409,25 @@ FIELDS = {
     ("training_data",): {"null", "text"},
     ("environment_id",): {"null", "text"},
     ("control_rate_hz",): {"null", "int", "float"},
+    ("time_grid",): {"null", "list"},
+    ("time_grid", 0): {"int", "float"},
+    ("observation_names",): {"null", "list"},
+    ("observation_names", 1): {"text"},
+    ("action_names",): {"null", "list"},
+    ("action_names", 0): {"text"},
+    ("license",): {"null", "text"},
+    ("variants",): {"object"},
+    ("variants", "k3"): {"object"},
+    ("variants", "k3", "file"): {"text"},
+    ("variants", "k3", "flow_steps"): {"int"},
+    ("variants", "k3", "solver"): {"text"},
+    ("variants", "k3", "time_grid"): {"null", "list"},
+    ("variants", "k3", "time_grid", 1): {"int", "float"},
+    ("variants", "k3", "best_of"): {"int"},
+    ("variants", "k3", "precision"): {"text"},
+    ("variants", "k3", "one_step"): {"bool"},
+    ("variants", "k3", "measured"): {"object"},
+    ("variants", "k3", "measured", "action_error"): {"int", "float"},
     ("files",): {"object"},
     ("files", "policy.onnx"): {"text"},
 }
@@ -345,7 +435,9 @@ WRONG_TYPES = [(path, kind) for path, good in FIELDS.items() for kind in JSON_OF
 
 
 def test_wrong_types_are_tried_on_every_field():
-    assert {path[0] for path in FIELDS} | {"format_version"} == set(json.loads(GOOD.to_json()))
+    data = json.loads(GOOD.to_json())
+    assert {path[0] for path in FIELDS} | {"format_version"} == set(data)
+    assert {path[2] for path in FIELDS if path[0] == "variants" and len(path) > 2} == set(data["variants"]["k3"])
 
 
 @pytest.mark.parametrize(("path", "kind"), WRONG_TYPES, ids=lambda part: part if isinstance(part, str) else "")
@@ -355,19 +447,36 @@ def test_wrong_type_is_refused_with_the_field_and_both_types(path, kind):
     # A wrong size is reported as the shape's, a wrong hash under its quoted file name.
     field = [step for step in path if isinstance(step, str)][-1]
     assert field in message
+    if path[0] == "variants":
+        assert f"config.json: {name_of(path)} is" in message
     assert "expected" in message
     if value is not None:
         assert type(value).__name__ in message
 
 
-def test_a_file_from_before_there_was_a_choice_draws_one_chunk():
-    data = json.loads(dataclasses.replace(GOOD, best_of=3).to_json())
-    assert PolicySpec.from_json(json.dumps(data)).best_of == 3
-    del data["best_of"]
-    assert PolicySpec.from_json(json.dumps(data)).best_of == 1
+NEW = {"best_of", "time_grid", "observation_names", "action_names", "license", "variants"}
+"""Fields that the first files of this format version did not have."""
 
 
-@pytest.mark.parametrize("name", sorted(set(json.loads(GOOD.to_json())) - {"best_of"}))
+def test_a_file_from_before_the_newer_fields_is_read_as_it_was_meant():
+    data = {name: value for name, value in json.loads(GOOD.to_json()).items() if name not in NEW}
+    spec = PolicySpec.from_json(json.dumps(data))
+    assert (spec.best_of, spec.time_grid, spec.license) == (1, None, None)
+    assert (spec.observation_names, spec.action_names, spec.variants) == (None, None, {})
+    assert (spec.observation, spec.hyperparameters, spec.files) == (GOOD.observation, GOOD.hyperparameters, GOOD.files)
+
+
+@pytest.mark.parametrize("name", sorted(NEW))
+def test_each_newer_field_may_be_missing(name):
+    data = json.loads(GOOD.to_json())
+    del data[name]
+    spec = PolicySpec.from_json(json.dumps(data))
+    for field in dataclasses.fields(spec):
+        if field.name != name:
+            assert getattr(spec, field.name) == getattr(GOOD, field.name)
+
+
+@pytest.mark.parametrize("name", sorted(set(json.loads(GOOD.to_json())) - NEW))
 def test_missing_field_is_refused_by_name(name):
     data = json.loads(GOOD.to_json())
     del data[name]
@@ -381,7 +490,15 @@ def test_missing_field_of_a_box_is_refused_by_name(name):
     assert f"action.{name} is missing" in error_of(json.dumps(data))
 
 
+@pytest.mark.parametrize("name", ["file", "flow_steps", "solver", "best_of", "precision", "one_step", "measured"])
+def test_missing_field_of_a_variant_is_refused_by_name(name):
+    data = json.loads(GOOD.to_json())
+    del data["variants"]["k3"][name]
+    assert f'variants["k3"].{name} is missing' in error_of(json.dumps(data))
+
+
 def test_unknown_field_is_refused_with_the_nearest_name():
+    assert 'Did you mean variants["k3"].solver?' in error_of(changed(("variants", "k3", "solvr"), "euler"))
     assert "Did you mean chunk_size?" in error_of(changed(("chunk_sise",), 4))
     assert "Did you mean action.shape?" in error_of(changed(("action", "shapes"), [1]))
 
@@ -418,12 +535,155 @@ def test_steps_out_of_range_are_refused(name, steps):
     assert f"{name} is {steps}" in message
 
 
-@pytest.mark.parametrize("steps", [1, 3, 9_999])
-def test_the_midpoint_solver_takes_an_even_number_of_evaluations(steps):
-    data = {**json.loads(GOOD.to_json()), "solver": "midpoint"}
-    assert PolicySpec.from_json(json.dumps({**data, "flow_steps": steps + 1})).solver == "midpoint"
-    message = error_of(json.dumps({**data, "flow_steps": steps}))
-    assert f"flow_steps is {steps}; expected an even number" in message
+@pytest.mark.parametrize(
+    ("field", "value", "shown", "expected"),
+    [
+        ("file", "other.onnx", "'other.onnx'", "one of files: k3.onnx, policy.onnx"),
+        ("file", "../k3.onnx", "'../k3.onnx'", "one of files: k3.onnx, policy.onnx"),
+        ("file", "", "''", "one of files: k3.onnx, policy.onnx"),
+        ("flow_steps", 0, "0", "1 to 10000"),
+        ("flow_steps", -1, "-1", "1 to 10000"),
+        ("flow_steps", 2**40, "1099511627776", "1 to 10000"),
+        ("flow_steps", 5, "5", "a multiple of 2, as midpoint takes so many at a time"),
+        ("solver", "dopri5", "'dopri5'", "one of euler, ab2, midpoint, heun, rk4"),
+        ("solver", "Euler", "'Euler'", "one of euler, ab2, midpoint, heun, rk4"),
+        ("time_grid", [0, 1], "2 times", "3, the ends of 2 steps"),
+        ("time_grid", [0, 0.25, 0.5, 1], "4 times", "3, the ends of 2 steps"),
+        ("time_grid", [0, 1, 1], "[0.0, 1.0, 1.0]", "increasing times from 0 to 1"),
+        ("best_of", 0, "0", "1 to 10000"),
+        ("best_of", 10_001, "10001", "1 to 10000"),
+        ("precision", "fp8", "'fp8'", "one of fp32, int8, fp16"),
+    ],
+)
+def test_value_of_a_variant_that_is_out_of_range_is_refused_by_name(field, value, shown, expected):
+    message = error_of(changed(("variants", "k3", field), value))
+    assert message == f'config.json: variants["k3"].{field} is {shown}; expected {expected}.'
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../x", "a/b", "a\\b", ".hidden", "-x", "K3", "k_3", "k 3", "k3\n", "a\nb", "é", "٣", "\0", "a" * 65]
+)
+def test_name_of_a_variant_that_could_not_be_part_of_a_file_name_is_refused(name):
+    data = json.loads(GOOD.to_json())
+    data["variants"] = {name: data["variants"]["k3"]}
+    message = error_of(json.dumps(data))
+    assert f"variants is {name!r}; expected names of lower-case letters, digits, dots and dashes" in message
+
+
+@pytest.mark.parametrize("name", ["k3", "0", "one-step", "k3.int8", "a" * 64])
+def test_plain_names_of_variants_are_taken(name):
+    data = json.loads(GOOD.to_json())
+    data["variants"] = {name: data["variants"]["k3"]}
+    assert list(PolicySpec.from_json(json.dumps(data)).variants) == [name]
+
+
+@pytest.mark.parametrize(
+    "grid", [[0, 0.5, 0.9], [0.1, 0.5, 1], [0, 0, 1], [0, 1, 1], [0, 1.5, 1], [0, -0.5, 1], [1, 0.5, 0], [], [0, 1]]
+)
+def test_times_that_do_not_lead_from_0_to_1_in_as_many_steps_are_refused(grid):
+    message = error_of(changed(("time_grid",), grid))
+    assert message.startswith("config.json: time_grid is ")
+    assert ("expected 3, the ends of 2 steps" if len(grid) != 3 else "increasing times from 0 to 1") in message
+
+
+@pytest.mark.parametrize("solver", sorted(EVALUATIONS))
+def test_evaluations_are_a_multiple_of_those_of_one_step(solver):
+    together = EVALUATIONS[solver]
+    data = {**json.loads(GOOD.to_json()), "solver": solver, "time_grid": None}
+    for steps in range(1, 10):
+        text = json.dumps({**data, "flow_steps": steps})
+        if steps % together == 0:
+            assert PolicySpec.from_json(text).flow_steps == steps
+        else:
+            expected = f"flow_steps is {steps}; expected a multiple of {together}, as {solver} takes so many at a time"
+            assert expected in error_of(text)
+
+
+def test_select_without_a_name_is_the_policy_as_trained():
+    assert GOOD.select(None) == (GOOD, "policy.onnx")
+
+
+def test_select_gives_the_integration_of_the_variant_and_its_file_and_leaves_the_rest():
+    spec, file = GOOD.select("k3")
+    assert file == "k3.onnx"
+    seen = (spec.flow_steps, spec.solver, spec.time_grid, spec.best_of)
+    assert seen == (4, "midpoint", (0.0, 0.5, 1.0), 3)
+    assert spec.noise_dim == 3 * GOOD.noise_dim
+    same = dataclasses.replace(spec, flow_steps=2, solver="euler", time_grid=GOOD.time_grid, best_of=1)
+    assert same == GOOD
+
+
+def test_variant_that_a_policy_does_not_have_is_refused_with_those_it_has():
+    with pytest.raises(ConfigError, match=r'no variant "k9"; it has: k3\.'):
+        GOOD.select("k9")
+    with pytest.raises(ConfigError, match="it has: none"):
+        dataclasses.replace(GOOD, variants={}).select("k3")
+
+
+IDENTITY_CHANGES = {
+    "observation": (dataclasses.replace(GOOD.observation[0], high=(2.0, math.inf)),),
+    "action": dataclasses.replace(GOOD.action, low=(-2.0,)),
+    "chunk_size": 5,
+    "execute_steps": 1,
+    "observation_mean": (0.0, 0.5),
+    "observation_std": (1.0, 2.0),
+    "action_offset": (0.5,),
+    "action_scale": (2.0,),
+    "flow_steps": 4,
+    "method": "qam",
+    "solver": "ab2",
+    "time_grid": (0.0, 0.5, 1.0),
+    "best_of": 2,
+    "hyperparameters": {"optimizer": {"rates": [0.1, 0.3]}},
+    "training_data": None,
+    "environment_id": None,
+    "control_rate_hz": 20.0,
+    "observation_names": ("angle", "rate"),
+    "action_names": None,
+    "license": "mit",
+}
+
+
+def test_identity_changes_with_every_field_of_what_a_policy_is():
+    assert set(IDENTITY_CHANGES) | {"files", "variants", "format_version"} == set(json.loads(GOOD.to_json()))
+    seen = {GOOD.identity}
+    for name, value in IDENTITY_CHANGES.items():
+        more = {"time_grid": None} if name == "flow_steps" else {}
+        seen.add(dataclasses.replace(GOOD, **{name: value}, **more).identity)
+    assert len(seen) == 1 + len(IDENTITY_CHANGES)
+
+
+def test_identity_does_not_change_with_files_variants_and_what_was_measured_of_them():
+    measured = dataclasses.replace(GOOD.variants["k3"], measured={"action_error": 0.02, "cpu_ms": 1.0})
+    for change in (
+        {"variants": {}},
+        {"variants": {"k3": measured}},
+        {"variants": {}, "files": {}},
+        {"files": {**GOOD.files, "policy.onnx": SHA[::-1]}},
+    ):
+        assert dataclasses.replace(GOOD, **change).identity == GOOD.identity
+
+
+def test_identity_is_the_hash_of_config_json_without_files_and_variants():
+    data = {**json.loads(GOOD.to_json()), "files": {}, "variants": {}}
+    assert GOOD.identity == hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+@settings(max_examples=20, deadline=None)
+@given(specs())
+def test_identity_survives_config_json(spec):
+    assert PolicySpec.from_json(spec.to_json()).identity == spec.identity
+
+
+def test_whole_numbers_have_the_identity_that_they_have_when_they_are_read_back():
+    spec = dataclasses.replace(GOOD, control_rate_hz=10, observation_mean=(0, 0), time_grid=(0, 0.25, 1))
+    assert spec == GOOD
+    assert spec.identity == GOOD.identity
+
+
+def test_identity_does_not_depend_on_the_order_of_the_hyperparameters():
+    one, other = ({"hyperparameters": {"a": 1, "b": 2}}, {"hyperparameters": {"b": 2, "a": 1}})
+    assert dataclasses.replace(GOOD, **one).identity == dataclasses.replace(GOOD, **other).identity
 
 
 def test_execute_steps_cannot_exceed_the_chunk():
@@ -478,7 +738,13 @@ def test_bounds_beyond_the_element_type_mean_no_bound(dtype, bounds):
         ({"observation_std": (1.0,) * 3}, "observation_std"),
         ({"action_offset": ()}, "action_offset"),
         ({"action_scale": (1.0, 1.0)}, "action_scale"),
-        ({"solver": "heun"}, "solver"),
+        ({"solver": "rk5"}, "solver"),
+        ({"solver": "rk4"}, "flow_steps is 2; expected a multiple of 4"),
+        ({"flow_steps": 3}, "time_grid is 3 times; expected 4"),
+        ({"time_grid": (0.0, math.nan, 1.0)}, "time_grid"),
+        ({"observation_names": ("angle",)}, "observation_names is 1 names; expected 2 names, or null"),
+        ({"action_names": ()}, "action_names is 0 names; expected 1 names, or null"),
+        ({"files": {"policy.onnx": SHA}}, r'variants\["k3"\].file is .k3.onnx.; expected one of files: policy.onnx'),
         ({"control_rate_hz": 0.0}, "control_rate_hz"),
         ({"control_rate_hz": -10.0}, "control_rate_hz"),
     ],

@@ -164,14 +164,14 @@ def test_a_number_that_is_accepted_is_accepted_as_an_integer_too(field):
 CHOICES = {
     "objective": ["reweighted", "adjoint", "target_score"],
     "sde": ["ancestral", "reference"],
-    "solver": ["euler", "midpoint"],
+    "solver": ["euler", "ab2", "midpoint", "heun", "rk4"],
     "precision": ["float32", "bf16"],
 }
 SWITCHES = ["confine", "adaptive_mixture", "joint_clip", "compile"]
 
 
 def changed(field: str, value: Any) -> TrainConfig:
-    return TrainConfig(**{field: value})
+    return TrainConfig(**{"flow_steps": 12, field: value})  # which every solver can take
 
 
 @pytest.mark.parametrize("field", CHOICES)
@@ -220,12 +220,16 @@ def test_the_share_of_offline_data_is_none_or_a_number_from_0_to_1(value):
         changed("offline_share", value)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 11])
-def test_the_midpoint_solver_takes_an_even_number_of_evaluations(steps):
-    assert TrainConfig(flow_steps=steps, solver="euler").flow_steps == steps
-    assert TrainConfig(flow_steps=2 * steps, solver="midpoint").flow_steps == 2 * steps
-    with pytest.raises(ConfigError, match=f'flow_steps is {steps}; expected an even number.* solver="euler"'):
-        TrainConfig(flow_steps=steps, solver="midpoint")
+@pytest.mark.parametrize("steps", [1, 2, 3, 6, 11])
+@pytest.mark.parametrize(("solver", "together"), [("euler", 1), ("ab2", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
+def test_a_solver_takes_a_multiple_of_the_evaluations_of_its_step(solver, together, steps):
+    assert TrainConfig(flow_steps=together * steps, solver=solver).flow_steps == together * steps
+    if steps % together == 0:
+        assert TrainConfig(flow_steps=steps, solver=solver).flow_steps == steps
+        return
+    expected = f'flow_steps is {steps}; expected a multiple of {together}, as {solver} takes so many.*solver="euler"'
+    with pytest.raises(ConfigError, match=expected):
+        TrainConfig(flow_steps=steps, solver=solver)
 
 
 BC: dict[str, Any] = {"method": "bc", "inverse_temperature": 0.0, "entropy_coef": 0.0, "mixture_weight": 0.0}
@@ -347,7 +351,7 @@ def test_a_method_fixes_the_coefficients_that_it_lacks(method, field):
 @given(
     st.sampled_from(list(PRESETS)),
     st.fixed_dictionaries(
-        {},
+        {"flow_steps": st.sampled_from([4, 12, 20])},
         optional={
             "steps": st.integers(10, 10**9),
             "seed": st.integers(0, 2**63 - 1),
@@ -392,7 +396,8 @@ def test_settings_survive_json(name, overrides):
         '{"method": ["me-am"]}',
         '{"device": 3}',
         '{"objective": null}',
-        '{"solver": "rk4"}',
+        '{"solver": "rk45"}',
+        '{"solver": "rk4", "flow_steps": 10}',
         '{"confine": 1}',
         '{"edit_scale": 0.1}',
         '{"sde_steps": 2.0}',

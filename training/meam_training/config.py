@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from meam_policy.errors import ConfigError
-from meam_policy.spec import Solver
+from meam_policy.spec import EVALUATIONS, Solver
 
 __all__ = ["PRESETS", "Logger", "Method", "Objective", "Precision", "Scheme", "TrainConfig"]
 
@@ -195,10 +195,10 @@ class TrainConfig:
         for name in ("confine", "adaptive_mixture", "joint_clip", "compile"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected true or false.")
-        if self.solver == "midpoint" and self.flow_steps % 2:
+        if self.flow_steps % EVALUATIONS[self.solver]:
             raise ConfigError(
-                f"flow_steps is {self.flow_steps}; expected an even number, as midpoint takes two at a time, "
-                'or solver="euler".'
+                f"flow_steps is {self.flow_steps}; expected a multiple of {EVALUATIONS[self.solver]}, as "
+                f'{self.solver} takes so many at a time, or solver="euler".'
             )
         if self.objective == "reweighted" and self.trains_policy:
             if self.batch_size < 4:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from meam_policy.spec import Solver
+from meam_training.solvers import denoised, solve, uniform_times
 
 __all__ = [
     "Jacobian",
@@ -63,7 +64,7 @@ def flow_matching_loss(
 
 
 def denoise(velocity: Velocity, x: Float[Tensor, "*batch act"], t: float, confine: bool) -> Float[Tensor, "*batch act"]:
-    """The expected action E[x_1 | x_t = x] = x + (1 - t) v(x, t) of a flow.
+    """The expected action E[x_1 | x_t = x] of a flow; see `solvers.denoised`.
 
     Args:
         velocity: Velocity of the flow.
@@ -71,8 +72,7 @@ def denoise(velocity: Velocity, x: Float[Tensor, "*batch act"], t: float, confin
         t: Flow time in [0, 1).
         confine: Clip to the box [-1, 1], in which the mean of actions of the box must lie.
     """
-    x_1 = x + (1 - t) * velocity(x, time_like(x, t))
-    return x_1.clamp(-1, 1) if confine else x_1
+    return denoised(x, velocity(x, time_like(x, t)), t, confine)
 
 
 def integrate(
@@ -81,34 +81,23 @@ def integrate(
     flow_steps: int,
     solver: Solver = "euler",
     confine: bool = False,
+    times: Sequence[float] | None = None,
 ) -> Float[Tensor, "*batch act"]:
-    """Follow dx/dt = v(x, t) from noise to action on a uniform grid.
+    """Follow dx/dt = v(x, t) from noise to action; see `solvers.solve`.
 
     Args:
         velocity: Velocity of the flow.
         x_0: Noise.
-        flow_steps: Evaluations of the velocity, K: as many Euler steps, or half as many midpoint steps.
-        solver: "euler", or "midpoint" (second order; K must be even).
-        confine: Clip the denoised action of every evaluation, and the result, to the box [-1, 1]. Whatever the network
-            says, the result lies in the box and no component on the way exceeds max(|x_0|, 3): with the share a =
-            h / (2 (1 - t)) <= 1/2 of a half step, a midpoint step ends at (1 - 2a) x + 2 (D' - a D) / (1 - a), where
-            the denoised actions D, D' lie in the box.
+        flow_steps: Evaluations of the velocity, K.
+        solver: Integration scheme; K must be a multiple of its evaluations a step.
+        confine: Clip denoised actions, and the result, to the box [-1, 1].
+        times: Ends of the steps, from 0 to 1; None for equal steps.
     """
 
     def v(x: Tensor, t: float) -> Tensor:
-        return (denoise(velocity, x, t, confine) - x) / (1 - t) if confine else velocity(x, time_like(x, t))
+        return velocity(x, time_like(x, t))
 
-    x = x_0
-    if solver == "euler":
-        for k in range(flow_steps):
-            # x_{k+1} = x_k + h v(x_k, k h)
-            x = x + v(x, k / flow_steps) / flow_steps
-    else:
-        h = 2 / flow_steps
-        for k in range(flow_steps // 2):
-            # x_{k+1} = x_k + h v(x_k + h/2 v(x_k, k h), (k + 1/2) h)
-            x = x + h * v(x + h / 2 * v(x, k * h), (k + 0.5) * h)
-    return x.clamp(-1, 1) if confine else x
+    return solve(v, x_0, times or uniform_times(flow_steps, solver), solver, confine)
 
 
 def log_likelihood(

@@ -1,0 +1,118 @@
+"""Variants of a policy: other graphs of the same networks, with fewer steps or lighter weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from meam_policy.json_reader import JsonReader, require
+
+__all__ = ["EVALUATIONS", "MAX_STEPS", "Precision", "Solver", "VariantSpec", "check_integration"]
+
+Solver = Literal["euler", "ab2", "midpoint", "heun", "rk4"]
+"""How the probability-flow ODE is integrated; fixed steps from t = 0 (noise) to t = 1 (action)."""
+
+EVALUATIONS: Mapping[str, int] = MappingProxyType({"euler": 1, "ab2": 1, "midpoint": 2, "heun": 2, "rk4": 4})
+"""Evaluations of the velocity in one step."""
+
+Precision = Literal["fp32", "int8", "fp16"]
+"""Weights of a graph: float32; 8-bit integers in blocks, for CPUs; float16, for CUDA and TensorRT."""
+
+MAX_STEPS = 10_000
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
+
+
+def check_integration(prefix: str, flow_steps: int, solver: str, time_grid: tuple[float, ...] | None) -> None:
+    """Check that steps, scheme and grid fit together.
+
+    Args:
+        prefix: Of the fields' names in messages.
+        flow_steps: Evaluations of the velocity.
+        solver: Integration scheme.
+        time_grid: Ends of the steps; None for equal ones.
+
+    Raises:
+        FormatError: they do not.
+    """
+    require(1 <= flow_steps <= MAX_STEPS, f"{prefix}flow_steps", flow_steps, f"1 to {MAX_STEPS}")
+    require(solver in get_args(Solver), f"{prefix}solver", repr(solver), f"one of {', '.join(get_args(Solver))}")
+    together = EVALUATIONS[solver]
+    expected = f"a multiple of {together}, as {solver} takes so many at a time"
+    require(flow_steps % together == 0, f"{prefix}flow_steps", flow_steps, expected)
+    if time_grid is None:
+        return
+    steps = flow_steps // together
+    name = f"{prefix}time_grid"
+    require(len(time_grid) == steps + 1, name, f"{len(time_grid)} times", f"{steps + 1}, the ends of {steps} steps")
+    ends = time_grid[0] == 0 and time_grid[-1] == 1 and all(t < u for t, u in pairwise(time_grid))
+    require(ends, name, list(time_grid), "increasing times from 0 to 1")
+
+
+@dataclass(frozen=True)
+class VariantSpec:
+    """Another graph of a policy, and what was measured of it when it was exported.
+
+    Attributes:
+        file: Its file in the policy folder.
+        flow_steps: Evaluations of the velocity; 1 for a one-step head.
+        solver: Integration scheme.
+        time_grid: Ends of the steps, from 0 to 1; None for equal ones.
+        best_of: Chunks drawn for one decision, of which the one with the highest value is kept.
+        precision: Weights of the graph.
+        one_step: The policy distilled from the flow, rather than the flow.
+        measured: Figures by name; those that `meam export` writes are explained in the model card.
+    """
+
+    file: str
+    flow_steps: int
+    solver: Solver = "euler"
+    time_grid: tuple[float, ...] | None = None
+    best_of: int = 1
+    precision: Precision = "fp32"
+    one_step: bool = False
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+    def check(self, name: str) -> None:
+        """Check that the parts agree.
+
+        Raises:
+            FormatError: they do not; the message begins with the variant's name.
+        """
+        prefix = f'variants["{name}"].'
+        plain = _NAME.fullmatch(name) is not None
+        require(plain, "variants", repr(name), "names of lower-case letters, digits, dots and dashes")
+        check_integration(prefix, self.flow_steps, self.solver, self.time_grid)
+        require(1 <= self.best_of <= MAX_STEPS, f"{prefix}best_of", self.best_of, f"1 to {MAX_STEPS}")
+        known = get_args(Precision)
+        require(self.precision in known, f"{prefix}precision", repr(self.precision), f"one of {', '.join(known)}")
+        for key, value in self.measured.items():
+            require(math.isfinite(value), f'{prefix}measured["{key}"]', value, "a finite number")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"measured": dict(self.measured)}
+
+    @classmethod
+    def from_json(cls, data: Any, name: str) -> VariantSpec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            FormatError: a field is missing, unknown or of the wrong type.
+        """
+        read = JsonReader.of(data, f'variants["{name}"]')
+        read.only([f.name for f in fields(cls)])
+        return cls(
+            file=read.text("file"),
+            flow_steps=read.integer("flow_steps"),
+            solver=read.get("solver", str, "text"),
+            time_grid=read.optional_numbers("time_grid"),
+            best_of=read.integer("best_of"),
+            precision=read.get("precision", str, "text"),
+            one_step=read.get("one_step", bool, "true or false"),
+            measured=read.numbers_by_name("measured"),
+        )

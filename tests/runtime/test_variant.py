@@ -1,0 +1,46 @@
+import json
+from types import MappingProxyType
+
+import pytest
+
+from meam_policy import FormatError
+from meam_policy.variant import EVALUATIONS, VariantSpec, check_integration
+
+
+def test_the_classical_schemes_take_as_many_evaluations_as_they_have_stages():
+    assert EVALUATIONS == {"euler": 1, "ab2": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+
+
+@pytest.mark.parametrize("solver", EVALUATIONS)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_grid_has_one_time_more_than_steps(solver, steps):
+    evaluations = steps * EVALUATIONS[solver]
+    check_integration("", evaluations, solver, tuple(i / steps for i in range(steps + 1)))
+    for times in (steps, steps + 2):
+        with pytest.raises(FormatError, match=f"time_grid is {times} times; expected {steps + 1}, the ends of {steps}"):
+            check_integration("", evaluations, solver, tuple(i / (times - 1) if i else 0.0 for i in range(times)))
+
+
+def test_messages_begin_with_the_prefix_of_the_field():
+    for bad in (
+        (0, "euler", None),
+        (1, "rk5", None),
+        (3, "heun", None),
+        (1, "euler", (0.0,)),
+        (1, "euler", (0.0, 2.0)),
+    ):
+        with pytest.raises(FormatError, match=r"config\.json: teacher\.(flow_steps|solver|time_grid) is"):
+            check_integration("teacher.", *bad)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_measured_figure_that_is_not_finite_is_refused_by_name(value):
+    variant = VariantSpec("k1.onnx", 1, measured={"action_error": value})
+    with pytest.raises(FormatError, match=r'variants\["k1"\]\.measured\["action_error"\] is'):
+        variant.check("k1")
+
+
+@pytest.mark.parametrize("mapping", [dict, MappingProxyType])
+def test_variant_survives_its_json_whatever_mapping_holds_its_figures(mapping):
+    variant = VariantSpec("k1.onnx", 4, "rk4", (0.0, 1.0), 2, "fp16", True, mapping({"cpu_ms": 0.5}))
+    assert VariantSpec.from_json(json.loads(json.dumps(variant.to_json())), "k1") == variant
