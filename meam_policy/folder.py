@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from meam_policy.errors import IntegrityError, NotFoundError
 from meam_policy.hub import download_policy
-from meam_policy.spec import PolicySpec
+from meam_policy.spec import GRAPH_FILE, PolicySpec
 
 __all__ = [
     "CONFIG_FILE",
     "GRAPH_FILE",
+    "LADDER_FILE",
     "POLICY_FILES",
     "locate_policy",
     "read_graph",
@@ -23,9 +26,10 @@ __all__ = [
 ]
 
 CONFIG_FILE = "config.json"
-GRAPH_FILE = "policy.onnx"
-POLICY_FILES = (CONFIG_FILE, GRAPH_FILE, "model.safetensors", "golden.safetensors", "README.md")
-"""Every file of a policy folder; nothing else is written, downloaded or published."""
+LADDER_FILE = "ladder.png"
+"""A picture of the variants."""
+POLICY_FILES = (CONFIG_FILE, GRAPH_FILE, "model.safetensors", "golden.safetensors", "README.md", LADDER_FILE)
+"""Every file of a policy folder but the graphs of its variants, which `config.json` names; the last is optional."""
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -38,11 +42,13 @@ def locate_policy(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
+    variants: Collection[str] | None = (),
 ) -> Path:
     """Find a policy folder on this machine, downloading it from the Hugging Face Hub if need be.
 
     An existing folder always wins. Otherwise text of the form "owner/name" is a repo id, unless a folder "owner"
-    exists here; everything else is a path. The remaining arguments are those of `huggingface_hub.hf_hub_download`.
+    exists here; everything else is a path. The remaining arguments are those of `huggingface_hub.hf_hub_download`, but
+    for `variants`: names of those whose graphs are needed too, or None for all of them.
 
     Returns:
         The folder, which exists; its contents are not checked yet.
@@ -60,16 +66,21 @@ def locate_policy(
         raise NotFoundError(
             f"The policy folder {path} {seen}. Give the folder that `meam export` wrote, or a Hub repo id owner/name."
         )
-    return download_policy(
-        text,
-        (CONFIG_FILE, GRAPH_FILE),
-        POLICY_FILES[2:],
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        force_download=force_download,
-    )
+    get = partial(download_policy, text, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    folder = get((CONFIG_FILE, GRAPH_FILE), POLICY_FILES[2:], revision=revision, force_download=force_download)
+    if variants is None or variants:
+        spec = read_spec(folder)
+        names = spec.variants if variants is None else variants
+        files = {spec.select(name)[1] for name in names}
+        required = (CONFIG_FILE, GRAPH_FILE, *sorted(files - {GRAPH_FILE}))
+        try:  # of the very commit that config.json came from
+            get(required, (), revision=folder.name, force_download=force_download)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"{text} at commit {folder.name} lacks one of the graphs that its config.json names: "
+                f"{', '.join(required[2:])}. Publish the policy again."
+            ) from error
+    return folder
 
 
 def read_spec(folder: Path) -> PolicySpec:
@@ -82,14 +93,14 @@ def read_spec(folder: Path) -> PolicySpec:
     return PolicySpec.from_json(_read(folder, CONFIG_FILE))
 
 
-def read_graph(folder: Path, spec: PolicySpec) -> bytes:
-    """Read the folder's `policy.onnx` and check its hash.
+def read_graph(folder: Path, spec: PolicySpec, file: str = GRAPH_FILE) -> bytes:
+    """Read one of the folder's graphs and check its hash.
 
     Raises:
         NotFoundError: there is none.
         IntegrityError: it is not the file that `config.json` speaks of.
     """
-    return _read_checked(folder, GRAPH_FILE, spec.files.get(GRAPH_FILE))
+    return _read_checked(folder, file, spec.files.get(file))
 
 
 def verify_files(folder: Path, spec: PolicySpec) -> None:

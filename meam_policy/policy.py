@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from meam_policy.action_chunk import ActionChunkQueue
 from meam_policy.errors import ActionError, ConfigError, ObservationError
 from meam_policy.folder import locate_policy, read_graph, read_spec
+from meam_policy.latency import load_within
 from meam_policy.observation import flatten_observation
 from meam_policy.session import Device, PolicySession
 from meam_policy.spec import PolicySpec
@@ -25,14 +26,20 @@ class MeamPolicy:
     Make one with `MeamPolicy.from_pretrained`. The object keeps a queue of actions for every environment slot, so one
     object serves one loop at a time: call `reset()` when an episode starts.
 
+    Attributes:
+        spec: What the policy is, as the variant in use acts.
+        variant: Name of that variant; None for the policy as trained.
+
     Example:
         >>> policy = MeamPolicy.from_pretrained("path/to/policy")  # doctest: +SKIP
         >>> action = policy.act(observation)  # doctest: +SKIP
     """
 
-    def __init__(self, spec: PolicySpec, session: PolicySession, seed: int | None = None) -> None:
-        self.spec = spec
-        self._session = session
+    def __init__(
+        self, spec: PolicySpec, session: PolicySession, seed: int | None = None, variant: str | None = None
+    ) -> None:
+        self.spec, self.variant = spec, variant
+        self.session = session
         self._low, self._high = spec.action_space.low, spec.action_space.high
         self._inferences = 0
         self.reset(seed=seed)
@@ -47,8 +54,12 @@ class MeamPolicy:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        variant: str | None = None,
+        latency_budget_ms: float | None = None,
         device: Device = "cpu",
         threads: int = 1,
+        fixed_batch: int | None = None,
+        tf32: bool = False,
         seed: int | None = None,
     ) -> MeamPolicy:
         """Load a policy from a folder or from the Hugging Face Hub. Nothing in it is executed but its ONNX graph.
@@ -60,32 +71,55 @@ class MeamPolicy:
             cache_dir: Hub cache folder; None is the Hub's default.
             local_files_only: Use only what is in the cache.
             force_download: Download again.
-            device: "cpu", "cuda" or "auto"; "cuda" fails rather than falls back to the CPU.
+            variant: Another graph of the folder, by its name in `spec.variants`; None for the policy as trained.
+            latency_budget_ms: Take the graph closest to the policy as trained that answers within this time here, for
+                one observation: each is timed now, with pauses as in a control loop. Not together with `variant`.
+            device: "cpu"; "cuda" or "tensorrt", which fail rather than fall back to the CPU; or "auto", CUDA where it
+                works.
             threads: Threads used inside one inference.
+            fixed_batch: Prepare the graph for exactly this batch size; on CUDA that captures it as a CUDA graph. Other
+                sizes are padded or split.
+            tf32: Let CUDA round the inputs of float32 products to TF32, which costs accuracy.
             seed: Seed of the noise; None draws one.
 
         Raises:
             NotFoundError: the folder or one of its files does not exist.
             HubError: the Hub could not deliver; see its `kind`.
             FormatError: a file is not what the format says (IntegrityError, VersionError among them).
-            DeviceError: the device is not usable here.
+            DeviceError: the device is not usable here, or no graph answers within the budget.
+            ConfigError: there is no such variant, or an argument is out of range.
             MissingExtraError: onnxruntime is not installed.
         """
+        if variant is not None and latency_budget_ms is not None:
+            raise ConfigError(
+                f'Both variant="{variant}" and latency_budget_ms are given; expected at most one of them.'
+            )
+        wanted = () if variant is None else (variant,)
         folder: Path = locate_policy(
             path_or_repo_id,
+            variants=wanted if latency_budget_ms is None else None,
             revision=revision,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        spec = read_spec(folder)
-        return cls(spec, PolicySession(read_graph(folder, spec), spec, device, threads), seed)
+        recorded = read_spec(folder)
+
+        def load(name: str | None) -> MeamPolicy:
+            spec, file = recorded.select(name)
+            graph = read_graph(folder, recorded, file)
+            session = PolicySession(graph, spec, device, threads, fixed_batch=fixed_batch, tf32=tf32, name=file)
+            return cls(spec, session, seed, name)
+
+        if latency_budget_ms is None:
+            return load(variant)
+        return load_within(latency_budget_ms, recorded, load)
 
     @property
     def provider(self) -> str:
         """The onnxruntime execution provider in use, such as "CPUExecutionProvider"."""
-        return self._session.provider
+        return self.session.provider
 
     @property
     def inferences(self) -> int:
@@ -222,7 +256,7 @@ class MeamPolicy:
         return np.stack([self._generator(slot).standard_normal(size, dtype=np.float32) for slot in slots])
 
     def _infer(self, rows: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
-        chunks = self._session.run(rows, noise)
+        chunks = self.session.run(rows, noise)
         if not np.isfinite(chunks).all():
             raise ActionError(
                 "The policy produced NaN or infinity; no action is returned. "

@@ -23,6 +23,7 @@ def evaluate(
     episodes: int = 20,
     seed: int = 0,
     revision: str | None = None,
+    variant: str | None = None,
     device: Device = "cpu",
     json: bool = False,
 ) -> None:
@@ -39,10 +40,11 @@ def evaluate(
         episodes: Number of episodes.
         seed: Seed of the first episode.
         revision: Branch, tag or commit on the Hub.
-        device: Where to run the network; "cuda" fails rather than falls back.
+        variant: Another graph of the policy; `meam info` lists them.
+        device: Where to run the network; "cuda" and "tensorrt" fail rather than fall back.
         json: Print one line of JSON to stdout instead of a table.
     """
-    loaded = MeamPolicy.from_pretrained(policy, revision=revision, device=device)
+    loaded = MeamPolicy.from_pretrained(policy, revision=revision, variant=variant, device=device)
     name = env_id or loaded.spec.environment_id
     if name is None:
         raise ConfigError("The policy does not say which environment it is for; pass --env-id.")
@@ -52,7 +54,8 @@ def evaluate(
             result = rollout(loaded, env, episodes, seed, on_episode=advance)
     finally:
         env.close()
-    summary = {"policy": policy, "env_id": name, "seed": seed, "provider": loaded.provider, **result.summary()}
+    what = {"policy": policy, "variant": variant, "env_id": name, "seed": seed, "provider": loaded.provider}
+    summary = what | result.summary()
     if json:
         print_json(summary)
     else:

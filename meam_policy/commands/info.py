@@ -25,7 +25,7 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
         revision: Branch, tag or commit on the Hub.
         json: Print config.json as one line of JSON to stdout instead of a table.
     """
-    folder = locate_policy(policy, revision=revision)
+    folder = locate_policy(policy, revision=revision, variants=None)
     loaded = MeamPolicy.from_pretrained(folder)
     spec = loaded.spec
     verify_files(folder, spec)
@@ -46,6 +46,7 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
             "chunks drawn": f"{spec.best_of}, the one of highest value acts" if spec.best_of > 1 else "1",
             "control rate": rate,
             "runs on": loaded.provider,
+            "variants": ", ".join(spec.variants) or "none",
             "files": ", ".join(f"{name} {digest[:8]}" for name, digest in spec.files.items()),
         },
     )

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from meam_policy import BoxSpec, MeamPolicy, PolicySpec
 from meam_policy.folder import sha256
+from meam_policy.variant import VariantSpec
 
 UNIT_BOX = BoxSpec(shape=(2,), dtype="float32", low=(-1.0, -1.0), high=(1.0, 1.0))
 
@@ -54,35 +55,55 @@ def linear_graph(
     low: NDArray[np.float32],
     high: NDArray[np.float32],
     names: Mapping[str, str],
-    element_type: int,
-    batch: str | int,
+    element_type: int = TensorProto.FLOAT,
+    batch: str | int = "batch",
+    several: bool = False,
+    through: str = "Identity",
 ) -> bytes:
-    """actions = clip(reshape(observation @ weight + noise @ noise_weight), low, high)."""
+    """actions = clip(reshape(through(observation @ weight + noise @ noise_weight)), low, high).
+
+    For `several` that is a chunk for each of the samples of the noise, of which the one with the largest sum acts; its
+    value is that sum, and the disagreement how far below it the smallest sum is.
+    """
     dtype = helper.tensor_dtype_to_np_dtype(element_type)
     constants = {
         "weight": weight.astype(dtype),
         "noise_weight": noise_weight.astype(dtype),
         "low": low.astype(dtype),
         "high": high.astype(dtype),
-        "chunk_shape": np.array([-1, *chunk_shape], np.int64),
+        "chunk_shape": np.array([0, 0, *chunk_shape] if several else [-1, *chunk_shape], np.int64),
     }
     observation, noise, actions = (names.get(name, name) for name in ("observation", "noise", "actions"))
+    row = ["row", "samples_axis"] if several else ["row"]
     nodes = [
-        helper.make_node("MatMul", [observation, "weight"], ["from_observation"]),
+        helper.make_node("MatMul", [observation, "weight"], ["row"]),
         helper.make_node("MatMul", [noise, "noise_weight"], ["from_noise"]),
-        helper.make_node("Add", ["from_observation", "from_noise"], ["flat"]),
+        helper.make_node("Unsqueeze" if several else "Identity", row, ["from_observation"]),
+        helper.make_node("Add", ["from_observation", "from_noise"], ["sum"]),
+        helper.make_node(through, ["sum"], ["flat"]),
         helper.make_node("Reshape", ["flat", "chunk_shape"], ["chunks"]),
         helper.make_node("Max", ["chunks", "low"], ["above_low"]),
-        helper.make_node("Min", ["above_low", "high"], [actions]),
+        helper.make_node("Min", ["above_low", "high"], ["samples" if several else actions]),
     ]
+    shapes = {observation: [batch, weight.shape[0]], noise: [batch, noise_weight.shape[0]]}
+    ends = {actions: [batch, *chunk_shape]}
+    if several:
+        constants |= {"samples_axis": np.array([1]), "chunk_axes": np.array([2, 3])}
+        shapes[noise].insert(1, "samples")
+        ends |= {"value": [batch], "disagreement": [batch]}
+        nodes += [
+            helper.make_node("ReduceSum", ["samples", "chunk_axes"], ["sums"], keepdims=0),
+            helper.make_node("ArgMax", ["sums"], ["best"], axis=1, keepdims=1),
+            helper.make_node("GatherND", ["samples", "best"], [actions], batch_dims=1),
+            helper.make_node("ReduceMax", ["sums", "samples_axis"], ["value"], keepdims=0),
+            helper.make_node("ReduceMin", ["sums", "samples_axis"], ["least"], keepdims=0),
+            helper.make_node("Sub", ["value", "least"], ["disagreement"]),
+        ]
     graph = helper.make_graph(
         nodes,
         "linear",
-        [
-            helper.make_tensor_value_info(observation, element_type, [batch, weight.shape[0]]),
-            helper.make_tensor_value_info(noise, element_type, [batch, noise_weight.shape[0]]),
-        ],
-        [helper.make_tensor_value_info(actions, element_type, [batch, *chunk_shape])],
+        [helper.make_tensor_value_info(name, element_type, shape) for name, shape in shapes.items()],
+        [helper.make_tensor_value_info(name, element_type, shape) for name, shape in ends.items()],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -102,13 +123,32 @@ class LinearPolicy:
     def load(self, **arguments: Any) -> MeamPolicy:
         return MeamPolicy.from_pretrained(self.folder, **arguments)
 
+    def samples(self, rows: Any, noise: Any = 0.0) -> NDArray[np.float64]:
+        """The chunks [batch, best_of, chunk_size, action_dim] for observation rows, in float64 and with NumPy."""
+        rows, spec = np.asarray(rows, np.float64), self.spec
+        noise = np.broadcast_to(np.asarray(noise, np.float64), (len(rows), spec.noise_dim))
+        noise = noise.reshape(len(rows), spec.best_of, -1)
+        flat = (rows @ self.weight.astype(np.float64))[:, None] + noise @ self.noise_weight.astype(np.float64)
+        chunks = flat.reshape(len(rows), spec.best_of, spec.chunk_size, spec.action_dim)
+        return np.clip(chunks, spec.action.low, spec.action.high)
+
     def chunks(self, rows: Any, noise: Any = 0.0) -> NDArray[np.float64]:
-        """The chunks for observation rows [batch, observation_dim], in float64 and without onnxruntime."""
-        rows = np.asarray(rows, np.float64)
-        noise = np.broadcast_to(np.asarray(noise, np.float64), (len(rows), self.spec.noise_dim))
-        flat = rows @ self.weight.astype(np.float64) + noise @ self.noise_weight.astype(np.float64)
-        chunks = flat.reshape(len(rows), self.spec.chunk_size, self.spec.action_dim)
-        return np.clip(chunks, self.spec.action.low, self.spec.action.high)
+        """Of each row's samples the one with the largest sum: [batch, chunk_size, action_dim]."""
+        samples = self.samples(rows, noise)
+        return samples[np.arange(len(samples)), samples.sum(axis=(2, 3)).argmax(axis=1)]
+
+    @property
+    def graph(self) -> bytes:
+        return (self.folder / "policy.onnx").read_bytes()
+
+    def add_variant(self, name: str, graph: bytes, **fields: Any) -> None:
+        """Put one graph more into the folder, and into its config.json."""
+        spec = PolicySpec.from_json((self.folder / "config.json").read_bytes())
+        variant = VariantSpec(**{"file": f"{name}.onnx", "flow_steps": 1, **fields})
+        (self.folder / variant.file).write_bytes(graph)
+        variants, files = {**spec.variants, name: variant}, {**spec.files, variant.file: sha256(graph)}
+        spec = dataclasses.replace(spec, variants=variants, files=files)
+        (self.folder / "config.json").write_text(spec.to_json())
 
     def replace_graph(self, graph: bytes) -> None:
         """Put another graph into the folder, with a config.json that vouches for it."""
@@ -134,12 +174,13 @@ def make_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Linea
         graph_names: Mapping[str, str] | None = None,
         element_type: int = TensorProto.FLOAT,
         batch: str | int = "batch",
+        through: str = "Identity",
         **spec_arguments: Any,
     ) -> LinearPolicy:
         spec = policy_spec(**spec_arguments)
         observation_dim, noise_dim, chunk_size, action_dim = graph_dims or (
             spec.observation_dim,
-            spec.noise_dim,
+            spec.chunk_dim,
             spec.chunk_size,
             spec.action_dim,
         )
@@ -155,10 +196,8 @@ def make_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Linea
                 for bounds in (spec.action.low, spec.action.high)
             )
         policy = LinearPolicy(tmp_path_factory.mktemp("policy"), spec, weight, noise_weight)
-        chunk_shape = (chunk_size, action_dim)
-        policy.replace_graph(
-            linear_graph(weight, noise_weight, chunk_shape, low, high, graph_names or {}, element_type, batch)
-        )
+        ends = (weight, noise_weight, (chunk_size, action_dim), low, high, graph_names or {})
+        policy.replace_graph(linear_graph(*ends, element_type, batch, spec.best_of > 1, through))
         return policy
 
     return make

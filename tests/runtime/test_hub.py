@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from meam_policy import FormatError, HubError, IntegrityError, MeamPolicy, NotFoundError
+from meam_policy import ConfigError, FormatError, HubError, IntegrityError, MeamPolicy, NotFoundError
 from meam_policy.folder import POLICY_FILES
 
 REPO = "robots/pockets"
@@ -30,7 +30,7 @@ def git_blob_id(content):
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves one repository; `fault` says how it misbehaves."""
+    """Serves one repository; `fault` says how it misbehaves, `after` what happens once a file has been downloaded."""
 
     daemon_threads = True
 
@@ -42,6 +42,7 @@ class Hub(ThreadingHTTPServer):
         self.requests = []
         self.missing_status = 404
         self.cuts = 0
+        self.after = {}
         self.released = threading.Event()
 
     @property
@@ -131,6 +132,8 @@ class Handler(BaseHTTPRequestHandler):
         if cut:
             self.server.cuts -= 1
         self.reply(206 if start else 200, headers, body, send=(0 if start else len(body) // 2) if cut else None)
+        if self.command == "GET" and name in self.server.after:
+            self.server.after[name]()
 
     def reply(self, status, headers, body=b"", send=None):
         self.send_response(status)
@@ -447,6 +450,110 @@ def test_two_threads_loading_the_same_repository_both_succeed(load, linear):
         thread.join()
     assert len(policies) == 2
     assert all(acts_like(policy, linear) for policy in policies)
+
+
+@pytest.fixture
+def variants(hub, linear, make_policy):
+    """What the variants in the repository compute, by name: not what the policy does, nor each other."""
+    computed = {name: make_policy(weight=np.full((3, 8), scale)) for name, scale in (("k1", 0.25), ("k3", -0.25))}
+    for name, policy in computed.items():
+        linear.add_variant(name, policy.graph)
+    hub.commits[SHA] |= {path.name: path.read_bytes() for path in linear.folder.iterdir()}
+    return computed
+
+
+def test_variant_from_the_hub_acts_like_its_graph(load, variants, linear):
+    assert acts_like(load(variant="k3"), variants["k3"])
+    assert acts_like(load(variant="k1"), variants["k1"])
+    assert acts_like(load(), linear)
+
+
+def test_only_the_graph_of_the_asked_for_variant_is_downloaded_besides_the_policy(load, hub, variants):
+    load(variant="k3")
+    requested = {path.split("/")[-1] for _, path, _ in hub.requests if "/resolve/" in path}
+    assert requested == {*POLICY_FILES, "k3.onnx"}
+    assert hub.downloads() == {"config.json": 1, "policy.onnx": 1, "README.md": 1, "k3.onnx": 1}
+
+
+def test_no_variant_is_downloaded_for_the_policy_itself(load, hub, variants):
+    load()
+    assert hub.downloads() == {"config.json": 1, "policy.onnx": 1, "README.md": 1}
+
+
+@pytest.mark.parametrize("moves_after", ["config.json", "policy.onnx", "README.md"])
+def test_variant_is_of_the_commit_of_config_json_even_if_the_branch_moves(
+    load, hub, variants, make_policy, moves_after
+):
+    newer = make_policy(weight=-np.ones((3, 8)) / 8)
+    newer.add_variant("k3", newer.graph)
+    hub.commits[OTHER_SHA] = {path.name: path.read_bytes() for path in newer.folder.iterdir()}
+    hub.after[moves_after] = lambda: hub.refs.update(main=OTHER_SHA)
+    assert acts_like(load(variant="k3"), variants["k3"])
+    assert hub.refs["main"] == OTHER_SHA
+    (downloaded,) = [path for method, path, _ in hub.requests if method == "GET" and path.endswith("k3.onnx")]
+    assert f"/{SHA}/" in downloaded
+    assert acts_like(load(variant="k3"), newer)
+
+
+def test_pinned_variant_needs_no_server_once_it_is_cached(load, hub, variants):
+    load(revision=SHA, variant="k3")
+    hub.requests.clear()
+    assert acts_like(load(revision=SHA, variant="k3"), variants["k3"])
+    assert acts_like(load(revision=SHA, variant="k3", local_files_only=True), variants["k3"])
+    assert hub.requests == []
+    hub.stop()
+    assert acts_like(load(revision=SHA, variant="k3"), variants["k3"])
+
+
+def test_cached_variant_is_used_with_one_warning_when_the_server_fails(load, hub, variants):
+    load(variant="k3")
+    hub.fault = "503"
+    with pytest.warns(UserWarning, match=f"Using commit {SHA} from the cache") as caught:
+        policy = load(variant="k3")
+    assert len(caught) == 1
+    assert acts_like(policy, variants["k3"])
+
+
+def test_variant_that_is_not_cached_is_incomplete_without_a_network(load, hub, variants):
+    load(revision=SHA, variant="k3")
+    hub.requests.clear()
+    assert hub_error(load, revision=SHA, variant="k1", local_files_only=True).kind == "incomplete"
+    assert hub.requests == []
+    assert acts_like(load(revision=SHA, variant="k1"), variants["k1"])
+
+
+def test_variant_whose_graph_the_repository_lacks_is_not_found_by_name(load, hub, variants):
+    del hub.commits[SHA]["k3.onnx"]
+    with pytest.raises(NotFoundError) as caught:
+        load(variant="k3")
+    assert str(caught.value) == (
+        f"{REPO} at commit {SHA} lacks one of the graphs that its config.json names: k3.onnx. Publish the policy again."
+    )
+    assert acts_like(load(variant="k1"), variants["k1"])
+
+
+def test_unknown_variant_is_refused_with_the_known_ones_and_downloads_nothing_for_it(load, hub, variants):
+    with pytest.raises(ConfigError, match='no variant "k9"; it has: k1, k3'):
+        load(variant="k9")
+    assert set(hub.downloads()) == {"config.json", "policy.onnx", "README.md"}
+
+
+def test_variant_damaged_in_the_cache_is_an_integrity_error_until_it_is_downloaded_again(load, variants, tmp_path):
+    load(revision=SHA, variant="k3")
+    (cached,) = (tmp_path / "cache").rglob("snapshots/*/k3.onnx")
+    cached.resolve().write_bytes(b"damaged")
+    with pytest.raises(IntegrityError, match=r"k3\.onnx"):
+        load(revision=SHA, variant="k3")
+    assert acts_like(load(revision=SHA, variant="k3", force_download=True), variants["k3"])
+
+
+def test_latency_budget_downloads_every_variant_and_a_clash_with_a_variant_none(load, hub, variants, monkeypatch):
+    with pytest.raises(ConfigError, match="at most one"):
+        load(variant="k3", latency_budget_ms=1)
+    assert hub.requests == []
+    monkeypatch.setattr("meam_policy.latency.answer_time_ms", lambda policy: 1.0)
+    assert load(latency_budget_ms=1).variant is None
+    assert set(hub.downloads()) == {"config.json", "policy.onnx", "README.md", "k1.onnx", "k3.onnx"}
 
 
 CODE = """

@@ -3,7 +3,16 @@ import re
 import numpy as np
 import pytest
 
-from meam_policy import ActionError, BoxSpec, ConfigError, MeamPolicy, ObservationError
+from meam_policy import (
+    ActionError,
+    BoxSpec,
+    ConfigError,
+    FormatError,
+    IntegrityError,
+    MeamPolicy,
+    NotFoundError,
+    ObservationError,
+)
 
 OBSERVATIONS = np.random.default_rng(3).integers(-8, 9, (40, 3, 3)).astype(np.float32) / 4
 
@@ -274,6 +283,58 @@ def test_a_policy_that_chooses_among_several_chunks_takes_the_noise_of_all_of_th
     assert policy.act(OBSERVATIONS[0]).shape == (3, 2)
 
 
+def test_variant_acts_as_its_graph_and_says_which_it_is(linear, make_policy):
+    other = make_policy(weight=-np.ones((3, 8)) / 4)
+    linear.add_variant("k3", other.graph, flow_steps=4, solver="midpoint", time_grid=(0.0, 0.25, 1.0))
+    row = OBSERVATIONS[0, 0]
+    trained, variant = linear.load(), linear.load(variant="k3")
+    assert (trained.variant, variant.variant) == (None, "k3")
+    np.testing.assert_array_equal(trained.act(row, deterministic=True), linear.chunks([row])[0, 0])
+    np.testing.assert_array_equal(variant.act(row, deterministic=True), other.chunks([row])[0, 0])
+    seen = (variant.spec.flow_steps, variant.spec.solver, variant.spec.time_grid)
+    assert seen == (4, "midpoint", (0.0, 0.25, 1.0))
+    assert trained.spec.solver == "euler"
+
+
+def test_variant_that_chooses_among_chunks_takes_more_noise_than_the_policy(linear, make_policy):
+    choosing = make_policy(best_of=3)
+    linear.add_variant("best-of-3", choosing.graph, best_of=3)
+    policy = linear.load(variant="best-of-3", seed=0)
+    noise = np.random.default_rng(0).integers(-8, 9, (3, 24)) / 8
+    np.testing.assert_array_equal(policy.sample(OBSERVATIONS[0], noise), choosing.chunks(OBSERVATIONS[0], noise))
+    assert (linear.load().spec.noise_dim, policy.spec.noise_dim) == (8, 24)
+
+
+def test_unknown_variant_is_refused_with_the_known_ones(linear):
+    with pytest.raises(ConfigError, match='no variant "k3"; it has: none'):
+        linear.load(variant="k3")
+    linear.add_variant("k1", linear.graph)
+    with pytest.raises(ConfigError, match='no variant "k3"; it has: k1'):
+        linear.load(variant="k3")
+
+
+@pytest.mark.parametrize("change", ["damage", "remove"])
+def test_broken_variant_is_refused_by_its_file_and_the_policy_itself_still_loads(linear, change):
+    linear.add_variant("k3", linear.graph)
+    path = linear.folder / "k3.onnx"
+    if change == "damage":
+        path.write_bytes(linear.graph[:-1] + b"?")
+    else:
+        path.unlink()
+    with pytest.raises((IntegrityError, NotFoundError), match=r"k3\.onnx"):
+        linear.load(variant="k3")
+    linear.load()
+
+
+def test_graph_of_a_variant_is_named_in_what_is_wrong_with_it(linear, make_policy):
+    linear.add_variant("k3", make_policy(graph_dims=(5, 8, 4, 2)).graph)
+    linear.add_variant("k1", b"not a graph")
+    with pytest.raises(FormatError, match=r'^k3\.onnx: "observation" is .* as config\.json says'):
+        linear.load(variant="k3")
+    with pytest.raises(FormatError, match=r"^k1\.onnx is not a valid ONNX file"):
+        linear.load(variant="k1")
+
+
 def test_noise_and_seed_exclude_each_other(linear):
     with pytest.raises(ObservationError, match="at most one"):
         linear.load().sample(np.zeros(3), np.zeros(8), seed=0)
@@ -347,7 +408,7 @@ def test_single_observation_gives_a_single_action_and_chunk(linear):
 
 
 def test_graph_that_produces_nan_gives_an_action_error_and_no_action(make_policy):
-    policy = make_policy(weight=np.full((3, 8), np.nan)).load()
+    policy = make_policy(weight=-np.ones((3, 8)), noise_weight=np.zeros((8, 8)), through="Sqrt").load()
     for call in (policy.act, policy.sample, policy.predict):
         with pytest.raises(ActionError, match="NaN or infinity"):
             call(np.ones(3))
@@ -362,13 +423,10 @@ def test_infinity_on_an_unbounded_side_is_an_action_error(make_policy):
 
 
 def test_policy_goes_on_after_an_action_error(make_policy):
-    # Infinity times zero is NaN; infinity times anything else is brought back into the bounds.
-    weight = np.zeros((3, 8))
-    weight[0] = np.inf
-    policy = make_policy(weight=weight).load()
+    policy = make_policy(weight=np.eye(3, 8) + 1, through="Sqrt").load()
     with pytest.raises(ActionError):
-        policy.act([0, 0, 0], deterministic=True)
-    np.testing.assert_array_equal(policy.act([1, 0, 0], deterministic=True), [1, 1])
+        policy.act([-1, -1, -1], deterministic=True)
+    np.testing.assert_array_equal(policy.act([0, 0, 0.25], deterministic=True), [0.5, 0.5])
 
 
 def test_dict_observation_reaches_the_graph_in_the_recorded_order(make_policy):
