@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -345,6 +346,66 @@ def test_a_checkpoint_of_before_there_were_scores_opens(copy):
     del state["score"]
     (copy / "trainer.json").write_text(json.dumps(state))
     assert Checkpoint.load(copy).score is None
+
+
+# Observations of the data
+
+
+def read(path):
+    rows = Checkpoint.load(path).read_observations()
+    assert rows is not None
+    return rows
+
+
+def test_the_observations_of_the_run_are_found_from_every_checkpoint(run, monkeypatch):
+    expected = load_file(run / "observations.safetensors")["observations"].numpy()
+    assert expected.shape == (119, 3)
+    for path in (run, run / "checkpoints/step_00000002", run / "checkpoints/latest"):
+        assert np.array_equal(read(path), expected)
+    # Wherever one stands.
+    monkeypatch.chdir(run / "checkpoints/step_00000002")
+    assert np.array_equal(read("."), expected)
+    monkeypatch.chdir(run / "checkpoints")
+    assert np.array_equal(read("step_00000002"), expected)
+
+
+def test_a_run_of_before_observations_were_kept_has_none(copy):
+    assert Checkpoint.load(copy).read_observations() is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff" * 64,
+        {"rows": torch.zeros(4, 3)},
+        {"observations": torch.zeros(4, 2)},
+        {"observations": torch.zeros(12)},
+        {"observations": torch.zeros(0, 3)},
+        {"observations": torch.zeros(4, 3, dtype=torch.float64)},
+        {"observations": torch.zeros(4, 3, dtype=torch.bfloat16)},
+        {"observations": torch.full((4, 3), torch.nan)},
+        {"observations": torch.full((4, 3), torch.inf)},
+    ],
+    ids=["empty", "json", "bytes", "name", "width", "rank", "none", "double", "bfloat16", "nan", "infinite"],
+)
+def test_broken_observations_are_refused(copy, content):
+    file = copy.parent.parent / "observations.safetensors"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        save_file(content, file)
+    with pytest.raises(CheckpointError, match=r"observations\.safetensors is broken.*Delete it to do without"):
+        Checkpoint.load(copy).read_observations()
+
+
+def test_truncated_observations_are_refused(run, copy):
+    whole = (run / "observations.safetensors").read_bytes()
+    for length in range(0, len(whole), 101):
+        (copy.parent.parent / "observations.safetensors").write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="is broken"):
+            Checkpoint.load(copy).read_observations()
 
 
 # A full disk

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from meam_policy.errors import (
     CheckpointError,
@@ -27,9 +27,10 @@ from meam_training.checkpoint import Checkpoint, build_networks
 from meam_training.chunk_source import DeviceChunks
 from meam_training.dataset import OfflineDataset
 from meam_training.learner import clip_gradients
+from meam_training.run_folder import Run
 from meam_training.trainer import make_spec, train
 
-ALWAYS = {"checkpoints", "config.json", "metrics.csv", "run.json"}
+ALWAYS = {"checkpoints", "config.json", "metrics.csv", "observations.safetensors", "run.json"}
 
 
 @pytest.fixture(scope="module")
@@ -531,6 +532,80 @@ def test_chunks_on_the_device_are_those_of_the_data_set(dataset, make_config):
     assert np.allclose(batch.actions.numpy(), expected.actions.reshape(64, -1), atol=1e-6)  # the box is [-1, 1]
     for name in ("observations", "rewards", "next_observations", "masks", "valid"):
         assert np.array_equal(getattr(batch, name).numpy(), getattr(expected, name))
+
+
+# Observations at which an exported policy will be checked
+
+
+def kept(folder):
+    return load_file(folder / "observations.safetensors")["observations"].numpy()
+
+
+@pytest.mark.parametrize(("episodes", "expected"), [(6, 119), (100, 1000)])
+def test_a_run_keeps_some_raw_observations_of_its_data(make_config, tmp_path, episodes, expected):
+    rows = 20 * episodes  # at all of which a chunk of two may begin, but for the last
+    generator = np.random.default_rng(0)
+    observations = generator.normal(5, 3, (rows, 3)).astype(np.float32)
+    data = OfflineDataset.from_arrays(
+        observations=observations,
+        actions=generator.uniform(-1, 1, (rows, 2)),
+        rewards=np.zeros(rows),
+        next_observations=observations,
+        terminations=np.zeros(rows),
+        truncations=np.arange(rows) % 20 == 19,
+    )
+    config = make_config(steps=1)
+    train(config, data, tmp_path / "run")
+    found = kept(tmp_path / "run")
+    assert (found.dtype, found.shape) == (np.float32, (min(1000, len(data.chunk_sampler(2, 0.99))), 3))
+    assert len(found) == expected
+    assert {row.tobytes() for row in found} <= {row.tobytes() for row in observations}
+    assert len({row.tobytes() for row in found}) > expected / 2
+    train(replace(config, seed=7), data, tmp_path / "again")
+    assert np.array_equal(found, kept(tmp_path / "again"))  # it is of the data, not of the run
+
+
+def test_resuming_does_not_change_the_observations_kept(dataset, make_config, tmp_path):
+    train(make_config(steps=1), dataset, tmp_path)
+    file = tmp_path / "observations.safetensors"
+    save_file({"observations": torch.full((3, 3), 0.5)}, file)
+    train(make_config(steps=2), dataset, tmp_path, resume=True)
+    assert np.array_equal(kept(tmp_path), np.full((3, 3), 0.5))
+    file.unlink()  # as a run of before they were kept
+    train(make_config(steps=3), dataset, tmp_path, resume=True)
+    assert kept(tmp_path).shape == (119, 3)
+
+
+def start_and_stop(config, dataset, folder):
+    """A run that is stopped before its first checkpoint."""
+
+    def stop(step, metrics):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        train(config, dataset, folder, on_progress=stop)
+
+
+def test_the_observations_of_a_start_without_a_checkpoint_are_not_taken_for_the_runs(dataset, make_config, tmp_path):
+    start_and_stop(make_config(steps=4), dataset, tmp_path)
+    other = replace(dataset, observations=dataset.observations + 100)
+    train(make_config(steps=4), other, tmp_path)
+    assert kept(tmp_path).min() > 50
+
+
+def test_keeping_observations_changes_no_random_number(dataset, make_config, tmp_path, monkeypatch):
+    one = train(make_config(steps=3), dataset, tmp_path / "one")
+    monkeypatch.setattr(Run, "keep_observations", lambda self, observations: None)
+    monkeypatch.setattr("meam_training.trainer._some_observations", lambda chunks, device: None)
+    assert_bit_equal(one, train(make_config(steps=3), dataset, tmp_path / "other"))
+
+
+def test_observations_that_cannot_be_kept_are_named(dataset, make_config, tmp_path):
+    start_and_stop(make_config(steps=4), dataset, tmp_path)
+    (tmp_path / "observations.safetensors").unlink()
+    (tmp_path / "observations.safetensors").mkdir()
+    with pytest.raises(OutputError, match=r"observations\.safetensors cannot be written"):
+        train(make_config(steps=1), dataset, tmp_path)
 
 
 # Mirror descent

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from meam_policy.spec import PolicySpec
+from meam_policy.spec import PolicySpec, Solver
 from meam_training.adjoint import (
     adjoint_matching_loss,
     ancestral_adjoint,
@@ -161,12 +161,16 @@ class MeamNetworks(nn.Module):
     Attributes:
         known_value: If set, the value of normalised chunks at raw observations, [batch, obs], [batch, act] -> [batch],
             instead of the critics'.
+        flow_steps, solver, times, best_of: How it acts: as the settings say, in equal steps.
     """
 
     def __init__(self, spec: PolicySpec, config: TrainConfig) -> None:
         super().__init__()
         action_dim = spec.chunk_dim
         self.config = config
+        self.flow_steps, self.best_of = config.flow_steps, config.best_of
+        self.solver: Solver = config.solver
+        self.times: tuple[float, ...] | None = None
         self.known_value: KnownValue | None = None
         self.encoder = ObservationEncoder(
             spec.observation_mean, spec.observation_std, config.fourier_features, config.fourier_scale
@@ -221,9 +225,8 @@ class MeamNetworks(nn.Module):
         return self.target_policy or self.policy or self.prior
 
     def flow(self, field: VelocityField, features: Tensor, x_0: Float[Tensor, "*batch act"]) -> Tensor:
-        """Follow one of the fields from noise to action, by the scheme of the settings."""
-        c = self.config
-        return integrate(field.condition(features), x_0, c.flow_steps, c.solver, c.confine)
+        """Follow one of the fields from noise to action."""
+        return integrate(field.condition(features), x_0, self.flow_steps, self.solver, self.config.confine, self.times)
 
     def act(
         self,
@@ -238,24 +241,45 @@ class MeamNetworks(nn.Module):
             noise: Starts of the flow, best_of of them in a row.
             edit_noise: Noise of the edit policy; None takes its mode.
         """
-        c = self.config
-        x_0 = noise.unflatten(-1, (c.best_of, -1)).movedim(1, 0)
+        return self.choose(features, noise, edit_noise)[0]
+
+    def choose(
+        self,
+        features: Float[Tensor, "batch features"],
+        noise: Float[Tensor, "batch noise"],
+        edit_noise: Float[Tensor, "batch noise"] | None = None,
+    ) -> tuple[Float[Tensor, "batch act"], Float[Tensor, "critics batch"] | None]:
+        """What `act` returns, and its values by every averaged critic; None where there is no choice."""
+        x_1, values = self.candidates(features, noise, edit_noise)
+        if values is None:
+            return x_1[0], None
+        best = values.mean(dim=0).argmax(dim=0)[None, :]
+        chosen = x_1.gather(0, best[:, :, None].expand(1, *x_1.shape[1:]))[0]
+        return chosen, values.gather(1, best.expand(len(values), *best.shape))[:, 0]
+
+    def candidates(
+        self,
+        features: Float[Tensor, "batch features"],
+        noise: Float[Tensor, "batch noise"],
+        edit_noise: Float[Tensor, "batch noise"] | None = None,
+    ) -> tuple[Float[Tensor, "samples batch act"], Float[Tensor, "critics samples batch"] | None]:
+        """All chunks of which `choose` takes one, and their values; None where there is only one."""
+        x_0 = noise.unflatten(-1, (self.best_of, -1)).movedim(1, 0)
         x_1 = self.flow(self.deployed, features, x_0)
-        repeated = features.expand(c.best_of, *features.shape)
+        repeated = features.expand(self.best_of, *features.shape)
         if self.edit_policy is not None:
             x_1 = x_1.clamp(-1, 1)
             if edit_noise is None:
                 edit = self.edit_policy.mode(repeated, x_1)
             else:
-                drawn = edit_noise.unflatten(-1, (c.best_of, -1)).movedim(1, 0)
+                drawn = edit_noise.unflatten(-1, (self.best_of, -1)).movedim(1, 0)
                 edit, _ = self.edit_policy.sample(repeated, x_1, drawn)
-            x_1 = apply_edit(x_1, edit, c.edit_scale)
+            x_1 = apply_edit(x_1, edit, self.config.edit_scale)
         x_1 = x_1.clamp(-1, 1)
-        if c.best_of == 1:
-            return x_1[0]
-        values = self.values(repeated.flatten(0, 1), x_1.flatten(0, 1)).mean(dim=0).view(c.best_of, -1)
-        best = values.argmax(dim=0)[None, :, None].expand(1, *x_1.shape[1:])
-        return x_1.gather(0, best)[0]
+        if self.best_of == 1:
+            return x_1, None
+        values = self.values(repeated.flatten(0, 1), x_1.flatten(0, 1))
+        return x_1, values.unflatten(1, (self.best_of, -1))
 
     def values(
         self, features: Float[Tensor, "batch features"], actions: Float[Tensor, "batch act"]

@@ -21,8 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,11 +34,15 @@ from meam_policy.spec import PolicySpec
 from meam_training.algorithm import MeamNetworks
 from meam_training.config import TrainConfig
 
-__all__ = ["Checkpoint", "build_networks", "flush_to_disk"]
+__all__ = ["OBSERVATIONS_FILE", "Checkpoint", "build_networks", "flush_to_disk"]
 
 _SPEC, _CONFIG, _MODEL = "policy_spec.json", "train_config.json", "model.safetensors"
 _TRAINER, _STATE = "trainer.safetensors", "trainer.json"
 _ONLINE = "online.safetensors"
+
+OBSERVATIONS_FILE = "observations.safetensors"
+"""In the training folder: a sample of the data's observations, at which an exported policy is checked."""
+
 _NAME = re.compile(r"step_(\d{8,})")
 _LATEST, _BEST = "latest", "best"
 
@@ -92,6 +99,27 @@ class Checkpoint:
             raise CheckpointError(
                 f"The checkpoint {folder} is broken ({reason}). Delete its folder to go on with the one before."
             ) from error
+
+    def read_observations(self) -> NDArray[np.float32] | None:
+        """Raw observations [n, obs] of the data, as the run kept them; None if it kept none.
+
+        Raises:
+            CheckpointError: their file is broken, or of another run.
+        """
+        file = self.path.absolute().parent.parent / OBSERVATIONS_FILE
+        if not file.is_file():
+            return None
+        try:
+            rows = load_arrays(file)["observations"]
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{file} is broken ({error}). Delete it to do without.") from error
+        expected = rows.ndim == 2 and len(rows) > 0 and rows.shape[1] == self.spec.observation_dim
+        if not expected or rows.dtype != np.float32 or not np.isfinite(rows).all():
+            raise CheckpointError(
+                f"{file} is broken: it holds {rows.dtype} {list(rows.shape)}; expected finite float32 "
+                f"[n, {self.spec.observation_dim}]. Delete it to do without."
+            )
+        return rows
 
     @classmethod
     def _named(cls, path: Path) -> Checkpoint:

@@ -19,10 +19,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import filelock
+from safetensors.torch import save
+from torch import Tensor
 
 from meam_policy.errors import CheckpointError, ConfigError, LockedError, MeamError, OutputError
 from meam_policy.spec import PolicySpec
-from meam_training.checkpoint import Checkpoint
+from meam_training.checkpoint import OBSERVATIONS_FILE, Checkpoint
 from meam_training.config import TrainConfig
 from meam_training.distributed import ProcessGroup
 from meam_training.evaluation import Evaluation
@@ -148,6 +150,21 @@ class Run:
             self.last.restore(learner.networks, learner.optimizer, learner.generator)
             if online is not None and self.last.step > self.config.steps:
                 online.restore(self.last.read_online())
+
+    def keep_observations(self, observations: Tensor) -> None:
+        """Keep raw observations [n, obs] of the data, at which the exported policy will be checked.
+
+        Those that a resumed run has kept stay; what a start without a checkpoint left may be of other data.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        file = self.folder / OBSERVATIONS_FILE
+        if self.writes and not (self.step and file.exists()):
+            try:
+                write_atomically(file, save({"observations": observations.cpu().contiguous()}))
+            except OSError as error:
+                raise OutputError(f"{file} cannot be written: {error.strerror or error}.") from error
 
     def is_best(self, evaluation: Evaluation | None) -> bool:
         """Whether an evaluation's score is above those of all checkpoints."""

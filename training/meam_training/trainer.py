@@ -32,6 +32,8 @@ from meam_training.run_folder import Run, open_run
 
 __all__ = ["make_spec", "train"]
 
+_KEPT_OBSERVATIONS = 1000
+
 Progress = Callable[[int, dict[str, float]], None]
 """Called with the updates done and the latest metrics."""
 
@@ -105,6 +107,7 @@ def train(
         learner = Learner(spec, config, device, value, group)
         online = None if online_env is None else OnlineLearning(online_env, learner, chunks, spec)
         run.restore(learner, online)
+        run.keep_observations(_some_observations(chunks, device))
         group.check_same_step(run.step)
         if evaluator is not None and run.lacks_evaluation():  # an interrupt came before it
             evaluation = _evaluate(evaluator, run, learner, run.step, interrupted, on_evaluation)
@@ -160,6 +163,10 @@ def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
         environment_id=dataset.environment_id,
         control_rate_hz=dataset.control_rate_hz,
     )
+
+
+def _some_observations(chunks: ChunkSource, device: torch.device) -> Tensor:
+    return chunks.sample(min(_KEPT_OBSERVATIONS, len(chunks)), torch.Generator(device).manual_seed(0)).observations
 
 
 @contextlib.contextmanager
