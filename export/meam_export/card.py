@@ -7,9 +7,10 @@ from importlib.resources import files
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from meam_export.ladder import FIGURES
 from meam_export.parity import ParityReport
 from meam_policy.errors import MissingExtraError
-from meam_policy.spec import BoxSpec, PolicySpec
+from meam_policy.spec import BoxSpec, PolicySpec, VariantSpec
 from meam_training.checkpoint import Checkpoint
 
 __all__ = ["render_card"]
@@ -31,7 +32,7 @@ def render_card(spec: PolicySpec, checkpoint: Checkpoint, parity: ParityReport) 
     tags = ["offline-rl", "flow-matching", "onnx", spec.method]
     if spec.environment_id is not None:
         tags.append(spec.environment_id)
-    data = ModelCardData(library_name="meam-policy", pipeline_tag="robotics", tags=tags)
+    data = ModelCardData(library_name="meam-policy", pipeline_tag="robotics", tags=tags, license=spec.license)
     try:
         card = ModelCard.from_template(
             data,
@@ -43,10 +44,30 @@ def render_card(spec: PolicySpec, checkpoint: Checkpoint, parity: ParityReport) 
             steps=checkpoint.step,
             settings=json.dumps(dict(spec.hyperparameters), indent=2),
             parity=parity,
+            variants=[_variant_row(name, variant) for name, variant in spec.variants.items()],
+            figures=FIGURES,
         )
     except ImportError as error:
         raise MissingExtraError("The model card needs jinja2: pip install 'meam-policy[export]'.") from error
     return str(card)
+
+
+def _variant_row(name: str, variant: VariantSpec) -> dict[str, str]:
+    def figure(key: str, form: str = ".2g") -> str:
+        return format(variant.measured[key], form) if key in variant.measured else ""
+
+    low, high = figure("return_low", ".4g"), figure("return_high", ".4g")
+    return {
+        "name": name,
+        "evaluations": str(variant.flow_steps),
+        "solver": "one step" if variant.one_step else variant.solver + (", own grid" if variant.time_grid else ""),
+        "precision": variant.precision,
+        "action_error": figure("action_error"),
+        "sliced_w1": figure("sliced_w1"),
+        "return": figure("return_mean", ".4g") + (f" ({low} … {high})" if low else ""),
+        "p50": figure("latency_p50_ms", ".3f"),
+        "p99": figure("latency_p99_ms", ".3f"),
+    }
 
 
 def _box_row(box: BoxSpec, name: str) -> dict[str, str]:
@@ -55,4 +76,5 @@ def _box_row(box: BoxSpec, name: str) -> dict[str, str]:
         ranges = ranges[:1]
     elif len(ranges) > 12:
         ranges = [f"within [{min(box.low):g}, {max(box.high):g}]; see config.json"]
-    return {"name": box.key or name, "shape": str(list(box.shape)), "dtype": box.dtype, "range": " ".join(ranges)}
+    title = (box.key or name).replace("|", "\\|")
+    return {"name": title, "shape": str(list(box.shape)), "dtype": box.dtype, "range": " ".join(ranges)}

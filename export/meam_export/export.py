@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,17 +15,24 @@ import torch
 from safetensors.torch import save
 
 from meam_export.card import render_card
-from meam_export.graph import PolicyModule, build_graph
-from meam_export.parity import check_parity, random_inputs
+from meam_export.graph import build_graph
+from meam_export.ladder import LadderTask, measure_ladder
+from meam_export.ladder_figure import draw_ladder
+from meam_export.parity import Rows, check_parity, draw_noise, random_observations, reference
+from meam_export.policy_module import PolicyModule
+from meam_export.variants import BuiltVariant, build_variant, parse_variant
 from meam_policy.errors import ConfigError, OutputError
-from meam_policy.folder import CONFIG_FILE, GRAPH_FILE, sha256
-from meam_policy.spec import PolicySpec, Solver
+from meam_policy.folder import CONFIG_FILE, GRAPH_FILE, LADDER_FILE, sha256
+from meam_policy.spec import PolicySpec, Solver, VariantSpec
 from meam_training.algorithm import MeamNetworks
 from meam_training.checkpoint import Checkpoint
 
-__all__ = ["export_policy"]
+__all__ = ["LADDER", "export_policy"]
 
 GOLDEN_INPUTS = 16
+
+LADDER = ("k1", "k2", "k3", "k5", "k10", "k2-grid", "k3-grid", "k5-grid")
+"""Variants of a ladder; the one-step policy joins them if there is one."""
 
 
 def export_policy(
@@ -32,19 +41,41 @@ def export_policy(
     *,
     flow_steps: int | None = None,
     solver: Solver | None = None,
+    time_grid: Sequence[float] | None = None,
+    best_of: int | None = None,
+    variants: Sequence[str] = (),
+    observations: Rows | None = None,
+    task: LadderTask | None = None,
+    tolerance: float | None = None,
+    action_names: Sequence[str] | None = None,
+    observation_names: Sequence[str] | None = None,
+    license: str | None = None,
+    on_stage: Callable[[str, BuiltVariant | None], None] | None = None,
 ) -> Path:
     """Export a checkpoint as a policy folder, which `MeamPolicy.from_pretrained` loads without PyTorch.
 
     The folder holds `config.json`, one self-contained `policy.onnx`, `model.safetensors` (the networks),
-    `golden.safetensors` (random observations and noises with the expected actions) and `README.md` (the model card).
-    It appears whole, after the graph has been run in onnxruntime against PyTorch.
+    `golden.safetensors` (observations and noises with the expected actions) and `README.md` (the model card); with
+    variants also one ONNX file for each, and `ladder.png`. It appears whole, after every graph has been run in
+    onnxruntime against PyTorch in float64.
 
     Args:
         checkpoint: A checkpoint, its folder, or a training folder, of which the newest checkpoint is taken.
         output_dir: The policy folder to write; must not exist, or be empty.
         flow_steps: Velocity evaluations of the exported policy; None takes those of training. A policy is trained as
             the map that its own steps make, so another number changes its actions.
-        solver: Integration scheme of the exported policy, "euler" or "midpoint"; None takes that of training.
+        solver: Integration scheme of the exported policy; None takes that of training.
+        time_grid: Ends of its steps, from 0 to 1; None for equal ones.
+        best_of: Chunks drawn for one decision; None takes the number of training.
+        variants: Other graphs to put beside it; see `variants.parse_variant` for their names, and `LADDER`.
+        observations: Raw observations [n, obs] at which graphs are compared beside random ones; None takes those that
+            the training run kept of its data.
+        task: Where the variants' returns are measured; None measures none.
+        tolerance: Accepted error of variants in int8 or fp16; None takes that of `parity.TOLERANCES`.
+        action_names: Name of every action number, such as a joint's.
+        observation_names: Name of every observation number.
+        license: SPDX identifier of the policy's licence.
+        on_stage: Called with what is done next, and after each graph with it.
 
     Returns:
         The policy folder.
@@ -53,35 +84,84 @@ def export_policy(
         OutputError: the folder holds something already, or cannot be written.
         NotFoundError: there is no such checkpoint.
         CheckpointError: the checkpoint is broken.
-        ConfigError: flow_steps or solver is out of range.
-        ParityError: the graph does not compute what the checkpoint does; nothing is written.
+        ConfigError: a setting is out of range, or there is no such variant.
+        ParityError: a graph does not compute what the checkpoint does; nothing is written.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
     folder = Path(output_dir).expanduser().absolute()
     _check_output_folder(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(checkpoint)
-    try:
-        spec = replace(
-            source.spec,
-            flow_steps=source.spec.flow_steps if flow_steps is None else flow_steps,
-            solver=solver or source.spec.solver,
-        )
-    except ValueError as error:
-        raise ConfigError(f"Cannot export with flow_steps={flow_steps}, solver={solver!r}: {error}") from error
-    networks = source.load_networks().eval()
-    module = PolicyModule(networks, spec)
-    graph = build_graph(module, spec)
-    report = check_parity(graph, module, spec)
-    files = {
-        GRAPH_FILE: graph,
-        "model.safetensors": _model(networks),
-        "golden.safetensors": _golden(module, spec),
+    changes = {
+        "flow_steps": flow_steps,
+        "solver": solver,
+        "time_grid": None if time_grid is None else tuple(float(end) for end in time_grid),
+        "best_of": best_of,
+        "action_names": None if action_names is None else tuple(action_names),
+        "observation_names": None if observation_names is None else tuple(observation_names),
+        "license": license,
     }
-    spec = replace(spec, files={name: sha256(data) for name, data in files.items()})
+    given = {name: value for name, value in changes.items() if value is not None}
+    try:
+        spec = replace(source.spec, **given)
+    except ValueError as error:
+        shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ConfigError(f"Cannot export with {shown}: {str(error).removeprefix('config.json: ')}") from error
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise ConfigError(f"tolerance is {tolerance}; expected a number above 0.")
+    for name in variants:
+        parse_variant(name, spec)
+    report = on_stage or (lambda _stage, _built: None)
+    rows = source.read_observations() if observations is None else _checked(observations, spec)
+    networks = source.load_networks().eval()
+    report("policy", None)
+    policy = _build_policy(networks, spec, rows)
+    report("policy", policy)
+    built = []
+    for name in dict.fromkeys(variants):
+        report(name, None)
+        built.append(build_variant(name, networks, policy, rows, tolerance))
+        report(name, built[-1])
+    files = {
+        GRAPH_FILE: policy.graph,
+        "model.safetensors": _model(networks, chooses=any(graph.spec.best_of > 1 for graph in (policy, *built))),
+        "golden.safetensors": _golden(policy.module, spec, rows),
+    }
+    specs: dict[str, VariantSpec] = {}
+    if built:
+        report("ladder", None)
+        measured = measure_ladder(built, networks, spec, rows, task)
+        specs = {v.name: replace(v.spec, measured=measured[v.name]) for v in built}
+        files |= {v.spec.file: v.graph for v in built}
+    hashes = {name: sha256(data) for name, data in files.items()}
+    spec = replace(spec, files=hashes, variants=specs)
+    if specs:
+        files[LADDER_FILE] = draw_ladder(specs)
     files[CONFIG_FILE] = spec.to_json().encode()
-    files["README.md"] = render_card(spec, source, report).encode()
+    files["README.md"] = render_card(spec, source, policy.parity).encode()
+    _check_output_folder(folder)  # somebody may have filled it meanwhile
     _write(folder, files)
     return folder
+
+
+def _build_policy(networks: MeamNetworks, spec: PolicySpec, observations: Rows | None) -> BuiltVariant:
+    module = PolicyModule(networks, spec)
+    graph = build_graph(module, spec)
+    own = VariantSpec(GRAPH_FILE, spec.flow_steps, spec.solver, spec.time_grid, spec.best_of)
+    return BuiltVariant("policy", own, graph, spec, module, check_parity(graph, module, spec, observations))
+
+
+def _checked(observations: Rows, spec: PolicySpec) -> Rows:
+    """Refuse observations that do not fit.
+
+    Raises:
+        ConfigError: their shape is another, or they are not finite.
+    """
+    rows = np.asarray(observations, dtype=np.float32)
+    if rows.ndim != 2 or rows.shape[1] != spec.observation_dim or not len(rows) or not np.isfinite(rows).all():
+        raise ConfigError(
+            f"observations is an array {rows.shape}; expected finite numbers [n, {spec.observation_dim}]."
+        )
+    return rows
 
 
 def _check_output_folder(folder: Path) -> None:
@@ -97,9 +177,9 @@ def _check_output_folder(folder: Path) -> None:
         raise OutputError(f"{folder} already holds {what}. Choose another output folder, or delete it first.")
 
 
-def _model(networks: MeamNetworks) -> bytes:
+def _model(networks: MeamNetworks, chooses: bool) -> bytes:
     """The networks a run can be understood and continued from; other averaged copies are of use in training only."""
-    acting = {"target_policy"} | ({"target_critic"} if networks.config.best_of > 1 else set())
+    acting = {"target_policy"} | ({"target_critic"} if chooses else set())
     state = networks.state_dict().items()
     kept = {
         name: tensor.contiguous()
@@ -109,12 +189,15 @@ def _model(networks: MeamNetworks) -> bytes:
     return save(kept)
 
 
-def _golden(module: PolicyModule, spec: PolicySpec) -> bytes:
+def _golden(module: PolicyModule, spec: PolicySpec, observations: Rows | None) -> bytes:
     """Inputs and the actions that PyTorch computes from them, to check a policy on the machine it runs on."""
-    observations, noise = random_inputs(spec, GOLDEN_INPUTS, seed=1)
+    rows = random_observations(spec, GOLDEN_INPUTS, seed=1)
+    if observations is not None:
+        rows = np.concatenate([rows[: GOLDEN_INPUTS // 2], observations[: GOLDEN_INPUTS // 2]])
+    noise = draw_noise(spec, len(rows), seed=1)
     with torch.no_grad():
-        actions = module(torch.from_numpy(observations), torch.from_numpy(noise)).numpy()
-    arrays = {"observation": observations, "noise": noise, "actions": np.ascontiguousarray(actions)}
+        exact = reference(module)(*(torch.from_numpy(array).double() for array in (rows, noise)))
+    arrays = {"observation": rows, "noise": noise, "actions": np.ascontiguousarray(exact.float().numpy())}
     return safetensors.numpy.save(arrays)
 
 

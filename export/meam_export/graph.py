@@ -1,122 +1,285 @@
-"""The policy as one ONNX graph: normalisers inside, the ODE unrolled, noise an input."""
+"""The policy as one ONNX graph: normalisers inside, the ODE unrolled, noise an input.
+
+The graph is written operator by operator rather than traced, so that a step costs little more than its products: the
+observation's share of the first layer is computed once, flow time is a constant in the first layer's bias, and the sums
+of the solver go into the products' own additions (see `expression`).
+"""
 
 from __future__ import annotations
 
-import copy
-import logging
-import warnings
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
+from meam_export.policy_module import PolicyModule
 from meam_policy.errors import MissingExtraError
-from meam_policy.spec import PolicySpec
-from meam_training.algorithm import MeamNetworks
+from meam_policy.spec import PolicySpec, Precision
+from meam_training.heads import EditPolicy
+from meam_training.networks import CriticEnsemble, VelocityField
+from meam_training.solvers import solve, uniform_times
 
-if TYPE_CHECKING:
+try:
     import onnx
+    import onnx_ir as ir
 
-__all__ = ["OPSET", "PolicyModule", "build_graph"]
+    from meam_export.expression import Emitter, Expression
+    from meam_export.writer import IR_VERSION, OPSET, GraphWriter, make_writer
+except ImportError as error:
+    raise MissingExtraError("Export needs onnx and onnx-ir: pip install 'meam-policy[export]'.") from error
 
-OPSET = 20
-"""The oldest operator set with GELU as one operator."""
+__all__ = ["build_graph", "graph_metadata"]
 
-
-class PolicyModule(nn.Module):
-    """What the exported graph computes, in PyTorch.
-
-    Args:
-        networks: Trained networks.
-        spec: Normalisation, bounds, chunk size, and how to integrate.
-    """
-
-    action_offset: Tensor
-    action_scale: Tensor
-    action_low: Tensor
-    action_high: Tensor
-
-    def __init__(self, networks: MeamNetworks, spec: PolicySpec) -> None:
-        super().__init__()
-        self.networks = copy.copy(networks)  # the same parameters, integrated as the spec says
-        self.networks.config = replace(
-            networks.config, flow_steps=spec.flow_steps, solver=spec.solver, best_of=spec.best_of
-        )
-        self.chunk_shape = (spec.chunk_size, spec.action_dim)
-        for name, values in (
-            ("action_offset", spec.action_offset),
-            ("action_scale", spec.action_scale),
-            ("action_low", spec.action.low),
-            ("action_high", spec.action.high),
-        ):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
-
-    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """Map raw observations [batch, obs] and noise [batch, noise_dim] to actions [batch, chunk_size, action_dim].
-
-        The actions are in environment units and within the bounds.
-        """
-        x_1 = self.networks.act(self.networks.encoder(observation), noise)
-        actions = self.action_offset + self.action_scale * x_1.reshape(-1, *self.chunk_shape)
-        # Clamped again: offset + scale may round past a bound.
-        return torch.minimum(torch.maximum(actions, self.action_low), self.action_high)
+Array = NDArray[np.float64]
 
 
-def build_graph(module: PolicyModule, spec: PolicySpec) -> bytes:
-    """Export to one self-contained ONNX file with a dynamic batch.
+def build_graph(module: PolicyModule, spec: PolicySpec, precision: Precision = "fp32") -> bytes:
+    """Write the policy as one self-contained ONNX file with a dynamic batch.
+
+    Inputs: `observation` [batch, observation_dim], raw, and `noise` [batch, chunk_dim], standard normal; both float32.
+    Output: `actions` [batch, chunk_size, action_dim], environment units, within the bounds. With best_of > 1 the noise
+    is [batch, samples, chunk_dim] with any number of samples, the chunk of the highest mean value acts, and there are
+    the outputs `value` [batch], that mean, and `disagreement` [batch], the critics' standard deviation there.
 
     Args:
-        module: The policy in PyTorch, on the CPU.
-        spec: Dimensions, for the example inputs.
+        module: The policy in PyTorch.
+        spec: Dimensions, bounds, and how to integrate.
+        precision: Weights of the velocity field, its edit or its one-step policy; all else is float32.
 
     Returns:
-        The bytes of `policy.onnx`.
-
-    Raises:
-        MissingExtraError: onnx or onnxscript is not installed.
+        The bytes of an ONNX file, checked by `onnx.checker` with full shape inference.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  # torch needs it
-    except ImportError as error:
-        raise MissingExtraError("Export needs onnx and onnxscript: pip install 'meam-policy[export]'.") from error
-    # Two rows: torch.export takes a batch of one for a constant.
-    example = (torch.zeros(2, spec.observation_dim), torch.zeros(2, spec.noise_dim))
-    batch = torch.export.Dim("batch", min=1)
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the exporter's own making
-            program = torch.onnx.export(
-                module.eval(),
-                example,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["observation", "noise"],
-                output_names=["actions"],
-                dynamic_shapes=({0: batch}, {0: batch}),
-                verbose=False,
-            )
-    finally:
-        quiet.setLevel(level)
-    assert program is not None
-    model = program.model_proto
-    _strip(model)
+    graph = _PolicyGraph(module, spec, make_writer(precision))
+    model = graph.model(graph_metadata(spec))
     onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString()
+    return model.SerializeToString(deterministic=True)
 
 
-def _strip(model: onnx.ModelProto) -> None:
-    """Drop the exporter's debugging notes: paths of this machine have no place in a published file."""
-    model.graph.doc_string = ""
-    del model.graph.metadata_props[:]
-    del model.metadata_props[:]
-    for node in model.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
-        value.doc_string = ""
-        del value.metadata_props[:]
+def graph_metadata(spec: PolicySpec) -> dict[str, str]:
+    """The contract of the policy, as `metadata_props` of its graph; lists are separated by commas."""
+    found: dict[str, Any] = {
+        "spec_sha256": spec.identity,
+        "method": spec.method,
+        "environment_id": spec.environment_id,
+        "license": spec.license,
+        "chunk_size": spec.chunk_size,
+        "execute_steps": spec.execute_steps,
+        "flow_steps": spec.flow_steps,
+        "solver": spec.solver,
+        "control_rate_hz": spec.control_rate_hz,
+        "action_scale": ",".join(f"{value:.9g}" for value in spec.action_scale),
+        "action_offset": ",".join(f"{value:.9g}" for value in spec.action_offset),
+        "observation_keys": ",".join(str(box.key) for box in spec.observation if box.key is not None),
+        "observation_names": ",".join(spec.observation_names or ()),
+        "action_names": ",".join(spec.action_names or ()),
+        "joint_names": ",".join(spec.action_names or ()),
+    }
+    return {name: str(value) for name, value in found.items() if value not in (None, "")}
+
+
+class _PolicyGraph:
+    """One policy's graph while it is written."""
+
+    def __init__(self, module: PolicyModule, spec: PolicySpec, writer: GraphWriter) -> None:
+        self._networks, self._spec, self._write = module.networks, spec, writer
+        self._emit = Emitter(writer)
+        self._several = spec.best_of > 1
+        middle = ("samples",) if self._several else ()
+        self._observation = _input("observation", "batch", spec.observation_dim)
+        self._noise = _input("noise", "batch", *middle, spec.chunk_dim)
+        self._features = self._encode()
+        x_0 = self._noise
+        if self._several:
+            x_0 = writer.op("Reshape", x_0, writer.whole(-1, spec.chunk_dim))
+            self._repeated = self._per_sample(self._features, self._networks.encoder.output_dim)
+        else:
+            self._repeated = self._features
+        x_1 = self._one_step(x_0) if module.one_step else self._flow(x_0)
+        if self._networks.edit_policy is not None and not module.one_step:
+            x_1 = self._edited(self._networks.edit_policy, x_1)
+        self._outputs = self._chosen(x_1) if self._several else {"actions": self._scaled(x_1)}
+
+    def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
+        """The finished graph."""
+        shapes = {"actions": ("batch", self._spec.chunk_size, self._spec.action_dim)}
+        for name, value in self._outputs.items():
+            value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, ir.Shape(shapes.get(name, ("batch",)))
+        domains = {node.domain for node in self._write.nodes}
+        graph = ir.Graph(
+            [self._observation, self._noise],
+            list(self._outputs.values()),
+            nodes=self._write.nodes,
+            initializers=self._write.initializers,
+            opset_imports={domain: 1 if domain else OPSET for domain in sorted(domains)},
+            name="meam_policy",
+        )
+        graph.sort()
+        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="meam-policy", metadata_props=metadata)
+        return ir.to_proto(model)
+
+    def _encode(self) -> ir.Value:
+        encoder, write = self._networks.encoder, self._write
+        mean, std = (write.constant(_array(values)) for values in (encoder.mean, encoder.std))
+        normalised = write.op("Div", write.op("Sub", self._observation, mean), std)
+        if encoder.frequencies.shape[1] == 0:
+            return normalised
+        phase = write.op("MatMul", normalised, write.constant(_array(encoder.frequencies)))
+        return write.op("Concat", normalised, write.op("Cos", phase), write.op("Sin", phase), axis=-1)
+
+    def _per_sample(self, rows: ir.Value, width: int) -> ir.Value:
+        """Repeat every row [batch, width] for each of its samples: [batch * samples, width]."""
+        write = self._write
+        shape = write.op("Concat", write.op("Shape", self._noise, start=0, end=2), write.whole(width), axis=0)
+        repeated = write.op("Expand", write.op("Unsqueeze", rows, write.whole(1)), shape)
+        return write.op("Reshape", repeated, write.whole(-1, width))
+
+    def _flow(self, x_0: ir.Value) -> Expression:
+        n, write = self._networks, self._write
+        (weight, bias) = _linear(n.deployed.layers[0])
+        projected = write.gemm(self._features, weight[:, : -self._spec.chunk_dim - 1], None)
+        if self._several:
+            projected = self._per_sample(projected, len(bias))
+        velocity = _UnrolledVelocity(n.deployed, projected, n.flow_steps, write, self._emit)
+        times = n.times or uniform_times(n.flow_steps, n.solver)
+        start = Expression.value(x_0)
+        if n.config.confine:
+            # The last layer's bias b is added once, not to every denoised action: the sums of all steps are made of
+            # y = x + (1 - t) b, and x + (1 - t) (W h + b) = y + (1 - t) W h.
+            bias_only = Expression({}, _linear(n.deployed.layers[-1])[1])
+            start = Expression.value(self._emit.exactly(start + bias_only)) - bias_only
+        return solve(velocity, start, times, n.solver, n.config.confine)
+
+    def _one_step(self, x_0: ir.Value) -> Expression:
+        assert self._networks.one_step is not None
+        return self._perceptron(list(self._networks.one_step.layers), x_0)
+
+    def _perceptron(self, layers: list[nn.Module], x: ir.Value) -> Expression:
+        """A network on features and x, whose share of the features is computed in float32."""
+        write = self._write
+        (weight, bias), *rest = (_linear(layer) for layer in layers)
+        split = weight.shape[1] - self._spec.chunk_dim
+        projected = write.biases(write.gemm(self._repeated, weight[:, :split], write.constant(bias)))
+        hidden = write.hidden(x, weight[:, split:], projected)
+        for weight, bias in rest[:-1]:
+            hidden = write.hidden(hidden, weight, bias)
+        return Expression.linear(hidden, *rest[-1])
+
+    def _edited(self, edit_policy: EditPolicy, x_1: Expression) -> Expression:
+        """Flow actions moved by the mode of the edit, as `heads.apply_edit` does."""
+        write, scale = self._write, self._networks.config.edit_scale
+        x = self._emit.exactly(x_1.clamp(-1, 1))
+        mean = self._perceptron([*edit_policy.layers, edit_policy.mean], x)
+        edit = write.op("Tanh", self._emit.exactly(mean))
+        return Expression.value(x) + scale * Expression.value(edit)
+
+    def _scaled(self, x_1: Expression) -> ir.Value:
+        """Clipped to [-1, 1], in environment units and within the bounds."""
+        write, spec = self._write, self._spec
+        offset, scale = np.array(spec.action_offset), np.array(spec.action_scale)
+        # Clipped after scaling, to the narrower of both bounds: clip(x) s + o = clip(s x + o, o - s, o + s).
+        low = np.maximum(np.float32(np.array(spec.action.low)), np.float32(offset - scale))
+        high = np.minimum(np.float32(np.array(spec.action.high)), np.float32(offset + scale))
+        rows = self._emit.exactly(x_1)
+        value = write.op("Reshape", rows, write.whole(-1, spec.chunk_size, spec.action_dim))
+        if np.any(scale != 1):
+            value = write.op("Mul", value, write.constant(scale))
+        if np.any(offset != 0):
+            value = write.op("Add", value, write.constant(offset))
+        value = write.op("Max", value, write.constant(low))
+        return write.op("Min", value, write.constant(high))
+
+    def _chosen(self, x_1: Expression) -> dict[str, ir.Value]:
+        """Of every decision's samples the one with the highest mean value, that value, and the critics' spread."""
+        write, critic = self._write, self._networks.target_critic
+        chunks = self._emit.exactly(x_1.clamp(-1, 1))
+        values = _values(critic, self._repeated, chunks, write)  # [critics, batch * samples]
+        shape = write.op(
+            "Concat", write.whole(len(critic.weights[0])), write.op("Shape", self._noise, start=0, end=2), axis=0
+        )
+        values = write.op("Reshape", values, shape)
+        mean = write.op("ReduceMean", values, write.whole(0), keepdims=0)
+        best = write.op("ArgMax", mean, axis=1, keepdims=1)  # [batch, 1]
+        value = write.op("GatherElements", mean, best, axis=1)
+        centred = write.op("Sub", values, write.op("Unsqueeze", mean, write.whole(0)))
+        variance = write.op("ReduceMean", write.op("Mul", centred, centred), write.whole(0), keepdims=0)
+        spread = write.op("Sqrt", write.op("GatherElements", variance, best, axis=1))
+        samples = write.op("Reshape", chunks, write.op("Shape", self._noise))
+        rows = write.op("GatherND", samples, best, batch_dims=1)  # [batch, chunk_dim]
+        return {
+            "actions": self._scaled(Expression.value(rows)),
+            "value": write.op("Squeeze", value, write.whole(1)),
+            "disagreement": write.op("Squeeze", spread, write.whole(1)),
+        }
+
+
+class _UnrolledVelocity:
+    """v(x, t) on symbols: every call writes the network once more, with the same weights.
+
+    The first layer's biases of all calls hold the observation's share and the time. One addition computes them all; its
+    constant is known when the last call has been made.
+
+    Args:
+        field: The velocity field.
+        projected: The observation's share of the first layer [rows, width], without its bias.
+        calls: How many there will be.
+        write: Writes operators.
+        emit: Emits sums.
+    """
+
+    def __init__(
+        self, field: VelocityField, projected: ir.Value, calls: int, write: GraphWriter, emit: Emitter
+    ) -> None:
+        self._write, self._emit = write, emit
+        (weight, self._bias), *self._hidden, self._last = (_linear(layer) for layer in field.layers)
+        act, width = len(self._last[1]), len(self._bias)
+        self._of_x, self._of_t = weight[:, -act - 1 : -1], weight[:, -1]
+        self._constant = write.later()
+        sums = write.op("Add", write.op("Unsqueeze", projected, write.whole(1)), self._constant)
+        flat = write.biases(write.op("Reshape", sums, write.whole(-1, calls * width)))
+        biases = [flat] if calls == 1 else write.ops("Split", [flat], calls, axis=1, num_outputs=calls)
+        self._biases = iter(biases)
+        self._constants: list[Array] = []
+
+    def __call__(self, x: Expression, t: float) -> Expression:
+        """The velocity; after the last call the constant is set."""
+        value, scale, constant = self._emit.up_to_scale(x)
+        # W_x x + w_t t + b, with x = scale value + constant
+        shift = self._of_x @ np.broadcast_to(constant, self._of_x.shape[1])
+        self._constants.append(self._bias + t * self._of_t + shift)
+        self._constant.const_value = ir.tensor(np.stack(self._constants).astype(np.float32))
+        hidden = self._write.hidden(value, self._of_x, next(self._biases), scale)
+        for weight, bias in self._hidden:
+            hidden = self._write.hidden(hidden, weight, bias)
+        return Expression.linear(hidden, *self._last)
+
+
+def _values(critic: CriticEnsemble, features: ir.Value, chunks: ir.Value, write: GraphWriter) -> ir.Value:
+    """Values [critics, rows] by the whole ensemble."""
+    inputs = write.op("Concat", features, chunks, axis=-1)
+    weights, biases = ([_array(p) for p in parameters] for parameters in (critic.weights, critic.biases))
+    # A norm's scale and shift are linear, so they belong to the next layer.
+    for layer, (scale, shift) in enumerate(zip(critic.norm_scales, critic.norm_biases, strict=True), start=1):
+        biases[layer] = biases[layer] + _array(shift) @ weights[layer]
+        weights[layer] = _array(scale).swapaxes(1, 2) * weights[layer]
+    hidden = inputs
+    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if index:
+            ones = write.constant(np.ones(weight.shape[1]))
+            hidden = write.op("LayerNormalization", write.gelu(hidden), ones, axis=-1, epsilon=1e-6)
+        hidden = write.op("Add", write.op("MatMul", hidden, write.constant(weight)), write.constant(bias))
+    return write.op("Squeeze", hidden, write.whole(2))
+
+
+def _input(name: str, *shape: int | str) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+
+
+def _linear(layer: nn.Module) -> tuple[Array, Array]:
+    assert isinstance(layer, nn.Linear)
+    return _array(layer.weight), _array(layer.bias)
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    return tensor.detach().double().cpu().numpy()

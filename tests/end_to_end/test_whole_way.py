@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 
 from meam_export import export_policy
-from meam_export.graph import PolicyModule
+from meam_export.policy_module import PolicyModule
 from meam_policy import MeamPolicy, OutputError, make_environment, rollout
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, collect, train
 

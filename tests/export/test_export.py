@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 
+import meam_export.export as export_module
 from meam_export import export_policy
-from meam_export.graph import PolicyModule
-from meam_policy import CheckpointError, ConfigError, MeamPolicy, NotFoundError, ObservationError, OutputError
+from meam_export.graph import build_graph
+from meam_export.parity import ParityReport, draw_noise, random_observations
+from meam_export.policy_module import PolicyModule
+from meam_export.variants import BuiltVariant
+from meam_policy import (
+    CheckpointError,
+    ConfigError,
+    MeamPolicy,
+    NotFoundError,
+    ObservationError,
+    OutputError,
+    ParityError,
+    PolicySpec,
+)
 from meam_policy.cli import run
 from meam_policy.folder import POLICY_FILES, sha256
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, train
@@ -49,7 +66,7 @@ def folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_the_folder_holds_the_files_of_the_format_and_their_hashes(folder: Path) -> None:
-    assert {file.name for file in folder.iterdir()} == set(POLICY_FILES)
+    assert {file.name for file in folder.iterdir()} == set(POLICY_FILES) - {"ladder.png"}
     spec = MeamPolicy.from_pretrained(folder).spec
     hashed = {"policy.onnx", "model.safetensors", "golden.safetensors"}
     assert dict(spec.files) == {name: sha256((folder / name).read_bytes()) for name in hashed}
@@ -145,14 +162,62 @@ def test_of_several_chunks_the_exported_policy_takes_the_one_with_the_highest_va
 
 
 @pytest.mark.parametrize(
-    "settings", [{"flow_steps": 0}, {"flow_steps": -3}, {"flow_steps": 3}, {"solver": "rk45"}, {"solver": "heun"}]
+    ("settings", "reason"),
+    [
+        ({"flow_steps": 0}, "flow_steps is 0; expected 1 to 10000"),
+        ({"flow_steps": -3}, "flow_steps is -3"),
+        ({"flow_steps": 3}, "flow_steps is 3; expected a multiple of 2, as midpoint takes so many at a time"),
+        ({"solver": "rk45"}, "solver is 'rk45'; expected one of euler, ab2, midpoint, heun, rk4"),
+        ({"solver": "rk4"}, "flow_steps is 10; expected a multiple of 4, as rk4 takes so many"),
+        ({"time_grid": (0.0, 1.0)}, "time_grid is 2 times; expected 6, the ends of 5 steps"),
+        ({"time_grid": (0.0, 1.0), "flow_steps": 3, "solver": "euler"}, "time_grid is 2 times"),
+        ({"time_grid": (0.0, 0.6, 0.5, 1.0), "flow_steps": 3, "solver": "euler"}, "increasing times from 0 to 1"),
+        ({"time_grid": (0.0, 0.9), "flow_steps": 1, "solver": "euler"}, "increasing times from 0 to 1"),
+        ({"best_of": 0}, "best_of is 0"),
+        ({"action_names": ("left",)}, "action_names is 1 names; expected 2 names"),
+        ({"observation_names": ("a", "b")}, "observation_names is 2 names; expected 3 names"),
+    ],
 )
-def test_what_cannot_be_integrated_is_refused(
-    checkpoint: Checkpoint, tmp_path: Path, settings: dict[str, object]
+def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
+    checkpoint: Checkpoint, tmp_path: Path, settings: dict[str, Any], reason: str
 ) -> None:
-    with pytest.raises(ConfigError, match=r"Cannot export with"):
-        export_policy(checkpoint, tmp_path / "policy", **settings)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=r"Cannot export with") as caught:
+        export_policy(checkpoint, tmp_path / "policy", **settings)
+    assert reason in str(caught.value)
+    assert "config.json" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_tolerance_that_says_nothing_is_refused(checkpoint: Checkpoint, tmp_path: Path, tolerance: float) -> None:
+    with pytest.raises(ConfigError, match=f"tolerance is {tolerance}; expected a number above 0"):
+        export_policy(checkpoint, tmp_path / "policy", tolerance=tolerance)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"solver": "heun"},
+        {"solver": "ab2", "flow_steps": 3},
+        {"solver": "rk4", "flow_steps": 8},
+        {"solver": "euler", "flow_steps": 2, "time_grid": [0, 0.9, 1]},
+        {"best_of": 2},
+    ],
+)
+def test_another_integration_is_recorded_and_acts(
+    checkpoint: Checkpoint, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    policy = MeamPolicy.from_pretrained(export_policy(checkpoint, tmp_path / "policy", **settings))
+    settings = {name: tuple(map(float, v)) if isinstance(v, list) else v for name, v in settings.items()}
+    spec = replace(checkpoint.spec, **settings)
+    assert replace(policy.spec, files={}) == spec
+    rows = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    noise = np.random.default_rng(1).standard_normal((5, spec.noise_dim), dtype=np.float32)
+    with torch.no_grad():
+        expected = PolicyModule(checkpoint.load_networks(), spec)(torch.from_numpy(rows), torch.from_numpy(noise))
+    found = policy.sample({"arm": rows[:, :2], "ball": rows[:, 2:]}, noise=noise)
+    assert np.abs(found - expected.numpy()).max() < 1e-5
 
 
 def occupy_with_file(path: Path) -> None:
@@ -201,7 +266,7 @@ def test_the_working_directory_itself_can_be_the_output(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     export_policy(checkpoint, ".")
-    assert {file.name for file in Path().iterdir()} == set(POLICY_FILES)
+    assert {file.name for file in Path().iterdir()} == set(POLICY_FILES) - {"ladder.png"}
     assert MeamPolicy.from_pretrained(".").act({"arm": [0.0, 0.0], "ball": [0.0]}).shape == (2,)
 
 
@@ -216,3 +281,183 @@ def test_info_notices_any_damaged_file(
     (folder / "model.safetensors").unlink()
     assert run(["info", str(folder)]) == 2
     assert "has no model.safetensors" in capsys.readouterr().err
+
+
+# Variants
+
+
+def test_with_variants_there_are_their_graphs_and_a_picture(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = export_policy(checkpoint, tmp_path / "policy", variants=("k1", "best-of-2"))
+    graphs = {"policy-k1.onnx", "policy-best-of-2.onnx"}
+    assert {file.name for file in folder.iterdir()} == {*POLICY_FILES, *graphs}
+    spec = MeamPolicy.from_pretrained(folder).spec
+    assert set(spec.files) == {"policy.onnx", "model.safetensors", "golden.safetensors", *graphs}
+    # The critics by which a variant chooses belong to what acts.
+    assert_holds_what_acts(folder, checkpoint, {"target_policy", "target_critic"})
+
+
+# Nothing is left of what fails
+
+
+def stages_of(checkpoint: Checkpoint, folder: Path) -> list[tuple[str, bool]]:
+    stages: list[tuple[str, bool]] = []
+    export_policy(
+        checkpoint, folder, variants=("k1",), on_stage=lambda name, built: stages.append((name, built is not None))
+    )
+    return stages
+
+
+def test_every_stage_is_announced_and_every_graph_reported(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    expected = [("policy", False), ("policy", True), ("k1", False), ("k1", True), ("ladder", False)]
+    assert stages_of(checkpoint, tmp_path / "policy") == expected
+
+
+@pytest.mark.parametrize("stage", range(5))
+@pytest.mark.parametrize("there", [True, False])
+def test_an_interrupt_leaves_nothing_behind(checkpoint: Checkpoint, tmp_path: Path, stage: int, there: bool) -> None:
+    target = tmp_path / "there" / "policy"
+    if there:
+        target.mkdir(parents=True)
+    passed: list[str] = []
+
+    def interrupt(name: str, _: BuiltVariant | None) -> None:
+        passed.append(name)
+        if len(passed) == stage + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_policy(checkpoint, target, variants=("k1",), on_stage=interrupt)
+    assert [path.name for path in tmp_path.rglob("*")] == (["there", "policy"] if there else [])
+
+
+def test_an_interrupt_while_files_are_written_leaves_nothing_behind(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_policy(checkpoint, tmp_path / "policy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_is_wrong_is_not_written(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_another(module: PolicyModule, spec: PolicySpec) -> bytes:
+        other = replace(spec, solver="euler")
+        return build_graph(PolicyModule(module.networks, other), other)
+
+    monkeypatch.setattr(export_module, "build_graph", build_another)
+    with pytest.raises(ParityError, match=r"policy\.onnx differs from the checkpoint by .* It was not written"):
+        export_policy(checkpoint, tmp_path / "policy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_filled_meanwhile_is_left_alone(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    target = tmp_path / "policy"
+
+    def fill(_name: str, _built: BuiltVariant | None) -> None:
+        target.mkdir(exist_ok=True)
+        (target / "config.json").write_text("theirs")
+
+    with pytest.raises(OutputError, match="already holds a policy"):
+        export_policy(checkpoint, target, on_stage=fill)
+    assert {path.name for path in tmp_path.rglob("*")} == {"policy", "config.json"}
+    assert (target / "config.json").read_text() == "theirs"
+
+
+# Observations
+
+
+def test_a_graph_is_checked_at_the_observations_of_the_run(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    kept = checkpoint.read_observations()
+    assert kept is not None
+    reports: list[ParityReport] = []
+
+    def keep(_: str, built: BuiltVariant | None) -> None:
+        if built is not None:
+            reports.append(built.parity)
+
+    export_policy(checkpoint, tmp_path / "kept", on_stage=keep)
+    export_policy(checkpoint, tmp_path / "given", observations=kept[:7], on_stage=keep)
+    assert [[(row.kind, row.inputs) for row in report.rows] for report in reports] == [
+        [("random", 1000), ("recorded", len(kept))],
+        [("random", 1000), ("recorded", 7)],
+    ]
+
+
+def test_of_a_run_that_kept_no_observations_random_ones_suffice(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint.path.parent.parent, tmp_path / "run")
+    (tmp_path / "run/observations.safetensors").unlink()
+    kinds: list[list[str]] = []
+
+    def keep(_: str, built: BuiltVariant | None) -> None:
+        if built is not None:
+            kinds.append([row.kind for row in built.parity.rows])
+
+    folder = export_policy(tmp_path / "run", tmp_path / "policy", variants=("k2-grid",), on_stage=keep)
+    assert kinds == [["random"]] * 2
+    assert "On 1000 random inputs, onnxruntime" in (folder / "README.md").read_text()
+    golden = load_file(folder / "golden.safetensors")
+    assert np.array_equal(golden["observation"], random_observations(checkpoint.spec, 16, seed=1))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [np.zeros((4, 2)), np.zeros(3), np.zeros((0, 3)), np.zeros((2, 2, 3)), [[0.0, np.nan, 0.0]], [[0.0, 0.0, np.inf]]],
+    ids=["width", "one", "none", "rank", "nan", "infinite"],
+)
+def test_observations_that_do_not_fit_are_refused(checkpoint: Checkpoint, tmp_path: Path, rows: Any) -> None:
+    with pytest.raises(ConfigError, match=r"observations is an array \(.*\); expected finite numbers \[n, 3\]"):
+        export_policy(checkpoint, tmp_path / "policy", observations=rows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_golden_vectors_are_half_random_and_half_recorded_and_reproduced(checkpoint: Checkpoint, folder: Path) -> None:
+    golden = load_file(folder / "golden.safetensors")
+    kept = checkpoint.read_observations()
+    assert kept is not None
+    spec = checkpoint.spec
+    assert np.array_equal(golden["observation"][:8], random_observations(spec, 16, seed=1)[:8])
+    assert np.array_equal(golden["observation"][8:], kept[:8])
+    assert np.array_equal(golden["noise"], draw_noise(spec, 16, seed=1))
+    exact = PolicyModule(checkpoint.load_networks(), spec).double()
+    with torch.no_grad():
+        expected = exact(*(torch.from_numpy(golden[name]).double() for name in ("observation", "noise"))).numpy()
+    assert np.abs(golden["actions"] - expected).max() < 1e-6
+    split = {"arm": golden["observation"][:, :2], "ball": golden["observation"][:, 2:]}
+    sampled = MeamPolicy.from_pretrained(folder).sample(split, noise=golden["noise"])
+    assert np.abs(sampled - golden["actions"]).max() < 1e-5
+    assert golden["actions"].std() > 0.05
+
+
+# What the file says of itself
+
+
+def test_names_and_licence_are_in_the_folder_and_in_every_graph(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = export_policy(
+        checkpoint,
+        tmp_path / "policy",
+        variants=("k1",),
+        action_names=["hip", "knee"],
+        observation_names=["x", "y", "ball"],
+        license="MIT",
+    )
+    spec = MeamPolicy.from_pretrained(folder).spec
+    assert (spec.action_names, spec.observation_names) == (("hip", "knee"), ("x", "y", "ball"))
+    assert spec.license == "MIT"
+    assert ModelCard.load(folder / "README.md").data.to_dict()["license"] == "MIT"
+    for file in ("policy.onnx", "policy-k1.onnx"):
+        metadata = {entry.key: entry.value for entry in onnx.load(folder / file).metadata_props}
+        assert metadata["joint_names"] == metadata["action_names"] == "hip,knee"
+        assert metadata["observation_names"] == "x,y,ball"
+        assert metadata["license"] == "MIT"
+        assert metadata["flow_steps"] == ("10" if file == "policy.onnx" else "1")
+
+
+def test_without_a_licence_none_is_claimed(folder: Path) -> None:
+    assert MeamPolicy.from_pretrained(folder).spec.license is None
+    assert "license" not in {entry.key for entry in onnx.load(folder / "policy.onnx").metadata_props}
+    assert "license" not in ModelCard.load(folder / "README.md").data.to_dict()

@@ -1,0 +1,132 @@
+"""Variants of a policy by name: how each is integrated, in which precision, and its graph."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from meam_export.graph import build_graph
+from meam_export.parity import ParityReport, Rows, check_parity
+from meam_export.policy_module import PolicyModule
+from meam_export.time_grid import search_integration
+from meam_policy.errors import ConfigError, FormatError
+from meam_policy.spec import EVALUATIONS, PolicySpec, Solver, VariantSpec
+from meam_training.algorithm import MeamNetworks
+
+__all__ = ["BuiltVariant", "build_variant", "parse_variant"]
+
+_PARTS = re.compile(
+    r"(?:-k(?P<steps>\d{1,3})(?:-(?P<solver>euler|ab2|midpoint|heun|rk4))?(?P<grid>-grid)?|(?P<head>-one-step))?"
+    r"(?:-best-of-(?P<best>\d{1,4}))?(?:-(?P<precision>fp32|int8|fp16))?"
+)
+
+
+@dataclass(frozen=True)
+class BuiltVariant:
+    """A variant that passed its checks.
+
+    Attributes:
+        name: Its name.
+        spec: What goes into `config.json`, without figures.
+        graph: The bytes of its file.
+        policy_spec: The policy as the variant acts.
+        module: The same in PyTorch.
+        parity: How far the graph is from the checkpoint.
+    """
+
+    name: str
+    spec: VariantSpec
+    graph: bytes
+    policy_spec: PolicySpec
+    module: PolicyModule
+    parity: ParityReport
+
+
+def parse_variant(name: str, policy: PolicySpec) -> tuple[VariantSpec, tuple[Solver, ...]]:
+    """Read a variant's name.
+
+    - "k5": five evaluations, by the policy's own solver where that divides them, else by Euler's.
+    - "k4-midpoint": by another solver: euler, ab2, midpoint, heun or rk4.
+    - "k3-grid": steps of unequal length, and where no solver is named the solver, optimised on the policy's own
+      actions.
+    - "one-step": the one-step policy that was distilled beside the flow.
+    - "best-of-4", "k5-best-of-4": the chunk of the highest value of four.
+    - "int8" or "fp16", alone or at the end: in that precision.
+
+    Returns:
+        The variant, and the solvers of which one and its time grid are to be found; none if they are given.
+
+    Raises:
+        ConfigError: it is no such name, or steps and solver do not fit.
+    """
+    match = _PARTS.fullmatch(f"-{name}")
+    if match is None:
+        raise ConfigError(
+            f'There is no variant "{name}"; expected names such as k5, k4-midpoint, k3-grid, one-step or best-of-4, '
+            "with -int8 or -fp16 at the end."
+        )
+    steps = int(match["steps"] or (1 if match["head"] else policy.flow_steps))
+    own = policy.solver if steps % EVALUATIONS[policy.solver] == 0 else "euler"
+    solver = match["solver"] or ("euler" if match["head"] else own)
+    best_of = int(match["best"] or (1 if match["head"] else policy.best_of))
+    variant = VariantSpec(
+        file=f"policy-{name}.onnx",
+        flow_steps=steps,
+        solver=solver,  # pyright: ignore[reportArgumentType]  # one of those in the pattern
+        time_grid=policy.time_grid if (steps, solver) == (policy.flow_steps, policy.solver) else None,
+        best_of=best_of,
+        precision=match["precision"] or "fp32",  # pyright: ignore[reportArgumentType]
+        one_step=match["head"] is not None,
+    )
+    if variant.one_step and best_of > 1:
+        raise ConfigError(f'There is no variant "{name}": the one-step policy draws one chunk. Take one-step.')
+    try:
+        variant.check(name)
+    except FormatError as error:
+        raise ConfigError(f'There is no variant "{name}": {str(error).removeprefix("config.json: ")}') from error
+    if not match["grid"]:
+        return variant, ()
+    return variant, tuple(s for s in get_args(Solver) if steps % EVALUATIONS[s] == 0 and match["solver"] in (None, s))
+
+
+def build_variant(
+    name: str,
+    networks: MeamNetworks,
+    policy: BuiltVariant,
+    observations: Rows | None,
+    tolerance: float | None = None,
+) -> BuiltVariant:
+    """Write a variant's graph, and check it.
+
+    Args:
+        name: See `parse_variant`.
+        networks: Trained networks.
+        policy: The policy itself.
+        observations: Raw observations [n, obs] of the data or of the policy.
+        tolerance: Accepted error of another precision than fp32; None takes that of `parity.TOLERANCES`.
+
+    Raises:
+        ConfigError: there is no such variant of this policy.
+        ParityError: its error is above the tolerance.
+    """
+    variant, solvers = parse_variant(name, policy.policy_spec)
+    if replace(variant, file=policy.spec.file) == policy.spec and not solvers:
+        return replace(policy, name=name)  # the policy itself, which is in the folder already
+    if solvers:
+        found = search_integration(networks, policy.policy_spec, variant.flow_steps, solvers, observations)
+        variant = replace(variant, solver=found[0], time_grid=found[1])
+    spec = replace(
+        policy.policy_spec,
+        flow_steps=variant.flow_steps,
+        solver=variant.solver,
+        time_grid=variant.time_grid,
+        best_of=variant.best_of,
+    )
+    module = PolicyModule(networks, spec, variant.one_step)
+    graph = build_graph(module, spec, variant.precision)
+    own = tolerance if variant.precision != "fp32" else None
+    report = check_parity(
+        graph, module, spec, observations, precision=variant.precision, tolerance=own, name=variant.file
+    )
+    return BuiltVariant(name, variant, graph, spec, module, report)

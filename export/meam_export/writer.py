@@ -1,0 +1,191 @@
+"""Writing ONNX operators and weights, in one of the precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from meam_policy.spec import Precision
+
+__all__ = ["IR_VERSION", "OPSET", "GraphWriter", "make_writer"]
+
+OPSET = 20
+"""The oldest operator set with GELU as one operator: onnxruntime 1.17 reads it."""
+
+IR_VERSION = 9
+"""The file format that came with this operator set."""
+
+BLOCK = 128
+"""Weights that share a scale in int8."""
+
+Array = NDArray[Any]
+
+
+class GraphWriter:
+    """Writes float32 operators; weights are stored once, however often they are used.
+
+    Attributes:
+        nodes: What was written so far, in order.
+        initializers: Weights and constants.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+        self.initializers: list[ir.Value] = []
+        self._stored: dict[bytes, ir.Value] = {}
+
+    def op(self, name: str, *inputs: ir.Value, domain: str = "", **attributes: Any) -> ir.Value:
+        """One operator with one output."""
+        return self.ops(name, inputs, 1, domain, **attributes)[0]
+
+    def ops(
+        self, name: str, inputs: Sequence[ir.Value], outputs: int, domain: str = "", **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """One operator with several outputs."""
+        node = ir.node(name, inputs, attributes, domain=domain, num_outputs=outputs)
+        self.nodes.append(node)
+        return node.outputs
+
+    def store(self, array: Array) -> ir.Value:
+        """A constant as it is; equal ones are stored once."""
+        key = f"{array.dtype} {array.shape} ".encode() + array.tobytes()
+        if key not in self._stored:
+            tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=f"c{len(self.initializers)}")
+            value = ir.Value(
+                name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+            self.initializers.append(value)
+            self._stored[key] = value
+        return self._stored[key]
+
+    def later(self) -> ir.Value:
+        """A constant of which the value is set later, as `const_value`."""
+        self.initializers.append(ir.Value(name=f"c{len(self.initializers)}"))
+        return self.initializers[-1]
+
+    def constant(self, value: Array | float) -> ir.Value:
+        """A float32 constant."""
+        return self.store(np.asarray(value, dtype=np.float32))
+
+    def whole(self, *values: int) -> ir.Value:
+        """A vector of whole numbers, such as a shape."""
+        return self.store(np.array(values, dtype=np.int64))
+
+    def product(self, inputs: ir.Value, weight: Array, added: ir.Value | None, alpha: float, beta: float) -> ir.Value:
+        """Alpha inputs @ weight.T + beta added, from and to float32, with weight [out, in]."""
+        return self.gemm(inputs, weight, added, alpha, beta)
+
+    def gemm(
+        self, inputs: ir.Value, weight: Array, added: ir.Value | None, alpha: float = 1.0, beta: float = 1.0
+    ) -> ir.Value:
+        """The same, in float32 whatever the precision."""
+        terms = (inputs, self.constant(weight.T)) + (() if added is None else (added,))
+        factors: dict[str, Any] = {"alpha": alpha} if alpha != 1 else {}
+        if beta != 1:
+            factors["beta"] = beta
+        return self.op("Gemm", *terms, **factors)
+
+    def sum(self, value: ir.Value, added: ir.Value | None, alpha: float, beta: float) -> ir.Value:
+        """Alpha value + beta added, for products that cannot add by themselves."""
+        if alpha != 1:
+            value = self.op("Mul", value, self.constant(alpha))
+        if added is None:
+            return value
+        if beta != 1:
+            added = self.op("Mul", added, self.constant(beta))
+        return self.op("Add", value, added)
+
+    def biases(self, value: ir.Value) -> ir.Value:
+        """Prepare a float32 value that `hidden` adds."""
+        return value
+
+    def hidden(self, inputs: ir.Value, weight: Array, bias: ir.Value | Array, alpha: float = 1.0) -> ir.Value:
+        """gelu(alpha inputs @ weight.T + bias)."""
+        added = self.constant(bias) if isinstance(bias, np.ndarray) else bias
+        return self.gelu(self.product(inputs, weight, added, alpha, 1.0))
+
+    def gelu(self, value: ir.Value) -> ir.Value:
+        """The tanh approximation of GELU."""
+        return self.op("Gelu", value, approximate="tanh")
+
+
+class Int8Writer(GraphWriter):
+    """Weights as 8-bit integers with a scale for every block, multiplied by inputs quantised as they come."""
+
+    def product(self, inputs: ir.Value, weight: Array, added: ir.Value | None, alpha: float, beta: float) -> ir.Value:
+        """Alpha inputs @ weight.T + beta added, approximately."""
+        packed, scales = quantise(weight)
+        n, k = weight.shape
+        attributes = {"K": k, "N": n, "bits": 8, "block_size": BLOCK, "accuracy_level": 4}
+        value = self.op(
+            "MatMulNBits", inputs, self.store(packed), self.store(scales), domain="com.microsoft", **attributes
+        )
+        return self.sum(value, added, alpha, beta)
+
+
+class Float16Writer(GraphWriter):
+    """Weights and hidden layers in float16; what is integrated stays in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._halves: set[ir.Value] = set()
+
+    def half(self, value: ir.Value) -> ir.Value:
+        """The value in float16."""
+        if value in self._halves:
+            return value
+        cast = self.op("Cast", value, to=int(ir.DataType.FLOAT16))
+        self._halves.add(cast)
+        return cast
+
+    def biases(self, value: ir.Value) -> ir.Value:
+        """Prepare a float32 value that `hidden` adds: a split of it is in float16 too."""
+        return self.half(value)
+
+    def hidden(self, inputs: ir.Value, weight: Array, bias: ir.Value | Array, alpha: float = 1.0) -> ir.Value:
+        """gelu(alpha inputs @ weight.T + bias), in float16."""
+        added = self.store(bias.astype(np.float16)) if isinstance(bias, np.ndarray) else bias
+        factors: dict[str, Any] = {"alpha": alpha} if alpha != 1 else {}
+        value = self.op("Gemm", self.half(inputs), self._weight(weight), added, **factors)
+        activated = self.gelu(value)
+        self._halves.add(activated)
+        return activated
+
+    def product(self, inputs: ir.Value, weight: Array, added: ir.Value | None, alpha: float, beta: float) -> ir.Value:
+        """Alpha inputs @ weight.T + beta added, with a product in float16."""
+        value = self.op("MatMul", self.half(inputs), self._weight(weight))
+        value = self.op("Cast", value, to=int(ir.DataType.FLOAT))
+        return self.sum(value, added, alpha, beta)
+
+    def _weight(self, weight: Array) -> ir.Value:
+        return self.store(np.ascontiguousarray(weight.T).astype(np.float16))
+
+
+def quantise(weight: Array) -> tuple[Array, Array]:
+    """Round weights to 8 bits, with one scale for each block of a row.
+
+    Written here because onnxruntime's quantiser works on whole models, and sets up the root logger when imported.
+
+    Args:
+        weight: [out, in].
+
+    Returns:
+        Bytes [out, blocks, BLOCK], of which 128 is zero, and scales [out * blocks], as MatMulNBits reads them.
+    """
+    rows, columns = weight.shape
+    blocks = -(-columns // BLOCK)
+    padded = np.zeros((rows, blocks * BLOCK), dtype=np.float64)
+    padded[:, :columns] = weight
+    values = padded.reshape(rows, blocks, BLOCK)
+    scales = np.abs(values).max(axis=-1) / 127
+    whole = np.rint(values / np.where(scales == 0, 1, scales)[..., None]) + 128
+    return whole.astype(np.uint8), scales.astype(np.float32).ravel()
+
+
+def make_writer(precision: Precision) -> GraphWriter:
+    """The writer of a precision."""
+    return {"fp32": GraphWriter, "int8": Int8Writer, "fp16": Float16Writer}[precision]()
