@@ -2,46 +2,172 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from meam_export.export import export_policy
+from meam_export.export import LADDER, export_policy
+from meam_export.ladder import LadderTask
+from meam_export.parity import ParityReport
+from meam_export.triton import TritonDevice, write_triton_repository
+from meam_export.variants import BuiltVariant
 from meam_policy.commands import parse
-from meam_policy.console import print_json, say
+from meam_policy.console import print_json, print_table, say
+from meam_policy.environments import make_environment
+from meam_policy.errors import ConfigError
+from meam_policy.policy import MeamPolicy
 from meam_policy.spec import Solver
+from meam_training.checkpoint import Checkpoint
 
-__all__ = ["export_command", "run"]
+__all__ = ["ExportArguments", "run"]
+
+DESCRIPTION = """Export a checkpoint as a policy folder that acts without PyTorch.
+
+Every graph is run in onnxruntime against PyTorch in float64, on random observations and on those that the training run
+kept of its data, before the folder is written.
+
+Examples:
+  meam export runs/pockets --output-dir policies/pockets
+  meam export runs/pockets --output-dir policies/pockets --ladder --episodes 100
+  meam export runs/pockets --output-dir policies/pockets --variants k3-grid int8 best-of-4
+
+Variants are named by what they are: k5 (five evaluations of the velocity), k4-midpoint (by another solver), k3-grid
+(solver and unequal steps optimised on the policy's own actions), one-step (the distilled policy), best-of-4 (the chunk
+of the highest value), each with -int8 or -fp16 at the end."""
 
 
-def export_command(
-    checkpoint: Annotated[Path, tyro.conf.Positional],
-    output_dir: Path,
-    flow_steps: int | None = None,
-    solver: Solver | None = None,
-    json: bool = False,
-) -> None:
-    """Export a checkpoint as a policy folder that acts without PyTorch.
+@dataclass(frozen=True)
+class ExportArguments:
+    """Arguments of `meam export`."""
 
-    The graph is run in onnxruntime against PyTorch on random inputs before the folder is written.
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """Checkpoint folder, or training folder, of which the newest checkpoint is taken."""
+    output_dir: Path
+    """Policy folder to write; must not exist, or be empty."""
+    flow_steps: int | None = None
+    """Velocity evaluations; by default those of training. Another number changes the actions."""
+    solver: Solver | None = None
+    """Integration scheme; that of training by default."""
+    time_grid: tuple[float, ...] = ()
+    """Ends of the steps, from 0 to 1; equal steps by default."""
+    best_of: int | None = None
+    """Chunks drawn for one decision, of which the one of the highest value acts; as in training by default."""
+    variants: tuple[str, ...] = ()
+    """Other graphs to put beside it."""
+    ladder: bool = False
+    """Add the usual variants: 1, 2, 3, 5 and 10 evaluations, and optimised grids."""
+    episodes: int = 0
+    """Episodes in the policy's environment to measure each variant's return; 0 for none."""
+    tolerance: float | None = None
+    """Accepted error of int8 and fp16 variants, root mean square share of the action's half width."""
+    action_names: tuple[str, ...] = ()
+    """Name of every action number, such as its joint's."""
+    observation_names: tuple[str, ...] = ()
+    """Name of every observation number."""
+    license: str | None = None
+    """SPDX identifier of the policy's licence."""
+    triton: Path | None = None
+    """Also write the policy into this NVIDIA Triton model repository."""
+    triton_device: TritonDevice = "cpu"
+    """Where Triton is to run it."""
+    json: bool = False
+    """Print one line of JSON to stdout."""
 
-    Example: meam export runs/pockets --output-dir policies/pockets
 
-    Args:
-        checkpoint: Checkpoint folder, or training folder, of which the newest checkpoint is taken.
-        output_dir: Policy folder to write; must not exist, or be empty.
-        flow_steps: Velocity evaluations; by default those of training. Another number changes the actions.
-        solver: Integration scheme, euler or midpoint; that of training by default.
-        json: Print one line of JSON to stdout.
-    """
-    folder = export_policy(checkpoint, output_dir, flow_steps=flow_steps, solver=solver)
-    if json:
-        print_json({"policy": str(folder)})
-    else:
-        say(f"Exported {folder}\nTry it with: meam eval {folder}")
+def export(arguments: ExportArguments) -> None:
+    """Export as the arguments say."""
+    a = arguments
+    reports: dict[str, ParityReport] = {}
+
+    def show(stage: str, built: BuiltVariant | None) -> None:
+        if built is not None:
+            reports[stage] = built.parity
+        elif not a.json:
+            doing = {"policy": "Writing policy.onnx", "ladder": "Measuring the variants"}.get(stage, f"Writing {stage}")
+            say(f"{doing} …")
+
+    checkpoint = Checkpoint.load(a.checkpoint)
+    variants = (*(_ladder(checkpoint) if a.ladder else ()), *a.variants)
+    with contextlib.ExitStack() as stack:
+        task = None
+        if a.episodes < 0:
+            raise ConfigError(f"episodes is {a.episodes}; expected 0 or more.")
+        if a.episodes:
+            if checkpoint.spec.environment_id is None or not variants:
+                missing = "there are no variants" if checkpoint.spec.environment_id else "the data names no environment"
+                raise ConfigError(f"episodes is {a.episodes}; expected 0, for {missing}.")
+            env = stack.enter_context(contextlib.closing(make_environment(checkpoint.spec.environment_id)))
+            task = LadderTask(env, a.episodes, seed=0)
+        folder = export_policy(
+            checkpoint,
+            a.output_dir,
+            flow_steps=a.flow_steps,
+            solver=a.solver,
+            time_grid=a.time_grid or None,
+            best_of=a.best_of,
+            variants=variants,
+            task=task,
+            tolerance=a.tolerance,
+            action_names=a.action_names or None,
+            observation_names=a.observation_names or None,
+            license=a.license,
+            on_stage=show,
+        )
+    served = None if a.triton is None else write_triton_repository(folder, a.triton, device=a.triton_device)
+    if a.json:
+        parity = {name: {row.kind: row.max_error for row in report.rows} for name, report in reports.items()}
+        print_json({"policy": str(folder), "parity": parity, "triton": None if served is None else str(served)})
+        return
+    _print_parity(reports)
+    if variants:
+        _print_ladder(folder)
+    say(f"\nExported {folder}\nTry it with: meam eval {a.output_dir}")
+    if served is not None:
+        say(f"Serve it with: tritonserver --model-repository {a.triton}")
+
+
+def _ladder(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return (*LADDER, "one-step") if checkpoint.config.distill_coef else LADDER
+
+
+def _print_parity(reports: dict[str, ParityReport]) -> None:
+    print_table(
+        "onnxruntime against PyTorch in float64, shares of the action's half width",
+        ["graph", "weights", "inputs", "largest error", "rms error", "PyTorch float32"],
+        [
+            [
+                name,
+                report.precision,
+                f"{row.inputs} {row.kind}" + (f", {row.near_ties} tied" if row.near_ties else ""),
+                f"{row.max_error:.1e}",
+                f"{row.rms_error:.1e}",
+                f"{row.torch_error:.1e}",
+            ]
+            for name, report in reports.items()
+            for row in report.rows
+        ],
+    )
+
+
+def _print_ladder(folder: Path) -> None:
+    columns = {
+        "error": "action_error",
+        "W1": "sliced_w1",
+        "return": "return_mean",
+        "success": "success",
+        "p50 ms": "latency_p50_ms",
+        "p99 ms": "latency_p99_ms",
+    }
+    rows = []
+    for name, v in MeamPolicy.from_pretrained(folder).spec.variants.items():
+        figures = [f"{v.measured[key]:.3g}" if key in v.measured else "" for key in columns.values()]
+        rows.append([name, str(v.flow_steps), v.solver, *figures])
+    print_table("Variants, against the policy as trained", ["variant", "K", "solver", *columns], rows)
 
 
 def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and export."""
-    parse(export_command, arguments, prog)
+    export(parse(ExportArguments, arguments, prog, description=DESCRIPTION))
