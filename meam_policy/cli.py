@@ -6,11 +6,12 @@ import importlib
 import os
 import sys
 from difflib import get_close_matches
+from types import ModuleType
 from typing import NamedTuple
 
 from meam_policy.errors import ConfigError, MeamError, MissingExtraError
 
-__all__ = ["main"]
+__all__ = ["Command", "load_command", "main", "run"]
 
 
 class Command(NamedTuple):
@@ -37,7 +38,7 @@ COMMANDS = {
     "export": Command("meam_export.commands.export", "Export a checkpoint as a policy folder.", "cpu,train,export"),
     "eval": Command("meam_policy.commands.eval", "Run a policy in its environment.", "cpu"),
     "info": Command("meam_policy.commands.info", "Show what a policy is.", "cpu"),
-    "bench": Command("meam_training.commands.bench", "Measure how fast training is on this machine.", "train"),
+    "bench": Command("meam_policy.commands.bench", "Measure how fast training and acting are on this machine.", "cpu"),
 }
 
 USER_ERROR = 2
@@ -86,18 +87,29 @@ def _dispatch(arguments: list[str]) -> int:
         close = get_close_matches(name, COMMANDS, n=1)
         hint = f"Did you mean `meam {close[0]}`?" if close else "See `meam --help`."
         raise ConfigError(f'There is no command "{name}". {hint}')
-    command = COMMANDS[name]
+    load_command(COMMANDS[name], f"meam {name}").run(arguments[1:], prog=f"meam {name}")
+    return 0
+
+
+def load_command(command: Command, name: str) -> ModuleType:
+    """Import the module of a command, which has `run(arguments, prog)`.
+
+    Args:
+        command: Which.
+        name: What the user called it.
+
+    Raises:
+        MissingExtraError: something that it needs is not installed.
+    """
     try:
-        module = importlib.import_module(command.module)
+        return importlib.import_module(command.module)
     except MeamError:
         raise
     except ImportError as error:
         raise MissingExtraError(
-            f"`meam {name}` needs {error.name or error}, which is not installed: "
+            f"`{name}` needs {error.name or error}, which is not installed: "
             f"pip install 'meam-policy[{command.extras}]'."
         ) from error
-    module.run(arguments[1:], prog=f"meam {name}")
-    return 0
 
 
 def _usage() -> str:

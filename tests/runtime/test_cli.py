@@ -58,7 +58,7 @@ def test_every_option_of_eval_is_explained(capsys):
     with pytest.raises(SystemExit):
         run(["eval", "--help"])
     output = capsys.readouterr().out
-    for option in ("--env-id", "--episodes", "--seed", "--revision", "--device", "--json"):
+    for option in ("--env-id", "--episodes", "--seed", "--revision", "--variant", "--device", "--json"):
         assert option in output
 
 
@@ -126,6 +126,30 @@ def test_eval_as_json_is_one_line_with_the_figures_of_rollout(capfd, swinger):
     assert figures["provider"] == "CPUExecutionProvider"
 
 
+def test_eval_of_a_variant_runs_its_graph(capfd, swinger, make_policy):
+    idle = make_policy(observation=[PENDULUM], action=TORQUE, weight=np.zeros((3, 4)), noise_weight=np.zeros((4, 4)))
+    swinger.add_variant("idle", idle.graph)
+    figures = {}
+    for variant in ([], ["--variant", "idle"]):
+        assert run(["eval", str(swinger.folder), "--episodes", "1", "--json", *variant]) == 0
+        output = json.loads(capfd.readouterr().out)
+        figures[output["variant"]] = output["return_mean"]
+    expected = rollout(idle.load(), meam_policy.make_environment("Pendulum-v1"), 1, 0).summary()["return_mean"]
+    assert figures["idle"] == expected != figures[None]
+
+
+def test_info_lists_the_variants_and_checks_that_they_are_whole(capfd, swinger):
+    assert run(["info", str(swinger.folder)]) == 0
+    assert "none" in capfd.readouterr().out
+    swinger.add_variant("k3", swinger.graph)
+    swinger.add_variant("k1", swinger.graph)
+    assert run(["info", str(swinger.folder)]) == 0
+    assert "k3, k1" in capfd.readouterr().out
+    (swinger.folder / "k1.onnx").write_bytes(b"damaged")
+    assert run(["info", str(swinger.folder)]) == 2
+    assert "k1.onnx" in capfd.readouterr().err
+
+
 def test_eval_shows_the_figures_as_a_table(capfd, swinger):
     assert run(["eval", str(swinger.folder), "--episodes", "1"]) == 0
     output = capfd.readouterr()
@@ -139,6 +163,7 @@ def test_eval_shows_the_figures_as_a_table(capfd, swinger):
         (["--env-id", "MountainCarContinuous-v0"], "observation"),
         (["--env-id", "Pendulum-v"], "Did you mean"),
         (["--episodes", "0"], "episodes is 0"),
+        (["--variant", "k3"], 'no variant "k3"'),
         (["--env-id", "os:path"], "names a module"),
     ],
 )

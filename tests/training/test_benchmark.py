@@ -15,7 +15,7 @@ from meam_training.benchmark.matmul_worker import count_flops
 from meam_training.benchmark.race import Contestant, Outcome, race, turns
 from meam_training.benchmark.report import COLUMNS, cells, limits, machine, markdown, notes, summarise, to_json
 from meam_training.benchmark.settings import Setting
-from meam_training.commands.bench import BenchTrainArguments
+from meam_training.commands.bench_train import BenchTrainArguments
 
 TINY = Setting(
     "tiny", observation_dim=3, action_dim=2, chunk_size=2, hidden_dims=(8, 6), num_critics=2, updates=8, batch_size=16
@@ -288,7 +288,7 @@ def test_a_python_that_is_not_there_is_refused(checkout):
 @pytest.mark.parametrize("arguments", [[], ["trian"]])
 def test_an_unknown_benchmark_is_a_mistake(arguments, capsys):
     assert run(["bench", *arguments]) == 2
-    assert "expected meam bench train" in capsys.readouterr().err
+    assert "expected meam bench train or infer" in capsys.readouterr().err
 
 
 @pytest.mark.slow

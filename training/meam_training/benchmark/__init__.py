@@ -2,7 +2,7 @@
 
 from meam_training.benchmark.contestants import check_reference, make_contestants, worker_environment
 from meam_training.benchmark.race import Contestant, Outcome, race
-from meam_training.benchmark.report import Limit, Row, limits, machine, markdown, summarise, to_json
+from meam_training.benchmark.report import Limit, Row, limits, machine, markdown, processor, summarise, to_json
 from meam_training.benchmark.settings import PROGRAMS, SCALES, SHAPES, Setting, make_setting
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "make_contestants",
     "make_setting",
     "markdown",
+    "processor",
     "race",
     "summarise",
     "to_json",

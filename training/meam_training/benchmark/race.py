@@ -94,13 +94,13 @@ class Worker:
         about = self._answer(json.loads)
         return about if isinstance(about, dict) else {}
 
-    def ask(self, form: str, repetitions: int) -> float | None:
-        """Seconds that the repetitions took; None if it failed."""
+    def ask(self, form: str, repetitions: int, parse: Callable[[str], Any] = float) -> Any:
+        """Seconds that the repetitions took, or what else the answer is parsed to; None if it failed."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended: no answer will come, and `_answer` says why
             self._process.stdin.write(f"{form} {repetitions}\n")
             self._process.stdin.flush()
-        return self._answer(float)
+        return self._answer(parse)
 
     def peak_memory(self) -> int | None:
         """Largest resident memory so far, in bytes; None where the system does not tell."""

@@ -25,6 +25,7 @@ __all__ = [
     "machine",
     "markdown",
     "notes",
+    "processor",
     "sizes",
     "summarise",
     "to_json",
@@ -126,7 +127,7 @@ def _describe(limit: Limit) -> str:
 
 def machine(outcomes: Sequence[Outcome], threads: int, *, tf32: bool) -> dict[str, Any]:
     """What the numbers belong to: processor, threads, device, versions, arithmetic, day."""
-    seen: dict[str, Any] = {"processor": _processor(), "threads": threads}
+    seen: dict[str, Any] = {"processor": processor(), "threads": threads}
     for outcome in outcomes:
         for name, about in outcome.about.items():
             device = {"reference_device" if name in REFERENCES else "device": about.get("device")}
@@ -225,7 +226,8 @@ def _number(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     try:
         named = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:

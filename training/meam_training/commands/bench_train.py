@@ -1,9 +1,9 @@
-"""`meam bench`."""
+"""`meam bench train`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -21,8 +21,6 @@ __all__ = ["BenchTrainArguments", "run"]
 ShapeName = Literal["cube", "antmaze"]
 ScaleName = Literal["paper", "small"]
 ProgramName = Literal["eager", "compiled", "eager-bf16", "compiled-bf16", "me-am", "me-am-bf16"]
-
-SUMMARY = "time updates of training, against QAM's JAX code and the machine's limit"
 
 DESCRIPTION = """Time updates of training, in turn with those of QAM's public JAX code.
 
@@ -85,19 +83,6 @@ class BenchTrainArguments:
 
 
 def run(arguments: list[str], prog: str) -> None:
-    """Measure what the first argument names."""
-    if arguments[:1] in (["-h"], ["--help"]):
-        rows = "\n".join(f"  {name}  {summary}" for name, (_, summary) in BENCHMARKS.items())
-        sys.stdout.write(f"usage: {prog} BENCHMARK [options]\n\nbenchmarks:\n{rows}\n\n")
-        sys.stdout.write(f"`{prog} BENCHMARK --help` explains one.\n")
-        sys.exit(0)
-    if not arguments or arguments[0] not in BENCHMARKS:
-        seen = f'There is no benchmark "{arguments[0]}"' if arguments else "No benchmark is named"
-        raise ConfigError(f"{seen}; expected {prog} {', '.join(BENCHMARKS)}.")
-    BENCHMARKS[arguments[0]][0](arguments[1:], f"{prog} {arguments[0]}")
-
-
-def bench_train(arguments: Sequence[str], prog: str) -> None:
     """Time updates; Ctrl-C ends it, and shows what was measured so far."""
     parsed = parse(BenchTrainArguments, arguments, prog, description=DESCRIPTION)
     outcomes: list[Outcome] = []
@@ -150,6 +135,3 @@ def _show(parsed: BenchTrainArguments, outcomes: Sequence[Outcome]) -> None:
         print_table(outcome.setting.name, COLUMNS, [cells(row) for row in summarise(outcome)])
         sys.stdout.writelines(f"{note}\n" for note in [*notes(outcome), ""])
         sys.stdout.flush()
-
-
-BENCHMARKS: dict[str, tuple[Callable[[Sequence[str], str], None], str]] = {"train": (bench_train, SUMMARY)}

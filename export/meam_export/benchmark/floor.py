@@ -1,0 +1,85 @@
+"""The floor: what it costs only to read the weights that one inference needs, once a step.
+
+A flow of K steps multiplies by the same matrices K times: by the first layer's share of x, by the hidden layers and by
+the last one. The floor does that, x <- x + (1/K) W_n ... W_1 x, and nothing else: no bias, no activation and no
+observation. What it reads does not fit into the second-level cache of most processors, so it is measured in bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meam_export.benchmark.problem import Problem, linear_layers
+
+__all__ = ["compile_kernel", "find_compiler", "record_floor", "weight_bytes"]
+
+_COMPILERS = ("cc", "gcc", "clang")
+_COMMON = ("-O3", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-shared", "-fPIC")
+"""Sums may be reordered. Not -ffast-math: a library built with it makes the process that loads it flush denormals."""
+
+_FLAGS = (
+    ("-march=native", "-mprefer-vector-width=512"),  # GCC prefers 256 bits where there are 512
+    ("-march=native",),
+    (),
+)
+"""More flags of the C compiler, the later ones for those that do not know the earlier ones."""
+
+_INPUTS = 4
+
+
+def weight_bytes(problem: Problem) -> int:
+    """Bytes of float32 weights that one inference reads, every step anew."""
+    sizes = [problem.spec.chunk_dim, *problem.setting.hidden_dims, problem.spec.chunk_dim]
+    return 4 * problem.spec.flow_steps * sum(rows * columns for rows, columns in pairwise(sizes))
+
+
+def record_floor(problem: Problem, batch: int) -> dict[str, NDArray[Any]]:
+    """The matrices `matrix.0` ..., inputs, and the answers in float64: of the flow, and of summing all weights."""
+    (first, _), *rest = linear_layers(problem.networks)
+    act, steps = problem.spec.chunk_dim, problem.spec.flow_steps
+    matrices = [first[:, -act - 1 : -1], *(weight for weight, _ in rest)]
+    noise = np.random.default_rng(0).standard_normal((_INPUTS, batch, act)).astype(np.float32)
+    x = noise.astype(np.float64)
+    for _ in range(steps):
+        velocity = x
+        for matrix in matrices:
+            velocity = velocity @ matrix.astype(np.float64).T
+        x = x + velocity / steps
+    total = sum(matrix.sum(dtype=np.float64) for matrix in matrices)
+    return {
+        **{f"matrix.{i}": np.ascontiguousarray(matrix) for i, matrix in enumerate(matrices)},
+        "steps": np.array(steps),
+        "observation": np.zeros((_INPUTS, batch, 1), np.float32),
+        "noise": noise,
+        "expected": x,
+        "scale": np.abs(x).max(),
+        "total": np.full((_INPUTS, 1), total),
+        "total_scale": np.array(sum(np.abs(matrix).sum() for matrix in matrices)),
+    }
+
+
+def find_compiler() -> str | None:
+    """A C compiler: that of the environment variable CC, or one on the PATH; None if there is none."""
+    names = (os.environ.get("CC", ""), *_COMPILERS)
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def compile_kernel(compiler: str, folder: Path) -> str | None:
+    """Compile the C floor for this machine into a folder; returns why that failed, or None."""
+    source, library = Path(__file__).with_name("floor_kernel.c"), folder / "floor_kernel.so"
+    errors = ""
+    for flags in _FLAGS:
+        command = [compiler, *_COMMON, *flags, str(source), "-o", str(library)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return None
+        errors = done.stderr.strip() or f"exit code {done.returncode}"
+    return errors.splitlines()[0]

@@ -1,0 +1,178 @@
+"""The policy that acts, and the files from which the contestants load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from meam_export.benchmark.settings import InferenceSetting
+from meam_export.parity import draw_noise, random_observations, reference
+from meam_export.policy_module import PolicyModule
+from meam_policy.spec import BoxSpec, PolicySpec
+from meam_training.algorithm import MeamNetworks
+from meam_training.checkpoint import Checkpoint, build_networks
+from meam_training.config import TrainConfig
+
+__all__ = [
+    "Problem",
+    "checkpoint_problem",
+    "formula",
+    "formula_obstacle",
+    "linear_layers",
+    "random_problem",
+    "read_networks",
+    "record",
+    "write_networks",
+]
+
+_INPUTS = 16
+_ROWS = 64
+_CLEAR = 1e-3
+"""Inputs count whose best two chunks differ by more than this share of the values' spread: other float32 arithmetic
+may choose the other one."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Networks, and how they act: by one chunk, in float32.
+
+    Attributes:
+        setting: Their sizes.
+        networks: With their weights.
+        spec: Of the policy.
+    """
+
+    setting: InferenceSetting
+    networks: MeamNetworks
+    spec: PolicySpec
+
+
+def random_problem(setting: InferenceSetting) -> Problem:
+    """A policy of random weights, the same in every run, whose biases are not zero."""
+    obs, act = setting.observation_dim, setting.action_dim
+    config = TrainConfig.preset(
+        "qam",
+        hidden_dims=setting.hidden_dims,
+        critic_hidden_dims=setting.hidden_dims,
+        num_critics=setting.num_critics,
+        flow_steps=setting.flow_steps,
+        chunk_size=setting.chunk_size,
+    )
+    spec = PolicySpec(
+        observation=(BoxSpec((obs,), "float64", (-np.inf,) * obs, (np.inf,) * obs),),
+        action=BoxSpec((act,), "float32", (-2.0,) * act, (1.0,) * act),
+        chunk_size=setting.chunk_size,
+        execute_steps=setting.chunk_size,
+        observation_mean=(0.3,) * obs,
+        observation_std=(1.5,) * obs,
+        action_offset=(-0.5,) * act,
+        action_scale=(1.5,) * act,
+        flow_steps=setting.flow_steps,
+        solver=config.solver,
+        method=config.method,
+    )
+    networks = build_networks(spec, config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in networks.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
+    return Problem(setting, networks, spec)
+
+
+def checkpoint_problem(path: Path, batch: int = 1) -> Problem:
+    """A trained policy, acting by one chunk.
+
+    Raises:
+        NotFoundError: there is no such checkpoint.
+        CheckpointError: it is broken.
+    """
+    checkpoint = Checkpoint.load(path)
+    spec, config = replace(checkpoint.spec, best_of=1), checkpoint.config
+    sizes = (spec.observation_dim, spec.action_dim, spec.chunk_size, config.hidden_dims)
+    critics = config.num_critics if config.trains_policy else 0
+    setting = InferenceSetting(f"checkpoint {path.name}", *sizes, critics, spec.flow_steps, batch)
+    return Problem(setting, checkpoint.load_networks().eval(), spec)
+
+
+def record(networks: MeamNetworks, spec: PolicySpec, batch: int) -> dict[str, NDArray[Any]]:
+    """Inputs, and what the policy answers in float64.
+
+    Returns:
+        `observation` [n, batch, obs], `noise` [n, batch, noise_dim], `expected` [n, batch, chunk_size, action_dim], and
+        `scale`, the half width of every action.
+    """
+    rows = batch * max(1, min(_INPUTS, _ROWS // batch))
+    spare = rows if spec.best_of == 1 else 2 * rows
+    exact = reference(PolicyModule(networks, spec))
+    observation, noise = random_observations(spec, spare, seed=5), draw_noise(spec, spare, seed=5)
+    with torch.no_grad():
+        inputs = tuple(torch.from_numpy(array).double() for array in (observation, noise))
+        expected = exact(*inputs).numpy()
+        clear = np.ones(spare, bool)
+        if spec.best_of > 1:
+            best, second = exact.all_values(*inputs).sort(dim=0, descending=True).values[:2]
+            clear = (best - second > _CLEAR * best.std()).numpy()
+    kept = np.flatnonzero(clear)[:rows]
+    kept = kept[: len(kept) // batch * batch]
+    arrays = {"observation": observation, "noise": noise, "expected": expected}
+    found = {name: array[kept].reshape(-1, batch, *array.shape[1:]) for name, array in arrays.items()}
+    return {**found, "scale": np.array(spec.action_scale)}
+
+
+def linear_layers(networks: MeamNetworks) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Weights [out, in] and biases [out] of the field that acts; the first takes the encoded observation, x and t."""
+    layers = [layer for layer in networks.deployed.layers if isinstance(layer, nn.Linear)]
+    return [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in layers]
+
+
+def formula_obstacle(problem: Problem) -> str | None:
+    """Why the formula that NumPy and JAX are given is not that of this policy; None if it is."""
+    networks, spec = problem.networks, problem.spec
+    plain = spec.solver == "euler" and not networks.config.confine and spec.time_grid is None
+    if plain and networks.edit_policy is None and not networks.encoder.frequencies.shape[1]:
+        return None
+    return "written for Euler steps of an unconfined flow, without edits or Fourier features"
+
+
+def formula(problem: Problem) -> dict[str, NDArray[np.float32]]:
+    """The parts of the policy's formula.
+
+    Normalised observations s = (o - `mean`) / `std`; x <- x + v(s, x, t) / K for the K `times` t; v is a tanh-GELU
+    network of the layers `weight.0`, `bias.0`, ...; actions are `offset` + `scale` clip(x, -1, 1) within `low` and
+    `high`, all of them flattened [chunk_size * action_dim].
+    """
+    spec, chunk = problem.spec, problem.spec.chunk_size
+    per_action = {"offset": spec.action_offset, "scale": spec.action_scale, "low": spec.action.low}
+    found: dict[str, Any] = {
+        "mean": spec.observation_mean,
+        "std": spec.observation_std,
+        "times": np.arange(spec.flow_steps) / spec.flow_steps,
+        **{name: np.tile(values, chunk) for name, values in per_action.items()},
+        "high": np.tile(spec.action.high, chunk),
+    }
+    for i, (weight, bias) in enumerate(linear_layers(problem.networks)):
+        found |= {f"weight.{i}": weight, f"bias.{i}": bias}
+    return {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in found.items()}
+
+
+def write_networks(folder: Path, networks: MeamNetworks) -> None:
+    """Write what `read_networks` reads."""
+    (folder / "train_config.json").write_text(networks.config.to_json(), encoding="utf-8")
+    state: Mapping[str, torch.Tensor] = networks.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+
+
+def read_networks(folder: Path, spec: PolicySpec) -> MeamNetworks:
+    """The networks that `write_networks` wrote."""
+    config = TrainConfig.from_json((folder / "train_config.json").read_bytes())
+    networks = build_networks(spec, config)
+    networks.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    return networks

@@ -1,0 +1,315 @@
+"""Tables of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from typing import Any
+
+import numpy as np
+
+from meam_export.benchmark.contestants import Conditions
+from meam_export.benchmark.race import Latencies, Outcome
+from meam_training.benchmark import processor
+
+__all__ = [
+    "BRIEF",
+    "COLUMNS",
+    "Floor",
+    "Goal",
+    "Row",
+    "cells",
+    "goals",
+    "machine",
+    "markdown",
+    "measured_floor",
+    "notes",
+    "sizes",
+    "summarise",
+    "to_json",
+]
+
+COLUMNS = (
+    "",
+    "p50, ms",
+    "p99",
+    "max",
+    "paced",
+    "p99",
+    "max",
+    "over eager",
+    "over compiled",
+    "of floor",
+    "chunks/s",
+)
+
+BRIEF = (0, 1, 2, 4, 7, 8, 9)
+"""Those columns that fit on a terminal."""
+
+_QUANTILES = (0.5, 0.99, 1.0)
+
+Quantiles = tuple[float, float, float]
+"""Median, 99th percentile and maximum, in seconds."""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """How fast the weights were read.
+
+    Attributes:
+        name: Of the contestant that was fastest at it.
+        weight_bytes: What it read.
+        seconds: Median of all its calls one after the other.
+    """
+
+    name: str
+    weight_bytes: int
+    seconds: float
+
+    @property
+    def bytes_per_second(self) -> float:
+        """The rate of reading."""
+        return self.weight_bytes / self.seconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant's result; what was not measured is None.
+
+    Attributes:
+        name: The contestant.
+        summary: What it is, in words.
+        steady: Latency of calls one after the other, all rounds together.
+        paced: Latency of calls at the ticks of a control loop, all rounds together.
+        over_eager: How many times as fast as PyTorch, by the medians of the same round; median of the rounds.
+        over_compiled: The same for torch.compile.
+        of_floor: How many times as long as reading the weights takes, likewise; only in float32, with one chunk.
+        chunks_per_second: Decisions, one call after the other.
+        max_error: Largest error against float64, as a share of the action's half width.
+        first_seconds: Duration of the first call, compilation included.
+        peak_memory: Largest resident memory of its process, bytes.
+        failure: Why there is no result.
+    """
+
+    name: str
+    summary: str
+    steady: Quantiles | None = None
+    paced: Quantiles | None = None
+    over_eager: float | None = None
+    over_compiled: float | None = None
+    of_floor: float | None = None
+    chunks_per_second: float | None = None
+    max_error: float | None = None
+    first_seconds: float | None = None
+    peak_memory: int | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the exported policy is to reach on one thread.
+
+    Attributes:
+        contestant: Whose figure it is.
+        figure: Field of its `Row`.
+        bound: What it is compared with.
+        seen: What was measured.
+    """
+
+    contestant: str
+    figure: str
+    bound: float
+    seen: float
+
+    @property
+    def met(self) -> bool:
+        """Whether it is reached: ratios to the floor from above, the others from below."""
+        return self.seen <= self.bound if self.figure == "of_floor" else self.seen >= self.bound
+
+
+_GOALS = {
+    ("lean", "over_eager"): {"large": 2.8, "small": 2.8},
+    ("lean", "over_compiled"): {"large": 1.6, "small": 1.6},
+    ("lean", "of_floor"): {"large": 1.2, "small": 2.0},
+    ("lean-int8", "over_eager"): {"large": 7.0, "small": 7.0},
+}
+_IN_WORDS = {
+    "over_eager": "at least {} times as fast as torch-eager",
+    "over_compiled": "at least {} times as fast as torch-compile",
+    "of_floor": "at most {} times the floor",
+}
+
+
+def measured_floor(outcome: Outcome) -> Floor | None:
+    """The floor: the fastest way to read the weights; None if none was measured."""
+    reading = [name for name, entrant in outcome.entrants.items() if entrant.actor == "floor"]
+    medians = {name: float(np.median(_pooled(outcome.steady[name]))) for name in reading if _ran(name, outcome)}
+    if not medians:
+        return None
+    name = min(medians, key=lambda name: medians[name])
+    return Floor(name, outcome.weight_bytes, medians[name])
+
+
+def summarise(outcome: Outcome) -> list[Row]:
+    """One row for everyone who took part."""
+    return [_row(contestant.name, outcome) for contestant in outcome.contestants]
+
+
+def goals(outcome: Outcome, conditions: Conditions) -> list[Goal]:
+    """The goals, where they are about what was measured: the shapes of `make_setting`, on one thread of a CPU."""
+    if (conditions.device, conditions.threads, outcome.setting.batch) != ("cpu", 1, 1):
+        return []
+    rows, found = {row.name: row for row in summarise(outcome)}, []
+    for (name, figure), bounds in _GOALS.items():
+        seen = getattr(rows[name], figure) if name in rows else None
+        if seen is not None and outcome.setting.name in bounds:
+            found.append(Goal(name, figure, bounds[outcome.setting.name], seen))
+    return found
+
+
+def cells(row: Row) -> list[str]:
+    """A row of the table, in the order of `COLUMNS`."""
+    if row.failure is not None:
+        return [row.name, "failed", *[""] * (len(COLUMNS) - 2)]
+    times = [*(row.steady or [None] * 3), *(row.paced or [None] * 3)]
+    ratios = (row.over_eager, row.over_compiled, row.of_floor)
+    return [
+        row.name,
+        *("" if seconds is None else _number(1e3 * seconds) for seconds in times),
+        *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
+        "" if row.chunks_per_second is None else _number(row.chunks_per_second),
+    ]
+
+
+def notes(outcome: Outcome, conditions: Conditions) -> list[str]:
+    """Lines below the table: the floor, the goals, and who is missing."""
+    floor, found = measured_floor(outcome), []
+    if floor is not None:
+        rate = f", {_number(floor.bytes_per_second / 1e9)} GB/s" if outcome.setting.batch == 1 else ""
+        read = f"{floor.weight_bytes / 1e6:.3g} MB in {_number(1e3 * floor.seconds)} ms{rate}"
+        found.append(f"Floor: {floor.name} reads {read}.")
+    for goal in goals(outcome, conditions):
+        aim = _IN_WORDS[goal.figure].format(f"{goal.bound:g}")
+        found.append(f"Goal, {goal.contestant} {aim}: {goal.seen:.2f}, {'met' if goal.met else 'missed'}.")
+    found += [f"Skipped, {name}: {reason}." for name, reason in outcome.skipped.items()]
+    return found + [f"Failed, {name}: {reason}" for name, reason in outcome.failures.items()]
+
+
+def sizes(outcome: Outcome, conditions: Conditions) -> str:
+    """One line on the policy, and on how it was timed."""
+    s = outcome.setting
+    rounds = max(map(len, outcome.steady.values()), default=0)
+    paced = f", then {paced_calls(conditions)} at {conditions.rate:g} Hz" if conditions.rate else ""
+    return (
+        f"Observation {s.observation_dim}, action {s.action_dim}, chunk {s.chunk_size}; hidden layers "
+        f"{' '.join(map(str, s.hidden_dims))}, flow steps {s.flow_steps}, critics {s.num_critics}, batch {s.batch}; "
+        f"rounds {rounds}, calls a round {conditions.calls}{paced}."
+    )
+
+
+def paced_calls(conditions: Conditions) -> int:
+    """Calls of one turn at the ticks of a control loop."""
+    return max(1, conditions.calls // 4) if conditions.rate else 0
+
+
+def machine(outcomes: Sequence[Outcome], conditions: Conditions) -> dict[str, Any]:
+    """What the numbers belong to: processor, threads, device, versions, day."""
+    versions: dict[str, str] = {}
+    for outcome in outcomes:
+        for about in outcome.about.values():
+            versions |= {name: about[name] for name in ("numpy", "torch", "onnxruntime", "jax") if name in about}
+    found = {"processor": processor(), "threads": conditions.threads, "device": conditions.device}
+    return {**found, **versions, "date": date.today().isoformat()}
+
+
+def markdown(outcomes: Sequence[Outcome], conditions: Conditions) -> str:
+    """The tables, and what they belong to, as Markdown."""
+    about = machine(outcomes, conditions)
+    lines = [", ".join(f"{name} {value}" for name, value in about.items()), ""]
+    for outcome in outcomes:
+        lines += [f"## {outcome.setting.name}", "", sizes(outcome, conditions), ""]
+        lines += ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
+        lines += ["| " + " | ".join(cells(row)) + " |" for row in summarise(outcome)]
+        lines += ["", *(f"- {note}" for note in notes(outcome, conditions)), ""]
+    return "\n".join(lines)
+
+
+def to_json(outcomes: Sequence[Outcome], conditions: Conditions) -> dict[str, Any]:
+    """Everything measured for programs, the latencies of every call of every round included."""
+    return {
+        "machine": machine(outcomes, conditions),
+        "settings": [
+            {
+                **asdict(outcome.setting),
+                "contestants": [asdict(row) for row in summarise(outcome)],
+                "floor": None if (floor := measured_floor(outcome)) is None else asdict(floor),
+                "goals": [{**asdict(goal), "met": goal.met} for goal in goals(outcome, conditions)],
+                "skipped": dict(outcome.skipped),
+                "steady": outcome.steady,
+                "paced": outcome.paced,
+            }
+            for outcome in outcomes
+        ],
+    }
+
+
+def _row(name: str, outcome: Outcome) -> Row:
+    entrant, about = outcome.entrants[name], outcome.about.get(name, {})
+    known = Row(
+        name,
+        entrant.summary,
+        max_error=about.get("max_error"),
+        first_seconds=about.get("first_seconds"),
+        peak_memory=outcome.peak_memory.get(name),
+        failure=outcome.failures.get(name),
+    )
+    if not _ran(name, outcome):
+        return known
+    steady, floor = _quantiles(outcome.steady[name]), measured_floor(outcome)
+    acts = entrant.actor != "floor"
+    share = None
+    if floor is not None and entrant.precision == "fp32" and entrant.best_of == 1:
+        steps = outcome.setting.flow_steps / (entrant.flow_steps or outcome.setting.flow_steps)
+        share = steps * _ratio(name, floor.name, outcome)
+    return Row(
+        **{
+            **vars(known),
+            "steady": steady,
+            "paced": _quantiles(outcome.paced[name]) if outcome.paced.get(name) else None,
+            "over_eager": _over(name, "torch-eager", outcome) if acts else None,
+            "over_compiled": _over(name, "torch-compile", outcome) if acts else None,
+            "of_floor": share,
+            "chunks_per_second": outcome.setting.batch / steady[0] if acts else None,
+        }
+    )
+
+
+def _over(name: str, other: str, outcome: Outcome) -> float | None:
+    return _ratio(other, name, outcome) if _ran(other, outcome) else None
+
+
+def _ratio(name: str, other: str, outcome: Outcome) -> float:
+    """How many times as long as the other's the median call takes in the same round; median of the rounds.
+
+    An interrupted round may lack one of the two.
+    """
+    pairs = zip(outcome.steady[name], outcome.steady[other], strict=False)
+    return float(np.median([np.median(seconds) / np.median(others) for seconds, others in pairs]))
+
+
+def _ran(name: str, outcome: Outcome) -> bool:
+    return bool(outcome.steady.get(name)) and name not in outcome.failures
+
+
+def _pooled(latencies: Latencies) -> list[float]:
+    return [seconds for round_ in latencies for seconds in round_]
+
+
+def _quantiles(latencies: Latencies) -> Quantiles:
+    middle, high, highest = np.quantile(_pooled(latencies), _QUANTILES).tolist()
+    return middle, high, highest
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

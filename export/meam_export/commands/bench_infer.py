@@ -1,0 +1,198 @@
+"""`meam bench infer`."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from meam_export.benchmark import (
+    Conditions,
+    Outcome,
+    Problem,
+    check_device,
+    checkpoint_problem,
+    entrants,
+    environment,
+    make_setting,
+    prepare,
+    race,
+    random_problem,
+    weight_bytes,
+)
+from meam_export.benchmark.report import BRIEF, COLUMNS, cells, markdown, notes, paced_calls, sizes, summarise, to_json
+from meam_policy.commands import parse
+from meam_policy.console import print_json, print_table, progress_bar, say
+from meam_policy.errors import ConfigError, NotFoundError, OutputError
+
+__all__ = ["BenchInferArguments", "run"]
+
+ShapeName = Literal["large", "small"]
+DeviceName = Literal["cpu", "cuda", "tensorrt"]
+ContestantName = Literal[
+    "torch-eager",
+    "torch-compile",
+    "jax",
+    "numpy",
+    "traced",
+    "lean",
+    "lean-bare",
+    "lean-fixed",
+    "lean-fp16",
+    "lean-fp16-fixed",
+    "lean-int8",
+    "lean-k3",
+    "lean-k3-int8",
+    "lean-best-of-4",
+    "floor-numpy",
+    "floor-torch",
+    "floor-sum",
+    "floor-c",
+]
+
+DESCRIPTION = """Time how fast a policy acts: exported, in PyTorch, in JAX, in NumPy, and against the machine's floor.
+
+Every contestant is a process of its own, which idles while another one acts, and is compared with the policy in float64
+before anything is timed. Ratios are taken within each round, so that a busy machine slows both. The floor is the time
+in which the weights can be read, once for every step of the flow.
+
+Example: meam bench infer --jax-python ~/jax/bin/python --markdown table.md"""
+
+
+@dataclass(frozen=True)
+class BenchInferArguments:
+    """Arguments of `meam bench infer`."""
+
+    shapes: tuple[ShapeName, ...] = ("large", "small")
+    """Policies of random weights: large (4 x 512, observation 46, 25 actions of 5), small (2 x 256, 29, 5 of 2)."""
+    checkpoint: Path | None = None
+    """Time this trained policy instead: a checkpoint, or a training folder."""
+    contestants: tuple[ContestantName, ...] = ()
+    """Who acts; everyone whom the device has if none are given."""
+    rounds: int = 10
+    """Turns of every contestant."""
+    calls: int = 200
+    """Timed calls of one turn, one after the other."""
+    hz: float = 50.0
+    """Rate of a control loop, at whose ticks a quarter as many calls are timed, with sleep between them; 0 for none."""
+    threads: int = 1
+    """CPU threads of every contestant; on the CPU they are also confined to as many cores."""
+    batch: int = 1
+    """Decisions of one call."""
+    device: DeviceName = "cpu"
+    """Where to act. PyTorch and JAX act on CUDA where it is tensorrt."""
+    jax_python: Path | None = None
+    """Python that has jax; this one if not given."""
+    markdown: Path | None = None
+    """Write the tables to this file, too."""
+    json: bool = False
+    """Print one line of JSON to stdout instead of the tables."""
+
+    def __post_init__(self) -> None:
+        """Check what their types do not.
+
+        Raises:
+            ConfigError: a number is out of range, or a contestant does not act on the device.
+            NotFoundError: the other Python is not there.
+            OutputError: the file cannot be written.
+        """
+        for name in ("rounds", "calls", "threads", "batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a whole number of 1 or more.")
+        if not (math.isfinite(self.hz) and self.hz >= 0):
+            raise ConfigError(f"hz is {self.hz}; expected a rate above 0, or 0 for no control loop.")
+        if not self.shapes:
+            raise ConfigError("shapes is empty; expected one or more.")
+        known = entrants(self.device)
+        for name in self.contestants:
+            if name not in known:
+                raise ConfigError(f"{name} does not act on {self.device}; expected some of {', '.join(known)}.")
+        if self.jax_python is not None and not os.access(self.jax_python, os.X_OK):
+            raise NotFoundError(f"{self.jax_python} is no program; expected a Python that has jax.")
+        if self.markdown is not None and not self.markdown.absolute().parent.is_dir():
+            raise OutputError(f"{self.markdown} cannot be written: its folder does not exist.")
+
+    @property
+    def conditions(self) -> Conditions:
+        """What is the same for all contestants."""
+        return Conditions(self.device, self.threads, self.calls, self.hz, self.jax_python)
+
+
+def run(arguments: list[str], prog: str) -> None:
+    """Time policies; Ctrl-C ends it, and shows what was measured so far."""
+    parsed = parse(BenchInferArguments, arguments, prog, description=DESCRIPTION)
+    check_device(parsed.device)
+    outcomes: list[Outcome] = []
+    try:
+        _measure(parsed, outcomes)
+    except KeyboardInterrupt:
+        _show(parsed, outcomes)
+        raise
+    _show(parsed, outcomes)
+
+
+def _measure(parsed: BenchInferArguments, outcomes: list[Outcome]) -> None:
+    with _planned(parsed) as planned:
+        total = sum(len(outcome.contestants) * (1 + parsed.rounds) for outcome in planned)
+        done = 0
+        with progress_bar("Timing policies", total) as advance:
+            for outcome in planned:
+                outcomes.append(outcome)
+
+                def on_turn(what: str, setting: str = outcome.setting.name) -> None:
+                    nonlocal done
+                    advance(done, f"{setting}: {what}")
+                    done += 1
+
+                race(
+                    outcome,
+                    parsed.rounds,
+                    environment(parsed.conditions),
+                    calls=parsed.calls,
+                    paced_calls=paced_calls(parsed.conditions),
+                    on_turn=on_turn,
+                )
+
+
+@contextmanager
+def _planned(parsed: BenchInferArguments) -> Iterator[list[Outcome]]:
+    """The races, whose files are there for as long as they last."""
+    with ExitStack() as stack:
+        planned = []
+        for problem in _problems(parsed):
+            say(f"Writing {problem.setting.name}")
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meam-bench-")))
+            known = entrants(parsed.device)
+            taking_part = {name: known[name] for name in parsed.contestants or known}
+            contestants, skipped = prepare(problem, list(taking_part), parsed.conditions, folder)
+            planned.append(Outcome(problem.setting, weight_bytes(problem), taking_part, contestants, skipped))
+        yield planned
+
+
+def _problems(parsed: BenchInferArguments) -> Iterator[Problem]:
+    if parsed.checkpoint is not None:
+        yield checkpoint_problem(parsed.checkpoint, parsed.batch)
+        return
+    for shape in parsed.shapes:
+        yield random_problem(make_setting(shape, parsed.batch))
+
+
+def _show(parsed: BenchInferArguments, outcomes: Sequence[Outcome]) -> None:
+    conditions = parsed.conditions
+    if parsed.markdown is not None:
+        parsed.markdown.write_text(markdown(outcomes, conditions), encoding="utf-8")
+    if parsed.json:
+        print_json(to_json(outcomes, conditions))
+        return
+    for outcome in outcomes:
+        columns, *rows = [[line[i] for i in BRIEF] for line in (COLUMNS, *map(cells, summarise(outcome)))]
+        print_table(outcome.setting.name, columns, rows)
+        lines = [sizes(outcome, conditions), *notes(outcome, conditions), ""]
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+        sys.stdout.flush()
