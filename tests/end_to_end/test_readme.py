@@ -41,6 +41,17 @@ def test_the_robot_example_runs_to_the_end_of_an_episode(tmp_path: Path) -> None
     assert execute(block("robot") + "print(len(observation), done)", tmp_path) == "4 True\n"
 
 
+def test_the_variants_example_loads_one_by_name_and_one_in_time(tmp_path: Path) -> None:
+    dataset = OfflineDataset.from_minari(collect("meam/Pockets-v0", 100, root=tmp_path / "data"))
+    config = TrainConfig.preset("bc", steps=2, hidden_dims=(8,), chunk_size=2)
+    run = train(config, dataset, tmp_path / "run")
+    export_policy(run, tmp_path / "policies" / "pockets", variants=("k3-grid",))
+    lines = block("variants").splitlines()
+    named = next(index for index, line in enumerate(lines) if "variant=" in line)
+    lines.insert(named + 1, "print(policy.variant, policy.spec.flow_steps)")
+    assert execute("\n".join([*lines, "print(policy.variant)"]), tmp_path) == "k3-grid 3\nNone\n"
+
+
 @pytest.mark.slow
 def test_the_lab_example_runs_with_fewer_updates(tmp_path: Path) -> None:
     shortened, count = re.subn(r"steps=5000, pretrain_steps=4000", "steps=30, pretrain_steps=20", block("lab"))
