@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from meam_policy.errors import ActionError, ConfigError, DeviceError, FormatError
+from meam_policy.errors import ActionError, ConfigError, DeviceError, ForkError, FormatError
 from meam_policy.graph_check import check_graph
 from meam_policy.providers import Device, import_onnxruntime, needs_gpu, provider_list, require_provider
 from meam_policy.spec import GRAPH_FILE, PolicySpec
@@ -17,7 +18,7 @@ from meam_policy.spec import GRAPH_FILE, PolicySpec
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["Device", "Optimization", "PolicySession"]
+__all__ = ["Device", "Optimization", "PolicySession", "require_process"]
 
 Optimization = Literal["none", "basic", "extended", "all"]
 """How far onnxruntime may rewrite the graph; "all" is what acts, the others are for checking it."""
@@ -33,13 +34,16 @@ class PolicySession:
 
     One run at a time; other threads wait.
 
+    Attributes:
+        takes_prefix: Whether the graph can be told how the chunk begins.
+
     Args:
         graph: The bytes of the ONNX file.
         spec: What the graph must look like.
         device: "cpu"; "cuda" or "tensorrt", which fail rather than fall back; or "auto": CUDA where it works, else the
             CPU.
         threads: Intra-op threads. One is the default because these graphs are small and a control loop should not
-            compete with its own thread pool.
+            compete with its own thread pool: more than one wait for work by spinning, which takes their cores whole.
         fixed_batch: Prepare the graph for exactly this batch size, and on CUDA capture it as a CUDA graph; other sizes
             are padded or split. None for any size.
         tf32: Let CUDA round the inputs of float32 products to TF32.
@@ -79,8 +83,10 @@ class PolicySession:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if fixed_batch else "0")
         self._session = _create_session(graph, options, providers, device, name)
         require_provider(device, self._session.get_providers())
+        self.takes_prefix = any(node.name == "prefix" for node in self._session.get_inputs())
         self._check_signature()
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._bindings: dict[int, _Binding] = {}
 
     @property
@@ -92,8 +98,16 @@ class PolicySession:
         """Compute chunks [batch, chunk_size, action_dim] from [batch, observation_dim] and [batch, noise_dim]."""
         return self.run_all(observation, noise)["actions"]
 
-    def run_all(self, observation: Rows, noise: Rows) -> dict[str, Rows]:
+    def run_all(
+        self, observation: Rows, noise: Rows, prefix: Rows | None = None, prefix_weight: Rows | None = None
+    ) -> dict[str, Rows]:
         """Compute every output.
+
+        Args:
+            observation: Raw observations [batch, observation_dim].
+            noise: Standard normal [batch, noise_dim].
+            prefix: If the graph takes it, the chunk that is continued [batch, chunk_size, action_dim]; None for none.
+            prefix_weight: How firmly each of its actions is given [batch, chunk_size].
 
         Returns:
             `actions`, as from `run`; where one chunk of several is chosen (best_of > 1) also its `value` [batch], and
@@ -102,20 +116,25 @@ class PolicySession:
         Raises:
             ActionError: the graph failed while it ran.
         """
+        inputs = {"observation": observation, "noise": noise}
+        if self.takes_prefix:
+            shapes = self._shapes(len(observation))
+            for name, array in (("prefix", prefix), ("prefix_weight", prefix_weight)):
+                inputs[name] = np.zeros(shapes[name], np.float32) if array is None else array
         size = self._fixed_batch or len(observation)
         if size == len(observation):
-            return self._run(observation, noise)
+            return self._run(inputs)
         parts = []
         for start in range(0, len(observation), size):
-            rows = slice(start, start + size)
-            parts.append(self._run(_padded(observation[rows], size), _padded(noise[rows], size)))
+            parts.append(self._run({name: _padded(rows[start : start + size], size) for name, rows in inputs.items()}))
         return {name: np.concatenate([part[name] for part in parts])[: len(observation)] for name in parts[0]}
 
-    def _run(self, observation: Rows, noise: Rows) -> dict[str, Rows]:
-        batch = len(observation)
+    def _run(self, inputs: Mapping[str, Rows]) -> dict[str, Rows]:
+        batch = len(inputs["observation"])
+        require_process(self._process)
         with self._lock:
             try:
-                return self._binding(batch).run({"observation": observation, "noise": noise})
+                return self._binding(batch).run(inputs)
             except Exception as error:  # as in `_create_session`
                 raise ActionError(f"{self._name} failed while it ran; no action is returned: {_line(error)}") from error
 
@@ -135,13 +154,16 @@ class PolicySession:
             "noise": noise,
             "actions": (batch, spec.chunk_size, spec.action_dim),
         }
+        if self.takes_prefix:
+            shapes |= {"prefix": shapes["actions"], "prefix_weight": (batch, spec.chunk_size)}
         return shapes | ({"value": (batch,), "disagreement": (batch,)} if spec.best_of > 1 else {})
 
     def _check_signature(self) -> None:
         expected = self._shapes(0)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         names = [sorted(node.name for node in nodes) for nodes in (inputs, outputs)]
-        wanted = [["noise", "observation"], sorted(set(expected) - {"noise", "observation"})]
+        ends = {"actions", "value", "disagreement"}
+        wanted = [sorted(set(expected) - ends), sorted(set(expected) & ends)]
         if names != wanted:
             raise FormatError(
                 f"{self._name} has the inputs {names[0]} and outputs {names[1]}; expected {wanted[0]} and {wanted[1]}. "
@@ -160,6 +182,24 @@ class PolicySession:
                     f'{self._name}: "{node.name}" is {node.type} {node.shape}; expected tensor(float) '
                     f"[{', '.join(axes)}], as config.json says."
                 )
+
+
+def require_process(loaded_in: int) -> None:
+    """Check that a session is not used after a fork, where onnxruntime hangs or crashes.
+
+    Args:
+        loaded_in: Id of the process that made the session.
+
+    Raises:
+        ForkError: this is another process.
+    """
+    process = os.getpid()
+    if process != loaded_in:
+        raise ForkError(
+            f"The policy was loaded in process {loaded_in} and is used in process {process}, after a fork. Load it in "
+            "the process that uses it, or start processes by spawn; and leave this one by os._exit(), since with "
+            "onnxruntime loaded before the fork a normal exit hangs."
+        )
 
 
 class _Binding:
@@ -198,8 +238,8 @@ def _options(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # A spinning pool burns a core between two control steps.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A spinning pool takes a core from the controller; but several threads that sleep wake up too late to be of use.
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads > 1)))
     options.log_severity_level = 3
     level = {"none": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{level[optimization]}")

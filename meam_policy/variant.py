@@ -65,6 +65,7 @@ class VariantSpec:
         best_of: Chunks drawn for one decision, of which the one with the highest value is kept.
         precision: Weights of the graph.
         one_step: The policy distilled from the flow, rather than the flow.
+        inpainting: Takes the beginning of its chunk as given, for real-time chunking.
         measured: Figures by name; those that `meam export` writes are explained in the model card.
     """
 
@@ -75,6 +76,7 @@ class VariantSpec:
     best_of: int = 1
     precision: Precision = "fp32"
     one_step: bool = False
+    inpainting: bool = False
     measured: Mapping[str, float] = field(default_factory=dict)
 
     def check(self, name: str) -> None:
@@ -114,5 +116,6 @@ class VariantSpec:
             best_of=read.integer("best_of"),
             precision=read.get("precision", str, "text"),
             one_step=read.get("one_step", bool, "true or false"),
+            inpainting=read.get("inpainting", bool, "true or false"),
             measured=read.numbers_by_name("measured"),
         )

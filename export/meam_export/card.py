@@ -60,7 +60,9 @@ def _variant_row(name: str, variant: VariantSpec) -> dict[str, str]:
     return {
         "name": name,
         "evaluations": str(variant.flow_steps),
-        "solver": "one step" if variant.one_step else variant.solver + (", own grid" if variant.time_grid else ""),
+        "solver": "one step"
+        if variant.one_step
+        else variant.solver + (", own grid" if variant.time_grid else "") + (", rtc" if variant.inpainting else ""),
         "precision": variant.precision,
         "action_error": figure("action_error"),
         "sliced_w1": figure("sliced_w1"),

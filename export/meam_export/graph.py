@@ -7,6 +7,7 @@ of the solver go into the products' own additions (see `expression`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,9 @@ def build_graph(module: PolicyModule, spec: PolicySpec, precision: Precision = "
     Inputs: `observation` [batch, observation_dim], raw, and `noise` [batch, chunk_dim], standard normal; both float32.
     Output: `actions` [batch, chunk_size, action_dim], environment units, within the bounds. With best_of > 1 the noise
     is [batch, samples, chunk_dim] with any number of samples, the chunk of the highest mean value acts, and there are
-    the outputs `value` [batch], that mean, and `disagreement` [batch], the critics' standard deviation there.
+    the outputs `value` [batch], that mean, and `disagreement` [batch], the critics' standard deviation there. With
+    inpainting there are the inputs `prefix` [batch, chunk_size, action_dim], the chunk that is continued, environment
+    units, and `prefix_weight` [batch, chunk_size], from 0, not given, to 1, given.
 
     Args:
         module: The policy in PyTorch.
@@ -89,6 +92,7 @@ class _PolicyGraph:
         middle = ("samples",) if self._several else ()
         self._observation = _input("observation", "batch", spec.observation_dim)
         self._noise = _input("noise", "batch", *middle, spec.chunk_dim)
+        self._inputs = [self._observation, self._noise]
         self._features = self._encode()
         x_0 = self._noise
         if self._several:
@@ -96,7 +100,8 @@ class _PolicyGraph:
             self._repeated = self._per_sample(self._features, self._networks.encoder.output_dim)
         else:
             self._repeated = self._features
-        x_1 = self._one_step(x_0) if module.one_step else self._flow(x_0)
+        inpaint = self._inpainting() if module.inpainting else None
+        x_1 = self._one_step(x_0) if module.one_step else self._flow(x_0, inpaint)
         if self._networks.edit_policy is not None and not module.one_step:
             x_1 = self._edited(self._networks.edit_policy, x_1)
         self._outputs = self._chosen(x_1) if self._several else {"actions": self._scaled(x_1)}
@@ -108,14 +113,13 @@ class _PolicyGraph:
             value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, ir.Shape(shapes.get(name, ("batch",)))
         domains = {node.domain for node in self._write.nodes}
         graph = ir.Graph(
-            [self._observation, self._noise],
+            self._inputs,
             list(self._outputs.values()),
             nodes=self._write.nodes,
             initializers=self._write.initializers,
             opset_imports={domain: 1 if domain else OPSET for domain in sorted(domains)},
             name="meam_policy",
         )
-        graph.sort()
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="meam-policy", metadata_props=metadata)
         return ir.to_proto(model)
 
@@ -135,7 +139,26 @@ class _PolicyGraph:
         repeated = write.op("Expand", write.op("Unsqueeze", rows, write.whole(1)), shape)
         return write.op("Reshape", repeated, write.whole(-1, width))
 
-    def _flow(self, x_0: ir.Value) -> Expression:
+    def _inpainting(self) -> Callable[[Expression], Expression]:
+        """D' = (1 - w) D + w given, for the prefix that is given."""
+        write, spec = self._write, self._spec
+        prefix = _input("prefix", "batch", spec.chunk_size, spec.action_dim)
+        weight = _input("prefix_weight", "batch", spec.chunk_size)
+        self._inputs += [prefix, weight]
+        flat = write.whole(-1, spec.chunk_dim)
+        centred = write.op("Sub", prefix, write.constant(np.array(spec.action_offset)))
+        scaled = write.op("Div", centred, write.constant(np.array(spec.action_scale)))
+        given = write.op("Reshape", write.op("Clip", scaled, write.constant(-1.0), write.constant(1.0)), flat)
+        each = write.op("Mul", write.op("Unsqueeze", weight, write.whole(2)), write.constant(np.ones(spec.action_dim)))
+        share = write.op("Reshape", each, flat)
+        rest, added = write.op("Sub", write.constant(1.0), share), write.op("Mul", share, given)
+
+        def inpaint(x_1: Expression) -> Expression:
+            return Expression.value(write.op("Add", write.op("Mul", self._emit.exactly(x_1), rest), added))
+
+        return inpaint
+
+    def _flow(self, x_0: ir.Value, inpaint: Callable[[Expression], Expression] | None) -> Expression:
         n, write = self._networks, self._write
         (weight, bias) = _linear(n.deployed.layers[0])
         projected = write.gemm(self._features, weight[:, : -self._spec.chunk_dim - 1], None)
@@ -149,7 +172,7 @@ class _PolicyGraph:
             # y = x + (1 - t) b, and x + (1 - t) (W h + b) = y + (1 - t) W h.
             bias_only = Expression({}, _linear(n.deployed.layers[-1])[1])
             start = Expression.value(self._emit.exactly(start + bias_only)) - bias_only
-        return solve(velocity, start, times, n.solver, n.config.confine)
+        return solve(velocity, start, times, n.solver, n.config.confine, inpaint)
 
     def _one_step(self, x_0: ir.Value) -> Expression:
         assert self._networks.one_step is not None

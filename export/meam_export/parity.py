@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, get_args
@@ -30,6 +30,9 @@ INPUTS = 1000
 """Inputs of each kind."""
 
 _SLICE = 250
+_FLOAT32 = 2e-7
+"""Share of a value that float32 loses in a few operations."""
+
 _NEAR_TIE = 4
 """Chunks whose values differ by less than this times what PyTorch's own float32 loses of them may be chosen in either
 order."""
@@ -137,17 +140,17 @@ def check_parity(
     if observations is not None:
         kinds["recorded"] = observations
     # Integers are exact at every level; rewriting them costs minutes at large batches.
-    levels: tuple[Optimization, ...] = get_args(Optimization) if precision == "fp32" else ("basic", "all")
+    levels: tuple[Optimization, ...] = ("basic", "all") if precision == "int8" else get_args(Optimization)
     sessions: dict[Optimization, PolicySession] = {
         level: PolicySession(graph, spec, optimization=level, name=name) for level in levels
     }
     exact = reference(module)
     rows = tuple(_compare(kind, rows, sessions, module, exact, spec) for kind, rows in kinds.items())
     report = ParityReport(precision, accepted, rows)
-    if all(row.near_ties == row.inputs for row in rows):
+    if any(row.inputs - row.near_ties < row.inputs / 10 for row in rows):
         raise ParityError(
-            f"{name} cannot be compared with the checkpoint: at all {report.inputs} inputs, the values of the best two "
-            f"of {spec.best_of} chunks are equal in float32; expected a difference. It was not written. "
+            f"{name} cannot be compared with the checkpoint: at more than nine tenths of the inputs, the values of the "
+            f"best two of {spec.best_of} chunks are equal in float32; expected a difference. It was not written. "
             "Export with best_of=1."
         )
     for row in rows:
@@ -174,14 +177,15 @@ def _compare(
     spec: PolicySpec,
 ) -> ParityRow:
     noise = draw_noise(spec, len(observations), seed=0)
-    expected, in_float32 = (_in_torch(m, observations, noise, dtype) for m, dtype in ((exact, "f8"), (module, "f4")))
+    inputs = [observations, noise, *(_given(spec, len(observations)) if module.inpainting else ())]
+    expected, in_float32 = (_in_torch(m, inputs, dtype) for m, dtype in ((exact, "f8"), (module, "f4")))
     clear = ~_near_ties(exact, module, observations, noise, spec)
     worst, rms = [], []
     for session in sessions.values():
-        errors = _errors(_in_session(session, observations, noise, _SLICE), expected, spec)[clear]
+        errors = _errors(_in_session(session, inputs, _SLICE), expected, spec)[clear]
         few = slice(0, min(16, len(observations)))
         alone = {name: array[few] for name, array in expected.items()}
-        singles = _errors(_in_session(session, observations[few], noise[few], 1), alone, spec)[clear[few]]
+        singles = _errors(_in_session(session, [rows[few] for rows in inputs], 1), alone, spec)[clear[few]]
         worst += [errors.max(initial=0.0), singles.max(initial=0.0)]
         rms.append(np.sqrt(np.square(errors).mean()) if errors.size else 0.0)
     own = _errors(in_float32, expected, spec)[clear]
@@ -203,19 +207,27 @@ def _errors(found: Outputs, expected: Outputs, spec: PolicySpec) -> NDArray[np.f
     return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
 
-def _in_session(session: PolicySession, observations: Rows, noise: Rows, size: int) -> Outputs:
-    parts = [
-        session.run_all(observations[start : start + size], noise[start : start + size])
-        for start in range(0, len(observations), size)
-    ]
+def _given(spec: PolicySpec, count: int) -> tuple[Rows, Rows]:
+    """Chunks to continue, within the bounds, and weights, of which half are 0 or 1."""
+    generator = np.random.default_rng(6)
+    u = generator.uniform(-1, 1, (count, spec.chunk_size, spec.action_dim))
+    weights = np.clip(generator.uniform(-0.5, 1.5, (count, spec.chunk_size)), 0, 1)
+    prefix = np.array(spec.action_offset) + np.array(spec.action_scale) * u
+    return prefix.astype(np.float32), weights.astype(np.float32)
+
+
+def _in_session(session: PolicySession, inputs: Sequence[Rows], size: int) -> Outputs:
+    starts = range(0, len(inputs[0]), size)
+    parts = [session.run_all(*(rows[start : start + size] for rows in inputs)) for start in starts]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 @torch.no_grad()
-def _in_torch(module: PolicyModule, observations: Rows, noise: Rows, dtype: str) -> Outputs:
-    inputs = (torch.from_numpy(array.astype(dtype)) for array in (observations, noise))
-    names = ("actions", "value", "disagreement")
-    return {name: output.double().numpy() for name, output in zip(names, module.decide(*inputs), strict=False)}
+def _in_torch(module: PolicyModule, inputs: Sequence[Rows], dtype: str) -> Outputs:
+    outputs = module.decide(*(torch.from_numpy(array.astype(dtype)) for array in inputs))
+    return {
+        n: output.double().numpy() for n, output in zip(("actions", "value", "disagreement"), outputs, strict=False)
+    }
 
 
 @torch.no_grad()
@@ -227,7 +239,8 @@ def _near_ties(
         return np.zeros(len(observations), dtype=bool)
     rows, draws = torch.from_numpy(observations), torch.from_numpy(noise)
     values = exact.all_values(rows.double(), draws.double())
-    lost = (values - module.all_values(rows, draws)).abs().max()
+    lost = (values - module.all_values(rows, draws)).abs().amax(dim=0)
+    lost = lost.maximum(_FLOAT32 * values.abs().amax(dim=0))  # it may have lost little there by luck
     best = values.topk(2, dim=0).values
     return (best[0] - best[1] < _NEAR_TIE * lost).numpy()
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from meam_policy.errors import ConfigError
 from meam_policy.spec import PolicySpec
 from meam_training.algorithm import MeamNetworks
+from meam_training.solvers import INPAINTING
 
 __all__ = ["PolicyModule"]
 
@@ -21,9 +22,11 @@ class PolicyModule(nn.Module):
         networks: Trained networks.
         spec: Normalisation, bounds, chunk size, and how to integrate.
         one_step: Act by the one-step policy distilled from the flow.
+        inpainting: Take the beginning of the chunk as given, so that it continues another one.
 
     Raises:
-        ConfigError: there is no one-step policy, it was to be chosen from, or there is no critic to choose by.
+        ConfigError: there is no one-step policy, it was to be chosen from, there is no critic to choose by, or the
+            policy cannot be told how its chunk begins.
     """
 
     action_offset: Tensor
@@ -31,7 +34,9 @@ class PolicyModule(nn.Module):
     action_low: Tensor
     action_high: Tensor
 
-    def __init__(self, networks: MeamNetworks, spec: PolicySpec, one_step: bool = False) -> None:
+    def __init__(
+        self, networks: MeamNetworks, spec: PolicySpec, one_step: bool = False, inpainting: bool = False
+    ) -> None:
         super().__init__()
         if one_step and networks.one_step is None:
             raise ConfigError(
@@ -41,10 +46,12 @@ class PolicyModule(nn.Module):
             raise ConfigError(f"best_of is {spec.best_of}; expected 1, for a {spec.method} policy has no critics.")
         if spec.best_of > 1 and one_step:
             raise ConfigError(f"best_of is {spec.best_of}; expected 1, for the one-step policy draws one chunk.")
+        if inpainting:
+            _check_inpainting(networks, spec, one_step)
         self.networks = copy.copy(networks)  # the same parameters, integrated as the spec says
         self.networks.flow_steps, self.networks.solver = spec.flow_steps, spec.solver
         self.networks.times, self.networks.best_of = spec.time_grid, spec.best_of
-        self.one_step = one_step
+        self.one_step, self.inpainting = one_step, inpainting
         self.chunk_shape = (spec.chunk_size, spec.action_dim)
         for name, values in (
             ("action_offset", spec.action_offset),
@@ -67,13 +74,35 @@ class PolicyModule(nn.Module):
         assert values is not None
         return values.mean(dim=0)
 
-    def decide(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        """The actions and, where one chunk of several is chosen, its value [batch] and the critics' disagreement."""
+    def decide(
+        self,
+        observation: Tensor,
+        noise: Tensor,
+        prefix: Tensor | None = None,
+        prefix_weight: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """What the graph computes.
+
+        Args:
+            observation: Raw observations [batch, obs].
+            noise: Standard normal [batch, noise_dim].
+            prefix: With inpainting, the chunk that is continued [batch, chunk_size, action_dim], environment units.
+            prefix_weight: How firmly each of its actions is given [batch, chunk_size], from 0, not at all, to 1.
+
+        Returns:
+            The actions and, where one chunk of several is chosen, its value [batch] and the critics' disagreement.
+        """
         features = self.networks.encoder(observation)
         values = None
         if self.one_step:
             assert self.networks.one_step is not None
             x_1 = self.networks.one_step(features, noise).clamp(-1, 1)
+        elif prefix is not None and prefix_weight is not None:
+            given = ((prefix - self.action_offset) / self.action_scale).clamp(-1, 1).flatten(1)
+            weight = prefix_weight.repeat_interleave(self.chunk_shape[1], dim=1)
+            # D' = w given + (1 - w) D: inpainting along the flow, without derivatives of the network
+            n = self.networks
+            x_1 = n.flow(n.deployed, features, noise, lambda x_1: (1 - weight) * x_1 + weight * given).clamp(-1, 1)
         else:
             x_1, values = self.networks.choose(features, noise)
         actions = self.action_offset + self.action_scale * x_1.reshape(-1, *self.chunk_shape)
@@ -82,3 +111,16 @@ class PolicyModule(nn.Module):
         if values is None:
             return (actions,)
         return actions, values.mean(dim=0), values.std(dim=0, correction=0)
+
+
+def _check_inpainting(networks: MeamNetworks, spec: PolicySpec, one_step: bool) -> None:
+    if one_step or spec.best_of > 1 or networks.edit_policy is not None:
+        raise ConfigError(
+            "Only a flow that draws one chunk, without an edit policy, can be told how its chunk begins. "
+            "Export it without rtc."
+        )
+    if spec.solver not in INPAINTING:
+        raise ConfigError(
+            f"solver is {spec.solver}; expected one of {', '.join(INPAINTING)} for a policy that is told how its chunk "
+            "begins."
+        )

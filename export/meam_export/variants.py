@@ -13,12 +13,14 @@ from meam_export.time_grid import search_integration
 from meam_policy.errors import ConfigError, FormatError
 from meam_policy.spec import EVALUATIONS, PolicySpec, Solver, VariantSpec
 from meam_training.algorithm import MeamNetworks
+from meam_training.config import TrainConfig
+from meam_training.solvers import INPAINTING
 
-__all__ = ["BuiltVariant", "build_variant", "parse_variant"]
+__all__ = ["BuiltVariant", "build_variant", "check_variant", "parse_variant"]
 
 _PARTS = re.compile(
     r"(?:-k(?P<steps>\d{1,3})(?:-(?P<solver>euler|ab2|midpoint|heun|rk4))?(?P<grid>-grid)?|(?P<head>-one-step))?"
-    r"(?:-best-of-(?P<best>\d{1,4}))?(?:-(?P<precision>fp32|int8|fp16))?"
+    r"(?:-best-of-(?P<best>\d{1,4}))?(?P<rtc>-rtc)?(?:-(?P<precision>fp32|int8|fp16))?"
 )
 
 
@@ -52,19 +54,20 @@ def parse_variant(name: str, policy: PolicySpec) -> tuple[VariantSpec, tuple[Sol
       actions.
     - "one-step": the one-step policy that was distilled beside the flow.
     - "best-of-4", "k5-best-of-4": the chunk of the highest value of four.
+    - "rtc", alone or with steps: told how its chunk begins, for real-time chunking.
     - "int8" or "fp16", alone or at the end: in that precision.
 
     Returns:
         The variant, and the solvers of which one and its time grid are to be found; none if they are given.
 
     Raises:
-        ConfigError: it is no such name, or steps and solver do not fit.
+        ConfigError: it is no such name, or its parts do not fit.
     """
     match = _PARTS.fullmatch(f"-{name}")
     if match is None:
         raise ConfigError(
-            f'There is no variant "{name}"; expected names such as k5, k4-midpoint, k3-grid, one-step or best-of-4, '
-            "with -int8 or -fp16 at the end."
+            f'There is no variant "{name}"; expected names such as k5, k4-midpoint, k3-grid, one-step, '
+            "best-of-4 or rtc, with -int8 or -fp16 at the end."
         )
     steps = int(match["steps"] or (1 if match["head"] else policy.flow_steps))
     own = policy.solver if steps % EVALUATIONS[policy.solver] == 0 else "euler"
@@ -78,6 +81,7 @@ def parse_variant(name: str, policy: PolicySpec) -> tuple[VariantSpec, tuple[Sol
         best_of=best_of,
         precision=match["precision"] or "fp32",  # pyright: ignore[reportArgumentType]
         one_step=match["head"] is not None,
+        inpainting=match["rtc"] is not None,
     )
     if variant.one_step and best_of > 1:
         raise ConfigError(f'There is no variant "{name}": the one-step policy draws one chunk. Take one-step.')
@@ -85,9 +89,46 @@ def parse_variant(name: str, policy: PolicySpec) -> tuple[VariantSpec, tuple[Sol
         variant.check(name)
     except FormatError as error:
         raise ConfigError(f'There is no variant "{name}": {str(error).removeprefix("config.json: ")}') from error
+    if variant.inpainting:
+        _check_inpainting(name, variant, searched=bool(match["grid"]) and match["solver"] is None)
     if not match["grid"]:
         return variant, ()
-    return variant, tuple(s for s in get_args(Solver) if steps % EVALUATIONS[s] == 0 and match["solver"] in (None, s))
+    known = INPAINTING if variant.inpainting else get_args(Solver)
+    return variant, tuple(s for s in known if steps % EVALUATIONS[s] == 0 and match["solver"] in (None, s))
+
+
+def _check_inpainting(name: str, variant: VariantSpec, searched: bool) -> None:
+    """Refuse by its name what `PolicyModule` would refuse, before anything is computed."""
+    if variant.one_step or variant.best_of > 1:
+        raise ConfigError(
+            f'There is no variant "{name}": only a flow that draws one chunk can be told how its chunk begins. '
+            "Take best-of-1-rtc."
+        )
+    if variant.solver not in INPAINTING and not searched:
+        raise ConfigError(
+            f'There is no variant "{name}": its solver is {variant.solver}; expected one of {", ".join(INPAINTING)}, '
+            f"to be told how the chunk begins. Take k{variant.flow_steps}-midpoint-rtc."
+        )
+
+
+def check_variant(name: str, policy: PolicySpec, config: TrainConfig) -> None:
+    """Check that a run can have a variant, before any is built.
+
+    Raises:
+        ConfigError: there is no such variant, or the run trained nothing that it needs.
+    """
+    variant, _ = parse_variant(name, policy)
+    if variant.best_of > 1 and not config.trains_policy:
+        raise ConfigError(f'There is no variant "{name}" of a {policy.method} policy: it has no critics to choose by.')
+    if variant.one_step and not config.distill_coef:
+        raise ConfigError(
+            f'There is no variant "{name}": the run has no one-step policy. Train with --distill-coef above 0.'
+        )
+    if variant.inpainting and config.edit_scale:
+        raise ConfigError(
+            f'There is no variant "{name}" of a {policy.method} policy: its edits would change how the chunk begins. '
+            "Export it without rtc."
+        )
 
 
 def build_variant(
@@ -123,7 +164,7 @@ def build_variant(
         time_grid=variant.time_grid,
         best_of=variant.best_of,
     )
-    module = PolicyModule(networks, spec, variant.one_step)
+    module = PolicyModule(networks, spec, variant.one_step, variant.inpainting)
     graph = build_graph(module, spec, variant.precision)
     own = tolerance if variant.precision != "fp32" else None
     report = check_parity(

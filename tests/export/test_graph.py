@@ -32,6 +32,7 @@ from meam_policy.graph_check import check_graph
 from meam_policy.spec import EVALUATIONS, Precision, Solver
 from meam_training import TrainConfig
 from meam_training.checkpoint import build_networks
+from meam_training.solvers import INPAINTING
 
 SIZES: dict[str, Any] = {
     "hidden_dims": (12, 10),
@@ -53,7 +54,10 @@ KINDS = {
     "three hidden layers": TrainConfig.preset("qam", **{**SIZES, "hidden_dims": (9, 8, 7)}),
     "one step": TrainConfig.preset("me-am", distill_coef=1.0, **SIZES),
     "one step beside an edit policy": TrainConfig.preset("qam-edit", edit_scale=0.4, distill_coef=1.0, **SIZES),
+    "inpainting": TrainConfig.preset("me-am", **SIZES),
+    "inpainting, not confined": CONFIG,
 }
+INPAINTED = [kind for kind in KINDS if kind.startswith("inpainting")]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 GRIDS: dict[str, tuple[float, ...] | None] = {"equal steps": None, "unequal steps": (0.0, 0.125, 0.3, 1.0)}
 
@@ -149,6 +153,8 @@ def numpy_policy(
     observation: np.ndarray,
     noise: np.ndarray,
     one_step: bool = False,
+    prefix: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """In float64: encoder, tanh-GELU network, integration, edit, choice, scaling; noise is [batch, samples, act]."""
     normalised = (observation.astype(np.float64) - spec.observation_mean) / np.array(spec.observation_std)
@@ -157,10 +163,18 @@ def numpy_policy(
         phase = normalised @ weights["encoder.frequencies"]
         features = np.concatenate([normalised, np.cos(phase), np.sin(phase)], axis=1)
     field = next(name for name in ("target_policy", "policy", "prior") if f"{name}.layers.0.weight" in weights)
+    given, share = np.zeros(()), np.zeros(())
+    if prefix is not None and weight is not None:
+        scaled = (prefix.astype(np.float64) - spec.action_offset) / np.array(spec.action_scale)
+        given = scaled.clip(-1, 1).reshape(len(prefix), -1)
+        share = np.repeat(weight.astype(np.float64), spec.action_dim, axis=1)
 
     def velocity(x: np.ndarray, t: float) -> np.ndarray:
         v = perceptron(weights, field, np.concatenate([features, x, np.full((len(x), 1), t)], axis=1))
-        return ((x + (1 - t) * v).clip(-1, 1) - x) / (1 - t) if config.confine and t < 1 else v
+        if t == 1 or (prefix is None and not config.confine):
+            return v
+        x_1 = (x + (1 - t) * v).clip(-1, 1) if config.confine else x + (1 - t) * v
+        return ((1 - share) * x_1 + share * given - x) / (1 - t)
 
     steps = spec.flow_steps // EVALUATIONS[spec.solver]
     times = spec.time_grid or tuple(k / steps for k in range(steps + 1))
@@ -188,7 +202,9 @@ def numpy_policy(
 # What is compared
 
 
-def trained(spec: PolicySpec, config: TrainConfig, one_step: bool = False) -> tuple[PolicyModule, Weights]:
+def trained(
+    spec: PolicySpec, config: TrainConfig, one_step: bool = False, inpainting: bool = False
+) -> tuple[PolicyModule, Weights]:
     torch.manual_seed(0)
     networks = build_networks(spec, config)
     generator = torch.Generator().manual_seed(1)
@@ -196,19 +212,24 @@ def trained(spec: PolicySpec, config: TrainConfig, one_step: bool = False) -> tu
         for parameter in networks.parameters():  # nothing at zero, and averages that differ from their originals
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     weights = {name: value.double().numpy() for name, value in networks.state_dict().items()}
-    return PolicyModule(networks, spec, one_step), weights
+    return PolicyModule(networks, spec, one_step, inpainting), weights
 
 
 def exported(
-    spec: PolicySpec, config: TrainConfig = CONFIG, precision: Precision = "fp32", one_step: bool = False
+    spec: PolicySpec,
+    config: TrainConfig = CONFIG,
+    precision: Precision = "fp32",
+    one_step: bool = False,
+    inpainting: bool = False,
 ) -> tuple[bytes, PolicyModule, Weights]:
-    module, weights = trained(spec, config, one_step)
+    module, weights = trained(spec, config, one_step, inpainting)
     return build_graph(module, spec, precision), module, weights
 
 
 @cache
 def exported_kind(kind: str, precision: Precision = "fp32") -> tuple[bytes, PolicyModule, Weights]:
-    return exported(make_spec(config=KINDS[kind]), KINDS[kind], precision, kind.startswith("one step"))
+    one_step, inpainting = kind.startswith("one step"), kind in INPAINTED
+    return exported(make_spec(config=KINDS[kind]), KINDS[kind], precision, one_step, inpainting)
 
 
 def inputs(spec: PolicySpec, rows: int = 64, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -223,11 +244,22 @@ def start(graph: bytes, threads: int = 0) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph, options)
 
 
-def run(session: onnxruntime.InferenceSession, observation: np.ndarray, noise: np.ndarray) -> dict[str, np.ndarray]:
-    """All outputs, for noise [rows, samples, act]."""
-    fed = noise if len(session.get_inputs()[1].shape) == 3 else noise[:, 0]
+def run(
+    session: onnxruntime.InferenceSession,
+    observation: np.ndarray,
+    noise: np.ndarray,
+    prefix: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """All outputs, for noise [rows, samples, act]; where no prefix is given, a graph that takes one gets zeros."""
+    shapes = {node.name: node.shape for node in session.get_inputs()}
+    fed = {"observation": observation, "noise": noise if len(shapes["noise"]) == 3 else noise[:, 0]}
+    for name, array in (("prefix", prefix), ("prefix_weight", weight)):
+        if name in shapes:
+            zeros = np.zeros((len(observation), *shapes[name][1:]), np.float32)
+            fed[name] = zeros if array is None else array.astype(np.float32)
     names = [output.name for output in session.get_outputs()]
-    found = session.run(names, {"observation": observation, "noise": fed})
+    found = session.run(names, fed)
     return dict(zip(names, map(np.asarray, found), strict=True))
 
 
@@ -243,6 +275,7 @@ CASES = [
     (kind, solver, grid)
     for kind, solver, grid in itertools.product(KINDS, SOLVERS, GRIDS)
     if not kind.startswith("one step") or (solver, grid) == ("euler", "equal steps")  # where nothing is integrated
+    if kind not in INPAINTED or solver in INPAINTING
 ]
 
 
@@ -250,7 +283,7 @@ CASES = [
 def test_the_graph_computes_what_the_definition_says(kind: str, solver: Solver, grid: str) -> None:
     config, one_step = KINDS[kind], kind.startswith("one step")
     spec = make_spec(3 * EVALUATIONS[solver], config=config, solver=solver, time_grid=GRIDS[grid])
-    graph, module, weights = exported(spec, config, one_step=one_step)
+    graph, module, weights = exported(spec, config, one_step=one_step, inpainting=kind in INPAINTED)
     observation, noise = inputs(spec)
     expected = numpy_policy(weights, spec, config, observation, noise, one_step)
     session = start(graph)
@@ -389,6 +422,204 @@ def test_the_reference_leaves_the_networks_integrated_as_they_were() -> None:
     assert (module.networks.flow_steps, module.networks.solver, module.networks.times) == (4, "euler", None)
     assert (other.networks.flow_steps, other.networks.solver, other.networks.best_of) == (6, "heun", 2)
     assert next(other.networks.parameters()) is next(module.networks.parameters())
+
+
+# Told how the chunk begins
+
+
+def some_prefixes(spec: PolicySpec, rows: int, seed: int = 7) -> tuple[np.ndarray, np.ndarray]:
+    """Chunks of which many actions are beyond the bounds, and weights of which about half are 0 or 1."""
+    generator = np.random.default_rng(seed)
+    u = generator.uniform(-1.5, 1.5, (rows, spec.chunk_size, spec.action_dim))
+    prefix = np.array(spec.action_offset) + np.array(spec.action_scale) * u
+    return prefix.astype(np.float32), generator.uniform(-0.5, 1.5, (rows, spec.chunk_size)).clip(0, 1).astype("f4")
+
+
+def clipped(spec: PolicySpec, prefix: np.ndarray) -> np.ndarray:
+    offset, scale = np.array(spec.action_offset), np.array(spec.action_scale)
+    return prefix.clip(offset - scale, offset + scale).clip(spec.action.low, spec.action.high)
+
+
+INPAINTABLE = [k for k, c in KINDS.items() if c.best_of == 1 and not c.edit_scale and not k.startswith("one step")]
+UNEQUAL: dict[str, tuple[float, ...] | None] = {**GRIDS, "a short last step": (0.0, 0.5, 0.99, 1.0)}
+
+
+@pytest.mark.parametrize("kind", INPAINTABLE)
+@pytest.mark.parametrize("solver", INPAINTING)
+@pytest.mark.parametrize("grid", UNEQUAL)
+def test_a_continued_chunk_is_the_one_of_the_definition(kind: str, solver: Solver, grid: str) -> None:
+    config = KINDS[kind]
+    spec = make_spec(3 * EVALUATIONS[solver], config=config, solver=solver, time_grid=UNEQUAL[grid])
+    graph, module, weights = exported(spec, config, inpainting=True)
+    (observation, noise), given = inputs(spec), some_prefixes(spec, 64)
+    expected = numpy_policy(weights, spec, config, observation, noise, False, *given)
+    session = start(graph)
+    for rows in (1, 2, 64):
+        found = run(session, observation[:rows], noise[:rows], *(array[:rows] for array in given))
+        assert_close(found, {"actions": expected["actions"][:rows]})
+    with torch.no_grad():
+        decided = module.decide(*map(torch.from_numpy, (observation, noise[:, 0], *given)))
+    assert_close({"actions": decided[0].numpy()}, expected)
+    plain = numpy_policy(weights, spec, config, observation, noise)["actions"]
+    assert np.abs(expected["actions"] - plain).mean() > 0.01
+    assert check_graph(graph).opset == OPSET
+
+
+@pytest.mark.parametrize("kind", INPAINTED)
+@pytest.mark.parametrize("solver", INPAINTING)
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("size", [1, 1000], ids=["small", "large"])
+def test_actions_given_with_weight_one_come_back_within_the_bounds_whatever_the_network_says(
+    kind: str, solver: Solver, grid: str, size: float
+) -> None:
+    config = KINDS[kind]
+    spec = make_spec(3 * EVALUATIONS[solver], config=config, solver=solver, time_grid=GRIDS[grid])
+    module, _ = trained(spec, config, inpainting=True)
+    last = module.networks.deployed.layers[-1]
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        last.weight *= size
+    (observation, noise), (prefix, _) = inputs(spec), some_prefixes(spec, 64)
+    session, expected = start(build_graph(module, spec)), clipped(spec, prefix)
+    free = run(session, observation, noise)["actions"]
+    for count in (1, 2, 3):
+        weight = np.broadcast_to(np.arange(3) < count, (64, 3))
+        found = run(session, observation, noise, prefix, weight)["actions"]
+        # Three roundings of numbers up to 3, and the last steps of a grid enlarge those of Adams-Bashforth.
+        np.testing.assert_allclose(found[:, :count], expected[:, :count], rtol=0, atol=5e-6)
+        assert (np.abs(free - expected).max(axis=(1, 2)) > 0.01).all()
+
+
+def test_a_prefix_of_weight_zero_is_of_no_consequence() -> None:
+    for kind in INPAINTED:
+        spec = make_spec(config=KINDS[kind])
+        (observation, noise), (prefix, _) = inputs(spec), some_prefixes(spec, 64)
+        found = run(session_of(kind), observation, noise, 100 * prefix, np.zeros((64, 3)))["actions"]
+        assert np.array_equal(found, run(session_of(kind), observation, noise)["actions"])
+        plain = run(start(exported(spec, KINDS[kind])[0]), observation, noise)["actions"]
+        # Denoised actions are written out, added to nothing and divided by what is left of the time.
+        np.testing.assert_allclose(found, plain, rtol=0, atol=2e-6)
+
+
+def test_every_row_continues_its_own_prefix_with_its_own_weights() -> None:
+    for kind in INPAINTED:
+        spec, session = make_spec(config=KINDS[kind]), session_of(kind)
+        (observation, noise), given = inputs(spec, 9), some_prefixes(spec, 9)
+        together = run(session, observation, noise, *given)["actions"]
+        for row in range(9):
+            part = slice(row, row + 1)
+            alone = run(session, observation[part], noise[part], *(array[part] for array in given))["actions"]
+            np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=2e-6)
+
+
+def test_a_graph_that_is_told_how_the_chunk_begins_has_two_inputs_more() -> None:
+    session = start(exported_kind("inpainting")[0])
+    assert [(node.name, node.type, node.shape) for node in session.get_inputs()] == [
+        ("observation", "tensor(float)", ["batch", 3]),
+        ("noise", "tensor(float)", ["batch", 6]),
+        ("prefix", "tensor(float)", ["batch", 3, 2]),
+        ("prefix_weight", "tensor(float)", ["batch", 3]),
+    ]
+    assert [(node.name, node.shape) for node in session.get_outputs()] == [("actions", ["batch", 3, 2])]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "offset", "scale"),
+    [
+        ((-np.inf, -np.inf), (np.inf, np.inf), (0.3, -5.0), (1.0, 2.0)),
+        ((-np.inf, 0.1), (0.7, np.inf), (0.3, 0.6), (1.0, 2.0)),
+        ((-0.1, -0.1), (0.1, 0.1), (0.0, 0.0), (1.0, 1.0)),
+        ((0.1, 1e6), (0.3, 1e6 + 1), (0.2, 1e6 + 0.5), (0.1, 0.5)),
+    ],
+)
+def test_a_prefix_in_any_units_is_clipped_to_the_narrower_of_scale_and_bounds(
+    low: tuple[float, ...], high: tuple[float, ...], offset: tuple[float, ...], scale: tuple[float, ...]
+) -> None:
+    changes = {"action": BoxSpec((2,), "float32", low, high), "action_offset": offset, "action_scale": scale}
+    spec = make_spec(**changes)
+    session = start(exported(spec, inpainting=True)[0])
+    (observation, noise), (prefix, _) = inputs(spec), some_prefixes(spec, 64)
+    prefix[0], prefix[1] = np.finfo(np.float32).max, np.finfo(np.float32).min
+    found = run(session, observation, noise, prefix, np.ones((64, 3)))["actions"]
+    np.testing.assert_allclose(found, clipped(spec, prefix), rtol=2e-7, atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "largest", "usual"), [("int8", 0.15, 0.02), ("fp16", 6e-3, 6e-4)])
+@pytest.mark.parametrize("kind", INPAINTED)
+def test_with_rounded_weights_a_chunk_is_continued_nearly_the_same(
+    kind: str, precision: Precision, largest: float, usual: float
+) -> None:
+    spec = make_spec(config=KINDS[kind])
+    (observation, noise), (prefix, weight) = inputs(spec), some_prefixes(spec, 64)
+    graphs = (session_of(kind), start(exported_kind(kind, precision)[0]))
+    exact, found = (run(g, observation, noise, prefix, weight)["actions"] / np.array(spec.action_scale) for g in graphs)
+    error = np.abs(found - exact)
+    assert 1e-6 < error.max() < largest
+    assert np.sqrt((error**2).mean()) < 2 * usual
+    given = weight == 1
+    assert given.sum() > 30
+    assert error[given].max() < 5e-6  # what is given passes through no rounded weight
+
+
+def test_what_cannot_be_told_how_its_chunk_begins_is_refused() -> None:
+    refused: list[tuple[str, dict[str, Any], str]] = [
+        ("qam", {"solver": "heun"}, "solver is heun; expected one of euler, ab2, midpoint"),
+        ("qam", {"solver": "rk4"}, "solver is rk4; expected one of euler, ab2, midpoint"),
+        ("one step", {}, "Only a flow that draws one chunk, without an edit policy, .* Export it without rtc"),
+        ("me-am, best of 3", {}, "Only a flow that draws one chunk"),
+        ("qam-edit, confined", {}, "Only a flow that draws one chunk"),
+    ]
+    for kind, changes, message in refused:
+        spec = make_spec(config=KINDS[kind], **changes)
+        module, _ = trained(spec, KINDS[kind])
+        with pytest.raises(ConfigError, match=message):
+            PolicyModule(module.networks, spec, one_step=kind == "one step", inpainting=True)
+
+
+# Two ways to go
+
+
+@cache
+def two_ways() -> tuple[PolicySpec, bytes, bytes, np.ndarray]:
+    """A network fitted to chunks near one of two others, m and -m; its plain graph, that which is told, and m."""
+    chunk_size = 6
+    way = 0.7 * (-1.0) ** np.arange(2 * chunk_size)
+    config = TrainConfig.preset("bc", **{**SIZES, "hidden_dims": (64, 64), "fourier_features": 0})
+    spec = make_spec(10, (-2.0, 0.5), (1.0, 0.75), config, chunk_size=chunk_size, solver="midpoint")
+    torch.manual_seed(0)
+    networks = build_networks(spec, config)
+    field, mode = networks.deployed, torch.from_numpy(way).float()
+    optimizer = torch.optim.Adam(field.parameters(), lr=3e-3)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
+    features = torch.zeros(256, networks.encoder.output_dim)
+    for _ in range(600):
+        x_0, t = torch.randn(256, len(way)), torch.rand(256, 1)
+        x_1 = mode * (2 * (torch.rand(256, 1) < 0.5).float() - 1) + 0.05 * torch.randn_like(x_0)
+        loss = (field(features, (1 - t) * x_0 + t * x_1, t) - (x_1 - x_0)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        decay.step()
+    plain, told = (build_graph(PolicyModule(networks, spec, inpainting=told), spec) for told in (False, True))
+    return spec, plain, told, way.reshape(chunk_size, 2)
+
+
+def test_a_chunk_goes_on_the_way_that_most_of_it_was_given_for_every_noise() -> None:
+    spec, plain, told, way = two_ways()
+    offset, scale = np.array(spec.action_offset), np.array(spec.action_scale)
+    observation = np.broadcast_to(np.array(spec.observation_mean, np.float32), (1000, 3))
+    noise = draw_noise(spec, 1000, seed=0)[:, None]
+    free = (run(start(plain), observation, noise)["actions"] - offset) / scale
+    share = ((free * way).mean(axis=(1, 2)) > 0).mean()
+    assert 0.3 < share < 0.7
+    weight = np.broadcast_to(np.array([1, 1, 1, 1, 1, 0]), (1000, 6))
+    for sign in (1, -1):
+        prefix = np.broadcast_to(offset + scale * sign * way, (1000, 6, 2))
+        found = (run(start(told), observation, noise, prefix, weight)["actions"] - offset) / scale
+        np.testing.assert_allclose(found[:, :5], np.broadcast_to(sign * way[:5], (1000, 5, 2)), atol=1e-5)
+        assert ((found[:, 5:] * sign * way[5:]).mean(axis=(1, 2)) > 0).all()
+        # Of what a free chunk would put there, much is on the other way.
+        assert ((free[:, 5:] * sign * way[5:]).mean(axis=(1, 2)) < 0).mean() > 0.3
 
 
 # Bounds

@@ -589,3 +589,37 @@ def test_the_request_of_the_docstring_has_the_declared_tensors(policy: Path, tmp
     inputs = json.loads(found[1])["inputs"]
     assert {entry["name"]: entry["shape"][1:] for entry in inputs} == {e.name: list(e.dims) for e in config.input}
     assert all(np.prod(entry["shape"]) == len(entry["data"]) for entry in inputs)
+
+
+def test_a_policy_that_is_told_how_its_chunk_begins_declares_what_it_is_told(
+    module: PolicyModule, tmp_path: Path
+) -> None:
+    told = PolicyModule(module.networks, SPEC, inpainting=True)
+    model = write_triton_repository(make_policy(tmp_path / "arm", build_graph(told, SPEC)), tmp_path / "models")
+    config, single = read_config(model), schema.TYPE_FP32
+    assert tensors(config.input) == {
+        "observation": (single, [3]),
+        "noise": (single, [6]),
+        "prefix": (single, [3, 2]),
+        "prefix_weight": (single, [3]),
+    }
+    assert tensors(config.output) == {"actions": (single, [3, 2])}
+    assert all(set(sample.inputs) == set(tensors(config.input)) for sample in config.model_warmup)
+    session, generator = onnxruntime.InferenceSession(model / "1" / "model.onnx"), np.random.default_rng(0)
+    for batch in (1, 7):
+        feed = {entry.name: generator.uniform(-1, 1, (batch, *entry.dims)).astype(np.float32) for entry in config.input}
+        feed["prefix_weight"] = feed["prefix_weight"].clip(0, 1)
+        with torch.no_grad():
+            (expected,) = told.decide(*(torch.from_numpy(feed[entry.name]) for entry in config.input))
+        assert np.abs(np.asarray(session.run(["actions"], feed)[0]) - expected.numpy()).max() < 1e-5
+
+
+def test_a_version_that_is_told_how_its_chunk_begins_is_another_model(
+    policy: Path, module: PolicyModule, tmp_path: Path
+) -> None:
+    write_triton_repository(policy, tmp_path / "models", model_name="arm")
+    before = files_under(tmp_path / "models")
+    told = build_graph(PolicyModule(module.networks, SPEC, inpainting=True), SPEC)
+    with pytest.raises(OutputError, match="prefix"):
+        write_triton_repository(make_policy(tmp_path / "told", told), tmp_path / "models", model_name="arm")
+    assert files_under(tmp_path / "models") == before

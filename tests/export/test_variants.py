@@ -77,14 +77,20 @@ def variant(name: str, flow_steps: int, solver: Solver = "euler", **rest: Any) -
         (POLICY, variant("fp16", 10, "midpoint", precision="fp16")),
         (POLICY, variant("fp32", 10, "midpoint")),
         (POLICY, variant("best-of-2-int8", 10, "midpoint", best_of=2, precision="int8")),
+        (POLICY, variant("rtc", 10, "midpoint", inpainting=True)),
+        (POLICY, variant("k5-rtc", 5, inpainting=True)),
+        (POLICY, variant("k5-ab2-rtc-int8", 5, "ab2", inpainting=True, precision="int8")),
+        (POLICY, variant("rtc-fp16", 10, "midpoint", inpainting=True, precision="fp16")),
         # Of a policy that chooses all variants choose, but for the one-step policy, which has nothing to choose from.
         (CHOOSING, variant("k2", 2, "midpoint", best_of=3)),
         (CHOOSING, variant("best-of-1", 10, "midpoint")),
         (CHOOSING, variant("one-step", 1, one_step=True)),
+        (CHOOSING, variant("best-of-1-rtc", 10, "midpoint", inpainting=True)),
         # The policy's own grid goes with its own steps and solver.
         (ON_A_GRID, variant("int8", 4, "midpoint", time_grid=(0.0, 0.3, 1.0), precision="int8")),
         (ON_A_GRID, variant("k4", 4, "midpoint", time_grid=(0.0, 0.3, 1.0))),
         (ON_A_GRID, variant("k4-heun", 4, "heun")),
+        (ON_A_GRID, variant("rtc", 4, "midpoint", time_grid=(0.0, 0.3, 1.0), inpainting=True)),
         (ON_A_GRID, variant("k2", 2, "midpoint")),
     ],
     ids=lambda value: value.file[7:-5] if isinstance(value, VariantSpec) else "",
@@ -102,6 +108,9 @@ def test_a_name_says_what_the_variant_is(policy: PolicySpec, expected: VariantSp
         ("k4-grid", {"euler", "ab2", "midpoint", "heun", "rk4"}),
         ("k4-midpoint-grid", {"midpoint"}),
         ("k8-rk4-grid-best-of-2-int8", {"rk4"}),
+        ("k4-grid-rtc", {"euler", "ab2", "midpoint"}),
+        ("k3-grid-rtc", {"euler", "ab2"}),
+        ("k4-ab2-grid-rtc-fp16", {"ab2"}),
     ],
 )
 def test_a_grid_is_searched_for_by_the_solver_named_or_by_all_that_fit(name: str, solvers: set[str]) -> None:
@@ -114,6 +123,7 @@ def test_a_grid_is_searched_for_by_the_solver_named_or_by_all_that_fit(name: str
     grid=st.booleans(),
     head=st.booleans(),
     best_of=st.none() | st.integers(1, 9999),
+    inpainting=st.booleans(),
     precision=st.none() | st.sampled_from(get_args(Precision)),
     policy=st.sampled_from([POLICY, CHOOSING, ON_A_GRID]),
 )
@@ -123,9 +133,12 @@ def test_every_name_made_of_these_parts_is_read_back(
     grid: bool,
     head: bool,
     best_of: int | None,
+    inpainting: bool,
     precision: Precision | None,
     policy: PolicySpec,
 ) -> None:
+    if inpainting:
+        assume(not head and (best_of or policy.best_of) == 1 and solver not in ("heun", "rk4"))
     if head:
         assume(best_of in (None, 1))
         parts = ["one-step"]
@@ -135,6 +148,7 @@ def test_every_name_made_of_these_parts_is_read_back(
         assume(solver is None or steps % EVALUATIONS[solver] == 0)
         parts = [f"k{steps}", *([solver] if solver else []), *(["grid"] if grid else [])]
     parts += [] if best_of is None else [f"best-of-{best_of}"]
+    parts += ["rtc"] if inpainting else []
     parts += [] if precision is None else [precision]
     assume(parts)
     name = "-".join(parts)
@@ -143,6 +157,7 @@ def test_every_name_made_of_these_parts_is_read_back(
     assert found.one_step == head
     assert found.flow_steps == (1 if head else steps or policy.flow_steps)
     assert found.best_of == (best_of or (1 if head else policy.best_of))
+    assert found.inpainting == inpainting
     assert found.precision == (precision or "fp32")
     if steps is not None and solver is not None and not head:
         assert found.solver == solver
@@ -153,7 +168,10 @@ def test_every_name_made_of_these_parts_is_read_back(
 BAD_NAMES = [
     "", "-", "k", "k0", "k-1", "k2.5", "k1000", "K5", " k5", "k5 ", "k5\n", "k٣", "k5-", "k5--int8", "grid", "midpoint",
     "k3-midpoint", "k6-rk4", "k5-heun-grid", "k5-adams", "k5-int4", "int8-k5", "int8-fp16", "best-of-", "best-of-0",
-    "best-of-4-k5", "one-step-grid", "one-step-best-of-4", "k5-one-step", "policy", "../k5", "policy.onnx", "grid-ab2",
+    "best-of-4-k5", "one-step-grid", "one-step-best-of-4", "k5-one-step",
+    "rtc-k5", "rtc-best-of-1", "int8-rtc", "rtc-rtc", "k5rtc", "rtc-grid", "RTC", "one-step-rtc", "best-of-4-rtc",
+    "k5-best-of-2-rtc", "k4-heun-rtc", "k8-rk4-rtc", "k4-heun-grid-rtc", "k8-rk4-grid-rtc-int8",
+    "policy", "../k5", "policy.onnx", "grid-ab2",
 ]  # fmt: skip
 
 
@@ -165,7 +183,7 @@ def test_other_names_are_refused(name: str) -> None:
     assert "config.json" not in str(caught.value)
 
 
-@given(st.text(alphabet="k0123456789-abeghimnoprstuf", max_size=14))
+@given(st.text(alphabet="k0123456789-abceghimnoprstuf", max_size=14))
 def test_any_other_text_is_a_variant_or_a_configuration_error(name: str) -> None:
     try:
         found, _ = parse_variant(name, CHOOSING)
@@ -181,8 +199,40 @@ def test_the_message_says_what_does_not_fit() -> None:
         parse_variant("k0", POLICY)
     with pytest.raises(ConfigError, match=r"the one-step policy draws one chunk\. Take one-step"):
         parse_variant("one-step-best-of-2", POLICY)
-    with pytest.raises(ConfigError, match="expected names such as k5, k4-midpoint, k3-grid, one-step or best-of-4"):
+    with pytest.raises(
+        ConfigError, match="expected names such as k5, k4-midpoint, k3-grid, one-step, best-of-4 or rtc"
+    ):
         parse_variant("fast", POLICY)
+
+
+ONE_CHUNK = r"only a flow that draws one chunk can be told how its chunk begins\. Take best-of-1-rtc\."
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("best-of-4-rtc", {}, ONE_CHUNK),
+        ("k5-best-of-4-rtc-int8", {}, ONE_CHUNK),
+        ("rtc", {"best_of": 3}, ONE_CHUNK),
+        ("one-step-rtc", {}, ONE_CHUNK),
+        ("k4-heun-rtc", {}, r"its solver is heun; expected one of euler, ab2, midpoint, .* Take k4-midpoint-rtc\."),
+        ("k8-rk4-grid-rtc", {}, r"its solver is rk4; expected one of .* Take k8-midpoint-rtc\."),
+        ("rtc", {"solver": "heun"}, r"its solver is heun; expected one of .* Take k10-midpoint-rtc\."),
+        ("rtc-int8", {"solver": "rk4", "flow_steps": 4}, r"its solver is rk4; .* Take k4-midpoint-rtc\."),
+    ],
+)
+def test_what_cannot_be_told_how_its_chunk_begins_is_refused_with_a_name_that_can(
+    name: str, changes: dict[str, Any], message: str
+) -> None:
+    policy = replace(POLICY, **changes)
+    with pytest.raises(ConfigError, match=f'^There is no variant "{name}": {message}$') as caught:
+        parse_variant(name, policy)
+    remedy = str(caught.value).rpartition("Take ")[2].rstrip(".")
+    assert parse_variant(remedy, policy)[0].inpainting
+
+
+def test_of_a_policy_by_another_solver_one_that_can_be_told_is_searched_for() -> None:
+    assert set(parse_variant("k4-grid-rtc", replace(POLICY, solver="heun"))[1]) == {"euler", "ab2", "midpoint"}
 
 
 # Exported
@@ -214,7 +264,10 @@ def choosing(dataset: OfflineDataset, tmp_path_factory: pytest.TempPathFactory) 
     return train(config, dataset, tmp_path_factory.mktemp("run"))
 
 
-NAMES = ("k1", "k4-heun", "k4-rk4", "k3-ab2", "k2-grid", "one-step", "best-of-2", "best-of-1", "int8", "k2-fp16")
+NAMES = (
+    *("k1", "k4-heun", "k4-rk4", "k3-ab2", "k2-grid", "one-step", "best-of-2", "best-of-1", "int8", "k2-fp16"),
+    *("best-of-1-rtc", "k3-ab2-best-of-1-rtc", "k3-grid-best-of-1-rtc", "best-of-1-rtc-int8"),
+)
 
 
 @pytest.mark.parametrize("kind", ["distilled", "choosing"])
@@ -225,6 +278,7 @@ def test_every_variant_acts_as_its_networks_do(kind: str, tmp_path: Path, reques
     assert tuple(recorded.variants) == NAMES
     assert recorded.variants["k2-grid"].time_grid is not None
     rows = np.random.default_rng(1).normal(size=(40, 3)).astype(np.float32)
+    prefixes = np.random.default_rng(3).uniform(-1.2, 1.2, (40, 2, 2)).astype(np.float32), np.full((40, 2), 0.7, "f4")
     outcomes = {}
     for name, found in recorded.variants.items():
         policy = MeamPolicy.from_pretrained(folder, variant=name)
@@ -239,9 +293,11 @@ def test_every_variant_acts_as_its_networks_do(kind: str, tmp_path: Path, reques
             best_of=found.best_of,
         )
         with torch.no_grad():
-            module = PolicyModule(networks, spec, found.one_step)
-            expected = module(torch.from_numpy(rows), torch.from_numpy(noise)).numpy()
-        errors = np.abs(policy.sample(rows, noise=noise) - expected).max(axis=(1, 2))
+            module = PolicyModule(networks, spec, found.one_step, found.inpainting)
+            given = prefixes if found.inpainting else ()
+            expected = module.decide(*map(torch.from_numpy, (rows, noise, *given)))[0].numpy()
+        assert policy.session.takes_prefix == found.inpainting == ("rtc" in name)
+        errors = np.abs(policy.session.run_all(rows, noise, *given)["actions"] - expected).max(axis=(1, 2))
         if found.precision == "fp32":
             assert errors.max() < 1e-5
         else:  # rounding may choose another chunk
@@ -257,6 +313,17 @@ def test_a_variant_that_is_the_policy_itself_shares_its_file(distilled: Checkpoi
     assert [v.file for v in variants.values()] == ["policy.onnx"] * 4 + ["policy-k2.onnx"]
     assert {file.name for file in folder.glob("*.onnx")} == {"policy.onnx", "policy-k2.onnx"}
     assert variants["k4"].measured["action_error"] < 1e-6 < variants["k2"].measured["action_error"]
+
+
+def test_a_variant_that_is_told_nothing_acts_as_the_policy_does(distilled: Checkpoint, tmp_path: Path) -> None:
+    folder = export_policy(distilled, tmp_path / "policy", variants=("rtc", "k2-rtc"))
+    spec = MeamPolicy.from_pretrained(folder).spec
+    assert {file.name for file in folder.glob("*.onnx")} == {"policy.onnx", "policy-rtc.onnx", "policy-k2-rtc.onnx"}
+    assert spec.variants["rtc"].inpainting
+    assert spec.variants["rtc"].measured["action_error"] < 1e-5 < spec.variants["k2-rtc"].measured["action_error"]
+    rows, noise = np.random.default_rng(1).normal(size=(40, 3)), np.random.default_rng(2).normal(size=(40, 4))
+    plain, told = (MeamPolicy.from_pretrained(folder, variant=name).sample(rows, noise) for name in (None, "rtc"))
+    np.testing.assert_allclose(told, plain, rtol=0, atol=5e-6)
 
 
 def test_of_a_policy_that_chooses_the_same_choice_shares_its_file(choosing: Checkpoint, tmp_path: Path) -> None:
@@ -280,7 +347,9 @@ def test_a_variant_of_a_policy_on_its_own_grid_keeps_it(distilled: Checkpoint, t
     assert (spec.time_grid, spec.variants["int8"].time_grid, spec.variants["k2"].time_grid) == (grid, grid, None)
 
 
-@pytest.mark.parametrize("name", ["k0", "k3-midpoint", "warp", "one-step-best-of-2"])
+@pytest.mark.parametrize(
+    "name", ["k0", "k3-midpoint", "warp", "one-step-best-of-2", "k4-heun-rtc", "best-of-4-rtc", "one-step-rtc"]
+)
 def test_a_bad_name_is_refused_before_anything_is_done(distilled: Checkpoint, tmp_path: Path, name: str) -> None:
     stages: list[str] = []
     with pytest.raises(ConfigError, match=f'There is no variant "{name}"'):
@@ -296,10 +365,14 @@ def test_what_the_networks_lack_is_refused_and_nothing_is_written(dataset: Offli
     with pytest.raises(ConfigError, match="no one-step policy. Train with --distill-coef above 0"):
         export_policy(undistilled, tmp_path / "policy", variants=("one-step",))
     cloned = train(TrainConfig.preset("bc", **TINY), dataset, tmp_path / "bc")
-    for variants, best_of in ((("best-of-4",), None), ((), 4)):
-        with pytest.raises(ConfigError, match="best_of is 4; expected 1, for a bc policy has no critics"):
-            export_policy(cloned, tmp_path / "policy", variants=variants, best_of=best_of)
-    assert {path.name for path in tmp_path.iterdir()} == {"me-am", "bc"}
+    with pytest.raises(ConfigError, match='"best-of-4" of a bc policy: it has no critics to choose by'):
+        export_policy(cloned, tmp_path / "policy", variants=("best-of-4",))
+    with pytest.raises(ConfigError, match="best_of is 4; expected 1, for a bc policy has no critics"):
+        export_policy(cloned, tmp_path / "policy", best_of=4)
+    edited = train(TrainConfig.preset("qam-edit", **TINY), dataset, tmp_path / "qam-edit")
+    with pytest.raises(ConfigError, match=r"its edits would change how the chunk begins\. Export it without rtc"):
+        export_policy(edited, tmp_path / "policy", variants=("best-of-1-rtc",))
+    assert {path.name for path in tmp_path.iterdir()} == {"me-am", "bc", "qam-edit"}
 
 
 def test_a_tolerance_of_ones_own_is_for_rounded_variants_only(distilled: Checkpoint, tmp_path: Path) -> None:

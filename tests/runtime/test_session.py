@@ -433,3 +433,106 @@ def test_choosing_graph_of_other_shapes_is_refused(make_spec, noise, value, name
     spec = make_spec(best_of=2)
     with pytest.raises(FormatError, match=rf'"{name}" is tensor\(float\)'):
         PolicySession(graph, spec, fixed_batch=fixed_batch)
+
+
+# Told how the chunk begins
+
+TOLD_INPUTS = {"observation": [3], "noise": [8], "prefix": [4, 2], "prefix_weight": [4]}
+
+
+def continuing(inputs, reads=("prefix", "prefix_weight")):
+    """actions = reshape(noise) + prefix * prefix_weight, or of other inputs, and nothing of the observation."""
+    nodes: list[tuple[Any, ...]] = [("Reshape", ["noise", "shape"], ["chunks"])]
+    total = "chunks"
+    if "prefix_weight" in reads:
+        nodes.append(("Unsqueeze", ["prefix_weight", "last"], ["share"]))
+    if set(reads) == {"prefix", "prefix_weight"}:
+        nodes += [("Mul", ["prefix", "share"], ["given"]), ("Add", [total, "given"], ["sum"])]
+        total = "sum"
+    elif reads:
+        nodes.append(("Add", [total, "share" if reads == ("prefix_weight",) else "prefix"], ["sum"]))
+        total = "sum"
+    nodes.append(("Identity", [total], ["actions"]))
+    return graph_of(inputs, {"actions": [4, 2]}, nodes, {"shape": np.array([-1, 4, 2]), "last": np.array([2])})
+
+
+@pytest.fixture
+def told_session(make_spec):
+    return lambda **arguments: PolicySession(continuing(TOLD_INPUTS), make_spec(), **arguments)
+
+
+def told_rows(count):
+    random = np.random.default_rng(0)
+    return [random.normal(size=(count, *shape)).astype(np.float32) for shape in TOLD_INPUTS.values()]
+
+
+def test_a_session_says_whether_its_graph_takes_a_prefix(make_policy, told_session):
+    assert told_session().takes_prefix
+    assert not make_policy().load().session.takes_prefix
+
+
+@pytest.mark.parametrize("fixed_batch", [None, 1, 3, 7, 9])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_every_row_gets_its_own_prefix_in_batches_of_any_size(told_session, fixed_batch, rows):
+    observation, noise, prefix, weight = told_rows(rows)
+    found = told_session(fixed_batch=fixed_batch).run_all(observation, noise, prefix, weight)
+    assert set(found) == {"actions"}
+    np.testing.assert_array_equal(found["actions"], noise.reshape(-1, 4, 2) + prefix * weight[..., None])
+
+
+@pytest.mark.parametrize("fixed_batch", [None, 3])
+def test_without_a_prefix_zeros_are_given_also_after_one_was(told_session, fixed_batch):
+    session, (observation, noise, prefix, weight) = told_session(fixed_batch=fixed_batch), told_rows(5)
+    session.run_all(observation, noise, prefix, weight)
+    for found in (
+        session.run(observation, noise),
+        session.run_all(observation, noise)["actions"],
+        session.run_all(observation, noise, prefix)["actions"],
+        session.run_all(observation, noise, None, weight)["actions"],
+    ):
+        np.testing.assert_array_equal(found, noise.reshape(-1, 4, 2))
+
+
+def test_prefixes_may_be_read_only_and_of_any_layout_and_are_not_modified(told_session):
+    observation, noise, prefix, weight = told_rows(5)
+    given = np.asfortranarray(prefix), np.repeat(weight, 2, axis=1)[:, ::2]
+    for array in given:
+        array.flags.writeable = False
+    expected = told_session().run_all(observation, noise, prefix, weight)["actions"]
+    np.testing.assert_array_equal(told_session().run_all(observation, noise, *given)["actions"], expected)
+    np.testing.assert_array_equal(given[0], prefix)
+    np.testing.assert_array_equal(given[1], weight)
+
+
+@pytest.mark.parametrize("name", ["prefix", "prefix_weight"])
+def test_graph_with_one_of_the_two_inputs_of_a_prefix_is_refused(make_spec, name):
+    inputs = {key: shape for key, shape in TOLD_INPUTS.items() if key in ("observation", "noise", name)}
+    with pytest.raises(FormatError, match=f"has the inputs .*'{name}'.*; expected .*meam export") as caught:
+        PolicySession(continuing(inputs, (name,)), make_spec())
+    assert f"'{name}'" in str(caught.value)
+
+
+@pytest.mark.parametrize("fixed_batch", [None, 3])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("prefix", [4, 1]), ("prefix", [1, 2]), ("prefix_weight", [1]), ("prefix_weight", [4, 2])]
+)
+def test_graph_whose_prefix_has_another_shape_is_refused(make_spec, name, shape, fixed_batch):
+    inputs = {**TOLD_INPUTS, name: shape}
+    nodes: list[tuple[Any, ...]] = [
+        ("Reshape", ["noise", "shape"], ["chunks"]),
+        *[("ReduceSum", [name, "axes"], [f"{name}_sum"]) for name in ("prefix", "prefix_weight")],
+        ("Identity", ["chunks"], ["actions"]),
+    ]
+    weights = {"shape": np.array([-1, 4, 2]), "axes": np.array([1])}
+    graph = graph_of(inputs, {"actions": [4, 2]}, nodes, weights)
+    with pytest.raises(FormatError, match=rf'"{name}" is tensor\(float\) .*expected tensor\(float\) \[\'batch\', 4'):
+        PolicySession(graph, make_spec(), fixed_batch=fixed_batch)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_prefix_of_another_number_of_rows_is_an_action_error_and_the_session_goes_on(told_session, rows):
+    session, (observation, noise, prefix, weight) = told_session(), told_rows(2)
+    with pytest.raises(ActionError, match="no action is returned"):
+        session.run_all(observation, noise, *(array[:rows] for array in told_rows(3)[2:]))
+    found = session.run_all(observation, noise, prefix, weight)["actions"]
+    np.testing.assert_array_equal(found, noise.reshape(-1, 4, 2) + prefix * weight[..., None])

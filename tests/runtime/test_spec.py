@@ -78,6 +78,7 @@ def variants(draw, files):
         file=draw(st.sampled_from(files)),
         precision=draw(st.sampled_from(["fp32", "int8", "fp16"])),
         one_step=draw(st.booleans()),
+        inpainting=draw(st.booleans()),
         measured=draw(measured),
         **draw(integrations()),
     )
@@ -158,6 +159,7 @@ GOOD = dataclasses.replace(
             best_of=3,
             precision="int8",
             one_step=False,
+            inpainting=False,
             measured={"action_error": 0.01},
         )
     },
@@ -426,6 +428,7 @@ FIELDS = {
     ("variants", "k3", "best_of"): {"int"},
     ("variants", "k3", "precision"): {"text"},
     ("variants", "k3", "one_step"): {"bool"},
+    ("variants", "k3", "inpainting"): {"bool"},
     ("variants", "k3", "measured"): {"object"},
     ("variants", "k3", "measured", "action_error"): {"int", "float"},
     ("files",): {"object"},
@@ -490,7 +493,10 @@ def test_missing_field_of_a_box_is_refused_by_name(name):
     assert f"action.{name} is missing" in error_of(json.dumps(data))
 
 
-@pytest.mark.parametrize("name", ["file", "flow_steps", "solver", "best_of", "precision", "one_step", "measured"])
+VARIANT_FIELDS = ["file", "flow_steps", "solver", "best_of", "precision", "one_step", "inpainting", "measured"]
+
+
+@pytest.mark.parametrize("name", VARIANT_FIELDS)
 def test_missing_field_of_a_variant_is_refused_by_name(name):
     data = json.loads(GOOD.to_json())
     del data["variants"]["k3"][name]

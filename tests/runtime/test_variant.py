@@ -42,5 +42,22 @@ def test_measured_figure_that_is_not_finite_is_refused_by_name(value):
 
 @pytest.mark.parametrize("mapping", [dict, MappingProxyType])
 def test_variant_survives_its_json_whatever_mapping_holds_its_figures(mapping):
-    variant = VariantSpec("k1.onnx", 4, "rk4", (0.0, 1.0), 2, "fp16", True, mapping({"cpu_ms": 0.5}))
+    measured = mapping({"cpu_ms": 0.5})
+    variant = VariantSpec("k1.onnx", 4, "rk4", (0.0, 1.0), 2, "fp16", one_step=True, measured=measured)
     assert VariantSpec.from_json(json.loads(json.dumps(variant.to_json())), "k1") == variant
+
+
+@pytest.mark.parametrize("inpainting", [False, True])
+def test_json_says_whether_a_variant_is_told_how_its_chunk_begins(inpainting):
+    variant = VariantSpec("rtc.onnx", 4, inpainting=inpainting)
+    data = json.loads(json.dumps(variant.to_json()))
+    assert data["inpainting"] is inpainting
+    assert VariantSpec.from_json(data, "rtc") == variant
+    assert VariantSpec("rtc.onnx", 4) == VariantSpec("rtc.onnx", 4, inpainting=False)
+
+
+@pytest.mark.parametrize("value", [None, 0, 1, "true", [True]])
+def test_only_true_or_false_say_it(value):
+    data = VariantSpec("rtc.onnx", 4).to_json() | {"inpainting": value}
+    with pytest.raises(FormatError, match=r'variants\["rtc"\]\.inpainting is .*; expected true or false'):
+        VariantSpec.from_json(data, "rtc")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meam_policy.spec import EVALUATIONS, Solver
-from meam_training.solvers import denoised, solve, uniform_times
+from meam_training.solvers import INPAINTING, denoised, solve, uniform_times
 
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 ORDERS: dict[Solver, int] = {"euler": 1, "ab2": 2, "midpoint": 2, "heun": 2, "rk4": 4}
@@ -35,13 +35,23 @@ GRIDS = st.lists(st.floats(0.05, 1), min_size=1, max_size=6).map(
 )
 
 
-def by_definition(field: Field, x: np.ndarray, times: Sequence[float], solver: Solver, confine: bool) -> np.ndarray:
+def by_definition(
+    field: Field,
+    x: np.ndarray,
+    times: Sequence[float],
+    solver: Solver,
+    confine: bool,
+    known: np.ndarray | float = 0.0,
+    weight: np.ndarray | float = 0.0,
+) -> np.ndarray:
     """Butcher tableaus; Adams-Bashforth as the integral of the line through the last two velocities."""
 
     def velocity(x: np.ndarray, t: float) -> np.ndarray:
-        if not confine or t == 1:
+        if t == 1 or not (confine or np.any(weight)):
             return field(x, t)
-        return (np.clip(x + (1 - t) * field(x, t), -1, 1) - x) / (1 - t)
+        x_1 = x + (1 - t) * field(x, t)
+        x_1 = np.clip(x_1, -1, 1) if confine else x_1
+        return (x_1 + weight * (known - x_1) - x) / (1 - t)
 
     past: list[tuple[float, np.ndarray]] = []
     for t, u in itertools.pairwise(times):
@@ -210,3 +220,162 @@ def test_confined_euler_ends_at_the_last_denoised_action() -> None:
     x, t = seen[-1]
     torch.testing.assert_close(reached, denoised(x, velocity(x, t), t, True), rtol=1e-13, atol=1e-13)
     assert (reached.abs() == 1).any()
+
+
+# Told how the result begins
+
+
+def inpainted(
+    field: Field,
+    x_0: np.ndarray,
+    times: Sequence[float],
+    solver: Solver,
+    confine: bool,
+    known: np.ndarray | float,
+    weight: np.ndarray | float,
+    dtype: torch.dtype = torch.float64,
+) -> np.ndarray:
+    start, share, target = (torch.as_tensor(array, dtype=dtype) for array in (x_0, weight, known))
+
+    def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
+        return on_tensors(field)(x, t).to(dtype)
+
+    return solve(velocity, start, times, solver, confine, lambda x_1: (1 - share) * x_1 + share * target).numpy()
+
+
+def test_what_is_known_beforehand_is_for_solvers_that_evaluate_nothing_at_the_end() -> None:
+    assert set(INPAINTING) == {solver for solver in SOLVERS if 1 not in EVALUATED[solver]}
+
+
+@pytest.mark.parametrize("confine", [False, True])
+@pytest.mark.parametrize("solver", INPAINTING)
+@settings(deadline=None)
+@given(seed=st.integers(0, 10_000), times=GRIDS, act=st.integers(1, 4))
+def test_an_inpainted_flow_is_that_of_its_definition_on_any_grid_for_any_weights(
+    solver: Solver, confine: bool, seed: int, times: tuple[float, ...], act: int
+) -> None:
+    field, generator = random_field(seed, act), np.random.default_rng(seed + 1)
+    x_0, known = generator.normal(size=(3, act)), generator.uniform(-1, 1, (3, act))
+    weight = np.clip(generator.uniform(-0.5, 1.5, (3, act)), 0, 1)
+    reached = inpainted(field, x_0, times, solver, confine, known, weight)
+    expected = by_definition(field, x_0, times, solver, confine, known, weight)
+    np.testing.assert_allclose(reached, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("confine", [False, True])
+@pytest.mark.parametrize("solver", INPAINTING)
+@settings(max_examples=50, deadline=None)
+@given(times=GRIDS, start=st.floats(-5, 5), number=st.floats(-1, 1), size=st.sampled_from([1.0, 100.0, 1e6]))
+def test_what_is_given_with_weight_one_is_the_result_whatever_the_velocity_is(
+    solver: Solver,
+    confine: bool,
+    dtype: torch.dtype,
+    times: tuple[float, ...],
+    start: float,
+    number: float,
+    size: float,
+) -> None:
+    generator = np.random.default_rng(0)
+    known, weight = np.array([number, -number, 0.5]), np.array([1.0, 1.0, 0.0])
+    x_0 = np.array([start, -start / 2, 0.3])
+    reached = inpainted(
+        lambda x, _t: size * generator.normal(size=3), x_0, times, solver, confine, known, weight, dtype
+    )
+    # The path is straight, and no step of these grids is more than 40 times as long as the one before.
+    np.testing.assert_allclose(reached[:2], known[:2], rtol=0, atol=1000 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("confine", [False, True])
+@pytest.mark.parametrize("solver", INPAINTING)
+@settings(deadline=None)
+@given(seed=st.integers(0, 10_000), times=GRIDS)
+def test_of_weight_zero_everywhere_nothing_is_seen(
+    solver: Solver, confine: bool, seed: int, times: tuple[float, ...]
+) -> None:
+    field, x_0 = random_field(seed, 3), np.random.default_rng(seed + 1).normal(size=(4, 3))
+    plain = solve(on_tensors(field), torch.from_numpy(x_0), times, solver, confine).numpy()
+    np.testing.assert_allclose(inpainted(field, x_0, times, solver, confine, 1e3, 0.0), plain, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("solver", INPAINTING)
+@given(times=GRIDS, weight=st.floats(0, 1), known=st.floats(-1, 1), centre=st.floats(-1, 1))
+def test_a_flow_to_one_point_ends_between_it_and_what_is_given_as_the_weight_says(
+    solver: Solver, times: tuple[float, ...], weight: float, known: float, centre: float
+) -> None:
+    reached = inpainted(lambda x, t: (centre - x) / (1 - t), np.ones(2), times, solver, False, known, weight)
+    np.testing.assert_allclose(reached, (1 - weight) * centre + weight * known, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("confine", [False, True])
+@pytest.mark.parametrize("solver", INPAINTING)
+@settings(deadline=None)
+@given(seed=st.integers(0, 10_000), times=GRIDS, weight=st.floats(0, 1))
+def test_a_little_more_weight_changes_the_result_a_little(
+    solver: Solver, confine: bool, seed: int, times: tuple[float, ...], weight: float
+) -> None:
+    field, generator = random_field(seed, 3), np.random.default_rng(seed + 1)
+    x_0, known = generator.normal(size=(4, 3)), generator.uniform(-1, 1, (4, 3))
+    direction = -1 if weight > 0.5 else 1
+
+    def change(by: float) -> float:
+        ends = (inpainted(field, x_0, times, solver, confine, known, w) for w in (weight, weight + direction * by))
+        return float(np.abs(next(ends) - next(ends)).max())
+
+    # Lipschitz: the constant of a small change is no larger than that of a thousand times as much.
+    assert change(1e-3) < 0.1
+    assert change(1e-6) < 1e-4
+
+
+@pytest.mark.parametrize("solver", INPAINTING)
+def test_every_evaluation_is_inpainted_once(solver: Solver) -> None:
+    seen: list[torch.Tensor] = []
+
+    def inpaint(x_1: torch.Tensor) -> torch.Tensor:
+        seen.append(x_1)
+        return x_1
+
+    solve(lambda x, t: torch.full_like(x, 10.0), torch.zeros(2), STEPS, solver, True, inpaint)
+    assert len(seen) == 3 * EVALUATIONS[solver]
+    assert all((x_1 == 1).all() for x_1 in seen)  # clipped before
+
+
+# Two ways to go
+
+ACT = 8
+WAY = 0.7 * (-1.0) ** np.arange(ACT)
+
+
+def of_two_ways(x: np.ndarray, t: float) -> np.ndarray:
+    """The exact velocity to N(m, s^2) and N(-m, s^2) with equal shares, s = 0.05."""
+    s = 0.05
+    variance = (1 - t) ** 2 + t**2 * s**2
+    share = 1 / (1 + np.exp(np.clip(-2 * t * (x @ WAY) / variance, -500, 500)))[:, None]
+    towards = [m + t * s**2 / variance * (x - t * m) for m in (WAY, -WAY)]
+    return (share * towards[0] + (1 - share) * towards[1] - x) / (1 - t)
+
+
+NOISE = np.random.default_rng(0).normal(size=(5000, ACT))
+
+
+def share_of_the_way(solver: Solver, known: int, sign: int) -> float:
+    """How many of the results go on along sign * WAY where their first `known` components are told to."""
+    weight = (np.arange(ACT) < known).astype(float)
+    reached = inpainted(of_two_ways, NOISE, uniform_times(10, solver), solver, False, sign * WAY, weight)
+    np.testing.assert_allclose(reached[:, :known], np.tile(sign * WAY[:known], (len(NOISE), 1)), rtol=0, atol=1e-12)
+    return float((sign * reached[:, known:] * WAY[known:] > 0).all(axis=1).mean())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("solver", INPAINTING)
+def test_told_more_than_half_of_it_a_result_goes_on_the_same_way_for_every_noise(solver: Solver, sign: int) -> None:
+    assert share_of_the_way(solver, 0, sign) == pytest.approx(0.5, abs=0.03)
+    for known in (5, 6, 7):
+        assert share_of_the_way(solver, known, sign) == 1
+
+
+@pytest.mark.parametrize("solver", INPAINTING)
+def test_told_less_it_does_so_the_more_often_the_more_it_is_told(solver: Solver) -> None:
+    shares = [share_of_the_way(solver, known, 1) for known in range(6)]
+    assert all(less + 0.03 < more for less, more in itertools.pairwise(shares))
+    assert shares[4] < 0.95

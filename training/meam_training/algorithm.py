@@ -224,9 +224,16 @@ class MeamNetworks(nn.Module):
         """The velocity field that acts: the policy, its average if there is one, or for `bc` the prior."""
         return self.target_policy or self.policy or self.prior
 
-    def flow(self, field: VelocityField, features: Tensor, x_0: Float[Tensor, "*batch act"]) -> Tensor:
-        """Follow one of the fields from noise to action."""
-        return integrate(field.condition(features), x_0, self.flow_steps, self.solver, self.config.confine, self.times)
+    def flow(
+        self,
+        field: VelocityField,
+        features: Tensor,
+        x_0: Float[Tensor, "*batch act"],
+        inpaint: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Follow one of the fields from noise to action; see `solvers.solve`."""
+        velocity, confine = field.condition(features), self.config.confine
+        return integrate(velocity, x_0, self.flow_steps, self.solver, confine, self.times, inpaint)
 
     def act(
         self,

@@ -82,6 +82,7 @@ def integrate(
     solver: Solver = "euler",
     confine: bool = False,
     times: Sequence[float] | None = None,
+    inpaint: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "*batch act"]:
     """Follow dx/dt = v(x, t) from noise to action; see `solvers.solve`.
 
@@ -92,12 +93,13 @@ def integrate(
         solver: Integration scheme; K must be a multiple of its evaluations a step.
         confine: Clip denoised actions, and the result, to the box [-1, 1].
         times: Ends of the steps, from 0 to 1; None for equal steps.
+        inpaint: Changes denoised actions.
     """
 
     def v(x: Tensor, t: float) -> Tensor:
         return velocity(x, time_like(x, t))
 
-    return solve(v, x_0, times or uniform_times(flow_steps, solver), solver, confine)
+    return solve(v, x_0, times or uniform_times(flow_steps, solver), solver, confine, inpaint)
 
 
 def log_likelihood(

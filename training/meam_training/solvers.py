@@ -11,7 +11,11 @@ from typing import Any, Protocol, TypeVar
 
 from meam_policy.spec import EVALUATIONS, Solver
 
-__all__ = ["Vector", "denoised", "solve", "uniform_times"]
+__all__ = ["INPAINTING", "Vector", "denoised", "solve", "uniform_times"]
+
+
+INPAINTING: tuple[Solver, ...] = ("euler", "ab2", "midpoint")
+"""Solvers that evaluate nothing at t = 1."""
 
 
 class Vector(Protocol):
@@ -43,7 +47,12 @@ def denoised(x: X, velocity: X, t: float, confine: bool) -> X:
 
 
 def solve(
-    velocity: Callable[[X, float], X], x_0: X, times: Sequence[float], solver: Solver = "euler", confine: bool = False
+    velocity: Callable[[X, float], X],
+    x_0: X,
+    times: Sequence[float],
+    solver: Solver = "euler",
+    confine: bool = False,
+    inpaint: Callable[[X], X] | None = None,
 ) -> X:
     """Follow the flow from noise to action.
 
@@ -56,6 +65,8 @@ def solve(
             says, the result lies in the box, and with Euler and midpoint no component on the way exceeds max(|x_0|, 3):
             with the share a = h / (2 (1 - t)) <= 1/2 of a half step, a midpoint step ends at
             (1 - 2a) x + 2 (D' - a D) / (1 - a), where the denoised actions D, D' lie in the box.
+        inpaint: Changes the denoised action of every evaluation, so that the flow leads to what is known of the result
+            beforehand; not with solvers that end a step at t = 1, where nothing is left to denoise.
 
     References:
         Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I, 1993, sections II.1 and III.1, III.5.
@@ -64,7 +75,10 @@ def solve(
     def v(x: X, t: float) -> X:
         # At t = 1 the denoised action is x itself, and says nothing of the velocity.
         free = velocity(x, t)
-        return (denoised(x, free, t, True) - x) / (1 - t) if confine and t < 1 else free
+        if t >= 1 or not (confine or inpaint):
+            return free
+        x_1 = denoised(x, free, t, confine)
+        return ((inpaint(x_1) if inpaint else x_1) - x) / (1 - t)
 
     x, last = x_0, None
     for t, u in pairwise(times):
