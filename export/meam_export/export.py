@@ -20,7 +20,7 @@ from meam_export.ladder import LadderTask, measure_ladder
 from meam_export.ladder_figure import draw_ladder
 from meam_export.parity import Rows, check_parity, draw_noise, random_observations, reference
 from meam_export.policy_module import PolicyModule
-from meam_export.variants import BuiltVariant, build_variant, parse_variant
+from meam_export.variants import BuiltVariant, build_variant, check_variant
 from meam_policy.errors import ConfigError, OutputError
 from meam_policy.folder import CONFIG_FILE, GRAPH_FILE, LADDER_FILE, sha256
 from meam_policy.spec import PolicySpec, Solver, VariantSpec
@@ -30,6 +30,7 @@ from meam_training.checkpoint import Checkpoint
 __all__ = ["LADDER", "export_policy"]
 
 GOLDEN_INPUTS = 16
+MAX_FLOW_STEPS = 400
 
 LADDER = ("k1", "k2", "k3", "k5", "k10", "k2-grid", "k3-grid", "k5-grid")
 """Variants of a ladder; the one-step policy joins them if there is one."""
@@ -108,8 +109,12 @@ def export_policy(
         raise ConfigError(f"Cannot export with {shown}: {str(error).removeprefix('config.json: ')}") from error
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise ConfigError(f"tolerance is {tolerance}; expected a number above 0.")
+    if spec.flow_steps > MAX_FLOW_STEPS:
+        raise ConfigError(
+            f"flow_steps is {spec.flow_steps}; expected at most {MAX_FLOW_STEPS}: each is a copy of the network."
+        )
     for name in variants:
-        parse_variant(name, spec)
+        check_variant(name, spec, source.config)
     report = on_stage or (lambda _stage, _built: None)
     rows = source.read_observations() if observations is None else _checked(observations, spec)
     networks = source.load_networks().eval()

@@ -24,7 +24,7 @@ from meam_training.algorithm import MeamNetworks
 __all__ = ["FIGURES", "LadderTask", "measure_ladder", "sliced_wasserstein"]
 
 FIGURES = {
-    "action_error": "root mean square difference from the policy as trained, same noise, share of the half width",
+    "action_error": "root mean square difference from policy.onnx, same noise, share of the half width",
     "ode_error": "the same from the exact solution of the ODE (rk4, 200 evaluations)",
     "sliced_w1": "sliced Wasserstein-1 distance between its chunks and those of the policy as trained, in half widths, "
     "averaged over observations",
@@ -76,7 +76,7 @@ def measure_ladder(
         observations: Raw observations [n, obs] of the data or of the policy; None takes random ones.
         task: Where returns are measured; None measures none.
     """
-    rows = random_observations(policy, _INPUTS, seed=3) if observations is None else observations[:_INPUTS]
+    rows = random_observations(policy, _INPUTS, seed=3) if observations is None else observations[-_INPUTS:]
     scale = np.array(policy.action_scale)
     noise = draw_noise(policy, len(rows), seed=3)
     trained = PolicyModule(networks, policy)

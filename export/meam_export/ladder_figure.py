@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["draw_ladder"]
 
 _COLOURS = {"fp32": "#2563eb", "int8": "#b45309", "fp16": "#7c3aed"}
-_MARKERS = {"steps": "o", "grid": "D", "one-step": "*", "best-of": "s"}
+_MARKERS = {"midpoint": "^", "grid": "D", "one-step": "*", "best-of": "s"}
+_LINES = {"midpoint": "--", "grid": ":"}
 _PANELS = {
-    "action_error": "difference from the policy as trained\n(rms, share of the half width)",
+    "action_error": "difference from policy.onnx\n(rms, share of the half width)",
     "return_mean": "return (95 % interval)",
     "latency_p50_ms": "latency p50, ms (bar to p99)",
 }
@@ -60,20 +61,21 @@ def _draw(axes: Axes, name: str, variants: Mapping[str, VariantSpec]) -> None:
             continue
         value = variant.measured[name]
         low, high = _range(name, variant)
-        points.setdefault((_kind(variant), variant.precision), []).append((variant.flow_steps, value, (low, high)))
-        if _kind(variant) == "best-of":
+        group = _kind(variant) if _kind(variant) != "steps" else variant.solver
+        points.setdefault((group, variant.precision), []).append((variant.flow_steps, value, (low, high)))
+        if _kind(variant) == "best-of" and variant.precision == "fp32":
             axes.annotate(title, (variant.flow_steps, value), textcoords="offset points", xytext=(6, 3), fontsize=7)
     for (kind, precision), group in points.items():
         steps, values, ranges = zip(*sorted(group), strict=True)
         lower = [max(0.0, value - low) for value, (low, _) in zip(values, ranges, strict=True)]
         upper = [max(0.0, high - value) for value, (_, high) in zip(values, ranges, strict=True)]
-        line = "-" if kind in ("steps", "grid") else ""
+        line = "" if kind in ("one-step", "best-of") else _LINES.get(kind, "-")
         axes.errorbar(
             steps,
             values,
             yerr=[lower, upper],
             linestyle=line,
-            marker=_MARKERS[kind],
+            marker=_MARKERS.get(kind, "o"),
             markersize=5,
             linewidth=1,
             elinewidth=0.7,
@@ -90,7 +92,7 @@ def _draw(axes: Axes, name: str, variants: Mapping[str, VariantSpec]) -> None:
         axes.set_yscale("symlog", linthresh=1e-4)
         axes.set_ylim(0, 2 * max(variant.measured.get(name, 0.0) for variant in variants.values()) + 1e-4)
     elif name == "latency_p50_ms":
-        axes.set_ylim(bottom=0)
+        axes.set_yscale("log")
 
 
 def _kind(variant: VariantSpec) -> str:

@@ -22,6 +22,8 @@ __all__ = ["search_integration"]
 _SAMPLES = 256
 _EVALUATIONS = 60
 """Tries for each step that can move."""
+
+_MOST_EVALUATIONS = 300
 _SLOPES = (0.0, -3.0, 3.0)
 """Log lengths from the first step to the last where the search may start: equal steps, short last, short first ones."""
 
@@ -73,7 +75,12 @@ def _minimum(error: Callable[[NDArray[np.float64]], float], start: NDArray[np.fl
     if not start.size:
         return start
     simplex = np.concatenate([start[None], 0.5 * np.eye(start.size)])
-    options = {"maxfev": _EVALUATIONS * start.size, "xatol": 1e-2, "fatol": 1e-9, "initial_simplex": simplex}
+    options = {
+        "maxfev": min(_EVALUATIONS * start.size, _MOST_EVALUATIONS),
+        "xatol": 1e-2,
+        "fatol": 1e-9,
+        "initial_simplex": simplex,
+    }
     return minimize(error, start, method="Nelder-Mead", options=options).x
 
 

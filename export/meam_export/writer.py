@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ class GraphWriter:
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
-        self._stored: dict[bytes, ir.Value] = {}
+        self._stored: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def op(self, name: str, *inputs: ir.Value, domain: str = "", **attributes: Any) -> ir.Value:
         """One operator with one output."""
@@ -52,7 +53,7 @@ class GraphWriter:
 
     def store(self, array: Array) -> ir.Value:
         """A constant as it is; equal ones are stored once."""
-        key = f"{array.dtype} {array.shape} ".encode() + array.tobytes()
+        key = (str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self._stored:
             tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=f"c{len(self.initializers)}")
             value = ir.Value(
@@ -132,15 +133,14 @@ class Float16Writer(GraphWriter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._halves: set[ir.Value] = set()
+        self._halves: dict[ir.Value, ir.Value] = {}
 
     def half(self, value: ir.Value) -> ir.Value:
         """The value in float16."""
-        if value in self._halves:
-            return value
-        cast = self.op("Cast", value, to=int(ir.DataType.FLOAT16))
-        self._halves.add(cast)
-        return cast
+        if value not in self._halves:
+            cast = self.op("Cast", value, to=int(ir.DataType.FLOAT16))
+            self._halves |= {value: cast, cast: cast}
+        return self._halves[value]
 
     def biases(self, value: ir.Value) -> ir.Value:
         """Prepare a float32 value that `hidden` adds: a split of it is in float16 too."""
@@ -152,7 +152,7 @@ class Float16Writer(GraphWriter):
         factors: dict[str, Any] = {"alpha": alpha} if alpha != 1 else {}
         value = self.op("Gemm", self.half(inputs), self._weight(weight), added, **factors)
         activated = self.gelu(value)
-        self._halves.add(activated)
+        self._halves[activated] = activated
         return activated
 
     def product(self, inputs: ir.Value, weight: Array, added: ir.Value | None, alpha: float, beta: float) -> ir.Value:

@@ -569,7 +569,7 @@ def test_a_gpu_that_pytorch_does_not_see_is_refused(
         ({"contestants": ("lean-fixed",)}, ConfigError, "lean-fixed does not act on cpu"),
         ({"contestants": ("numpy",), "device": "cuda"}, ConfigError, "numpy does not act on cuda"),
         ({"jax_python": Path("no/such/python")}, NotFoundError, "is no program"),
-        ({"markdown": Path("no/such/folder/table.md")}, OutputError, "its folder does not exist"),
+        ({"markdown": Path("no/such/folder/table.md")}, OutputError, "expected a file in a folder that exists"),
     ],
 )
 def test_arguments_out_of_range_are_refused(fields: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -613,7 +613,7 @@ def test_a_wrong_contestant_ends_the_command_with_its_name(
     assert run(["bench", "infer", "--shapes", "small", "--contestants", "numpy", "--rounds", "1"]) == 2
     output = capsys.readouterr()
     assert "meam: numpy answers" in output.err
-    assert output.out == ""
+    assert "p50" in output.out  # what was measured before is shown
 
 
 def test_training_does_not_load_export() -> None:

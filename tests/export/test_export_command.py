@@ -87,11 +87,13 @@ def test_json_is_one_line_and_nothing_else(
     assert captured.out.count("\n") == 1
     found = json.loads(captured.out)
     assert found["policy"] == str(tmp_path / "policy")
-    assert found["triton"] is None
-    assert list(found["parity"]) == ["policy", "k1", "int8"]
-    for name, errors in found["parity"].items():
-        assert set(errors) == {"random", "recorded"}
-        assert all(0 < error < (1.0 if name == "int8" else 1e-5) for error in errors.values())
+    assert list(found["parity"]) == ["policy", "k4", "k1", "int8"]
+    for name, rows in found["parity"].items():
+        assert set(rows) == {"random", "recorded"}
+        assert all(0 < row["max_error"] < (1.0 if name == "int8" else 1e-5) for row in rows.values())
+    assert list(found["variants"]) == ["k4", "k1", "int8"]
+    assert found["variants"]["k4"]["file"] == "policy.onnx"
+    assert found["variants"]["k1"]["measured"]["action_error"] > 0
 
 
 def test_the_ladder_without_episodes_has_no_returns(
@@ -100,9 +102,9 @@ def test_the_ladder_without_episodes_has_no_returns(
     assert run(["export", run_folder, "--output-dir", str(tmp_path / "p"), "--ladder", "--variants", "int8", "k1"]) == 0
     captured = capsys.readouterr()
     spec = MeamPolicy.from_pretrained(tmp_path / "p").spec
-    # Those of a ladder, the one-step policy since it was distilled, and those asked for besides; each once.
-    assert list(spec.variants) == [*LADDER, "one-step", "int8"]
-    table = captured.out.split("Variants, against the policy as trained")[1]
+    # The policy itself, those of a ladder, the one-step policy since it was distilled, and others; each once.
+    assert list(spec.variants) == ["k4", *LADDER, "one-step", "int8"]
+    table = captured.out.split("Variants, against policy.onnx")[1]
     rows = [[cell.strip() for cell in line.split("│")] for line in table.splitlines() if "│" in line]
     assert [row[0] for row in rows] == list(spec.variants)
     for row in rows:

@@ -29,7 +29,7 @@ from meam_export.benchmark import (
 from meam_export.benchmark.report import BRIEF, COLUMNS, cells, markdown, notes, paced_calls, sizes, summarise, to_json
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_table, progress_bar, say
-from meam_policy.errors import ConfigError, NotFoundError, OutputError
+from meam_policy.errors import ConfigError, MeamError, NotFoundError, OutputError
 
 __all__ = ["BenchInferArguments", "run"]
 
@@ -113,10 +113,10 @@ class BenchInferArguments:
         for name in self.contestants:
             if name not in known:
                 raise ConfigError(f"{name} does not act on {self.device}; expected some of {', '.join(known)}.")
-        if self.jax_python is not None and not os.access(self.jax_python, os.X_OK):
+        if self.jax_python is not None and not (self.jax_python.is_file() and os.access(self.jax_python, os.X_OK)):
             raise NotFoundError(f"{self.jax_python} is no program; expected a Python that has jax.")
-        if self.markdown is not None and not self.markdown.absolute().parent.is_dir():
-            raise OutputError(f"{self.markdown} cannot be written: its folder does not exist.")
+        if self.markdown is not None and (self.markdown.is_dir() or not self.markdown.absolute().parent.is_dir()):
+            raise OutputError(f"{self.markdown} cannot be written: expected a file in a folder that exists.")
 
     @property
     def conditions(self) -> Conditions:
@@ -131,7 +131,7 @@ def run(arguments: list[str], prog: str) -> None:
     outcomes: list[Outcome] = []
     try:
         _measure(parsed, outcomes)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, MeamError):
         _show(parsed, outcomes)
         raise
     _show(parsed, outcomes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +18,9 @@ from meam_export.variants import BuiltVariant
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_table, say
 from meam_policy.environments import make_environment
-from meam_policy.errors import ConfigError
-from meam_policy.policy import MeamPolicy
-from meam_policy.spec import Solver
+from meam_policy.errors import ConfigError, MeamError, OutputError
+from meam_policy.folder import CONFIG_FILE
+from meam_policy.spec import PolicySpec, Solver, VariantSpec
 from meam_training.checkpoint import Checkpoint
 
 __all__ = ["ExportArguments", "run"]
@@ -34,9 +35,10 @@ Examples:
   meam export runs/pockets --output-dir policies/pockets --ladder --episodes 100
   meam export runs/pockets --output-dir policies/pockets --variants k3-grid int8 best-of-4
 
-Variants are named by what they are: k5 (five evaluations of the velocity), k4-midpoint (by another solver), k3-grid
+Variants are named by what they are: k5 (five evaluations of the velocity, by the
+policy's own solver where that divides them, else by Euler's), k4-midpoint (by another solver), k3-grid
 (solver and unequal steps optimised on the policy's own actions), one-step (the distilled policy), best-of-4 (the chunk
-of the highest value), each with -int8 or -fp16 at the end."""
+of the highest value), rtc (for real-time chunking), each with -int8 or -fp16 at the end."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def export(arguments: ExportArguments) -> None:
 
     checkpoint = Checkpoint.load(a.checkpoint)
     variants = (*(_ladder(checkpoint) if a.ladder else ()), *a.variants)
+    if variants and a.flow_steps is None:  # the policy itself, to compare with
+        variants = (f"k{checkpoint.spec.flow_steps}", *variants)
     with contextlib.ExitStack() as stack:
         task = None
         if a.episodes < 0:
@@ -116,17 +120,31 @@ def export(arguments: ExportArguments) -> None:
             license=a.license,
             on_stage=show,
         )
-    served = None if a.triton is None else write_triton_repository(folder, a.triton, device=a.triton_device)
-    if a.json:
-        parity = {name: {row.kind: row.max_error for row in report.rows} for name, report in reports.items()}
-        print_json({"policy": str(folder), "parity": parity, "triton": None if served is None else str(served)})
+    served, problem = None, None
+    if a.triton is not None:
+        try:
+            served = write_triton_repository(folder, a.triton, device=a.triton_device)
+        except MeamError as error:
+            problem = error
+    _report(a, folder, reports, served)
+    if problem is not None:
+        raise OutputError(f"The policy is in {folder}, but not in the Triton repository: {problem}") from problem
+
+
+def _report(arguments: ExportArguments, folder: Path, reports: dict[str, ParityReport], served: Path | None) -> None:
+    variants = PolicySpec.from_json((folder / CONFIG_FILE).read_bytes()).variants
+    if arguments.json:
+        parity = {name: {row.kind: asdict(row) for row in report.rows} for name, report in reports.items()}
+        measured = {name: variant.to_json() for name, variant in variants.items()}
+        triton = None if served is None else str(served)
+        print_json({"policy": str(folder), "parity": parity, "variants": measured, "triton": triton})
         return
     _print_parity(reports)
     if variants:
-        _print_ladder(folder)
-    say(f"\nExported {folder}\nTry it with: meam eval {a.output_dir}")
+        _print_ladder(variants)
+    say(f"\nExported {folder}\nTry it with: meam eval {arguments.output_dir}")
     if served is not None:
-        say(f"Serve it with: tritonserver --model-repository {a.triton}")
+        say(f"Serve it with: tritonserver --model-repository {served.parent}")
 
 
 def _ladder(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -152,7 +170,7 @@ def _print_parity(reports: dict[str, ParityReport]) -> None:
     )
 
 
-def _print_ladder(folder: Path) -> None:
+def _print_ladder(variants: Mapping[str, VariantSpec]) -> None:
     columns = {
         "error": "action_error",
         "W1": "sliced_w1",
@@ -162,10 +180,10 @@ def _print_ladder(folder: Path) -> None:
         "p99 ms": "latency_p99_ms",
     }
     rows = []
-    for name, v in MeamPolicy.from_pretrained(folder).spec.variants.items():
+    for name, v in variants.items():
         figures = [f"{v.measured[key]:.3g}" if key in v.measured else "" for key in columns.values()]
         rows.append([name, str(v.flow_steps), v.solver, *figures])
-    print_table("Variants, against the policy as trained", ["variant", "K", "solver", *columns], rows)
+    print_table("Variants, against policy.onnx", ["variant", "K", "solver", *columns], rows)
 
 
 def run(arguments: list[str], prog: str) -> None:
