@@ -1,5 +1,6 @@
 """Act with ME-AM flow policies in Gymnasium loops and on robots: numpy, gymnasium and onnxruntime, never torch."""
 
+from meam_policy.control_loop import ControlLoop, StampedObservation
 from meam_policy.environments import make_environment
 from meam_policy.envs import register_environments
 from meam_policy.errors import (
@@ -9,6 +10,7 @@ from meam_policy.errors import (
     DatasetError,
     DeviceError,
     DivergedError,
+    ForkError,
     FormatError,
     HubError,
     IntegrityError,
@@ -22,8 +24,10 @@ from meam_policy.errors import (
     SpaceError,
     VersionError,
 )
+from meam_policy.loop_health import LoopHealth
 from meam_policy.policy import MeamPolicy
 from meam_policy.rollout import RolloutResult, rollout
+from meam_policy.safety import Health, SafetySettings
 from meam_policy.spec import FORMAT_VERSION, BoxSpec, PolicySpec
 
 __version__ = "0.1.0"
@@ -34,13 +38,17 @@ __all__ = [
     "BoxSpec",
     "CheckpointError",
     "ConfigError",
+    "ControlLoop",
     "DatasetError",
     "DeviceError",
     "DivergedError",
+    "ForkError",
     "FormatError",
+    "Health",
     "HubError",
     "IntegrityError",
     "LockedError",
+    "LoopHealth",
     "MeamError",
     "MeamPolicy",
     "MissingExtraError",
@@ -50,7 +58,9 @@ __all__ = [
     "ParityError",
     "PolicySpec",
     "RolloutResult",
+    "SafetySettings",
     "SpaceError",
+    "StampedObservation",
     "VersionError",
     "make_environment",
     "register_environments",

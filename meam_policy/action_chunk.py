@@ -22,6 +22,7 @@ class ActionChunkQueue:
         self.execute_steps = execute_steps
         self._chunks = np.zeros((slots, chunk_size, action_dim), dtype=np.float32)
         self._position = np.full(slots, execute_steps)
+        self._all = np.arange(slots)
 
     @property
     def slots(self) -> int:
@@ -30,18 +31,19 @@ class ActionChunkQueue:
 
     def empty_slots(self) -> NDArray[np.intp]:
         """Indices of the slots that need a new chunk before they can act."""
-        return np.flatnonzero(self._position >= self.execute_steps)
+        return (self._position >= self.execute_steps).nonzero()[0]
 
     def put(self, slots: NDArray[np.intp], chunks: NDArray[np.float32]) -> None:
         """Give slots [k] new chunks [k, chunk_size, action_dim]; what they still held is dropped."""
         self._chunks[slots] = chunks
         self._position[slots] = 0
 
-    def pop(self) -> NDArray[np.float32]:
-        """Take the next action of every slot: a fresh array [slots, action_dim]. No slot may be empty."""
-        actions = self._chunks[np.arange(self.slots), self._position]
-        self._position += 1
-        return actions
+    def pop(self, slots: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
+        """Take the next action of every slot, or of some: a fresh array [slots, action_dim]. None of them is empty."""
+        taken = self._all if slots is None else slots
+        position = self._position[taken]
+        self._position[taken] = position + 1
+        return self._chunks[taken, position]
 
     def clear(self, mask: NDArray[np.bool_]) -> None:
         """Drop what the slots with a true mask [slots] still hold."""

@@ -38,12 +38,13 @@ def print_mapping(title: str, rows: Mapping[str, object]) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table to stdout; columns after the first are right-aligned if they hold numbers."""
-    table = Table(title=title, title_justify="left", show_header=any(columns), show_edge=False, pad_edge=False)
+    # As plain text: rich takes what stands in square brackets for its markup.
+    table = Table(title=Text(title), title_justify="left", show_header=any(columns), show_edge=False, pad_edge=False)
     for index, column in enumerate(columns):
         numeric = all(str(row[index])[:1] in "-0123456789" for row in rows)
         table.add_column(column, justify="right" if index and numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     Console(highlight=False).print(table)
 
 

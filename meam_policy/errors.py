@@ -13,6 +13,7 @@ Every one says what was wrong (the value seen), what was expected, and what to d
     ├── ObservationError(ValueError)        an observation does not fit the policy
     ├── ActionError(RuntimeError)           the policy produced an action that must not be executed
     ├── DeviceError(RuntimeError)           the asked-for execution provider is not usable here
+    ├── ForkError(RuntimeError)             a policy was loaded before the process was forked
     ├── DatasetError(ValueError)            training data is broken
     ├── ConfigError(ValueError)             a setting is unknown or out of range
     ├── OutputError(OSError)                an output folder cannot be used
@@ -34,6 +35,7 @@ __all__ = [
     "DatasetError",
     "DeviceError",
     "DivergedError",
+    "ForkError",
     "FormatError",
     "HubError",
     "IntegrityError",
@@ -80,6 +82,10 @@ class HubError(MeamError, OSError):
         super().__init__(message)
         self.kind = kind
 
+    def __reduce__(self) -> tuple[type[HubError], tuple[str, str]]:
+        """Pickle with the kind, so that worker processes can report it."""
+        return HubError, (str(self), self.kind)
+
 
 class SpaceError(MeamError, ValueError):
     """An environment's observation or action space is not the policy's."""
@@ -95,6 +101,14 @@ class ActionError(MeamError, RuntimeError):
 
 class DeviceError(MeamError, RuntimeError):
     """The asked-for execution provider is not usable on this machine."""
+
+
+class ForkError(MeamError, RuntimeError):
+    """A policy that was loaded before a fork is used in the child process.
+
+    The parent may go on with it. The child must leave by `os._exit`, as those of `multiprocessing` do: its normal exit
+    would hang in onnxruntime.
+    """
 
 
 class DatasetError(MeamError, ValueError):

@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from meam_policy.errors import ObservationError
 from meam_policy.spec import BoxSpec, PolicySpec
 
-__all__ = ["flatten_observation"]
+__all__ = ["flatten_observation", "require_finite"]
 
 
-def flatten_observation(spec: PolicySpec, observation: Any) -> tuple[NDArray[np.float32], bool]:
+def flatten_observation(spec: PolicySpec, observation: Any, *, finite: bool = True) -> tuple[NDArray[np.float32], bool]:
     """Flatten one observation, or a batch of them, into rows.
 
     Args:
         spec: Says which boxes an observation has, and in which order they are flattened.
         observation: Array-like shaped like the observation box, or a mapping of such arrays for a Dict observation;
             with one leading axis more for a batch. Any real number type, byte order and memory layout.
+        finite: Refuse NaN and infinity.
 
     Returns:
         Rows [batch, observation_dim] (batch 1 for a single observation), and whether a batch was given. The rows
@@ -34,19 +35,40 @@ def flatten_observation(spec: PolicySpec, observation: Any) -> tuple[NDArray[np.
             "The observation is a pair (observation, info), as env.reset() returns it; "
             "expected the observation alone: `observation, info = env.reset()`."
         )
-    if spec.observation[0].key is None:
-        parts = [(spec.observation[0], observation)]
-    else:
-        parts = _parts_of_mapping(spec, observation)
+    box = spec.observation[0]
+    flat, batched = _rows_of_box(box, observation) if box.key is None else _rows_of_mapping(spec, observation)
+    if finite:
+        require_finite(spec, flat)
+    return flat, batched
+
+
+def require_finite(spec: PolicySpec, rows: NDArray[np.float32]) -> None:
+    """Check that rows [batch, observation_dim] hold no NaN and no infinity.
+
+    Raises:
+        ObservationError: one does; the message names the first such number by its key and index.
+    """
+    if np.isfinite(rows).all():
+        return
+    row, column = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
+    ends = np.cumsum([box.size for box in spec.observation])
+    number = int(np.searchsorted(ends, column, side="right"))
+    box = spec.observation[number]
+    index = [int(i) for i in np.unravel_index(column - int(ends[number]) + box.size, box.shape)]
+    where = f"index {index}" + (f" of batch row {row}" if len(rows) > 1 else "")
+    raise ObservationError(
+        f"{_name(box)} is {rows[row, column]} at {where}; expected a finite number. Check the sensor."
+    )
+
+
+def _rows_of_mapping(spec: PolicySpec, observation: Any) -> tuple[NDArray[np.float32], bool]:
+    parts = _parts_of_mapping(spec, observation)
     rows, batched = zip(*(_rows_of_box(box, value) for box, value in parts), strict=True)
     sizes = {array.shape[0] for array in rows}
     if len(set(batched)) > 1 or len(sizes) > 1:
         shapes = ", ".join(f'"{box.key}" {np.shape(value)}' for box, value in parts)
         raise ObservationError(f"Observation parts have different batch sizes: {shapes}. Give every part the same.")
-    flat = np.concatenate(rows, axis=1)
-    if not np.isfinite(flat).all():
-        _report_not_finite(spec, flat)
-    return flat, batched[0]
+    return np.concatenate(rows, axis=1), batched[0]
 
 
 def _parts_of_mapping(spec: PolicySpec, observation: Any) -> list[tuple[BoxSpec, Any]]:
@@ -62,32 +84,23 @@ def _parts_of_mapping(spec: PolicySpec, observation: Any) -> list[tuple[BoxSpec,
 
 
 def _rows_of_box(box: BoxSpec, value: Any) -> tuple[NDArray[np.float32], bool]:
-    name = "Observation" if box.key is None else f'Observation "{box.key}"'
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ObservationError(f"{name} is ragged; expected an array of shape {box.shape}.") from error
+        raise ObservationError(f"{_name(box)} is ragged; expected an array of shape {box.shape}.") from error
     if array.dtype.kind not in "fiub":
-        raise ObservationError(f"{name} has type {array.dtype}; expected real numbers of shape {box.shape}.")
+        raise ObservationError(f"{_name(box)} has type {array.dtype}; expected real numbers of shape {box.shape}.")
     batched = array.ndim == len(box.shape) + 1
     if array.shape != box.shape and not (batched and array.shape[1:] == box.shape and array.shape[0] > 0):
         raise ObservationError(
-            f"{name} has shape {array.shape}, expected {box.shape}, or (batch, *{box.shape}) for a batch. "
+            f"{_name(box)} has shape {array.shape}, expected {box.shape}, or (batch, *{box.shape}) for a batch. "
             "Check `policy.spec.observation_space`."
         )
     rows = array.reshape(array.shape[0] if batched else 1, box.size)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         # astype, not a view: onnxruntime misreads big-endian memory.
-        return rows.astype(np.float32), batched
+        return rows.astype(np.float32, order="C"), batched
 
 
-def _report_not_finite(spec: PolicySpec, flat: NDArray[np.float32]) -> None:
-    row, column = (int(i) for i in np.argwhere(~np.isfinite(flat))[0])
-    value = flat[row, column]
-    ends = np.cumsum([box.size for box in spec.observation])
-    number = int(np.searchsorted(ends, column, side="right"))
-    box = spec.observation[number]
-    index = [int(i) for i in np.unravel_index(column - int(ends[number]) + box.size, box.shape)]
-    name = "Observation" if box.key is None else f'Observation "{box.key}"'
-    where = f"index {index}" + (f" of batch row {row}" if flat.shape[0] > 1 else "")
-    raise ObservationError(f"{name} is {value} at {where}; expected a finite number. Check the sensor.")
+def _name(box: BoxSpec) -> str:
+    return "Observation" if box.key is None else f'Observation "{box.key}"'

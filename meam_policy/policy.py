@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from meam_policy.action_chunk import ActionChunkQueue
-from meam_policy.errors import ActionError, ConfigError, ObservationError
+from meam_policy.errors import ConfigError, ObservationError
 from meam_policy.folder import locate_policy, read_graph, read_spec
 from meam_policy.latency import load_within
 from meam_policy.observation import flatten_observation
-from meam_policy.session import Device, PolicySession
+from meam_policy.safety import Health, Reaction, SafetySettings, SafetyShell, require_finite_chunks
+from meam_policy.session import Device, PolicySession, require_process
+from meam_policy.space_check import check_env
 from meam_policy.spec import PolicySpec
+from meam_policy.variant import MAX_STEPS
 
 __all__ = ["MeamPolicy"]
 
@@ -24,11 +31,25 @@ class MeamPolicy:
     """A flow policy that maps observations to chunks of actions through onnxruntime.
 
     Make one with `MeamPolicy.from_pretrained`. The object keeps a queue of actions for every environment slot, so one
-    object serves one loop at a time: call `reset()` when an episode starts.
+    object serves one loop at a time: call `reset()` when an episode starts. Threads may share it, and wait for each
+    other. In a process forked after loading it refuses to work (`ForkError`): pickle it, or start processes by spawn. A
+    pickle says only where the policy was loaded from, and loads it again.
+
+    Args:
+        spec: What the policy is.
+        session: Runs its graph.
+        seed: Seed of the noise; None draws one.
+        variant: Name of the graph in `spec.variants`.
+        safety: Checks and limits; None takes the defaults.
+        origin: Arguments of `from_pretrained` that load the same policy again; without them it cannot be pickled.
 
     Attributes:
         spec: What the policy is, as the variant in use acts.
         variant: Name of that variant; None for the policy as trained.
+        session: Runs its graph, past all checks.
+
+    Raises:
+        ConfigError: the seed is negative, or the safety settings do not fit the policy.
 
     Example:
         >>> policy = MeamPolicy.from_pretrained("path/to/policy")  # doctest: +SKIP
@@ -36,12 +57,24 @@ class MeamPolicy:
     """
 
     def __init__(
-        self, spec: PolicySpec, session: PolicySession, seed: int | None = None, variant: str | None = None
+        self,
+        spec: PolicySpec,
+        session: PolicySession,
+        seed: int | None = None,
+        variant: str | None = None,
+        *,
+        safety: SafetySettings | None = None,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
-        self.spec, self.variant = spec, variant
-        self.session = session
-        self._low, self._high = spec.action_space.low, spec.action_space.high
-        self._inferences = 0
+        self.spec, self.variant, self.session = spec, variant, session
+        self._action_shape, self._noise_dim = spec.action.shape, spec.noise_dim
+        self._health = Health()
+        self._shell = SafetyShell(spec, safety or SafetySettings(), self._health)
+        self._origin = origin
+        self._process, self._lock = os.getpid(), threading.RLock()
+        self._queue: ActionChunkQueue | None = None
+        self._seeds = np.random.SeedSequence()
+        self._generators: list[np.random.Generator] = []
         self.reset(seed=seed)
 
     @classmethod
@@ -60,6 +93,8 @@ class MeamPolicy:
         threads: int = 1,
         fixed_batch: int | None = None,
         tf32: bool = False,
+        n_samples: int | None = None,
+        safety: SafetySettings | None = None,
         seed: int | None = None,
     ) -> MeamPolicy:
         """Load a policy from a folder or from the Hugging Face Hub. Nothing in it is executed but its ONNX graph.
@@ -80,6 +115,9 @@ class MeamPolicy:
             fixed_batch: Prepare the graph for exactly this batch size; on CUDA that captures it as a CUDA graph. Other
                 sizes are padded or split.
             tf32: Let CUDA round the inputs of float32 products to TF32, which costs accuracy.
+            n_samples: Chunks drawn for one decision, where the graph chooses the one of the highest value; None takes
+                the folder's number.
+            safety: Checks and limits, and what to do where they are broken; None takes the defaults.
             seed: Seed of the noise; None draws one.
 
         Raises:
@@ -87,7 +125,7 @@ class MeamPolicy:
             HubError: the Hub could not deliver; see its `kind`.
             FormatError: a file is not what the format says (IntegrityError, VersionError among them).
             DeviceError: the device is not usable here, or no graph answers within the budget.
-            ConfigError: there is no such variant, or an argument is out of range.
+            ConfigError: there is no such variant, an argument is out of range, or the safety settings do not fit.
             MissingExtraError: onnxruntime is not installed.
         """
         if variant is not None and latency_budget_ms is not None:
@@ -105,12 +143,19 @@ class MeamPolicy:
             force_download=force_download,
         )
         recorded = read_spec(folder)
+        options = {"device": device, "threads": threads, "fixed_batch": fixed_batch, "tf32": tf32}
+        cache = None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))
+        origin = {**options, "n_samples": n_samples, "safety": safety, "seed": seed, "cache_dir": cache}
+        if Path(path_or_repo_id).expanduser().is_dir():
+            origin["path_or_repo_id"] = str(folder.absolute())
+        else:  # the very commit, whatever the branch does meanwhile
+            origin |= {"path_or_repo_id": path_or_repo_id, "revision": folder.name}
 
         def load(name: str | None) -> MeamPolicy:
             spec, file = recorded.select(name)
-            graph = read_graph(folder, recorded, file)
-            session = PolicySession(graph, spec, device, threads, fixed_batch=fixed_batch, tf32=tf32, name=file)
-            return cls(spec, session, seed, name)
+            spec = _with_samples(spec, n_samples)
+            session = PolicySession(read_graph(folder, recorded, file), spec, name=file, **options)
+            return cls(spec, session, seed, name, safety=safety, origin={**origin, "variant": name})
 
         if latency_budget_ms is None:
             return load(variant)
@@ -124,22 +169,83 @@ class MeamPolicy:
     @property
     def inferences(self) -> int:
         """How often the network has been run by `act` and `predict` since the policy was loaded."""
-        return self._inferences
+        return self._health.inferences
 
-    def reset(self, seed: int | None = None) -> None:
-        """Start a new episode: drop every queued action.
+    def health(self) -> Health:
+        """Counters of what happened since the policy was loaded; a copy, readable at any time."""
+        return replace(self._health)
 
-        Args:
-            seed: Seed of the noise from here on, 0 or more; None leaves the noise going as it is.
+    def check_env(self, env: gymnasium.Env[Any, Any] | gymnasium.vector.VectorEnv[Any, Any, Any]) -> None:
+        """Check that an environment, or a vector of them, speaks the policy's language; see `space_check.check_env`.
 
         Raises:
-            ConfigError: the seed is negative.
+            SpaceError: spaces, keys, bounds, rate or chunk do not fit; the message names the first that does not.
         """
-        _check_seed(seed)
-        if seed is not None or not hasattr(self, "_seeds"):
-            self._seeds = np.random.SeedSequence(seed)
-            self._generators: list[np.random.Generator] = []
-        self._queue: ActionChunkQueue | None = None
+        check_env(self.spec, env)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by reference: where the policy was loaded from, its commit, and the options; never weights or a token.
+
+        The copy begins like a policy that was just loaded: nothing queued, and the seed given then.
+        """
+        if self._origin is None:
+            raise ConfigError(
+                "The policy was made by hand, and a pickle would only say where it was loaded from. Load it with "
+                "MeamPolicy.from_pretrained, in the other process or before pickling."
+            )
+        return _load_again, (dict(self._origin),)
+
+    def reset(self, seed: int | Sequence[int] | None = None, mask: NDArray[np.bool_] | None = None) -> None:
+        """Start a new episode: drop queued actions, and forget the last ones.
+
+        Args:
+            seed: Seed of the noise from here on, 0 or more; a sequence has one for each slot, which then draws what a
+                policy for that slot alone would draw. None leaves the noise going as it is.
+            mask: Slots [slots] whose episode begins; the others keep their queued actions and their noise. None begins
+                them all.
+
+        Raises:
+            ConfigError: a seed is no whole number of 0 or more, or there is not one mask, or seed, for each slot.
+        """
+        seeds = seed.tolist() if isinstance(seed, np.ndarray) else seed
+        if seeds is not None:
+            for each in seeds if isinstance(seeds, Sequence) else [seeds]:
+                _check_seed(each)
+        with self._turn:
+            chosen = None if mask is None else self._checked_mask(mask, seeds)
+            self._reseed(seeds, chosen)
+            if chosen is None:
+                # As many slots as there are seeds: one without would go on with its old noise.
+                self._queue = self._new_queue(len(seeds)) if isinstance(seeds, Sequence) else None
+                self._shell.reset()
+            elif self._queue is not None:
+                self._queue.clear(chosen)
+                self._shell.reset(chosen)
+
+    def _checked_mask(self, mask: ArrayLike, seeds: int | Sequence[int] | None) -> NDArray[np.bool_]:
+        chosen = np.asarray(mask, dtype=bool)
+        counts = {"seeds": len(seeds)} if isinstance(seeds, Sequence) else {}
+        if self._queue is not None:
+            counts["slots of this episode"] = self._queue.slots
+        if chosen.ndim != 1 or not chosen.size or set(counts.values()) - {chosen.size}:
+            given = " and ".join(f"{count} {what}" for what, count in counts.items()) or "slots in one axis"
+            raise ConfigError(f"mask has shape {chosen.shape}, for {given}; expected one entry for each slot.")
+        return chosen
+
+    def _reseed(self, seeds: int | Sequence[int] | None, mask: NDArray[np.bool_] | None) -> None:
+        if seeds is None:
+            return
+        if isinstance(seeds, Sequence):
+            streams = [np.random.SeedSequence(seed).spawn(1)[0] for seed in seeds]
+        elif mask is not None:
+            streams = np.random.SeedSequence(seeds).spawn(len(mask))
+        else:
+            self._seeds, self._generators = np.random.SeedSequence(seeds), []
+            return
+        for slot, stream in enumerate(streams):
+            self._generator(slot)
+            if mask is None or mask[slot]:
+                self._generators[slot] = np.random.default_rng(stream)
 
     def act(self, observation: Any, *, deterministic: bool = False) -> NDArray[Any]:
         """Choose the next action; runs the network only when the current chunk is used up.
@@ -155,23 +261,115 @@ class MeamPolicy:
         Raises:
             ObservationError: the observation does not fit, is not finite, or has another batch size than before.
             ActionError: the network produced NaN or infinity.
-        """
-        return self._act(*flatten_observation(self.spec, observation), deterministic)
+            ForkError: the policy was loaded before a fork.
 
-    def _act(self, rows: NDArray[np.float32], batched: bool, deterministic: bool) -> NDArray[Any]:
-        queue = self._queue
-        if queue is None:
-            queue = self._queue = self._new_queue(len(rows))
-        elif queue.slots != len(rows):
-            raise ObservationError(
-                f"Observation batch is {len(rows)}, but this episode began with {queue.slots}. Call policy.reset()."
-            )
-        slots = queue.empty_slots()
-        if slots.size:
-            queue.put(slots, self._infer(rows[slots], self._noise(slots, deterministic)))
-            self._inferences += 1
-        actions = self._shape(queue.pop())
+        `SafetySettings` may put a hold or a neutral action in place of the first two.
+        """
+        rows, batched = flatten_observation(self.spec, observation, finite=False)
+        actions = self._act(rows, None, deterministic)
         return actions if batched else actions[0, ...]  # an array even for a scalar action
+
+    def select_action(self, observation: Any, noise: ArrayLike | None = None) -> NDArray[Any]:
+        """Choose the next action, in LeRobot's words: `act`, with noise for the chunks that begin now.
+
+        Args:
+            observation: One observation, or a batch of them.
+            noise: Standard normal draws [(batch,) spec.noise_dim]; None draws them.
+
+        Raises:
+            ObservationError: as `act`; or the noise does not fit.
+            ActionError: as `act`.
+            ForkError: as `act`.
+        """
+        rows, batched = flatten_observation(self.spec, observation, finite=False)
+        actions = self._act(rows, None if noise is None else self._given_noise(noise, len(rows), batched))
+        return actions if batched else actions[0, ...]
+
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether `predict_action_chunk` can be told how the chunk begins: the graph is an rtc variant."""
+        return self.session.takes_prefix
+
+    def predict_action_chunk(
+        self,
+        observation: Any,
+        *,
+        noise: ArrayLike | None = None,
+        deterministic: bool = False,
+        prefix: ArrayLike | None = None,
+        prefix_weight: ArrayLike | None = None,
+    ) -> NDArray[np.float32]:
+        """Predict whole chunks, in LeRobot's words: `sample`, and more.
+
+        Args:
+            observation: One observation, or a batch of them.
+            noise: Standard normal draws [(batch,) spec.noise_dim]; None draws them.
+            deterministic: Start from zero noise.
+            prefix: The chunk that is continued [(batch,) chunk_size, action_dim], environment units: element 0 is for
+                this very observation.
+            prefix_weight: How firmly each of its actions is given [(batch,) chunk_size], from 0, not at all, to 1.
+
+        Raises:
+            ConfigError: the graph takes no prefix.
+            ObservationError: an array does not fit, or is not finite.
+            ActionError: the network produced NaN or infinity.
+            ForkError: the policy was loaded before a fork.
+        """
+        rows, batched = flatten_observation(self.spec, observation)
+        if deterministic and noise is None:
+            noise = np.zeros((len(rows), self._noise_dim) if batched else self._noise_dim)
+        given = None
+        if prefix is not None or prefix_weight is not None:
+            given = self._given_prefix(prefix, prefix_weight, len(rows), batched)
+        return self._chunks(rows, batched, noise, None, given)
+
+    def _act(
+        self,
+        rows: NDArray[np.float32],
+        noise: NDArray[np.float32] | None = None,
+        deterministic: bool = False,
+        start: NDArray[np.bool_] | None = None,
+    ) -> NDArray[Any]:
+        """Actions [slots, …] for observations [slots, observation_dim]."""
+        with self._turn:
+            stopped = self._shell.judge(rows)
+            if start is not None and start.all():
+                self.reset()
+            elif start is not None and self._queue is not None and self._queue.slots == len(start):
+                self.reset(mask=start)
+            queue = self._queue_of(len(rows))
+            ready = queue.empty_slots()
+            if stopped:
+                ready = np.setdiff1d(ready, list(stopped))
+            if ready.size:
+                draws = self._noise(ready, deterministic) if noise is None else noise[ready]
+                chunks = self._infer(rows if len(ready) == len(rows) else rows[ready], draws)
+                stopped |= self._shell.check_chunks(ready, chunks)
+                queue.put(ready, chunks)
+            actions = self._pop_around(queue, stopped) if stopped else queue.pop()
+            return self._shell.limit(actions).reshape(len(rows), *self._action_shape)
+
+    def _pop_around(self, queue: ActionChunkQueue, stopped: Mapping[int, Reaction]) -> NDArray[np.float64]:
+        halted = np.zeros(queue.slots, dtype=bool)
+        halted[list(stopped)] = True
+        actions = np.empty((queue.slots, self.spec.action_dim))
+        actions[list(stopped)] = self._shell.instead(stopped)
+        actions[~halted] = queue.pop(np.flatnonzero(~halted))
+        # What is left of a stopped slot's chunk is for a state that it has left.
+        queue.clear(halted)
+        return actions
+
+    def limit_action(self, action: NDArray[Any]) -> NDArray[Any]:
+        """Bring one action within the bounds, and within the rate limit of the one before; for a control loop.
+
+        Args:
+            action: Shaped like `spec.action_space`.
+
+        Returns:
+            The action to execute, a fresh array.
+        """
+        with self._lock:
+            return self._shell.limit(np.reshape(action, (1, -1))).reshape(self._action_shape)
 
     def sample(self, observation: Any, noise: ArrayLike | None = None, seed: int | None = None) -> NDArray[np.float32]:
         """Sample action chunks, without touching the action queues.
@@ -185,28 +383,53 @@ class MeamPolicy:
             Chunks [(batch,) chunk_size, action_dim] in environment units, within the action bounds.
 
         Raises:
-            ObservationError: the observation or the noise does not fit.
+            ObservationError: the observation or the noise does not fit, or is not finite.
             ActionError: the network produced NaN or infinity.
+            ForkError: the policy was loaded before a fork.
+
+        What `SafetySettings` puts in place of an error concerns actions, not chunks.
         """
         rows, batched = flatten_observation(self.spec, observation)
-        shape = (len(rows), self.spec.noise_dim)
-        _check_seed(seed)
-        if noise is None:
-            generator = self._generator(0) if seed is None else np.random.default_rng(seed)
-            draws = generator.standard_normal(shape, dtype=np.float32)
-        elif seed is not None:
+        if seed is not None:
+            _check_seed(seed)
+        if noise is not None and seed is not None:
             raise ObservationError("Both noise and seed are given; expected at most one of them.")
-        else:
-            draws = np.asarray(noise)
-            if draws.dtype.kind not in "fi" or draws.shape != (shape if batched else shape[1:]):
-                expected = shape if batched else shape[1:]
-                raise ObservationError(f"Noise is {draws.dtype} of shape {draws.shape}; expected {expected}.")
-            with np.errstate(over="ignore"):
-                draws = draws.reshape(shape).astype(np.float32)
-            if not np.isfinite(draws).all():
-                raise ObservationError("Noise holds NaN or infinity; expected finite numbers.")
-        chunks = self._infer(rows, draws)
+        return self._chunks(rows, batched, noise, seed, None)
+
+    def _chunks(
+        self,
+        rows: NDArray[np.float32],
+        batched: bool,
+        noise: ArrayLike | None,
+        seed: int | None,
+        given: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    ) -> NDArray[np.float32]:
+        with self._turn:
+            if noise is not None:
+                draws = self._given_noise(noise, len(rows), batched)
+            else:
+                generator = self._generator(0) if seed is None else np.random.default_rng(seed)
+                draws = generator.standard_normal((len(rows), self._noise_dim), dtype=np.float32)
+            chunks = self.session.run_all(rows, draws, *(given or ()))["actions"]
+        require_finite_chunks(chunks)
         return chunks if batched else chunks[0]
+
+    def _given_prefix(
+        self, prefix: ArrayLike | None, weight: ArrayLike | None, rows: int, batched: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if not self.takes_prefix:
+            raise ConfigError("The policy's graph takes no prefix. Export the variant rtc, and load it by variant=.")
+        shape = (self.spec.chunk_size, self.spec.action_dim)
+        found = []
+        for name, value, expected in (("prefix", prefix, shape), ("prefix_weight", weight, shape[:1])):
+            array, wanted = _array(name, value), (rows, *expected) if batched else expected
+            low, high = (0, 1) if name == "prefix_weight" else (-np.inf, np.inf)
+            fits = array.shape == wanted and bool(np.isfinite(array).all())
+            if not fits or (array < low).any() or (array > high).any():
+                extra = " from 0 to 1" if name == "prefix_weight" else ""
+                raise ObservationError(f"{name} has shape {array.shape}; expected finite numbers{extra} {wanted}.")
+            found.append(array.reshape(rows, *expected))
+        return found[0], found[1]
 
     def predict(
         self,
@@ -229,16 +452,38 @@ class MeamPolicy:
         Raises:
             ObservationError: as `act`; and `episode_start` has another length than the batch.
         """
-        rows, batched = flatten_observation(self.spec, observation)
+        rows, batched = flatten_observation(self.spec, observation, finite=False)
+        start = None
         if episode_start is not None:
-            mask = np.atleast_1d(np.asarray(episode_start, dtype=bool))
-            if mask.shape != (len(rows),):
-                raise ObservationError(f"episode_start has shape {mask.shape}, expected ({len(rows)},).")
-            if mask.all():
-                self._queue = None
-            elif self._queue is not None and self._queue.slots == len(mask):
-                self._queue.clear(mask)
-        return self._act(rows, batched, deterministic), None
+            start = np.atleast_1d(np.asarray(episode_start, dtype=bool))
+            if start.shape != (len(rows),):
+                raise ObservationError(f"episode_start has shape {start.shape}, expected ({len(rows)},).")
+        actions = self._act(rows, None, deterministic, start)
+        return actions if batched else actions[0, ...], None
+
+    @property
+    def _turn(self) -> threading.RLock:
+        # Checked first: a lock that another thread held while the process was forked is never released.
+        require_process(self._process)
+        return self._lock
+
+    def _queue_of(self, slots: int) -> ActionChunkQueue:
+        if self._queue is None:
+            self._queue = self._new_queue(slots)
+        elif self._queue.slots != slots:
+            raise ObservationError(
+                f"Observation batch is {slots}, but this episode began with {self._queue.slots}. Call policy.reset()."
+            )
+        return self._queue
+
+    def _given_noise(self, noise: ArrayLike, rows: int, batched: bool) -> NDArray[np.float32]:
+        draws, size = _array("Noise", noise), self._noise_dim
+        expected = (rows, size) if batched else (size,)
+        if draws.shape != expected:
+            raise ObservationError(f"Noise has shape {draws.shape}; expected {expected}.")
+        if not np.isfinite(draws).all():
+            raise ObservationError("Noise holds NaN or infinity; expected finite numbers.")
+        return draws.reshape(rows, size)
 
     def _new_queue(self, slots: int) -> ActionChunkQueue:
         return ActionChunkQueue(slots, self.spec.chunk_size, self.spec.execute_steps, self.spec.action_dim)
@@ -250,26 +495,48 @@ class MeamPolicy:
         return self._generators[slot]
 
     def _noise(self, slots: NDArray[np.intp], deterministic: bool) -> NDArray[np.float32]:
-        size = self.spec.noise_dim
-        if deterministic:
-            return np.zeros((len(slots), size), dtype=np.float32)
-        return np.stack([self._generator(slot).standard_normal(size, dtype=np.float32) for slot in slots])
+        draws = np.zeros((len(slots), self._noise_dim), dtype=np.float32)
+        if not deterministic:
+            for row, slot in zip(draws, slots.tolist(), strict=True):
+                self._generator(slot).standard_normal(dtype=np.float32, out=row)
+        return draws
 
     def _infer(self, rows: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
-        chunks = self.session.run(rows, noise)
-        if not np.isfinite(chunks).all():
-            raise ActionError(
-                "The policy produced NaN or infinity; no action is returned. "
-                "The observation may be far outside the training data."
-            )
-        return chunks
-
-    def _shape(self, actions: NDArray[np.float32]) -> NDArray[Any]:
-        # Clipped again: a float64 bound rounds outwards in the graph's float32.
-        shaped = actions.reshape(len(actions), *self._low.shape).astype(self._low.dtype)
-        return np.clip(shaped, self._low, self._high, out=shaped)
+        self._health.inferences += 1
+        found = self.session.run_all(rows, noise)
+        if "value" in found:
+            self._health.value = float(found["value"].min())
+            self._health.disagreement = float(found["disagreement"].max())
+        return found["actions"]
 
 
-def _check_seed(seed: int | None) -> None:
-    if seed is not None and seed < 0:
-        raise ConfigError(f"seed is {seed}; expected a whole number of 0 or more.")
+def _array(name: str, value: ArrayLike | None) -> NDArray[np.float32]:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ObservationError(f"{name} is ragged; expected an array of real numbers.") from error
+    if array.dtype.kind not in "fiu":
+        raise ObservationError(f"{name} has type {array.dtype}; expected an array of real numbers.")
+    with np.errstate(all="ignore"):
+        return array.astype(np.float32)
+
+
+def _check_seed(seed: Any) -> None:
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if not (whole and seed >= 0):
+        raise ConfigError(f"seed is {seed!r}; expected a whole number of 0 or more.")
+
+
+def _with_samples(spec: PolicySpec, n_samples: int | None) -> PolicySpec:
+    if n_samples is None:
+        return spec
+    if spec.best_of == 1 or not 2 <= n_samples <= MAX_STEPS:
+        raise ConfigError(
+            f"n_samples is {n_samples}; expected 2 to {MAX_STEPS}, of a graph that chooses by value. "
+            "Export with --best-of or the variant best-of-4."
+        )
+    return replace(spec, best_of=n_samples)
+
+
+def _load_again(origin: dict[str, Any]) -> MeamPolicy:
+    return MeamPolicy.from_pretrained(**origin)

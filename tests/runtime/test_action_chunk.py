@@ -7,9 +7,10 @@ from meam_policy.action_chunk import ActionChunkQueue
 
 @st.composite
 def histories(draw):
-    """Chunk sizes, and for every step which slots are cleared before it."""
+    """Chunk sizes; and for every step which slots are cleared before it, and which of them act."""
     slots, chunk_size = draw(st.integers(1, 4)), draw(st.integers(1, 5))
-    steps = draw(st.lists(st.lists(st.booleans(), min_size=slots, max_size=slots), max_size=15))
+    some = st.lists(st.booleans(), min_size=slots, max_size=slots)
+    steps = draw(st.lists(st.tuples(some, st.none() | some), max_size=15))
     return slots, chunk_size, draw(st.integers(1, chunk_size)), steps
 
 
@@ -19,7 +20,7 @@ def test_every_slot_behaves_like_a_list_of_its_own(history):
     slots, chunk_size, execute_steps, steps = history
     queue = ActionChunkQueue(slots, chunk_size, execute_steps, action_dim=2)
     lists = [[] for _ in range(slots)]
-    for number, cleared in enumerate(steps):
+    for number, (cleared, acting) in enumerate(steps):
         queue.clear(np.array(cleared))
         for slot in np.flatnonzero(cleared):
             lists[slot] = []
@@ -30,7 +31,9 @@ def test_every_slot_behaves_like_a_list_of_its_own(history):
             chunks[row] = [[1000 * number + slot, action] for action in range(chunk_size)]
             lists[slot] = chunks[row, :execute_steps].tolist()
         queue.put(np.array(empty, dtype=np.intp), chunks)
-        assert queue.pop().tolist() == [actions.pop(0) for actions in lists]
+        taken = list(range(slots)) if acting is None else np.flatnonzero(acting).tolist()
+        popped = queue.pop(None if acting is None else np.array(taken, dtype=np.intp))
+        assert popped.tolist() == [lists[slot].pop(0) for slot in taken]
 
 
 def test_new_queue_is_empty_in_every_slot():

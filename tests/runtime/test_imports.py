@@ -90,6 +90,7 @@ def test_public_names_are_importable_sorted_and_complete():
         "policy",
         "providers",
         "rollout",
+        "safety",
         "session",
         "spec",
         "variant",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from meam_policy import BoxSpec, ObservationError, PolicySpec
-from meam_policy.observation import flatten_observation
+from meam_policy.observation import flatten_observation, require_finite
 
 UNIT = BoxSpec((1,), "float32", (-1.0,), (1.0,))
 BOX = BoxSpec((2, 3), "float32", (-np.inf,) * 6, (np.inf,) * 6)
@@ -204,6 +204,34 @@ def test_value_that_is_not_finite_is_named_by_its_index(row, column, batch_row, 
 def test_value_that_is_not_finite_in_a_dict_is_named_by_key_and_index(dict_spec, change, where):
     with pytest.raises(ObservationError, match=re.escape(where)):
         flatten_observation(dict_spec, dict_observation(**change))
+
+
+def test_values_that_are_not_finite_may_be_let_through_and_named_later(dict_spec):
+    observation = {key: np.stack([np.asarray(value)] * 3) for key, value in dict_observation().items()}
+    rows, _ = flatten_observation(dict_spec, observation, finite=False)
+    require_finite(dict_spec, rows)
+    observation["Image"] = np.array([[[0, 0], [0, 0]], [[0, 0], [0, np.nan]], [[np.inf, 0], [0, 0]]])
+    rows, _ = flatten_observation(dict_spec, observation, finite=False)
+    np.testing.assert_array_equal(rows[:, 3:7], observation["Image"].reshape(3, 4))
+    with pytest.raises(ObservationError, match=re.escape('"Image" is nan at index [1, 1] of batch row 1')):
+        require_finite(dict_spec, rows)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(np.uint32, 0x7FA00000), (np.uint64, 0x7FF4000000000000)])
+def test_signalling_nan_is_refused_like_any_other(box_spec, dtype, bits):
+    observation = np.zeros((2, 3), dtype)
+    observation[1, 2] = bits
+    observation = observation.view(f"f{observation.itemsize}")
+    with pytest.raises(ObservationError, match=re.escape("nan at index [1, 2]")):
+        flatten_observation(box_spec, observation)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_of_a_batch_are_contiguous_in_every_memory_order(make_spec, order):
+    batch = np.array(np.arange(12).reshape(4, 3), np.float32, order=order)
+    rows, _ = flatten_observation(make_spec(), batch)
+    assert rows.flags.c_contiguous
+    np.testing.assert_array_equal(rows, batch)
 
 
 def test_pair_returned_by_reset_is_refused_with_the_fix(make_spec):

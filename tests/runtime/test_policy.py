@@ -1,4 +1,9 @@
+import copy
+import pickle
 import re
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +17,9 @@ from meam_policy import (
     MeamPolicy,
     NotFoundError,
     ObservationError,
+    SafetySettings,
 )
+from meam_policy.session import PolicySession
 
 OBSERVATIONS = np.random.default_rng(3).integers(-8, 9, (40, 3, 3)).astype(np.float32) / 4
 
@@ -256,12 +263,18 @@ def test_sample_takes_noise_of_any_real_type(linear):
     np.testing.assert_array_equal(policy.sample(OBSERVATIONS[:1, 0], noise[None]), expected[None])
 
 
-@pytest.mark.parametrize(
-    "noise", [np.zeros(7), np.zeros((1, 8)), np.zeros((4, 2)), 0.0, "noise", np.zeros(8, complex), np.zeros(8, bool)]
-)
-def test_noise_of_another_shape_or_type_is_refused(linear, noise):
+@pytest.mark.parametrize("noise", [np.zeros(7), np.zeros((1, 8)), np.zeros((4, 2)), 0.0])
+def test_noise_of_another_shape_is_refused(linear, noise):
     with pytest.raises(ObservationError, match=re.escape("expected (8,)")):
         linear.load().sample(np.zeros(3), noise)
+
+
+@pytest.mark.parametrize("noise", ["noise", np.zeros(8, complex), np.zeros(8, bool), [None] * 8, [[1], [1, 2]]])
+def test_noise_that_is_no_array_of_real_numbers_is_refused(linear, noise):
+    policy = linear.load()
+    for call in (policy.sample, policy.select_action):
+        with pytest.raises(ObservationError, match=r"Noise .*; expected an array of real numbers"):
+            call(np.zeros(3), noise)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
@@ -442,9 +455,31 @@ def test_dict_observation_reaches_the_graph_in_the_recorded_order(make_policy):
 def test_observation_forms_make_no_difference_to_the_action(linear):
     policy = linear.load()
     expected = linear.chunks([[1, 2, -1]])[0, 0]
-    for same in ([1, 2, -1], np.array([1, 2, -1], ">f8"), np.array([1, 9, 2, 9, -1, 9], np.float32)[::2]):
+    for same in (
+        [1, 2, -1],
+        (1, 2, -1),
+        np.array([1, 2, -1]),
+        np.array([1, 2, -1], np.float64),
+        np.array([1, 2, -1], np.float16),
+        np.array([1, 2, -1], ">f4"),
+        np.array([1, 2, -1], ">f8"),
+        np.array([1, 2, -1], ">i2"),
+        np.array([1, 9, 2, 9, -1, 9], np.float32)[::2],
+        np.array([-1, 2, 1], np.float32)[::-1],
+    ):
         policy.reset()
         np.testing.assert_array_equal(policy.act(same, deterministic=True), expected)
+
+
+def test_forms_of_a_batch_make_no_difference_to_actions_and_chunks(linear):
+    policy = linear.load()
+    batch = OBSERVATIONS[0]
+    actions, chunks = policy.act(batch, deterministic=True), policy.sample(batch, seed=0)
+    wide = np.repeat(batch, 2, axis=1)
+    for same in (batch.tolist(), np.asfortranarray(batch), batch.astype(">f8"), wide[:, ::2], list(batch)):
+        policy.reset()
+        np.testing.assert_array_equal(policy.act(same, deterministic=True), actions)
+        np.testing.assert_array_equal(policy.sample(same, seed=0), chunks)
 
 
 def test_same_folder_can_be_loaded_twice_and_used_side_by_side(linear):
@@ -458,3 +493,317 @@ def test_negative_seeds_are_refused(make_policy):
     for call in (lambda: policy.reset(seed=-1), lambda: policy.sample(np.zeros(3), seed=-1)):
         with pytest.raises(ConfigError, match="seed is -1"):
             call()
+
+
+@pytest.mark.parametrize("seed", [1.0, 1.5, "1", True, [1, -2], [1, None], ["1"], np.array([0.5]), "12"])
+def test_seeds_that_are_no_whole_numbers_are_refused(linear, seed):
+    with pytest.raises(ConfigError, match=r"seed is .*; expected a whole number of 0 or more"):
+        linear.load().reset(seed=seed)
+
+
+def test_seeds_may_be_numpy_numbers_and_arrays(linear):
+    expected = linear.load(seed=3).act(OBSERVATIONS[0, 0])
+    policy = linear.load()
+    for seed in (np.int64(3), np.uint8(3)):
+        policy.reset(seed=seed)
+        np.testing.assert_array_equal(policy.act(OBSERVATIONS[0, 0]), expected)
+    policy.reset(seed=np.array([3, 4]))
+    np.testing.assert_array_equal(policy.act(OBSERVATIONS[0, :2])[0], expected)
+
+
+def test_slot_with_a_seed_draws_what_a_policy_for_it_alone_draws(linear):
+    policy = linear.load(seed=9)
+    act_along(policy, OBSERVATIONS[:5])
+    policy.reset(seed=[4, 7, 4])
+    actions = act_along(policy, OBSERVATIONS)
+    for slot, seed in enumerate([4, 7, 4]):
+        alone = linear.load(seed=1)
+        alone.reset(seed=seed)
+        np.testing.assert_array_equal(actions[:, slot], act_along(alone, OBSERVATIONS[:, slot]))
+
+
+@pytest.mark.parametrize("seed", [None, 5, [5, 6, 7]])
+def test_reset_of_some_slots_leaves_the_others_as_they_are(linear, seed):
+    plain, policy = linear.load(seed=0), linear.load(seed=0)
+    expected = act_along(plain, OBSERVATIONS)
+    first = act_along(policy, OBSERVATIONS[:5])
+    policy.reset(seed=seed, mask=np.array([False, True, True]))
+    later = act_along(policy, OBSERVATIONS[5:])
+    actions = np.concatenate([first, later])
+    np.testing.assert_array_equal(actions[:, 0], expected[:, 0])
+    if seed is None:
+        # One more chunk began: the noise goes on where it was.
+        policy, resets = linear.load(seed=0), np.array([True, True, True])
+        act_along(policy, OBSERVATIONS[:5])
+        policy.reset(mask=resets)
+        np.testing.assert_array_equal(later[:, 1:], act_along(policy, OBSERVATIONS[5:])[:, 1:])
+        return
+    policy.reset(seed=seed)
+    np.testing.assert_array_equal(later[:, 1:], act_along(policy, OBSERVATIONS[5:])[:, 1:])
+
+
+def test_reset_of_some_slots_with_seeds_before_the_first_action_counts(linear):
+    policy = linear.load(seed=0)
+    policy.reset(seed=[5, 6, 7], mask=np.array([True, False, True]))
+    actions = policy.act(OBSERVATIONS[0])
+    plain = linear.load(seed=0).act(OBSERVATIONS[0])
+    np.testing.assert_array_equal(actions[1], plain[1])
+    for slot, seed in ((0, 5), (2, 7)):
+        np.testing.assert_array_equal(actions[slot], linear.load(seed=seed).act(OBSERVATIONS[0, slot]))
+
+
+@pytest.mark.parametrize("mask", [[True], [True, True], [True] * 4, [False] * 2, [[True] * 3], [], True])
+def test_mask_of_another_length_is_refused_and_changes_nothing(linear, mask):
+    plain, policy = linear.load(seed=0), linear.load(seed=0)
+    for number, rows in enumerate(OBSERVATIONS[:7]):
+        if number == 3:
+            for seed in (None, 1, [1, 2, 3]):
+                with pytest.raises(
+                    ConfigError, match=r"mask has shape .* for .*3 .*; expected one entry for each slot"
+                ):
+                    policy.reset(seed=seed, mask=np.array(mask, bool))
+        np.testing.assert_array_equal(policy.act(rows), plain.act(rows))
+
+
+def test_mask_and_seeds_of_different_lengths_are_refused(linear):
+    policy = linear.load()
+    with pytest.raises(ConfigError, match=r"mask has shape \(3,\), for 2 seeds"):
+        policy.reset(seed=[1, 2], mask=np.array([True, False, True]))
+    policy.act(OBSERVATIONS[0])
+    with pytest.raises(ConfigError, match="for 2 seeds and 3 slots of this episode"):
+        policy.reset(seed=[1, 2], mask=np.array([True, False]))
+
+
+def test_batch_must_have_as_many_rows_as_seeds_were_given(linear):
+    policy = linear.load()
+    policy.reset(seed=[1, 2])
+    with pytest.raises(ObservationError, match="Observation batch is 3, but this episode began with 2"):
+        policy.act(OBSERVATIONS[0])
+    assert policy.act(OBSERVATIONS[0, :2]).shape == (2, 2)
+
+
+def test_select_action_uses_the_noise_only_for_chunks_that_begin(linear):
+    policy = linear.load(seed=0)
+    noises = np.random.default_rng(0).integers(-8, 9, (6, 3, 8)) / 8
+    actions = []
+    for number, (rows, noise) in enumerate(zip(OBSERVATIONS, noises, strict=False)):
+        if number == 3:
+            policy.reset(mask=np.array([False, True, False]))
+        actions.append(policy.select_action(rows, noise=noise))
+    starts = {0: [0, 2, 4], 1: [0, 2, 3, 5], 2: [0, 2, 4]}
+    for slot, begins in starts.items():
+        for step, action in enumerate(np.stack(actions)[:, slot]):
+            begin = max(b for b in begins if b <= step)
+            chunk = linear.chunks([OBSERVATIONS[begin, slot]], noises[begin, slot])[0]
+            np.testing.assert_array_equal(action, chunk[step - begin])
+
+
+def test_select_action_without_noise_is_act(linear):
+    one, two = linear.load(seed=0), linear.load(seed=0)
+    for rows in OBSERVATIONS[:5]:
+        np.testing.assert_array_equal(one.select_action(rows), two.act(rows))
+    one.reset()
+    with pytest.raises(ObservationError, match=re.escape("expected (3, 8)")):
+        one.select_action(OBSERVATIONS[0], noise=np.zeros(8))
+
+
+@pytest.mark.parametrize("best_of", [1, 3])
+def test_deterministic_chunk_is_that_of_zero_noise(make_policy, best_of):
+    linear = make_policy(best_of=best_of)
+    policy = linear.load(seed=0)
+    for rows in (OBSERVATIONS[0, 0], OBSERVATIONS[0]):
+        chunks = policy.predict_action_chunk(rows, deterministic=True)
+        expected = linear.chunks(np.atleast_2d(rows))
+        np.testing.assert_array_equal(chunks, expected if rows.ndim == 2 else expected[0])
+        noise = np.ones((*rows.shape[:-1], policy.spec.noise_dim))
+        given = policy.predict_action_chunk(rows, noise=noise)
+        np.testing.assert_array_equal(given, policy.sample(rows, noise))
+        assert not np.array_equal(given, chunks)
+    np.testing.assert_array_equal(
+        policy.predict_action_chunk(OBSERVATIONS[0]), linear.load(seed=0).sample(OBSERVATIONS[0])
+    )
+
+
+def test_number_of_samples_may_be_changed_where_the_graph_chooses(make_policy):
+    linear = make_policy(best_of=3)
+    noise = np.random.default_rng(0).integers(-8, 9, (3, 40)) / 8
+    policy = linear.load(n_samples=5, seed=0)
+    assert (policy.spec.best_of, policy.spec.noise_dim) == (5, 40)
+    assert linear.load().spec.best_of == 3
+    every = noise.reshape(3, 5, 8)
+    one = np.stack([linear.chunks(OBSERVATIONS[0], np.tile(every[:, k], 3)) for k in range(5)])
+    best = one.sum(axis=(2, 3)).argmax(axis=0)
+    np.testing.assert_array_equal(policy.sample(OBSERVATIONS[0], noise), one[best, np.arange(3)])
+    assert policy.act(OBSERVATIONS[0]).shape == (3, 2)
+
+
+@pytest.mark.parametrize("n_samples", [-1, 0, 1, 10_001])
+def test_number_of_samples_out_of_range_is_refused(make_policy, n_samples):
+    with pytest.raises(ConfigError, match=f"n_samples is {n_samples}; expected 2 to 10000"):
+        make_policy(best_of=3).load(n_samples=n_samples)
+
+
+def test_number_of_samples_is_refused_where_the_graph_does_not_choose(linear):
+    with pytest.raises(ConfigError, match="of a graph that chooses by value"):
+        linear.load(n_samples=4)
+
+
+def test_eight_threads_sampling_with_given_noise_give_the_serial_results(make_policy):
+    random = np.random.default_rng(0)
+    linear = make_policy(weight=random.normal(size=(3, 8)), noise_weight=random.normal(size=(8, 8)))
+    policy = linear.load()
+    rows = [random.normal(size=(size, 3)) for size in range(1, 41)]
+    noises = [random.normal(size=(len(row), 8)) for row in rows]
+    serial = [policy.sample(row, noise) for row, noise in zip(rows, noises, strict=True)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            for chunks, expected in zip(pool.map(policy.sample, rows, noises), serial, strict=True):
+                np.testing.assert_array_equal(chunks, expected)
+
+
+def test_threads_that_act_take_the_actions_of_one_queue_in_turn(linear):
+    serial = linear.load(seed=0)
+    expected = [serial.act(OBSERVATIONS[0]) for _ in range(400)]
+    policy = linear.load(seed=0)
+    with ThreadPoolExecutor(8) as pool:
+        actions = list(pool.map(lambda _: policy.act(OBSERVATIONS[0]), range(400)))
+    assert sorted(map(np.ndarray.tolist, actions)) == sorted(map(np.ndarray.tolist, expected))
+    assert policy.health() == serial.health()
+
+
+def test_health_is_readable_while_another_thread_acts(linear):
+    policy = linear.load()
+    with policy._lock:
+        reader = threading.Thread(target=policy.health, daemon=True)
+        reader.start()
+        reader.join(5)
+        assert not reader.is_alive()
+
+
+def test_pickle_says_only_where_the_policy_is(linear):
+    policy = linear.load(seed=3, token="hf_secret", safety=SafetySettings(rate_limit=[0.5, 0.5]))
+    act_along(policy, OBSERVATIONS[:3])
+    data = pickle.dumps(policy)
+    assert len(data) < 1000
+    assert str(linear.folder).encode() in data
+    for secret in (b"hf_secret", linear.weight.tobytes(), linear.weight[:, 0].tobytes()):
+        assert secret not in data
+    copied = pickle.loads(data)
+    fresh = linear.load(seed=3, safety=SafetySettings(rate_limit=[0.5, 0.5]))
+    np.testing.assert_array_equal(act_along(copied, OBSERVATIONS), act_along(fresh, OBSERVATIONS))
+    assert copied.health().rate_limited > 0
+
+
+def test_copy_of_a_policy_shares_nothing_with_it(linear):
+    policy = linear.load(seed=3)
+    other = copy.deepcopy(policy)
+    expected = act_along(linear.load(seed=3), OBSERVATIONS)
+    np.testing.assert_array_equal(act_along(policy, OBSERVATIONS), expected)
+    np.testing.assert_array_equal(act_along(other, OBSERVATIONS), expected)
+
+
+def test_pickle_keeps_variant_and_options(linear, make_policy):
+    linear.add_variant("best-of-3", make_policy(best_of=3).graph, best_of=3)
+    policy = linear.load(variant="best-of-3", n_samples=4, fixed_batch=3, seed=0)
+    copied = pickle.loads(pickle.dumps(policy))
+    assert (copied.variant, copied.spec) == ("best-of-3", policy.spec)
+    np.testing.assert_array_equal(copied.act(OBSERVATIONS[0]), policy.act(OBSERVATIONS[0]))
+
+
+def test_pickle_of_a_relative_folder_is_read_elsewhere(linear, tmp_path, monkeypatch):
+    monkeypatch.chdir(linear.folder.parent)
+    data = pickle.dumps(MeamPolicy.from_pretrained(linear.folder.name, seed=0))
+    monkeypatch.chdir(tmp_path)
+    expected = linear.load(seed=0).act(OBSERVATIONS[0])
+    np.testing.assert_array_equal(pickle.loads(data).act(OBSERVATIONS[0]), expected)
+
+
+def test_pickle_of_a_folder_that_has_vanished_is_refused(linear):
+    data = pickle.dumps(linear.load())
+    shutil.rmtree(linear.folder)
+    with pytest.raises(NotFoundError, match=re.escape(f"{linear.folder} does not exist")):
+        pickle.loads(data)
+
+
+def test_policy_made_by_hand_refuses_to_be_pickled(linear):
+    policy = MeamPolicy(linear.spec, PolicySession(linear.graph, linear.spec), seed=0)
+    np.testing.assert_array_equal(policy.act(OBSERVATIONS[0]), linear.load(seed=0).act(OBSERVATIONS[0]))
+    for write in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(ConfigError, match=r"made by hand.*from_pretrained"):
+            write(policy)
+
+
+@pytest.fixture
+def hub_cache(linear, tmp_path):
+    """A Hub cache that holds robots/pockets at one commit, without a network."""
+    commit = "a1" * 20
+    repository = tmp_path / "models--robots--pockets"
+    shutil.copytree(linear.folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    return tmp_path, commit
+
+
+def test_pickle_of_a_hub_policy_is_its_repository_and_commit(linear, make_policy, hub_cache, monkeypatch):
+    cache, commit = hub_cache
+    monkeypatch.chdir(cache.parent)
+    policy = MeamPolicy.from_pretrained(
+        "robots/pockets", cache_dir=cache.name, local_files_only=True, token="hf_secret", seed=0
+    )
+    data = pickle.dumps(policy)
+    assert len(data) < 1000
+    assert b"robots/pockets" in data
+    assert commit.encode() in data
+    assert b"hf_secret" not in data
+    # The branch moves on; the pickle stays with its commit, and needs no network for it.
+    newer = "b2" * 20
+    repository = cache / "models--robots--pockets"
+    shutil.copytree(make_policy(weight=np.ones((3, 8))).folder, repository / "snapshots" / newer)
+    (repository / "refs" / "main").write_text(newer)
+    monkeypatch.chdir("/")
+    np.testing.assert_array_equal(pickle.loads(data).act(OBSERVATIONS[0]), linear.load(seed=0).act(OBSERVATIONS[0]))
+
+
+FORKED = """
+import os, sys, threading
+from meam_policy import ForkError, MeamPolicy
+
+policy = MeamPolicy.from_pretrained(sys.argv[1], seed=0)
+expected = policy.act([0.5, 0, 0]).tolist()
+holding, held = threading.Event(), threading.Event()
+
+def hold():
+    with policy._lock:
+        held.set()
+        holding.wait()
+
+# A lock that another thread holds while the process is forked is never released in the child.
+if sys.argv[2] == "locked":
+    threading.Thread(target=hold, daemon=True).start()
+    held.wait()
+child = os.fork()
+if child == 0:
+    refused = 0
+    calls = policy.act, policy.sample, policy.predict, policy.select_action, policy.predict_action_chunk
+    for call in (*calls, lambda _: policy.reset()):
+        try:
+            call([0.5, 0, 0])
+        except ForkError as error:
+            refused += f"in process {os.getppid()} and is used in process {os.getpid()}" in str(error)
+            refused += "spawn" in str(error) and "os._exit()" in str(error)
+    policy.health()
+    own = MeamPolicy.from_pretrained(sys.argv[1], seed=0) if sys.argv[2] == "load" else None
+    os._exit(0 if refused == 12 and (own is None or own.act([0.5, 0, 0]).tolist() == expected) else 1)
+holding.set()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+policy.reset(seed=0)
+print(policy.act([0.5, 0, 0]).tolist() == expected)
+"""
+
+
+@pytest.mark.parametrize("how", ["plain", "locked", "load"])
+def test_use_after_a_fork_is_refused_in_the_child_and_the_parent_goes_on(linear, run_python, tmp_path, how):
+    script = tmp_path / "forked.py"
+    script.write_text(FORKED)
+    result = run_python("-W", "ignore::DeprecationWarning", str(script), str(linear.folder), how, timeout=30)
+    assert (result.returncode, result.stdout) == (0, "0\nTrue\n"), result.stderr

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from meam_policy.policy import MeamPolicy
-from meam_policy.rollout import check_spaces, rollout
+from meam_policy.rollout import rollout
 from meam_policy.session import PolicySession
+from meam_policy.space_check import check_spaces
 from meam_policy.spec import PolicySpec
 from meam_training.algorithm import ChunkBatch, MeamNetworks, td_target
 from meam_training.chunk_source import ChunkSource
@@ -160,7 +161,7 @@ class NetworkSession(PolicySession):
     """
 
     def __init__(self, networks: MeamNetworks, spec: PolicySpec) -> None:
-        self._networks = networks
+        self._networks, self.takes_prefix = networks, False
         self._device = next(networks.parameters()).device
         self._shape = (spec.chunk_size, spec.action_dim)
         numbers = (spec.action_offset, spec.action_scale, spec.action.low, spec.action.high)
@@ -174,13 +175,22 @@ class NetworkSession(PolicySession):
         return f"torch, {self._device}"
 
     @torch.no_grad()
-    def run(self, observation: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute chunks [batch, chunk_size, action_dim] from [batch, observation_dim] and [batch, noise_dim]."""
+    def run_all(
+        self,
+        observation: NDArray[np.float32],
+        noise: NDArray[np.float32],
+        prefix: NDArray[np.float32] | None = None,
+        prefix_weight: NDArray[np.float32] | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Compute what the exported graph will: see `PolicySession.run_all`."""
         rows, draws = (torch.from_numpy(array).to(self._device) for array in (observation, noise))
         with self._networks.in_float32():
-            x_1 = self._networks.act(self._networks.encoder(rows), draws)
+            x_1, values = self._networks.choose(self._networks.encoder(rows), draws)
         actions = self._offset + self._scale * x_1.reshape(-1, *self._shape)
-        return torch.minimum(torch.maximum(actions, self._low), self._high).cpu().numpy()
+        found = {"actions": torch.minimum(torch.maximum(actions, self._low), self._high)}
+        if values is not None:
+            found |= {"value": values.mean(dim=0), "disagreement": values.std(dim=0, correction=0)}
+        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
 
 class _Stopped(Exception):
