@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from meam_policy.errors import ConfigError, SpaceError
+from meam_policy.episode_log import ActingPolicy, EpisodeLog, Trajectory, timed_act
+from meam_policy.errors import ConfigError
 from meam_policy.observation import flatten_observation
-from meam_policy.spec import PolicySpec
+from meam_policy.space_check import AnyEnv, check_env
+from meam_policy.vector_rollout import vector_episodes
 
-__all__ = ["RolloutResult", "check_spaces", "mean_interval", "rollout"]
-
-
-class ActingPolicy(Protocol):
-    """What `rollout` needs of a policy; `MeamPolicy` has it."""
-
-    spec: PolicySpec
-
-    @property
-    def inferences(self) -> int:
-        """Network runs so far."""
-        ...
-
-    def act(self, observation: Any) -> NDArray[Any]:
-        """Choose the next action."""
-        ...
-
-    def reset(self, seed: int | None = None) -> None:
-        """Start a new episode."""
-        ...
+__all__ = ["RolloutResult", "mean_interval", "rollout"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +29,8 @@ class RolloutResult:
         lengths: Steps of every episode [episodes].
         successes: Whether the environment reported success at any step (`info["success"]` or `info["is_success"]`)
             [episodes]; None if it never says.
-        latencies: Seconds of every `act` call that ran the network; the calls in between only take a queued action.
+        latencies: Seconds of every `act` call that ran the network, in a vector environment for all slots that needed
+            it; the calls in between only take queued actions.
         observations: The observations of every episode, each [steps + 1, observation_dim], if they were recorded.
     """
 
@@ -107,93 +91,86 @@ def mean_interval(values: NDArray[Any], level: float = 0.95, resamples: int = 10
     return float(low), float(high)
 
 
-def check_spaces(spec: PolicySpec, env: gymnasium.Env[Any, Any]) -> None:
-    """Check that an environment speaks the policy's language.
-
-    Raises:
-        SpaceError: keys, shapes or action bounds differ; the message names the first that does.
-    """
-    ours, theirs = spec.observation_space, env.observation_space
-    if isinstance(ours, gymnasium.spaces.Dict):
-        if not isinstance(theirs, gymnasium.spaces.Dict) or set(theirs.spaces) != set(ours.spaces):
-            raise SpaceError(f"The environment's observation space is {theirs}; the policy expects {ours}.")
-        for key in ours.spaces:
-            _check_shape(f'observation "{key}"', ours[key].shape, theirs[key].shape)
-    else:
-        _check_shape("observation", ours.shape, theirs.shape if isinstance(theirs, gymnasium.spaces.Box) else theirs)
-    action = env.action_space
-    if not isinstance(action, gymnasium.spaces.Box):
-        raise SpaceError(f"The environment's action space is {action}; the policy acts in {spec.action_space}.")
-    _check_shape("action", spec.action_space.shape, action.shape)
-    for side in ("low", "high"):
-        mine, other = (np.ravel(getattr(space, side)).tolist() for space in (spec.action_space, action))
-        if not np.allclose(mine, other):
-            raise SpaceError(f"The environment's action bounds differ: {side} is {other}, the policy has {mine}.")
-
-
-def _check_shape(name: str, expected: object, seen: object) -> None:
-    if expected != seen:
-        raise SpaceError(f"The environment's {name} has shape {seen}; the policy was trained with {expected}.")
-
-
 def rollout(
     policy: ActingPolicy,
-    env: gymnasium.Env[Any, Any],
+    env: AnyEnv,
     episodes: int,
     seed: int,
     *,
     record: bool = False,
     on_episode: Callable[[int], None] | None = None,
+    on_trajectory: Callable[[int, Trajectory], None] | None = None,
 ) -> RolloutResult:
     """Run whole episodes. Episode i resets environment and policy with seed + i, so the result is reproducible.
 
+    In a vector environment it is the same result, episode by episode, up to what the batch changes in the network's
+    float32 rounding: see `vector_episodes`. Make an `AsyncVectorEnv` before the policy is loaded, or with
+    `context="spawn"`: a session of onnxruntime does not survive a fork.
+
+    An interrupt passes on; what was finished has been given to `on_episode` and `on_trajectory`.
+
     Args:
         policy: A `MeamPolicy`, or anything with its `act`, `reset`, `spec` and `inferences`.
-        env: One environment, not a vector environment; it must end its episodes by itself.
+        env: One environment, or a Gymnasium vector environment of any autoreset mode; it must end its episodes by
+            itself.
         episodes: Number of episodes, at least 1.
         seed: Seed of the first episode, at least 0.
         record: Keep the observations.
         on_episode: Called with the number of finished episodes after every one.
+        on_trajectory: Called with the index and all that happened of every episode, as they finish: in a vector
+            environment that is another order than that of the indices.
 
     Raises:
-        SpaceError: the environment's spaces are not the policy's.
-        ConfigError: episodes or seed is out of range.
+        SpaceError: the policy cannot act in the environment; see `check_env`.
+        ConfigError: episodes or seed is out of range, or the vector environment cannot reset slots one by one.
     """
     if episodes < 1 or seed < 0:
         raise ConfigError(f"episodes is {episodes} and seed is {seed}; expected episodes >= 1 and seed >= 0.")
-    check_spaces(policy.spec, env)
-    returns, lengths, successes, latencies, paths = [], [], [], [], []
-    for episode in range(episodes):
-        policy.reset(seed=seed + episode)
-        observation, _ = env.reset(seed=seed + episode)
-        path, rewards, success, reported, done = [observation], [], False, False, False
-        while not done:
-            before, start = policy.inferences, time.perf_counter()
-            action = policy.act(observation)
-            if policy.inferences > before:
-                latencies.append(time.perf_counter() - start)
-            observation, reward, terminated, truncated, info = env.step(action)
-            done = terminated or truncated
-            rewards.append(float(reward))
-            flag = info.get("success", info.get("is_success"))
-            success, reported = success or bool(flag), reported or flag is not None
-            if record:
-                path.append(observation)
-        returns.append(sum(rewards))
-        lengths.append(len(rewards))
-        successes.append(success if reported else None)
+    check_env(policy.spec, env)
+    latencies: list[float] = []
+    keep = record or on_trajectory is not None
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        run = vector_episodes(policy, env, episodes, seed, keep=keep, latencies=latencies)
+    else:
+        run = _single_episodes(policy, env, episodes, seed, keep=keep, latencies=latencies)
+    figures: dict[int, tuple[float, int, bool | None]] = {}
+    paths: dict[int, NDArray[np.float32]] = {}
+    for index, log in run:
+        figures[index] = sum(log.rewards), len(log.rewards), log.success
         if record:
-            paths.append(_stack(policy.spec, path))
+            paths[index] = flatten_observation(policy.spec, log.trajectory().observations)[0]
+        if on_trajectory is not None:
+            on_trajectory(index, log.trajectory())
         if on_episode is not None:
-            on_episode(episode + 1)
+            on_episode(len(figures))
+    returns, lengths, successes = zip(*(figures[index] for index in sorted(figures)), strict=True)
     return RolloutResult(
         returns=np.array(returns),
         lengths=np.array(lengths),
         successes=None if None in successes else np.array(successes, dtype=bool),
         latencies=np.array(latencies),
-        observations=paths,
+        observations=[paths[index] for index in sorted(paths)],
     )
 
 
-def _stack(spec: PolicySpec, path: list[Any]) -> NDArray[np.float32]:
-    return np.concatenate([flatten_observation(spec, observation)[0] for observation in path])
+def _single_episodes(
+    policy: ActingPolicy,
+    env: gymnasium.Env[Any, Any],
+    episodes: int,
+    seed: int,
+    *,
+    keep: bool,
+    latencies: list[float],
+) -> Iterator[tuple[int, EpisodeLog]]:
+    """Run whole episodes one after the other; the arguments and results of `vector_episodes`."""
+    for index in range(episodes):
+        policy.reset(seed=seed + index)
+        observation, _ = env.reset(seed=seed + index)
+        log, done = EpisodeLog(deepcopy(observation) if keep else None), False
+        while not done:
+            action = timed_act(policy, observation, latencies)
+            observation, reward, terminated, truncated, info = env.step(action)
+            flag = info.get("success", info.get("is_success"))
+            log.add(action, deepcopy(observation) if keep else None, float(reward), terminated, flag)
+            done = terminated or truncated
+        yield index, log

@@ -15,6 +15,7 @@ import numpy as np
 
 from meam_policy.environments import make_environment
 from meam_policy.errors import ConfigError, MissingExtraError, OutputError
+from meam_policy.space_check import control_rate
 from meam_training.demonstrators import (
     MANIPULATION_FAMILIES,
     Episode,
@@ -27,7 +28,7 @@ from meam_training.demonstrators.episode import record_steps
 from meam_training.minari_files import minari_root
 from meam_training.recording import Metadata, PartialRecording, write_minari
 
-__all__ = ["collect", "default_dataset_id"]
+__all__ = ["collect", "default_dataset_id", "new_dataset_folder"]
 
 Progress = Callable[[int, int], None]
 """Called with the transitions recorded so far and in all."""
@@ -107,8 +108,6 @@ def collect(
     if transitions < 1 or seed < 0:
         raise ConfigError(f"transitions is {transitions} and seed is {seed}; expected transitions >= 1 and seed >= 0.")
     name = dataset_id or default_dataset_id(environment_id)
-    base = (minari_root() if root is None else Path(root).expanduser()).absolute()
-    folder = base / name
     with warnings.catch_warnings(), ExitStack() as opened:
         # OGBench's manipulation tasks make their action space anew at every step.
         warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
@@ -116,7 +115,7 @@ def collect(
         opened.callback(env.close)
         recorder = _recorder(environment_id, env, seed, policy, mode_shares)
         opened.callback(recorder.close)
-        _check_destination(name, base)
+        folder = new_dataset_folder(name, root)
         settings = {
             "environment_id": environment_id,
             "transitions": transitions,
@@ -142,8 +141,18 @@ def _record(recorder: Recorder, recording: PartialRecording, transitions: int, o
     recording.flush()
 
 
-def _check_destination(name: str, base: Path) -> None:
-    """Find out before recording whether the data set can be written."""
+def new_dataset_folder(name: str, root: str | os.PathLike[str] | None) -> Path:
+    """The folder of a data set that is to be written; finds out before recording whether that can be done.
+
+    Args:
+        name: Minari id.
+        root: Folder of the Minari data sets; None takes Minari's own.
+
+    Raises:
+        ConfigError: the name is not a Minari id.
+        OutputError: the data set exists already, or the root cannot be written.
+        MissingExtraError: minari is not installed.
+    """
     try:
         from minari.dataset.minari_dataset import DATASET_ID_RE
     except ImportError as error:
@@ -151,6 +160,7 @@ def _check_destination(name: str, base: Path) -> None:
     match = DATASET_ID_RE.fullmatch(name)
     if match is None or match["version"] is None:
         raise ConfigError(f'"{name}" is not a Minari id; expected one such as "namespace/name-v0".')
+    base = (minari_root() if root is None else Path(root).expanduser()).absolute()
     if (base / name).exists():
         raise OutputError(f"The data set {base / name} exists already. Delete it, or choose another id or folder.")
     try:
@@ -159,6 +169,7 @@ def _check_destination(name: str, base: Path) -> None:
         raise OutputError(f"The folder {base} cannot be made: {error.strerror}.") from error
     if not os.access(base, os.W_OK):
         raise OutputError(f"The folder {base} is not writable. Choose another one.")
+    return base / name
 
 
 def _recorder(
@@ -202,19 +213,10 @@ def _pockets(env: gymnasium.Env[Any, Any], seed: int, mode_shares: Mapping[str, 
 
 
 def _metadata(environment_id: str, env: gymnasium.Env[Any, Any], seed: int, recorder: Recorder) -> Metadata:
-    rate = _control_rate(env)
+    rate = control_rate(env)
     return Metadata(
         algorithm=recorder.name,
         description=f"{environment_id}, recorded by meam collect with seed {seed}.",
         further={"meam_environment_id": environment_id, "meam_seed": seed}
         | ({} if rate is None else {"control_rate_hz": rate}),
     )
-
-
-def _control_rate(env: gymnasium.Env[Any, Any]) -> float | None:
-    """Control steps per second of simulated time, or None if the environment does not say."""
-    dt = getattr(env.unwrapped, "dt", None)
-    if dt is None and callable(timestep := getattr(env.unwrapped, "control_timestep", None)):
-        dt = timestep()
-    rate = 1 / dt if isinstance(dt, float) and dt > 0 else env.metadata.get("render_fps")
-    return float(rate) if rate else None

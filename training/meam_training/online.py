@@ -15,7 +15,7 @@ from torch import Tensor
 from meam_policy.errors import CheckpointError, DatasetError
 from meam_policy.observation import flatten_observation
 from meam_policy.policy import MeamPolicy
-from meam_policy.rollout import check_spaces
+from meam_policy.space_check import check_spaces
 from meam_policy.spec import PolicySpec
 from meam_training.action_chunk import chunk_targets
 from meam_training.algorithm import ChunkBatch, MeamNetworks

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 
 from meam_policy.policy import MeamPolicy
-from meam_policy.rollout import check_spaces
+from meam_policy.space_check import check_spaces
 from meam_training.demonstrators.episode import Episode, episode_generator, record_steps
 
 __all__ = ["PolicyDemonstrator"]
