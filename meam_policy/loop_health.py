@@ -1,0 +1,102 @@
+"""How a control loop is doing."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from meam_policy.errors import MeamError
+
+__all__ = ["HealthRecorder", "LoopHealth"]
+
+_RECENT = 1000
+"""Inferences whose latencies are kept."""
+
+Event = Literal["ticks", "inferences", "failed_inferences", "overruns", "missed_deadlines", "stale_observations"]
+
+
+@dataclass(frozen=True)
+class LoopHealth:
+    """How a control loop is doing, counted since it was made; `reset` sets nothing back but `stopped`.
+
+    Attributes:
+        ticks: Actions given.
+        inferences: Chunks that arrived, with those that open an episode.
+        failed_inferences: Inferences that ended in an error; `last_error` has the newest.
+        overruns: Ticks without an action from a chunk, because none had arrived or its actions were used up.
+        missed_deadlines: Deadlines of `run` that passed before their tick began, and simulated ticks of waiting.
+        stale_observations: Ticks whose observation was too old to act on.
+        latency_last_ms: Duration of the newest inference; None before the first and in a simulation. The inference
+            that opens an episode, which the loop waits for, does not count.
+        latency_p50_ms: Median of the newest 1000 durations.
+        latency_p99_ms: 99th percentile of the same.
+        delay_ticks: Ticks that the next chunk is expected to take.
+        stopped: Whether the loop gives no more actions until it is reset.
+        last_error: The newest error of an inference; None if there was none.
+    """
+
+    ticks: int
+    inferences: int
+    failed_inferences: int
+    overruns: int
+    missed_deadlines: int
+    stale_observations: int
+    latency_last_ms: float | None
+    latency_p50_ms: float | None
+    latency_p99_ms: float | None
+    delay_ticks: int
+    stopped: bool
+    last_error: MeamError | None
+
+
+class HealthRecorder:
+    """Counts what happens in a control loop; every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._seconds: deque[float] = deque(maxlen=_RECENT)
+        self._last_error: MeamError | None = None
+
+    def count(self, event: Event, times: int = 1) -> None:
+        """Count an event."""
+        with self._lock:
+            self._counts[event] += times
+
+    def add_latency(self, seconds: float) -> None:
+        """Record the duration of an inference."""
+        with self._lock:
+            self._seconds.append(seconds)
+
+    def add_failure(self, error: MeamError) -> None:
+        """Record a failed inference."""
+        with self._lock:
+            self._counts["failed_inferences"] += 1
+            self._last_error = error
+
+    def read(self, *, delay_ticks: int, stopped: bool) -> LoopHealth:
+        """Take a snapshot."""
+        with self._lock:
+            counts, seconds, last_error = self._counts.copy(), list(self._seconds), self._last_error
+        # Outside the lock: the loop must not wait for a percentile.
+        last, p50, p99 = None, None, None
+        if seconds:
+            last, (p50, p99) = seconds[-1] * 1e3, (float(ms) for ms in np.percentile(seconds, (50, 99)) * 1e3)
+        return LoopHealth(
+            ticks=counts["ticks"],
+            inferences=counts["inferences"],
+            failed_inferences=counts["failed_inferences"],
+            overruns=counts["overruns"],
+            missed_deadlines=counts["missed_deadlines"],
+            stale_observations=counts["stale_observations"],
+            latency_last_ms=last,
+            latency_p50_ms=p50,
+            latency_p99_ms=p99,
+            delay_ticks=delay_ticks,
+            stopped=stopped,
+            last_error=last_error,
+        )
