@@ -1,0 +1,133 @@
+"""`meam verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from meam_policy.commands import parse
+from meam_policy.console import print_json
+from meam_policy.session import Device
+from meam_policy.verify import TOLERANCE, GraphReport, VerifyReport, verify_policy
+
+__all__ = ["run", "verify"]
+
+
+def verify(
+    policy: Annotated[str, tyro.conf.Positional],
+    revision: str | None = None,
+    device: Device = "cpu",
+    variant: str | None = None,
+    threads: int = 1,
+    tolerance: float = TOLERANCE,
+    json: bool = False,
+) -> None:
+    """Check that a policy is whole, and that it acts on this machine as it did where it was exported.
+
+    Every file must have the hash that config.json records, and every graph must pass the structural check. Then the
+    inputs of golden.safetensors are run, all at once and one by one, each twice. The policy as trained must give the
+    golden actions; variants that act differently on purpose must give finite actions, within the bounds, and the same
+    ones every time. Exits with 0 if all is well, else with 2 and one sentence about the first thing that is wrong.
+
+    Differences are shares of the action's half width. "largest" and "rms" are those from the golden actions, "batch"
+    is the largest one between an input alone and among others, "again" between the same input twice. Times are of one
+    observation, with pauses between the calls; median and 99th percentile.
+
+    Example: meam verify policies/pockets --device cuda
+
+    Args:
+        policy: Policy folder, or Hub repo id owner/name.
+        revision: Branch, tag or commit on the Hub.
+        device: Where to run the network; "cuda" and "tensorrt" fail rather than fall back.
+        variant: Check only this graph; by default the policy as trained and all variants.
+        threads: Threads used inside one inference.
+        tolerance: Largest accepted difference from the golden actions.
+        json: Print one line of JSON to stdout instead of tables.
+    """
+    report = verify_policy(
+        policy, revision=revision, device=device, variant=variant, threads=threads, tolerance=tolerance, strict=False
+    )
+    if json:
+        print_json({"policy": policy, "device": device, "threads": threads, **_plain(report)})
+    else:
+        _print_report(policy, report)
+    report.check()
+
+
+def _plain(report: VerifyReport) -> dict[str, Any]:
+    return {
+        "passed": all(graph.failure is None for graph in report.graphs),
+        "files": list(report.files),
+        "inputs": report.inputs,
+        "tolerance": report.tolerance,
+        "graphs": [_plain_graph(graph) for graph in report.graphs],
+    }
+
+
+def _plain_graph(graph: GraphReport) -> dict[str, Any]:
+    structure, failure = graph.structure, graph.failure
+    return {
+        **vars(graph),
+        "structure": {**vars(structure), "metadata": dict(structure.metadata), "operators": dict(structure.operators)},
+        "failure": None if failure is None else {"error": type(failure).__name__, "message": str(failure)},
+    }
+
+
+def _print_report(policy: str, report: VerifyReport) -> None:
+    _print_table(
+        f"{policy}: {len(report.files)} files have the hashes of config.json",
+        ["graph", "IR", "opset", "nodes", "weights", "operators"],
+        [_structure(graph) for graph in report.graphs],
+        left=("graph", "operators"),
+    )
+    print()
+    _print_table(
+        f"{report.inputs} golden inputs: differences, at most {report.tolerance:g}, and times in ms",
+        ["graph", "on", "largest", "rms", "batch", "again", "p50", "p99", ""],
+        [_figures(graph) for graph in report.graphs],
+        left=("graph", "on", ""),
+    )
+    for graph in report.graphs:
+        if graph.near_ties:
+            print(f"{graph.file}: {graph.near_ties} inputs left out; their best two chunks are worth nearly the same.")
+        if graph.same_spec is False:
+            print(f"{graph.file}: config.json has been changed since the export.")
+    if not all(graph.compared for graph in report.graphs):
+        print("* acts differently on purpose: so it may differ from the golden actions")
+
+
+def _structure(graph: GraphReport) -> list[str]:
+    made = graph.structure
+    counts = (made.ir_version, made.opset, made.nodes)
+    operators = ", ".join(f"{name} {count}" for name, count in made.operators.items())
+    return [graph.variant or "policy", *map(str, counts), _size(made.weight_bytes), operators]
+
+
+def _figures(graph: GraphReport) -> list[str]:
+    differences = (graph.max_difference, graph.rms_difference, graph.batch_difference, graph.repeat_difference)
+    shown = ["-" if value is None else f"{value:.1g}" for value in differences]
+    verdict = "FAILS" if graph.failure else "ok" if graph.compared else "ok *"
+    provider = graph.provider.removesuffix("ExecutionProvider")
+    return [graph.variant or "policy", provider, *shown, f"{graph.p50_ms:.3g}", f"{graph.p99_ms:.3g}", verdict]
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[str]], left: tuple[str, ...]) -> None:
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(highlight=False).print(table)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def run(arguments: list[str], prog: str) -> None:
+    """Parse the arguments and verify."""
+    parse(verify, arguments, prog)
