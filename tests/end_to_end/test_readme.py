@@ -41,11 +41,18 @@ def test_the_robot_example_runs_to_the_end_of_an_episode(tmp_path: Path) -> None
     assert execute(block("robot") + "print(len(observation), done)", tmp_path) == "4 True\n"
 
 
+def test_the_loop_example_reports_its_health(tmp_path: Path) -> None:
+    dataset = OfflineDataset.from_minari(collect("meam/Pockets-v0", 100, root=tmp_path / "data"))
+    config = TrainConfig.preset("bc", steps=2, hidden_dims=(8,), chunk_size=4)
+    export_policy(train(config, dataset, tmp_path / "run"), tmp_path / "demo-output" / "policies" / "me-am")
+    assert "ticks=20" in execute(block("loop"), tmp_path)
+
+
 def test_the_variants_example_loads_one_by_name_and_one_in_time(tmp_path: Path) -> None:
     dataset = OfflineDataset.from_minari(collect("meam/Pockets-v0", 100, root=tmp_path / "data"))
     config = TrainConfig.preset("bc", steps=2, hidden_dims=(8,), chunk_size=2)
     run = train(config, dataset, tmp_path / "run")
-    export_policy(run, tmp_path / "policies" / "pockets", variants=("k3-grid",))
+    export_policy(run, tmp_path / "policies" / "ladder", variants=("k3-grid",))
     lines = block("variants").splitlines()
     named = next(index for index, line in enumerate(lines) if "variant=" in line)
     lines.insert(named + 1, "print(policy.variant, policy.spec.flow_steps)")
