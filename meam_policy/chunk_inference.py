@@ -21,7 +21,8 @@ Prefix = tuple[NDArray[np.float32], NDArray[np.float32]]
 class ChunkPolicy(Protocol):
     """What a control loop needs of a policy; `chunking="realtime"` also a true attribute `takes_prefix`.
 
-    If it has a method `limit_action`, every action that the loop gives passes it.
+    If it has a method `accepts`, every observation passes it, and if it has `limit_action`, every action that the loop
+    gives; neither may wait for an inference.
     """
 
     @property
@@ -241,7 +242,7 @@ class _CheckedPolicy:
             return ChunkAnswer(request, chunk=self._checked(actions), seconds=seconds)
         except MeamError as error:
             return ChunkAnswer(request, error=error)
-        except Exception as error:  # whatever it is, the control loop goes on and says so
+        except BaseException as error:  # whatever it is, the control loop goes on and says so
             failure = ActionError(f"The inference failed; no action comes of it: {type(error).__name__}: {error}")
             failure.__cause__ = error
             return ChunkAnswer(request, error=failure)

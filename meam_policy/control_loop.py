@@ -54,8 +54,9 @@ class ControlLoop:
     - "blocking": the loop waits for the next chunk when `execute_steps` actions of the running one are executed. The
       robot keeps its last command meanwhile, for as long as that takes.
 
-    Every action passes `policy.limit_action`, so the policy's rate limit holds in the loop too; what its
-    `SafetySettings` say of observations concerns `policy.act` alone.
+    Every observation is looked at by `policy.accepts`, and one that it refuses is treated like one that is too old.
+    Every action passes `policy.limit_action`, so the policy's rate limit holds in the loop too; the first action of an
+    episode is free. What a chunk continues is what the chunk before it asked for, not what the limit made of it.
 
     The first two ask for a chunk `execute_steps` ticks after they asked for the last one, or sooner if the running one
     would be used up before the expected delay has passed. Without gaps they need 2 * delay <= chunk_size.
@@ -85,11 +86,13 @@ class ControlLoop:
         expected_delay: Ticks that an inference is expected to take; None measures it, as the most of the last ten.
         simulated_delay: Ticks that every inference takes, in a simulation: no thread, and no clock but the ticks. The
             same seeds then give the same actions. None for real time.
+        any_rate: Accept another rate than that of the actions that the policy was trained on.
         clock: Seconds, monotonic.
         sleep: Waits so many seconds.
 
     Raises:
-        ConfigError: an argument is unknown or out of range, or the policy takes no prefix.
+        ConfigError: an argument is unknown or out of range, the policy was trained on actions of another rate, or it
+            takes no prefix.
 
     Example:
         >>> with ControlLoop(policy, rate_hz=50, overrun="zero") as loop:  # doctest: +SKIP
@@ -107,6 +110,7 @@ class ControlLoop:
         max_observation_age_s: float | None = None,
         expected_delay: int | None = None,
         simulated_delay: int | None = None,
+        any_rate: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -127,6 +131,12 @@ class ControlLoop:
                 f"A chunk has {chunk_size} actions and takes {least} ticks to arrive: none of it would be executed. "
                 'Use chunking="blocking", a faster variant or a policy with longer chunks.'
             )
+        recorded = policy.spec.control_rate_hz
+        if not any_rate and recorded is not None and abs(rate_hz / recorded - 1) > 0.01:
+            raise ConfigError(
+                f"rate_hz is {rate_hz:g}; expected {recorded:g}, the rate of the actions that the policy was trained "
+                "on. Say any_rate=True if it is meant."
+            )
         if chunking == "realtime" and not getattr(policy, "takes_prefix", False):
             raise ConfigError(
                 'chunking="realtime" needs a policy that can continue a chunk, and this one takes no prefix. '
@@ -137,6 +147,7 @@ class ControlLoop:
         self._given_delay = simulated_delay if expected_delay is None else expected_delay
         self._delay = 1 if self._given_delay is None else self._given_delay
         self._delays: deque[int] = deque(maxlen=_RECENT_DELAYS)
+        self._accepts: Callable[[Any], bool] = getattr(policy, "accepts", lambda _observation: True)
         self._limit: Callable[[NDArray[Any]], NDArray[Any]] = getattr(policy, "limit_action", np.asarray)
         space = policy.spec.action_space
         self._neutral = np.zeros_like(space.low)
@@ -173,14 +184,15 @@ class ControlLoop:
         """
         self._require_running()
         fresh = self._is_fresh(timestamp)
+        usable = fresh and self._is_accepted(observation)
         if self._schedule.empty:
-            self._open(observation, fresh)
+            self._open(observation, fresh, usable)
         else:
             self._collect()
-            if fresh and not self._inference.pending and self._schedule.is_due(self._tick, self._delay):
+            if usable and not self._inference.pending and self._schedule.is_due(self._tick, self._delay):
                 self._ask(observation)
                 self._collect(wait=self._chunking == "blocking")
-        self._last = self._limit(self._choose(fresh))
+        self._last = self._limit(self._choose(fresh, usable))
         self._tick += 1
         self._recorder.count("ticks")
         return self._last.copy()
@@ -198,7 +210,7 @@ class ControlLoop:
 
         Tick k begins at start + k / rate_hz, where start is when the first action was there: errors of the sleep do
         not add up. A tick that begins late makes up for it; one that is more than a period late skips the deadlines
-        that have passed. Chunks are executed action by action all the same.
+        that have passed, with their actions.
 
         However the loop ends, by an exception of `read_observation` or Ctrl-C too, the neutral action is sent last if
         wanted; without it the robot keeps the last action. Ctrl-C then raises KeyboardInterrupt: a script that goes on
@@ -225,7 +237,8 @@ class ControlLoop:
         try:
             for tick in itertools.count() if steps is None else range(steps):
                 if tick and not self._simulated:
-                    slot = self._wait_for_slot(start, slot + 1)
+                    due, slot = slot + 1, self._wait_for_slot(start, slot + 1)
+                    self._tick += slot - due  # actions whose time has passed are not made up for
                 if stop is not None and stop.is_set():
                     break
                 action = self._step_stamped(read_observation)
@@ -234,8 +247,18 @@ class ControlLoop:
                 send_action(action)
         finally:
             if self._overrun == "zero" if send_neutral_on_exit is None else send_neutral_on_exit:
-                send_action(self._neutral.copy())
+                self._send_neutral(send_action)
         return self.health()
+
+    def _send_neutral(self, send_action: Callable[[NDArray[Any]], Any]) -> None:
+        """Go to the neutral action, in steps that the rate limit allows, for at most two seconds."""
+        for _ in range(max(1, math.ceil(2 * self._rate_hz))):
+            self._last = self._limit(self._neutral.copy())
+            send_action(self._last.copy())
+            if np.array_equal(self._last, self._neutral):
+                return
+            if not self._simulated:
+                self._sleep(1 / self._rate_hz)
 
     def reset(self, seed: int | None = None) -> None:
         """Start a new episode, also after a stop: drop every action of the old one, with those still being computed.
@@ -294,12 +317,28 @@ class ControlLoop:
         now = self._tick / self._rate_hz if self._simulated else self._clock()
         return abs(now - timestamp) <= self._max_age  # False for NaN
 
-    def _open(self, observation: Any, fresh: bool) -> None:
+    def _is_accepted(self, observation: Any) -> bool:
+        try:
+            return self._accepts(observation)
+        except ObservationError as error:
+            if self._schedule.empty:
+                raise
+            self._recorder.add_failure(error)
+            if self._overrun == "stop":
+                self._stop(error)
+            return False
+
+    def _open(self, observation: Any, fresh: bool, usable: bool) -> None:
         if not fresh:
             self._recorder.count("stale_observations")
             raise ObservationError(
                 f"The first observation of the episode is older than {self._max_age:g} s, or its timestamp is not of "
                 "the loop's clock, time.monotonic. Check the sensor."
+            )
+        if not usable:
+            raise ObservationError(
+                "The first observation of the episode is refused by the policy's SafetySettings, and there is no "
+                "action to hold. Check the sensor."
             )
         self._inference.discard()  # of an earlier run, or of a first tick that was interrupted
         self._ask(observation, opening=True)
@@ -340,10 +379,12 @@ class ControlLoop:
         if self._given_delay is None:
             self._delay = max(self._delays, default=max(1, math.ceil(seconds * self._rate_hz)))
 
-    def _choose(self, fresh: bool) -> NDArray[Any]:
+    def _choose(self, fresh: bool, usable: bool) -> NDArray[Any]:
         if not fresh:
             self._recorder.count("stale_observations")
-            return self._fallback(f"an observation is older than {self._max_age:g} s.")
+            return self._fallback(f"an observation is older than {self._max_age:g} s.", blind=True)
+        if not usable:
+            return self._fallback("the policy's SafetySettings refuse the observation.", blind=True)
         action = self._schedule.action(self._tick)
         if action is not None:
             return action
@@ -354,12 +395,13 @@ class ControlLoop:
         self._recorder.count("overruns")
         return self._fallback("the running chunk is used up, and the next one has not arrived.")
 
-    def _fallback(self, reason: str) -> NDArray[Any]:
+    def _fallback(self, reason: str, blind: bool = False) -> NDArray[Any]:
         if self._overrun == "stop":
             self._stop(ActionError(f"No action is given: {reason} The control loop is stopped; call reset()."), reason)
         if self._overrun == "zero":
             return self._neutral
-        return self._last if self._overrun == "hold" else self._schedule.repeated_action(self._tick)
+        # Without an observation to go by, a chunk is not begun again.
+        return self._last if self._overrun == "hold" or blind else self._schedule.repeated_action(self._tick)
 
     def _stop(self, error: MeamError, reason: str | None = None) -> NoReturn:
         self._stopped = reason or str(error)

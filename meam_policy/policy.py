@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from meam_policy.action_chunk import ActionChunkQueue
-from meam_policy.errors import ConfigError, ObservationError
+from meam_policy.errors import ActionError, ConfigError, ObservationError
 from meam_policy.folder import locate_policy, read_graph, read_spec
 from meam_policy.latency import load_within
 from meam_policy.observation import flatten_observation
@@ -168,7 +168,7 @@ class MeamPolicy:
 
     @property
     def inferences(self) -> int:
-        """How often the network has been run by `act` and `predict` since the policy was loaded."""
+        """How often the network has been run to act (not by `sample`) since the policy was loaded."""
         return self._health.inferences
 
     def health(self) -> Health:
@@ -223,7 +223,9 @@ class MeamPolicy:
                 self._shell.reset(chosen)
 
     def _checked_mask(self, mask: ArrayLike, seeds: int | Sequence[int] | None) -> NDArray[np.bool_]:
-        chosen = np.asarray(mask, dtype=bool)
+        chosen = np.asarray(mask)
+        if chosen.dtype != bool:
+            raise ConfigError(f"mask has type {chosen.dtype}; expected true or false for each slot.")
         counts = {"seeds": len(seeds)} if isinstance(seeds, Sequence) else {}
         if self._queue is not None:
             counts["slots of this episode"] = self._queue.slots
@@ -321,7 +323,7 @@ class MeamPolicy:
         given = None
         if prefix is not None or prefix_weight is not None:
             given = self._given_prefix(prefix, prefix_weight, len(rows), batched)
-        return self._chunks(rows, batched, noise, None, given)
+        return self._chunks(rows, batched, noise, None, given, count=True)
 
     def _act(
         self,
@@ -332,11 +334,12 @@ class MeamPolicy:
     ) -> NDArray[Any]:
         """Actions [slots, …] for observations [slots, observation_dim]."""
         with self._turn:
-            stopped = self._shell.judge(rows)
+            # First of all: whatever comes of this observation, nothing of an old episode is executed.
             if start is not None and start.all():
                 self.reset()
             elif start is not None and self._queue is not None and self._queue.slots == len(start):
                 self.reset(mask=start)
+            stopped = self._shell.judge(rows)
             queue = self._queue_of(len(rows))
             ready = queue.empty_slots()
             if stopped:
@@ -359,17 +362,40 @@ class MeamPolicy:
         queue.clear(halted)
         return actions
 
-    def limit_action(self, action: NDArray[Any]) -> NDArray[Any]:
+    def limit_action(self, action: ArrayLike) -> NDArray[Any]:
         """Bring one action within the bounds, and within the rate limit of the one before; for a control loop.
+
+        Does not wait for an inference that another thread has begun.
 
         Args:
             action: Shaped like `spec.action_space`.
 
         Returns:
             The action to execute, a fresh array.
+
+        Raises:
+            ActionError: it has another shape, or is not finite.
+            ForkError: the policy was loaded before a fork.
         """
-        with self._lock:
-            return self._shell.limit(np.reshape(action, (1, -1))).reshape(self._action_shape)
+        require_process(self._process)
+        given = np.asarray(action)
+        if given.shape != self._action_shape or not np.isfinite(given).all():
+            raise ActionError(f"The action is {given}; expected finite numbers of shape {self._action_shape}.")
+        return self._shell.limit(given.reshape(1, -1)).reshape(self._action_shape)
+
+    def accepts(self, observation: Any) -> bool:
+        """Look at one observation as `act` does, and count it; for a control loop.
+
+        Does not wait for an inference that another thread has begun.
+
+        Returns:
+            Whether it may be acted on: false where `SafetySettings` have an action held or neutral instead.
+
+        Raises:
+            ObservationError: it does not fit, or the reaction is to raise.
+        """
+        rows, _ = flatten_observation(self.spec, observation, finite=False)
+        return not self._shell.judge(rows)
 
     def sample(self, observation: Any, noise: ArrayLike | None = None, seed: int | None = None) -> NDArray[np.float32]:
         """Sample action chunks, without touching the action queues.
@@ -394,7 +420,7 @@ class MeamPolicy:
             _check_seed(seed)
         if noise is not None and seed is not None:
             raise ObservationError("Both noise and seed are given; expected at most one of them.")
-        return self._chunks(rows, batched, noise, seed, None)
+        return self._chunks(rows, batched, noise, seed, None, count=False)
 
     def _chunks(
         self,
@@ -403,6 +429,7 @@ class MeamPolicy:
         noise: ArrayLike | None,
         seed: int | None,
         given: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+        count: bool,
     ) -> NDArray[np.float32]:
         with self._turn:
             if noise is not None:
@@ -410,7 +437,8 @@ class MeamPolicy:
             else:
                 generator = self._generator(0) if seed is None else np.random.default_rng(seed)
                 draws = generator.standard_normal((len(rows), self._noise_dim), dtype=np.float32)
-            chunks = self.session.run_all(rows, draws, *(given or ()))["actions"]
+        # Not in turn: a control loop goes on meanwhile.
+        chunks = self._infer(rows, draws, given) if count else self.session.run_all(rows, draws)["actions"]
         require_finite_chunks(chunks)
         return chunks if batched else chunks[0]
 
@@ -501,9 +529,14 @@ class MeamPolicy:
                 self._generator(slot).standard_normal(dtype=np.float32, out=row)
         return draws
 
-    def _infer(self, rows: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _infer(
+        self,
+        rows: NDArray[np.float32],
+        noise: NDArray[np.float32],
+        given: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+    ) -> NDArray[np.float32]:
         self._health.inferences += 1
-        found = self.session.run_all(rows, noise)
+        found = self.session.run_all(rows, noise, *(given or ()))
         if "value" in found:
             self._health.value = float(found["value"].min())
             self._health.disagreement = float(found["disagreement"].max())

@@ -214,7 +214,7 @@ class SafetyShell:
         return limited
 
     def _slow(self, actions: NDArray[Any]) -> NDArray[np.float64]:
-        if not len(self._last):
+        if len(self._last) != len(actions):  # another number of slots: a new beginning
             return actions
         last = np.where(np.isnan(self._last), actions, self._last)
         slow = np.clip(actions, last - self._rate, last + self._rate)

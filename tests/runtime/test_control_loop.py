@@ -399,7 +399,7 @@ def test_blocking_step_waits_for_its_inference(make_loop):
 
 @pytest.mark.parametrize("age", [0.31, 1e9, -0.31, -1.7e9, math.nan, math.inf])
 @pytest.mark.parametrize(
-    ("overrun", "instead"), [("hold", [(1, 0), (1, 0)]), ("repeat", [(1, 1), (1, 2)]), ("zero", [(0, 0), (0, 0)])]
+    ("overrun", "instead"), [("hold", [(1, 0), (1, 0)]), ("repeat", [(1, 0), (1, 0)]), ("zero", [(0, 0), (0, 0)])]
 )
 def test_observation_beyond_the_age_is_not_acted_on(overrun, instead, age):
     policy = NumberedPolicy()
@@ -942,3 +942,64 @@ def test_the_rate_limit_of_the_policy_holds_in_the_loop(make_policy):
     assert policy.health().rate_limited > 5
     loop.reset(seed=1)
     assert np.isfinite(loop.step(np.ones(3))).all()
+
+
+def test_a_tick_never_waits_for_the_inference_of_a_real_policy(make_policy, monkeypatch):
+    policy = make_policy(chunk_size=20, execute_steps=2).load(seed=0)
+    release, begun, calls = threading.Event(), threading.Event(), itertools.count()
+    run_all = policy.session.run_all
+
+    def slow(*inputs):
+        if next(calls):
+            begun.set()
+            assert release.wait(20)
+        return run_all(*inputs)
+
+    monkeypatch.setattr(policy.session, "run_all", slow)
+    with ControlLoop(policy, 50, chunking="naive", overrun="zero") as loop:
+        actions = [loop.step(np.zeros(3)) for _ in range(3)]
+        assert begun.wait(20)
+        # The inference is under way, and does not end before these ticks have been given.
+        actions += [loop.step(np.zeros(3)) for _ in range(25)]
+        assert loop.health().overruns > 0
+        assert np.isfinite(actions).all()
+        release.set()
+
+
+def test_an_observation_that_the_policy_refuses_holds_the_last_action_and_is_counted(make_policy):
+    safety = SafetySettings(on_bad_observation="hold", on_unfamiliar="hold", unfamiliarity_limit=5)
+    policy = make_policy(chunk_size=4, execute_steps=4).load(safety=safety, seed=0)
+    loop = ControlLoop(policy, 50, chunking="naive", overrun="repeat", simulated_delay=1)
+    last = loop.step(np.zeros(3))
+    for bad in ([np.nan, 0, 0], [0, 6, 0]):
+        np.testing.assert_array_equal(loop.step(np.array(bad)), last)
+    assert (policy.health().bad_observations, policy.health().unfamiliar) == (1, 1)
+    loop.reset(seed=0)
+    with pytest.raises(ObservationError, match="first observation of the episode is refused"):
+        loop.step(np.full(3, np.nan))
+
+
+def test_another_rate_than_that_of_the_training_data_is_refused(make_policy):
+    policy = make_policy(control_rate_hz=10.0).load()
+    with pytest.raises(ConfigError, match="rate_hz is 50; expected 10, the rate of the actions"):
+        ControlLoop(policy, 50, chunking="naive")
+    ControlLoop(policy, 50, chunking="naive", any_rate=True).close()
+    ControlLoop(policy, 10, chunking="naive").close()
+
+
+def test_the_way_to_the_neutral_action_keeps_the_rate_limit(make_policy):
+    policy = make_policy(chunk_size=4, execute_steps=4).load(safety=SafetySettings(rate_limit=0.05), seed=0)
+    loop = ControlLoop(policy, 50, chunking="naive", overrun="zero", simulated_delay=1)
+    sent = []
+    loop.run(lambda: np.ones(3), sent.append, steps=8)
+    assert np.abs(np.diff(np.array(sent, np.float64), axis=0)).max() <= 0.05 + 1e-6
+    np.testing.assert_array_equal(sent[-1], 0)
+
+
+@pytest.mark.parametrize("action", [[np.nan, 0.0], [np.inf, 0.0], [0.0], [[0.0, 0.0]]])
+def test_an_action_that_is_not_one_is_refused_and_does_not_loosen_the_limit(make_policy, action):
+    policy = make_policy().load(safety=SafetySettings(rate_limit=0.1))
+    first = policy.limit_action(np.zeros(2))
+    with pytest.raises(ActionError, match="expected finite numbers of shape"):
+        policy.limit_action(action)
+    assert np.abs(policy.limit_action(np.ones(2)) - first).max() <= 0.1 + 1e-6

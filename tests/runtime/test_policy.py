@@ -181,9 +181,15 @@ def test_refused_observation_leaves_the_queue_as_it_was(linear):
     for bad in (np.zeros(4), [np.nan, 0, 0], {"a": 1}):
         with pytest.raises(ObservationError):
             policy.act(bad)
+    np.testing.assert_array_equal(policy.act(old, deterministic=True), linear.chunks([old])[0, 1])
+
+
+def test_nothing_of_an_old_episode_is_executed_after_a_refused_first_observation(linear):
+    policy, (old, new) = linear.load(), OBSERVATIONS[:2, 0]
+    policy.act(old, deterministic=True)
     with pytest.raises(ObservationError):
         policy.predict([np.nan, 0, 0], episode_start=np.array([True]))
-    np.testing.assert_array_equal(policy.act(old, deterministic=True), linear.chunks([old])[0, 1])
+    np.testing.assert_array_equal(policy.act(new, deterministic=True), linear.chunks([new])[0, 0])
 
 
 def test_predict_returns_the_action_of_act_and_no_state(linear):

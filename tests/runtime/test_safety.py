@@ -437,11 +437,10 @@ def test_reaction_to_an_unfamiliar_observation_stops_only_its_slot(linear, react
 def test_refused_observation_changes_nothing_but_the_counters(linear):
     safety = SafetySettings(on_unfamiliar="raise", unfamiliarity_limit=5, rate_limit=0.5)
     plain, policy = linear.load(seed=0, safety=safety), linear.load(seed=0, safety=safety)
-    starts = np.array([True])
     for row in OBSERVATIONS[:6, 0]:
         for bad in ([9, 0, 0], [np.nan, 0, 0]):
             with pytest.raises(ObservationError):
-                policy.predict(bad, episode_start=starts)
+                policy.predict(bad)
         np.testing.assert_array_equal(policy.act(row), plain.act(row))
     assert policy.health().inferences == plain.health().inferences == 3
 
@@ -464,8 +463,9 @@ def test_health_is_a_copy_and_json_data(linear):
 def test_sampled_chunks_are_not_counted(linear):
     policy = linear.load()
     policy.sample(OBSERVATIONS[0])
-    policy.predict_action_chunk(OBSERVATIONS[0])
     assert policy.health() == Health()
+    policy.predict_action_chunk(OBSERVATIONS[0])
+    assert policy.health().inferences == 1
 
 
 def test_graph_that_chooses_by_value_tells_value_and_disagreement(make_policy):
