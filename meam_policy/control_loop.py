@@ -119,11 +119,13 @@ class ControlLoop:
         _check_choice("chunking", chunking, get_args(Chunking))
         _check_choice("overrun", overrun, get_args(Overrun))
         _check(rate_hz > 0 and math.isfinite(rate_hz), "rate_hz", rate_hz, "ticks a second, above 0")
-        _check(1 <= steps <= chunk_size, "execute_steps", steps, f"1 to chunk_size, {chunk_size}")
+        fits = isinstance(steps, int) and 1 <= steps <= chunk_size
+        _check(fits, "execute_steps", steps, f"a whole number, 1 to chunk_size, {chunk_size}")
         age = max_observation_age_s
         _check(age is None or age > 0, "max_observation_age_s", age, "seconds above 0, or None")
         for name, delay in (("expected_delay", expected_delay), ("simulated_delay", simulated_delay)):
-            _check(delay is None or delay >= 0, name, delay, "ticks, 0 or more, or None")
+            whole = delay is None or (isinstance(delay, int) and delay >= 0)
+            _check(whole, name, delay, "whole ticks, 0 or more, or None")
         # A thread answers in the next tick at best.
         least = max(1 if simulated_delay is None else simulated_delay, expected_delay or 0)
         if chunking != "blocking" and least >= chunk_size:
@@ -218,7 +220,7 @@ class ControlLoop:
 
         Args:
             read_observation: Reads the sensors; an observation, or a `StampedObservation` for one that is older than
-                the call.
+                the call. With `max_observation_age_s` it must be stamped.
             send_action: Sends an action to the robot.
             steps: Ticks to run; None for no end.
             stop: Ends the loop before its next tick when it is set.
@@ -244,6 +246,8 @@ class ControlLoop:
                 action = self._step_stamped(read_observation)
                 if not tick and not self._simulated:
                     start = self._clock()
+                if self._closed:  # by another thread, meanwhile
+                    break
                 send_action(action)
         finally:
             if self._overrun == "zero" if send_neutral_on_exit is None else send_neutral_on_exit:
@@ -411,6 +415,11 @@ class ControlLoop:
         reading = read_observation()
         if isinstance(reading, StampedObservation):
             return self.step(reading.observation, reading.timestamp)
+        if self._max_age is not None and not self._simulated:
+            raise ObservationError(
+                f"max_observation_age_s is {self._max_age:g}, but the observation has no timestamp. Return a "
+                "StampedObservation from read_observation."
+            )
         return self.step(reading)
 
     def _wait_for_slot(self, start: float, slot: int) -> int:

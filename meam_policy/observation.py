@@ -84,6 +84,8 @@ def _parts_of_mapping(spec: PolicySpec, observation: Any) -> list[tuple[BoxSpec,
 
 
 def _rows_of_box(box: BoxSpec, value: Any) -> tuple[NDArray[np.float32], bool]:
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise ObservationError(f"{_name(box)} has masked numbers; expected that none is missing.")
     try:
         array = np.asarray(value)
     except ValueError as error:

@@ -149,7 +149,8 @@ def _stated_rates(env: AnyEnv) -> list[float]:
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, (float, np.floating)) and bool(value > 0)
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return number and bool(value > 0)
 
 
 def _values(env: AnyEnv, name: str) -> Sequence[Any]:

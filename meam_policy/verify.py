@@ -182,6 +182,7 @@ def _measure_graph(
         or _refuse_repeats(actions, file, session.provider, tolerance)
         or (_refuse_difference(actions, file, session.provider, tolerance) if compared else None)
         or (_refuse_batches(actions, file, session.provider, tolerance) if precision == "fp32" else None)
+        or (_refuse_prefix(actions, golden, file, tolerance) if session.takes_prefix else None)
     )
     p50, p99 = _answer_times_ms(session, actions, calls)
     errors = actions.errors
@@ -281,6 +282,21 @@ def _refuse_values(actions: _Actions, file: str, provider: str) -> ActionError |
             "expected actions within the bounds. Export the policy again."
         )
     return None
+
+
+def _refuse_prefix(actions: _Actions, golden: Golden, file: str, tolerance: float) -> ParityError | None:
+    """A graph that is told its whole chunk has to return it, whatever the observation is."""
+    told = np.roll(golden.actions, 1, axis=0)
+    weight = np.ones(told.shape[:2], np.float32)
+    found = actions.session.run_all(actions.observation, actions.noise, told, weight)["actions"]
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = float((np.abs(found.astype(np.float64) - told) / np.array(actions.spec.action_scale)).max())
+    if error <= tolerance:
+        return None
+    return ParityError(
+        f"{file} returns a chunk that is {error:.2g} of the action's half width from the one that it was told to "
+        f"continue on {actions.session.provider}; expected at most {tolerance:g}. Use another device, or export again."
+    )
 
 
 def _refuse_repeats(actions: _Actions, file: str, provider: str, tolerance: float) -> ParityError | None:

@@ -34,6 +34,8 @@ from meam_policy import (
 )
 from meam_policy.cli import run
 from meam_policy.folder import POLICY_FILES, sha256
+from meam_policy.session import PolicySession
+from meam_policy.verify import verify_policy
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, train
 
 TINY = {"steps": 2, "hidden_dims": (8,), "critic_hidden_dims": (8,), "num_critics": 2, "batch_size": 8, "chunk_size": 2}
@@ -461,3 +463,19 @@ def test_without_a_licence_none_is_claimed(folder: Path) -> None:
     assert MeamPolicy.from_pretrained(folder).spec.license is None
     assert "license" not in {entry.key for entry in onnx.load(folder / "policy.onnx").metadata_props}
     assert "license" not in ModelCard.load(folder / "README.md").data.to_dict()
+
+
+def test_verify_tells_a_graph_that_continues_a_chunk_from_one_that_does_not(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = export_policy(checkpoint, tmp_path / "policy", variants=("rtc",))
+    report = verify_policy(folder, calls=2)
+    assert [graph.variant for graph in report.graphs] == [None, "rtc"]
+    run_all = PolicySession.run_all
+
+    def deaf(session: PolicySession, observation: Any, noise: Any, *told: Any) -> dict[str, Any]:
+        return run_all(session, observation, noise)
+
+    monkeypatch.setattr(PolicySession, "run_all", deaf)
+    with pytest.raises(ParityError, match="from the one that it was told to continue"):
+        verify_policy(folder, calls=2)

@@ -2,6 +2,7 @@ import itertools
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -897,12 +898,12 @@ def test_process_ends_while_an_inference_hangs(run_python, make_policy):
         ({"rate_hz": math.inf}, "rate_hz is inf"),
         ({"chunking": "Naive"}, 'chunking is "Naive"; expected one of realtime, naive, blocking'),
         ({"overrun": "panic"}, 'overrun is "panic"; expected one of hold, repeat, zero, stop'),
-        ({"execute_steps": 0}, "execute_steps is 0; expected 1 to chunk_size, 4"),
+        ({"execute_steps": 0}, "execute_steps is 0; expected a whole number, 1 to chunk_size, 4"),
         ({"execute_steps": 5}, "execute_steps is 5"),
         ({"max_observation_age_s": 0}, "max_observation_age_s is 0; expected seconds above 0"),
         ({"max_observation_age_s": math.nan}, "max_observation_age_s is nan"),
-        ({"simulated_delay": -1}, "simulated_delay is -1; expected ticks, 0 or more"),
-        ({"expected_delay": -1}, "expected_delay is -1; expected ticks, 0 or more"),
+        ({"simulated_delay": -1}, "simulated_delay is -1; expected whole ticks, 0 or more"),
+        ({"expected_delay": -1}, "expected_delay is -1; expected whole ticks, 0 or more"),
         ({"simulated_delay": 4}, "has 4 actions and takes 4 ticks to arrive: none of it would be executed"),
         ({"expected_delay": 7}, "has 4 actions and takes 7 ticks to arrive: none of it would be executed"),
     ],
@@ -1003,3 +1004,18 @@ def test_an_action_that_is_not_one_is_refused_and_does_not_loosen_the_limit(make
     with pytest.raises(ActionError, match="expected finite numbers of shape"):
         policy.limit_action(action)
     assert np.abs(policy.limit_action(np.ones(2)) - first).max() <= 0.1 + 1e-6
+
+
+def test_an_age_limit_wants_timestamps(make_policy):
+    policy = make_policy().load()
+    with (
+        ControlLoop(policy, 50, chunking="naive", max_observation_age_s=0.1) as loop,
+        pytest.raises(ObservationError, match=r"has no timestamp\. Return a StampedObservation"),
+    ):
+        loop.run(lambda: np.zeros(3), lambda _: None, steps=2)
+
+
+@pytest.mark.parametrize("name", ["simulated_delay", "expected_delay", "execute_steps"])
+def test_ticks_are_whole(make_policy, name):
+    with pytest.raises(ConfigError, match=f"{name} is 1.5; expected .*whole"):
+        ControlLoop(make_policy().load(), 50, chunking="naive", **cast(Any, {name: 1.5}))

@@ -246,3 +246,9 @@ def test_pair_returned_by_reset_is_refused_with_the_fix(make_spec):
 def test_tuple_of_two_rows_is_not_mistaken_for_a_reset(box_spec):
     rows, batched = flatten_observation(box_spec, (PLAIN, PLAIN))
     assert (rows.shape, batched) == ((2, 6), True)
+
+
+def test_masked_numbers_are_refused_rather_than_read():
+    masked = np.ma.masked_array(PLAIN, mask=[[False, True, False], [False, False, False]])
+    with pytest.raises(ObservationError, match="has masked numbers; expected that none is missing"):
+        flatten_observation(PLAIN_SPEC, masked)
