@@ -106,7 +106,8 @@ def specs(draw):
     variant_names = st.from_regex(r"[a-z0-9][a-z0-9.-]{0,63}", fullmatch=True)
 
     def words(size):
-        return draw(st.none() | st.lists(st.text(max_size=3), min_size=size, max_size=size).map(tuple))
+        word = st.text(st.characters(exclude_characters=","), max_size=3)
+        return draw(st.none() | st.lists(word, min_size=size, max_size=size).map(tuple))
 
     return PolicySpec(
         observation=observation,
@@ -796,3 +797,8 @@ def test_reading_does_not_change_the_callers_data():
     spec = copy.deepcopy(GOOD)
     spec.to_json()
     assert spec == GOOD
+
+
+def test_names_with_commas_are_refused_for_a_graphs_metadata_separates_them_by_commas():
+    with pytest.raises(FormatError, match="observation_names is .*; expected names without commas"):
+        dataclasses.replace(GOOD, observation_names=("a,b", "c"))
