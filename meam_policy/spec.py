@@ -289,9 +289,17 @@ class PolicySpec:
         if variant not in self.variants:
             names = ", ".join(self.variants) or "none"
             raise ConfigError(f'The policy has no variant "{variant}"; it has: {names}.')
-        v = self.variants[variant]
-        changes = {"flow_steps": v.flow_steps, "solver": v.solver, "time_grid": v.time_grid, "best_of": v.best_of}
-        return replace(self, **changes), v.file
+        return self.acting_as(self.variants[variant]), self.variants[variant].file
+
+    def acting_as(self, variant: VariantSpec) -> PolicySpec:
+        """The policy as a variant acts."""
+        return replace(
+            self,
+            flow_steps=variant.flow_steps,
+            solver=variant.solver,
+            time_grid=variant.time_grid,
+            best_of=variant.best_of,
+        )
 
     def to_json(self) -> str:
         """The text of `config.json`."""

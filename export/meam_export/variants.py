@@ -157,13 +157,7 @@ def build_variant(
     if solvers:
         found = search_integration(networks, policy.policy_spec, variant.flow_steps, solvers, observations)
         variant = replace(variant, solver=found[0], time_grid=found[1])
-    spec = replace(
-        policy.policy_spec,
-        flow_steps=variant.flow_steps,
-        solver=variant.solver,
-        time_grid=variant.time_grid,
-        best_of=variant.best_of,
-    )
+    spec = policy.policy_spec.acting_as(variant)
     module = PolicyModule(networks, spec, variant.one_step, variant.inpainting)
     graph = build_graph(module, spec, variant.precision)
     own = tolerance if variant.precision != "fp32" else None
