@@ -1,8 +1,9 @@
 """Act with ME-AM flow policies in Gymnasium loops and on robots: numpy, gymnasium and onnxruntime, never torch."""
 
-from meam_policy.control_loop import ControlLoop, StampedObservation
-from meam_policy.environments import make_environment
-from meam_policy.envs import register_environments
+from meam_policy.acting.health import Health
+from meam_policy.acting.safety import SafetySettings
+from meam_policy.environments.make import make_environment
+from meam_policy.environments.registration import register_environments
 from meam_policy.errors import (
     ActionError,
     CheckpointError,
@@ -24,10 +25,11 @@ from meam_policy.errors import (
     SpaceError,
     VersionError,
 )
-from meam_policy.loop_health import LoopHealth
+from meam_policy.loop.control_loop import ControlLoop, StampedObservation
+from meam_policy.loop.loop_health import LoopHealth
 from meam_policy.policy import MeamPolicy
-from meam_policy.rollout import RolloutResult, rollout
-from meam_policy.safety import Health, SafetySettings
+from meam_policy.rollouts.episodes import rollout
+from meam_policy.rollouts.result import RolloutResult
 from meam_policy.spec import FORMAT_VERSION, BoxSpec, PolicySpec
 
 __version__ = "0.1.0"

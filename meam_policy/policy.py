@@ -13,16 +13,18 @@ import gymnasium
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from meam_policy.action_chunk import ActionChunkQueue
+from meam_policy.acting.action_queue import ActionChunkQueue
+from meam_policy.acting.health import Health
+from meam_policy.acting.observation import flatten_observation
+from meam_policy.acting.safety import Reaction, SafetySettings, SafetyShell, require_finite_chunks
+from meam_policy.environments.space_check import check_env
 from meam_policy.errors import ActionError, ConfigError, ObservationError
-from meam_policy.folder import locate_policy, read_graph, read_spec
-from meam_policy.latency import load_within
-from meam_policy.observation import flatten_observation
-from meam_policy.safety import Health, Reaction, SafetySettings, SafetyShell, require_finite_chunks
-from meam_policy.session import Device, PolicySession, require_process
-from meam_policy.space_check import check_env
-from meam_policy.spec import PolicySpec
-from meam_policy.variant import MAX_STEPS
+from meam_policy.folder.policy_folder import locate_policy, read_graph, read_spec
+from meam_policy.inference.latency import load_within
+from meam_policy.inference.process import require_process
+from meam_policy.inference.providers import Device
+from meam_policy.inference.session import PolicySession, Session
+from meam_policy.spec import MAX_STEPS, PolicySpec
 
 __all__ = ["MeamPolicy"]
 
@@ -59,7 +61,7 @@ class MeamPolicy:
     def __init__(
         self,
         spec: PolicySpec,
-        session: PolicySession,
+        session: Session,
         seed: int | None = None,
         variant: str | None = None,
         *,
@@ -93,7 +95,7 @@ class MeamPolicy:
         threads: int = 1,
         fixed_batch: int | None = None,
         tf32: bool = False,
-        n_samples: int | None = None,
+        best_of: int | None = None,
         safety: SafetySettings | None = None,
         seed: int | None = None,
     ) -> MeamPolicy:
@@ -115,7 +117,7 @@ class MeamPolicy:
             fixed_batch: Prepare the graph for exactly this batch size; on CUDA that captures it as a CUDA graph. Other
                 sizes are padded or split.
             tf32: Let CUDA round the inputs of float32 products to TF32, which costs accuracy.
-            n_samples: Chunks drawn for one decision, where the graph chooses the one of the highest value; None takes
+            best_of: Chunks drawn for one decision, where the graph chooses the one of the highest value; None takes
                 the folder's number.
             safety: Checks and limits, and what to do where they are broken; None takes the defaults.
             seed: Seed of the noise; None draws one.
@@ -145,7 +147,7 @@ class MeamPolicy:
         recorded = read_spec(folder)
         options = {"device": device, "threads": threads, "fixed_batch": fixed_batch, "tf32": tf32}
         cache = None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))
-        origin = {**options, "n_samples": n_samples, "safety": safety, "seed": seed, "cache_dir": cache}
+        origin = {**options, "best_of": best_of, "safety": safety, "seed": seed, "cache_dir": cache}
         if Path(path_or_repo_id).expanduser().is_dir():
             origin["path_or_repo_id"] = str(folder.absolute())
         else:  # the very commit, whatever the branch does meanwhile
@@ -153,7 +155,7 @@ class MeamPolicy:
 
         def load(name: str | None) -> MeamPolicy:
             spec, file = recorded.select(name)
-            spec = _with_samples(spec, n_samples)
+            spec = _drawing(spec, best_of)
             session = PolicySession(read_graph(folder, recorded, file), spec, name=file, **options)
             return cls(spec, session, seed, name, safety=safety, origin={**origin, "variant": name})
 
@@ -560,15 +562,15 @@ def _check_seed(seed: Any) -> None:
         raise ConfigError(f"seed is {seed!r}; expected a whole number of 0 or more.")
 
 
-def _with_samples(spec: PolicySpec, n_samples: int | None) -> PolicySpec:
-    if n_samples is None:
+def _drawing(spec: PolicySpec, best_of: int | None) -> PolicySpec:
+    if best_of is None:
         return spec
-    if spec.best_of == 1 or not 2 <= n_samples <= MAX_STEPS:
+    if spec.best_of == 1 or not 2 <= best_of <= MAX_STEPS:
         raise ConfigError(
-            f"n_samples is {n_samples}; expected 2 to {MAX_STEPS}, of a graph that chooses by value. "
+            f"best_of is {best_of}; expected 2 to {MAX_STEPS}, of a graph that chooses by value. "
             "Export with --best-of or the variant best-of-4."
         )
-    return replace(spec, best_of=n_samples)
+    return replace(spec, best_of=best_of)
 
 
 def _load_again(origin: dict[str, Any]) -> MeamPolicy:

@@ -19,16 +19,13 @@ import torch
 from torch import Tensor
 
 from meam_policy.spec import Solver
-from meam_training.adjoint import (
-    ancestral_adjoint,
-    ancestral_scales,
-    lean_adjoint,
-    memoryless_noise_scale,
-    sample_ancestral_path,
-    sample_memoryless_path,
-)
-from meam_training.flow import Velocity, integrate, interpolate, log_likelihood, time_like
-from meam_training.sample_matching import importance_weights, target_score_velocity
+from meam_training.algorithm.sample_matching import importance_weights, target_score_velocity
+from meam_training.flow.ancestral import ancestral_adjoint, ancestral_scales, sample_ancestral_path
+from meam_training.flow.likelihood import log_likelihood
+from meam_training.flow.memoryless import lean_adjoint, memoryless_noise_scale, sample_memoryless_path
+from meam_training.flow.ode import integrate
+from meam_training.flow.path import interpolate, time_like
+from meam_training.flow.velocity import Velocity
 
 WEIGHTS, MEANS, STDS = torch.tensor([0.9, 0.1]), torch.tensor([-0.5, 0.5]), torch.tensor([0.15, 0.15])
 TAU = 1.0

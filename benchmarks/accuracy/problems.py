@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meam_training.dataset import OfflineDataset
+from meam_training.data.dataset import OfflineDataset
 
 __all__ = ["BANDWIDTH", "CONTEXTS", "ROWS", "RUNS", "Context", "Grid", "Run", "make_dataset", "make_grid", "make_value"]
 

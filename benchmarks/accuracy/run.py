@@ -59,7 +59,7 @@ COMMON: Mapping[str, Any] = MappingProxyType(
         "hidden_dims": (64, 64, 64),
         "critic_hidden_dims": (64, 64),
         "num_critics": 2,
-        "flow_steps": 10,
+        "nfe": 10,
         "chunk_size": 1,
         "mixture_bandwidth": BANDWIDTH,
         # So far that the search reaches the maximiser from anywhere: 20 shrinking steps make up 1.5 in every component.
@@ -71,7 +71,7 @@ COMMON: Mapping[str, Any] = MappingProxyType(
         "log_every": 500,
     }
 )
-"""Settings of every job; `flow_steps` counts evaluations of the velocity, whatever the solver."""
+"""Settings of every job; `nfe` counts evaluations of the velocity, whatever the solver."""
 
 Critic = Literal["true", "learned"]
 CRITICS: tuple[Critic, ...] = ("true", "learned")

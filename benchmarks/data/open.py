@@ -53,7 +53,7 @@ def measure(data: str, environment_id: str | None) -> dict[str, float | str]:
     import torch
 
     from meam_training import OfflineDataset, TrainConfig
-    from meam_training.chunk_source import HostChunks
+    from meam_training.learning.chunk_source import HostChunks
     from meam_training.trainer import make_spec
 
     before, own_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, own_memory()

@@ -10,14 +10,15 @@ import gymnasium
 import torch
 
 from meam_policy.policy import MeamPolicy
-from meam_policy.rollout import RolloutResult, rollout
-from meam_training.chunk_source import DeviceChunks
-from meam_training.collect import collect
+from meam_policy.rollouts.episodes import rollout
+from meam_policy.rollouts.result import RolloutResult
+from meam_training.collection.collect import collect
 from meam_training.config import TrainConfig
-from meam_training.dataset import OfflineDataset
-from meam_training.evaluation import NetworkSession
-from meam_training.learner import Learner
-from meam_training.online import OnlineLearning
+from meam_training.data.dataset import OfflineDataset
+from meam_training.learning.chunk_source import DeviceChunks
+from meam_training.learning.learner import Learner
+from meam_training.learning.network_session import NetworkSession
+from meam_training.learning.online import OnlineLearning
 from meam_training.trainer import make_spec
 
 ENV_ID = "meam/Pockets-v0"

@@ -13,8 +13,8 @@ from episodes import EpisodeFigures
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from meam_policy.chunk_schedule import Chunking
-from meam_policy.rollout import mean_interval
+from meam_policy.loop.chunk_schedule import Chunking
+from meam_policy.rollouts.result import mean_interval
 
 __all__ = [
     "CHUNKINGS",

@@ -11,7 +11,7 @@ import numpy as np
 from smoothness import smoothness
 
 from meam_policy import ControlLoop, MeamPolicy
-from meam_policy.chunk_schedule import Chunking
+from meam_policy.loop.chunk_schedule import Chunking
 
 __all__ = ["EpisodeFigures", "delayed_episodes"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from meam_policy.folder import read_graph, read_spec
+from meam_policy.folder.policy_folder import read_graph, read_spec
 from meam_policy.policy import MeamPolicy
 from meam_policy.spec import PolicySpec
 

@@ -24,7 +24,7 @@ from memory_growth import measure_memory
 from tick_loop import measure_loops
 from vector_throughput import measure_throughput
 
-from meam_policy.machine import cpu_model, usable_cores
+from meam_policy.diagnosis.machine import cpu_model, usable_cores
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,7 +53,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> str:
 
 def make_policy(folder: Path, tiny: bool) -> Path:
     """Have an untrained policy written by a process of its own: two layers of 256 and ten steps, or of 8 and two."""
-    sizes = ["--hidden-dims", "8", "8", "--flow-steps", "2"] if tiny else []
+    sizes = ["--hidden-dims", "8", "8", "--nfe", "2"] if tiny else []
     script = Path(__file__).with_name("untrained_policy.py")
     subprocess.run([sys.executable, str(script), str(folder), *sizes], check=True, stdout=subprocess.DEVNULL)
     return folder

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from act_overhead import example_observations
 
-from meam_policy.control_loop import ControlLoop
+from meam_policy.loop.control_loop import ControlLoop
 from meam_policy.policy import MeamPolicy
 
 # Ends by itself should this process be killed before it can end it.

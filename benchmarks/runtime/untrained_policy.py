@@ -12,21 +12,21 @@ from pathlib import Path
 
 from gymnasium import spaces
 
-from meam_export.graph import build_graph
-from meam_export.policy_module import PolicyModule
-from meam_policy.environments import make_environment
-from meam_policy.folder import CONFIG_FILE, GRAPH_FILE, sha256
+from meam_export.graph.policy_graph import build_graph
+from meam_export.graph.policy_module import PolicyModule
+from meam_policy.environments.make import make_environment
+from meam_policy.folder.policy_folder import CONFIG_FILE, GRAPH_FILE, sha256
 from meam_policy.spec import BoxSpec, PolicySpec
-from meam_training.checkpoint import build_networks
 from meam_training.config import TrainConfig
+from meam_training.networks.meam_networks import build_networks
 
 ENVIRONMENT_ID = "meam/Pockets-v0"
 CHUNK_SIZE, EXECUTE_STEPS = 10, 5
 
 
-def write_untrained_policy(folder: Path, hidden_dims: Sequence[int], flow_steps: int) -> Path:
+def write_untrained_policy(folder: Path, hidden_dims: Sequence[int], nfe: int) -> Path:
     """Write `config.json` and `policy.onnx`, all that acting needs, and return the folder."""
-    sizes = {"hidden_dims": tuple(hidden_dims), "flow_steps": flow_steps, "chunk_size": CHUNK_SIZE}
+    sizes = {"hidden_dims": tuple(hidden_dims), "nfe": nfe, "chunk_size": CHUNK_SIZE}
     config = TrainConfig.preset("bc", **sizes)
     env = make_environment(ENVIRONMENT_ID)
     observation, action = env.observation_space, env.action_space
@@ -43,7 +43,7 @@ def write_untrained_policy(folder: Path, hidden_dims: Sequence[int], flow_steps:
         observation_std=(1.0,) * size,
         action_offset=tuple(((action.high + action.low) / 2).tolist()),
         action_scale=tuple(((action.high - action.low) / 2).tolist()),
-        flow_steps=flow_steps,
+        nfe=nfe,
         solver=config.solver,
         method=config.method,
         environment_id=ENVIRONMENT_ID,
@@ -59,9 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hidden-dims", type=int, nargs="+", default=[256, 256])
-    parser.add_argument("--flow-steps", type=int, default=10)
+    parser.add_argument("--nfe", type=int, default=10)
     arguments = parser.parse_args()
-    print(write_untrained_policy(arguments.folder, arguments.hidden_dims, arguments.flow_steps))
+    print(write_untrained_policy(arguments.folder, arguments.hidden_dims, arguments.nfe))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from meam_policy.environments import make_environment
+from meam_policy.environments.make import make_environment
 from meam_policy.policy import MeamPolicy
 
 SAME = 1e-5

@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from meam_training import Checkpoint
 
 SETTINGS = (
-    "--hidden-dims 8 8 --critic-hidden-dims 8 8 --num-critics 2 --batch-size 16 --flow-steps 2 --candidates 4 "
+    "--hidden-dims 8 8 --critic-hidden-dims 8 8 --num-critics 2 --batch-size 16 --nfe 2 --candidates 4 "
     "--likelihood-steps 1 --chunk-size 2 --pretrain-steps 40 --threads 1 --device cpu "
     "--checkpoint-every 2 --keep-checkpoints 2 --log-every 5 --evaluate-every 100 --evaluate-episodes 1"
 )

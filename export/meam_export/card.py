@@ -7,11 +7,11 @@ from importlib.resources import files
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from meam_export.ladder import FIGURES
-from meam_export.parity import ParityReport
+from meam_export.graph.parity import ParityReport
+from meam_export.variants.ladder import FIGURES
 from meam_policy.errors import MissingExtraError
 from meam_policy.spec import BoxSpec, PolicySpec, VariantSpec
-from meam_training.checkpoint import Checkpoint
+from meam_training.runs.checkpoint import Checkpoint
 
 __all__ = ["render_card"]
 
@@ -59,10 +59,10 @@ def _variant_row(name: str, variant: VariantSpec) -> dict[str, str]:
     low, high = figure("return_low", ".4g"), figure("return_high", ".4g")
     return {
         "name": name,
-        "evaluations": str(variant.flow_steps),
+        "evaluations": str(variant.nfe),
         "solver": "one step"
         if variant.one_step
-        else variant.solver + (", own grid" if variant.time_grid else "") + (", rtc" if variant.inpainting else ""),
+        else variant.solver + (", own grid" if variant.time_grid else "") + (", rtc" if variant.takes_prefix else ""),
         "precision": variant.precision,
         "action_error": figure("action_error"),
         "sliced_w1": figure("sliced_w1"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,22 +14,24 @@ import torch
 from safetensors.torch import save
 
 from meam_export.card import render_card
-from meam_export.graph import build_graph
-from meam_export.ladder import LadderTask, measure_ladder
-from meam_export.ladder_figure import draw_ladder
-from meam_export.parity import Rows, check_parity, draw_noise, random_observations, reference
-from meam_export.policy_module import PolicyModule
-from meam_export.variants import BuiltVariant, build_variant, check_variant
+from meam_export.graph.parity import Rows, check_parity, draw_noise, random_observations, reference
+from meam_export.graph.policy_graph import build_graph
+from meam_export.graph.policy_module import PolicyModule
+from meam_export.variants.build import BuiltVariant, build_variant
+from meam_export.variants.ladder import LadderTask, measure_ladder
+from meam_export.variants.ladder_figure import draw_ladder
+from meam_export.variants.names import check_variant
+from meam_policy.atomic_files import atomic_folder
 from meam_policy.errors import ConfigError, OutputError
-from meam_policy.folder import CONFIG_FILE, GRAPH_FILE, LADDER_FILE, sha256
+from meam_policy.folder.policy_folder import CONFIG_FILE, GRAPH_FILE, LADDER_FILE, sha256
 from meam_policy.spec import PolicySpec, Solver, VariantSpec
-from meam_training.algorithm import MeamNetworks
-from meam_training.checkpoint import Checkpoint
+from meam_training.networks.meam_networks import MeamNetworks
+from meam_training.runs.checkpoint import Checkpoint
 
 __all__ = ["LADDER", "export_policy"]
 
 GOLDEN_INPUTS = 16
-MAX_FLOW_STEPS = 400
+MAX_NFE = 400
 
 LADDER = ("k1", "k2", "k3", "k5", "k10", "k2-grid", "k3-grid", "k5-grid")
 """Variants of a ladder; the one-step policy joins them if there is one."""
@@ -40,7 +41,7 @@ def export_policy(
     checkpoint: Checkpoint | str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
     *,
-    flow_steps: int | None = None,
+    nfe: int | None = None,
     solver: Solver | None = None,
     time_grid: Sequence[float] | None = None,
     best_of: int | None = None,
@@ -63,7 +64,7 @@ def export_policy(
     Args:
         checkpoint: A checkpoint, its folder, or a training folder, of which the newest checkpoint is taken.
         output_dir: The policy folder to write; must not exist, or be empty.
-        flow_steps: Velocity evaluations of the exported policy; None takes those of training. A policy is trained as
+        nfe: Velocity evaluations of the exported policy; None takes those of training. A policy is trained as
             the map that its own steps make, so another number changes its actions.
         solver: Integration scheme of the exported policy; None takes that of training.
         time_grid: Ends of its steps, from 0 to 1; None for equal ones.
@@ -93,7 +94,7 @@ def export_policy(
     _check_output_folder(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(checkpoint)
     changes = {
-        "flow_steps": flow_steps,
+        "nfe": nfe,
         "solver": solver,
         "time_grid": None if time_grid is None else tuple(float(end) for end in time_grid),
         "best_of": best_of,
@@ -109,10 +110,8 @@ def export_policy(
         raise ConfigError(f"Cannot export with {shown}: {str(error).removeprefix('config.json: ')}") from error
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise ConfigError(f"tolerance is {tolerance}; expected a number above 0.")
-    if spec.flow_steps > MAX_FLOW_STEPS:
-        raise ConfigError(
-            f"flow_steps is {spec.flow_steps}; expected at most {MAX_FLOW_STEPS}: each is a copy of the network."
-        )
+    if spec.nfe > MAX_NFE:
+        raise ConfigError(f"nfe is {spec.nfe}; expected at most {MAX_NFE}: each is a copy of the network.")
     for name in variants:
         check_variant(name, spec, source.config)
     report = on_stage or (lambda _stage, _built: None)
@@ -151,7 +150,7 @@ def export_policy(
 def _build_policy(networks: MeamNetworks, spec: PolicySpec, observations: Rows | None) -> BuiltVariant:
     module = PolicyModule(networks, spec)
     graph = build_graph(module, spec)
-    own = VariantSpec(GRAPH_FILE, spec.flow_steps, spec.solver, spec.time_grid, spec.best_of)
+    own = VariantSpec(GRAPH_FILE, spec.nfe, spec.solver, spec.time_grid, spec.best_of)
     return BuiltVariant("policy", own, graph, spec, module, check_parity(graph, module, spec, observations))
 
 
@@ -207,22 +206,10 @@ def _golden(module: PolicyModule, spec: PolicySpec, observations: Rows | None) -
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Write into a hidden folder beside the target first; config.json moves last, and only with it is it a policy."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    """Write the files; config.json appears last, and only with it is it a policy."""
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, data in files.items():
-            with (temporary / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        if folder.is_dir():  # an empty one, perhaps somebody's working directory
-            for name in sorted(files, key=lambda name: name == CONFIG_FILE):
-                (temporary / name).rename(folder / name)
-        else:
-            temporary.rename(folder)
+        with atomic_folder(folder, last=CONFIG_FILE) as hidden:
+            for name, data in files.items():
+                (hidden / name).write_bytes(data)
     except OSError as error:
         raise OutputError(f"The policy folder {folder} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -38,14 +38,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from meam_policy.atomic_files import atomic_folder, write_atomically
 from meam_policy.errors import ConfigError, FormatError, MissingExtraError, OutputError
-from meam_policy.folder import GRAPH_FILE, locate_policy, read_graph, read_spec, sha256
+from meam_policy.folder.policy_folder import GRAPH_FILE, locate_policy, read_graph, read_spec, sha256
 from meam_policy.spec import PolicySpec
 
 __all__ = ["TritonDevice", "write_triton_repository"]
@@ -384,27 +384,15 @@ def _quoted(text: str) -> str:
 
 
 def _write(model: Path, version: int, graph: bytes, config: bytes) -> None:
-    """Write into a hidden sibling first. A version moves in before its configuration, for only one writer can do it."""
-    target = model if version == 1 else model / str(version)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    """Write a version. It appears before its configuration, for only one writer can make it."""
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / str(version)).mkdir(parents=True)
-        _write_file(temporary / str(version) / _MODEL, graph)
-        _write_file(temporary / _CONFIG, config)
-        if version == 1:
-            temporary.rename(model)
-        else:
-            (temporary / str(version)).rename(target)
-            (temporary / _CONFIG).replace(model / _CONFIG)
+        with atomic_folder(model if version == 1 else model / str(version)) as hidden:
+            folder = hidden / str(version) if version == 1 else hidden
+            folder.mkdir(exist_ok=True)
+            (folder / _MODEL).write_bytes(graph)
+            if version == 1:
+                (hidden / _CONFIG).write_bytes(config)
+        if version > 1:
+            write_atomically(model / _CONFIG, config)
     except OSError as error:
         raise OutputError(f"The Triton model {model} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

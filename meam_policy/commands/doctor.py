@@ -8,9 +8,9 @@ from rich.text import Text
 
 from meam_policy.commands import parse
 from meam_policy.console import print_json
-from meam_policy.doctor import Finding, Level, diagnose
+from meam_policy.diagnosis.doctor import Finding, Level, diagnose
 from meam_policy.errors import DeviceError
-from meam_policy.session import Device
+from meam_policy.inference.providers import Device
 
 __all__ = ["doctor", "run"]
 

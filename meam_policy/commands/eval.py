@@ -11,18 +11,18 @@ import tyro
 from meam_policy.cli import Command, load_command
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_mapping, progress_bar
-from meam_policy.environments import make_environment
+from meam_policy.environments.make import make_environment
+from meam_policy.environments.space_check import AnyEnv
+from meam_policy.environments.vector_environment import open_vector_environment
+from meam_policy.environments.video import make_filmed_environment
 from meam_policy.errors import ConfigError
+from meam_policy.inference.providers import Device
 from meam_policy.policy import MeamPolicy
-from meam_policy.rollout import rollout
-from meam_policy.session import Device
-from meam_policy.space_check import AnyEnv
-from meam_policy.vector_environment import open_vector_environment
-from meam_policy.video import make_filmed_environment
+from meam_policy.rollouts.episodes import rollout
 
 __all__ = ["evaluate", "run"]
 
-RECORDING = Command("meam_training.record_rollouts", "Record rollouts into a Minari data set.", "train")
+RECORDING = Command("meam_training.collection.record_rollouts", "Record rollouts into a Minari data set.", "train")
 
 
 def evaluate(

@@ -9,7 +9,7 @@ import tyro
 
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_mapping
-from meam_policy.folder import locate_policy, verify_files
+from meam_policy.folder.policy_folder import locate_policy, verify_files
 from meam_policy.policy import MeamPolicy
 
 __all__ = ["info", "run"]
@@ -42,7 +42,7 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
             "observation space": spec.observation_space,
             "action space": spec.action_space,
             "chunk": f"{spec.chunk_size} actions, {spec.execute_steps} executed",
-            "integration": f"{spec.flow_steps} evaluations, {spec.solver}",
+            "integration": f"{spec.nfe} evaluations, {spec.solver}",
             "chunks drawn": f"{spec.best_of}, the one of highest value acts" if spec.best_of > 1 else "1",
             "control rate": rate,
             "runs on": loaded.provider,

@@ -11,8 +11,9 @@ from rich.text import Text
 
 from meam_policy.commands import parse
 from meam_policy.console import print_json
-from meam_policy.session import Device
-from meam_policy.verify import TOLERANCE, GraphReport, VerifyReport, verify_policy
+from meam_policy.diagnosis.verify import TOLERANCE, verify_policy
+from meam_policy.diagnosis.verify_report import GraphReport, VerifyReport
+from meam_policy.inference.providers import Device
 
 __all__ = ["run", "verify"]
 

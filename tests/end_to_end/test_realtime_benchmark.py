@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meam_policy import BoxSpec, PolicySpec
-from meam_policy.rollout import mean_interval
+from meam_policy.rollouts.result import mean_interval
 from meam_training import OfflineDataset, TrainConfig, collect, train
 
 REALTIME = Path(__file__).parents[2] / "benchmarks" / "realtime"
@@ -85,7 +85,7 @@ class CountingPolicy:
             observation_std=(1.0,),
             action_offset=(0.0,),
             action_scale=(1.0,),
-            flow_steps=1,
+            nfe=1,
             method="by hand",
         )
         self.chunks = 0
@@ -179,7 +179,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         critic_hidden_dims=(16,),
         learning_rate=1e-3,
         chunk_size=8,
-        flow_steps=4,
+        nfe=4,
         device="cpu",
     )
     folder = tmp_path_factory.mktemp("run")

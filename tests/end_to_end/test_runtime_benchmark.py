@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from meam_policy import BoxSpec, MeamPolicy, PolicySpec
-from meam_policy.control_loop import ControlLoop
+from meam_policy.loop.control_loop import ControlLoop
 
 RUNTIME = Path(__file__).parents[2] / "benchmarks" / "runtime"
 sys.path.insert(0, str(RUNTIME))  # its scripts import each other by name, as a script's folder is on the path
@@ -33,7 +33,7 @@ def load_script() -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained.write_untrained_policy(tmp_path_factory.mktemp("runtime") / "policy", (8, 8), flow_steps=2)
+    return untrained.write_untrained_policy(tmp_path_factory.mktemp("runtime") / "policy", (8, 8), nfe=2)
 
 
 class FakeTime:
@@ -96,7 +96,7 @@ def test_example_observations_of_a_dict_space_are_in_it():
         observation_std=(1e-3,) * 3,
         action_offset=(0.0,),
         action_scale=(1.0,),
-        flow_steps=1,
+        nfe=1,
         method="by hand",
     )
     for observation in overhead.example_observations(spec, 3, seed=0):

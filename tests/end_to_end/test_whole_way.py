@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 
 from meam_export import export_policy
-from meam_export.policy_module import PolicyModule
+from meam_export.graph.policy_module import PolicyModule
 from meam_policy import MeamPolicy, OutputError, make_environment, rollout
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, collect, train
 
@@ -28,7 +28,7 @@ TINY = {
     "chunk_size": 4,
     "execute_steps": 2,
     "fourier_features": 8,
-    "flow_steps": 4,
+    "nfe": 4,
     "device": "cpu",
 }
 
@@ -92,7 +92,7 @@ def test_the_graph_is_self_contained_and_free_of_control_flow_and_randomness(pol
 
 
 def test_other_flow_steps_change_the_graph_but_not_the_weights(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    one = export_policy(checkpoint, tmp_path / "one", flow_steps=1, solver="euler")
+    one = export_policy(checkpoint, tmp_path / "one", nfe=1, solver="euler")
     module = PolicyModule(checkpoint.load_networks(), MeamPolicy.from_pretrained(one).spec)
     observation, noise = torch.zeros(1, 4), torch.ones(1, 8)
     networks = module.networks

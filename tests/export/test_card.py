@@ -12,8 +12,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from meam_export.card import render_card
-from meam_export.ladder import FIGURES
-from meam_export.parity import ParityReport, ParityRow
+from meam_export.graph.parity import ParityReport, ParityRow
+from meam_export.variants.ladder import FIGURES
 from meam_policy import BoxSpec, PolicySpec
 from meam_policy.spec import VariantSpec
 from meam_training import Checkpoint, TrainConfig
@@ -31,7 +31,7 @@ SPEC = PolicySpec(
     observation_std=(1.0,) * 16,
     action_offset=(0.0,) * 3,
     action_scale=(1.0,) * 3,
-    flow_steps=8,
+    nfe=8,
     solver="heun",
     method="me-am",
     environment_id="tests/Arm-v0",

@@ -18,10 +18,10 @@ from safetensors.numpy import load_file
 
 import meam_export.export as export_module
 from meam_export import export_policy
-from meam_export.graph import build_graph
-from meam_export.parity import ParityReport, draw_noise, random_observations
-from meam_export.policy_module import PolicyModule
-from meam_export.variants import BuiltVariant
+from meam_export.graph.parity import ParityReport, draw_noise, random_observations
+from meam_export.graph.policy_graph import build_graph
+from meam_export.graph.policy_module import PolicyModule
+from meam_export.variants.build import BuiltVariant
 from meam_policy import (
     CheckpointError,
     ConfigError,
@@ -33,9 +33,9 @@ from meam_policy import (
     PolicySpec,
 )
 from meam_policy.cli import run
-from meam_policy.folder import POLICY_FILES, sha256
-from meam_policy.session import PolicySession
-from meam_policy.verify import verify_policy
+from meam_policy.diagnosis.verify import verify_policy
+from meam_policy.folder.policy_folder import POLICY_FILES, sha256
+from meam_policy.inference.session import PolicySession
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, train
 
 TINY = {"steps": 2, "hidden_dims": (8,), "critic_hidden_dims": (8,), "num_critics": 2, "batch_size": 8, "chunk_size": 2}
@@ -118,9 +118,9 @@ def test_the_policy_is_integrated_as_in_training_unless_told_otherwise(
     checkpoint: Checkpoint, folder: Path, tmp_path: Path
 ) -> None:
     spec = MeamPolicy.from_pretrained(folder).spec
-    assert (spec.flow_steps, spec.solver, spec.best_of) == (10, "midpoint", 1)
-    other = MeamPolicy.from_pretrained(export_policy(checkpoint, tmp_path / "policy", flow_steps=3, solver="euler"))
-    assert (other.spec.flow_steps, other.spec.solver) == (3, "euler")
+    assert (spec.nfe, spec.solver, spec.best_of) == (10, "midpoint", 1)
+    other = MeamPolicy.from_pretrained(export_policy(checkpoint, tmp_path / "policy", nfe=3, solver="euler"))
+    assert (other.spec.nfe, other.spec.solver) == (3, "euler")
     observation, noise = {"arm": [0.1, 0.2], "ball": [0.3]}, np.ones(4)
     as_trained = MeamPolicy.from_pretrained(folder).sample(observation, noise=noise)
     assert not np.array_equal(as_trained, other.sample(observation, noise=noise))
@@ -166,15 +166,15 @@ def test_of_several_chunks_the_exported_policy_takes_the_one_with_the_highest_va
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"flow_steps": 0}, "flow_steps is 0; expected 1 to 10000"),
-        ({"flow_steps": -3}, "flow_steps is -3"),
-        ({"flow_steps": 3}, "flow_steps is 3; expected a multiple of 2, as midpoint takes so many at a time"),
+        ({"nfe": 0}, "nfe is 0; expected 1 to 10000"),
+        ({"nfe": -3}, "nfe is -3"),
+        ({"nfe": 3}, "nfe is 3; expected a multiple of 2, as midpoint takes so many at a time"),
         ({"solver": "rk45"}, "solver is 'rk45'; expected one of euler, ab2, midpoint, heun, rk4"),
-        ({"solver": "rk4"}, "flow_steps is 10; expected a multiple of 4, as rk4 takes so many"),
+        ({"solver": "rk4"}, "nfe is 10; expected a multiple of 4, as rk4 takes so many"),
         ({"time_grid": (0.0, 1.0)}, "time_grid is 2 times; expected 6, the ends of 5 steps"),
-        ({"time_grid": (0.0, 1.0), "flow_steps": 3, "solver": "euler"}, "time_grid is 2 times"),
-        ({"time_grid": (0.0, 0.6, 0.5, 1.0), "flow_steps": 3, "solver": "euler"}, "increasing times from 0 to 1"),
-        ({"time_grid": (0.0, 0.9), "flow_steps": 1, "solver": "euler"}, "increasing times from 0 to 1"),
+        ({"time_grid": (0.0, 1.0), "nfe": 3, "solver": "euler"}, "time_grid is 2 times"),
+        ({"time_grid": (0.0, 0.6, 0.5, 1.0), "nfe": 3, "solver": "euler"}, "increasing times from 0 to 1"),
+        ({"time_grid": (0.0, 0.9), "nfe": 1, "solver": "euler"}, "increasing times from 0 to 1"),
         ({"best_of": 0}, "best_of is 0"),
         ({"action_names": ("left",)}, "action_names is 1 names; expected 2 names"),
         ({"observation_names": ("a", "b")}, "observation_names is 2 names; expected 3 names"),
@@ -201,9 +201,9 @@ def test_a_tolerance_that_says_nothing_is_refused(checkpoint: Checkpoint, tmp_pa
     "settings",
     [
         {"solver": "heun"},
-        {"solver": "ab2", "flow_steps": 3},
-        {"solver": "rk4", "flow_steps": 8},
-        {"solver": "euler", "flow_steps": 2, "time_grid": [0, 0.9, 1]},
+        {"solver": "ab2", "nfe": 3},
+        {"solver": "rk4", "nfe": 8},
+        {"solver": "euler", "nfe": 2, "time_grid": [0, 0.9, 1]},
         {"best_of": 2},
     ],
 )
@@ -456,7 +456,7 @@ def test_names_and_licence_are_in_the_folder_and_in_every_graph(checkpoint: Chec
         assert metadata["joint_names"] == metadata["action_names"] == "hip,knee"
         assert metadata["observation_names"] == "x,y,ball"
         assert metadata["license"] == "MIT"
-        assert metadata["flow_steps"] == ("10" if file == "policy.onnx" else "1")
+        assert metadata["nfe"] == ("10" if file == "policy.onnx" else "1")
 
 
 def test_without_a_licence_none_is_claimed(folder: Path) -> None:

@@ -25,13 +25,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from meam_export import triton
-from meam_export.graph import build_graph
-from meam_export.policy_module import PolicyModule
+from meam_export.graph.policy_graph import build_graph
+from meam_export.graph.policy_module import PolicyModule
 from meam_export.triton import write_triton_repository
 from meam_policy import BoxSpec, ConfigError, FormatError, IntegrityError, NotFoundError, OutputError, PolicySpec
-from meam_policy.folder import sha256
+from meam_policy.folder.policy_folder import sha256
 from meam_training import TrainConfig
-from meam_training.checkpoint import build_networks
+from meam_training.networks.meam_networks import build_networks
 
 # Generated modules, whose members pyright cannot see.
 schema: Any = importlib.import_module("tritonclient.grpc.model_config_pb2")
@@ -51,7 +51,7 @@ SPEC = PolicySpec(
     observation_std=(1.0,) * 3,
     action_offset=(0.0,) * 2,
     action_scale=(1.0,) * 2,
-    flow_steps=4,
+    nfe=4,
     solver=CONFIG.solver,
     method="qam",
     environment_id="meam/Arm-v0",
@@ -594,7 +594,7 @@ def test_the_request_of_the_docstring_has_the_declared_tensors(policy: Path, tmp
 def test_a_policy_that_is_told_how_its_chunk_begins_declares_what_it_is_told(
     module: PolicyModule, tmp_path: Path
 ) -> None:
-    told = PolicyModule(module.networks, SPEC, inpainting=True)
+    told = PolicyModule(module.networks, SPEC, takes_prefix=True)
     model = write_triton_repository(make_policy(tmp_path / "arm", build_graph(told, SPEC)), tmp_path / "models")
     config, single = read_config(model), schema.TYPE_FP32
     assert tensors(config.input) == {
@@ -619,7 +619,7 @@ def test_a_version_that_is_told_how_its_chunk_begins_is_another_model(
 ) -> None:
     write_triton_repository(policy, tmp_path / "models", model_name="arm")
     before = files_under(tmp_path / "models")
-    told = build_graph(PolicyModule(module.networks, SPEC, inpainting=True), SPEC)
+    told = build_graph(PolicyModule(module.networks, SPEC, takes_prefix=True), SPEC)
     with pytest.raises(OutputError, match="prefix"):
         write_triton_repository(make_policy(tmp_path / "told", told), tmp_path / "models", model_name="arm")
     assert files_under(tmp_path / "models") == before

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from meam_policy import BoxSpec, MeamPolicy, PolicySpec
-from meam_policy.folder import sha256
-from meam_policy.variant import VariantSpec
+from meam_policy.folder.policy_folder import sha256
+from meam_policy.spec import VariantSpec
 
 UNIT_BOX = BoxSpec(shape=(2,), dtype="float32", low=(-1.0, -1.0), high=(1.0, 1.0))
 
@@ -42,7 +42,7 @@ def policy_spec(
         "observation_std": (1.0,) * observation_dim,
         "action_offset": (0.0,) * action.size,
         "action_scale": (1.0,) * action.size,
-        "flow_steps": 1,
+        "nfe": 1,
         "method": "by hand",
     }
     return PolicySpec(**{**fields, **changes})
@@ -144,7 +144,7 @@ class LinearPolicy:
     def add_variant(self, name: str, graph: bytes, **fields: Any) -> None:
         """Put one graph more into the folder, and into its config.json."""
         spec = PolicySpec.from_json((self.folder / "config.json").read_bytes())
-        variant = VariantSpec(**{"file": f"{name}.onnx", "flow_steps": 1, **fields})
+        variant = VariantSpec(**{"file": f"{name}.onnx", "nfe": 1, **fields})
         (self.folder / variant.file).write_bytes(graph)
         variants, files = {**spec.variants, name: variant}, {**spec.files, variant.file: sha256(graph)}
         spec = dataclasses.replace(spec, variants=variants, files=files)

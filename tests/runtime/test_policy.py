@@ -19,7 +19,7 @@ from meam_policy import (
     ObservationError,
     SafetySettings,
 )
-from meam_policy.session import PolicySession
+from meam_policy.inference.session import PolicySession
 
 OBSERVATIONS = np.random.default_rng(3).integers(-8, 9, (40, 3, 3)).astype(np.float32) / 4
 
@@ -304,13 +304,13 @@ def test_a_policy_that_chooses_among_several_chunks_takes_the_noise_of_all_of_th
 
 def test_variant_acts_as_its_graph_and_says_which_it_is(linear, make_policy):
     other = make_policy(weight=-np.ones((3, 8)) / 4)
-    linear.add_variant("k3", other.graph, flow_steps=4, solver="midpoint", time_grid=(0.0, 0.25, 1.0))
+    linear.add_variant("k3", other.graph, nfe=4, solver="midpoint", time_grid=(0.0, 0.25, 1.0))
     row = OBSERVATIONS[0, 0]
     trained, variant = linear.load(), linear.load(variant="k3")
     assert (trained.variant, variant.variant) == (None, "k3")
     np.testing.assert_array_equal(trained.act(row, deterministic=True), linear.chunks([row])[0, 0])
     np.testing.assert_array_equal(variant.act(row, deterministic=True), other.chunks([row])[0, 0])
-    seen = (variant.spec.flow_steps, variant.spec.solver, variant.spec.time_grid)
+    seen = (variant.spec.nfe, variant.spec.solver, variant.spec.time_grid)
     assert seen == (4, "midpoint", (0.0, 0.25, 1.0))
     assert trained.spec.solver == "euler"
 
@@ -633,7 +633,7 @@ def test_deterministic_chunk_is_that_of_zero_noise(make_policy, best_of):
 def test_number_of_samples_may_be_changed_where_the_graph_chooses(make_policy):
     linear = make_policy(best_of=3)
     noise = np.random.default_rng(0).integers(-8, 9, (3, 40)) / 8
-    policy = linear.load(n_samples=5, seed=0)
+    policy = linear.load(best_of=5, seed=0)
     assert (policy.spec.best_of, policy.spec.noise_dim) == (5, 40)
     assert linear.load().spec.best_of == 3
     every = noise.reshape(3, 5, 8)
@@ -643,15 +643,15 @@ def test_number_of_samples_may_be_changed_where_the_graph_chooses(make_policy):
     assert policy.act(OBSERVATIONS[0]).shape == (3, 2)
 
 
-@pytest.mark.parametrize("n_samples", [-1, 0, 1, 10_001])
-def test_number_of_samples_out_of_range_is_refused(make_policy, n_samples):
-    with pytest.raises(ConfigError, match=f"n_samples is {n_samples}; expected 2 to 10000"):
-        make_policy(best_of=3).load(n_samples=n_samples)
+@pytest.mark.parametrize("best_of", [-1, 0, 1, 10_001])
+def test_number_of_samples_out_of_range_is_refused(make_policy, best_of):
+    with pytest.raises(ConfigError, match=f"best_of is {best_of}; expected 2 to 10000"):
+        make_policy(best_of=3).load(best_of=best_of)
 
 
 def test_number_of_samples_is_refused_where_the_graph_does_not_choose(linear):
     with pytest.raises(ConfigError, match="of a graph that chooses by value"):
-        linear.load(n_samples=4)
+        linear.load(best_of=4)
 
 
 def test_eight_threads_sampling_with_given_noise_give_the_serial_results(make_policy):
@@ -710,7 +710,7 @@ def test_copy_of_a_policy_shares_nothing_with_it(linear):
 
 def test_pickle_keeps_variant_and_options(linear, make_policy):
     linear.add_variant("best-of-3", make_policy(best_of=3).graph, best_of=3)
-    policy = linear.load(variant="best-of-3", n_samples=4, fixed_batch=3, seed=0)
+    policy = linear.load(variant="best-of-3", best_of=4, fixed_batch=3, seed=0)
     copied = pickle.loads(pickle.dumps(policy))
     assert (copied.variant, copied.spec) == ("best-of-3", policy.spec)
     np.testing.assert_array_equal(copied.act(OBSERVATIONS[0]), policy.act(OBSERVATIONS[0]))

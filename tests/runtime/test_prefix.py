@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from meam_policy import ActionError, BoxSpec, ConfigError, MeamPolicy, ObservationError
-from meam_policy.chunk_schedule import prefix_weights
+from meam_policy.loop.chunk_schedule import prefix_weights
 
 BOX = BoxSpec(shape=(2,), dtype="float32", low=(-1.0, -4.0), high=(1.0, 12.0))
 OFFSET, SCALE = (0.0, 4.0), (1.0, 8.0)
@@ -50,7 +50,7 @@ def continuing_graph(weight, noise_weight):
 def folder(make_policy):
     """A policy, and its variant rtc."""
     linear = make_policy(action=BOX, action_offset=OFFSET, action_scale=SCALE)
-    linear.add_variant("rtc", continuing_graph(linear.weight, linear.noise_weight), inpainting=True)
+    linear.add_variant("rtc", continuing_graph(linear.weight, linear.noise_weight), takes_prefix=True)
     return linear
 
 
@@ -77,7 +77,7 @@ def test_only_the_variant_takes_a_prefix(folder, told):
     assert told.takes_prefix is True
     assert folder.load().takes_prefix is False
     assert told.variant == "rtc"
-    assert told.spec.variants["rtc"].inpainting
+    assert told.spec.variants["rtc"].takes_prefix
 
 
 def test_the_prefix_is_in_environment_units_and_every_row_has_its_own(folder, told):
@@ -269,7 +269,7 @@ def test_actions_beyond_the_bounds_are_clipped(told):
 def test_a_network_that_overflows_is_an_action_error_even_under_a_prefix_of_weight_one(make_policy):
     linear = make_policy(action=BOX, action_offset=OFFSET, action_scale=SCALE)
     huge = np.full_like(linear.weight, np.finfo(np.float32).max)
-    linear.add_variant("rtc", continuing_graph(huge, linear.noise_weight), inpainting=True)
+    linear.add_variant("rtc", continuing_graph(huge, linear.noise_weight), takes_prefix=True)
     policy = linear.load(variant="rtc")
     with pytest.raises(ActionError):
         policy.predict_action_chunk(np.full(3, 3.0), prefix=np.zeros((4, 2)), prefix_weight=np.ones(4))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from meam_training.config import TrainConfig
-from meam_training.dataset import OfflineDataset
+from meam_training.data.dataset import OfflineDataset
 
 torch.set_num_threads(1)
 
@@ -60,7 +60,7 @@ def make_config() -> MakeConfig:
             "hidden_dims": (8, 8),
             "critic_hidden_dims": (8, 8),
             "num_critics": 2,
-            "flow_steps": 4,
+            "nfe": 4,
             "candidates": 4,
             "likelihood_steps": 2,
             "chunk_size": 2,

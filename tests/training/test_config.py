@@ -16,14 +16,14 @@ WHOLE = {  # field: smallest value
     "steps": 1,
     "batch_size": 1,
     "num_critics": 1,
-    "flow_steps": 1,
+    "nfe": 1,
     "best_of": 1,
     "chunk_size": 1,
     "candidates": 4,
     "likelihood_steps": 1,
     "divergence_probes": 1,
-    "mirror_steps": 1,
-    "ascent_candidates": 1,
+    "mirror_stages": 1,
+    "ascent_starts": 1,
     "checkpoint_every": 1,
     "log_every": 1,
     "keep_checkpoints": 1,
@@ -171,7 +171,7 @@ SWITCHES = ["confine", "adaptive_mixture", "joint_clip", "compile"]
 
 
 def changed(field: str, value: Any) -> TrainConfig:
-    return TrainConfig(**{"flow_steps": 12, field: value})  # which every solver can take
+    return TrainConfig(**{"nfe": 12, field: value})  # which every solver can take
 
 
 @pytest.mark.parametrize("field", CHOICES)
@@ -223,13 +223,13 @@ def test_the_share_of_offline_data_is_none_or_a_number_from_0_to_1(value):
 @pytest.mark.parametrize("steps", [1, 2, 3, 6, 11])
 @pytest.mark.parametrize(("solver", "together"), [("euler", 1), ("ab2", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
 def test_a_solver_takes_a_multiple_of_the_evaluations_of_its_step(solver, together, steps):
-    assert TrainConfig(flow_steps=together * steps, solver=solver).flow_steps == together * steps
+    assert TrainConfig(nfe=together * steps, solver=solver).nfe == together * steps
     if steps % together == 0:
-        assert TrainConfig(flow_steps=steps, solver=solver).flow_steps == steps
+        assert TrainConfig(nfe=steps, solver=solver).nfe == steps
         return
-    expected = f'flow_steps is {steps}; expected a multiple of {together}, as {solver} takes so many.*solver="euler"'
+    expected = f'nfe is {steps}; expected a multiple of {together}, as {solver} takes so many.*solver="euler"'
     with pytest.raises(ConfigError, match=expected):
-        TrainConfig(flow_steps=steps, solver=solver)
+        TrainConfig(nfe=steps, solver=solver)
 
 
 BC: dict[str, Any] = {"method": "bc", "inverse_temperature": 0.0, "entropy_coef": 0.0, "mixture_weight": 0.0}
@@ -257,8 +257,8 @@ def test_a_batch_too_small_for_the_reweighted_objective_is_refused_with_a_way_ou
 
 def test_the_ancestral_sde_has_at_least_one_step_with_noise():
     ancestral: dict[str, Any] = {"objective": "adjoint", "sde": "ancestral", "solver": "euler"}
-    assert TrainConfig(**ancestral, sde_steps=2, flow_steps=1).sde_steps == 2
-    for name in ("sde_steps", "flow_steps"):
+    assert TrainConfig(**ancestral, sde_steps=2, nfe=1).sde_steps == 2
+    for name in ("sde_steps", "nfe"):
         values: dict[str, Any] = {name: 1}
         with pytest.raises(ConfigError, match=f"{name} is 1; expected 2 or more"):
             TrainConfig(**ancestral, **values)
@@ -267,7 +267,7 @@ def test_the_ancestral_sde_has_at_least_one_step_with_noise():
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "neutral"), [("best_of", 2, 1), ("mirror_steps", 2, 1), ("distill_coef", 0.5, 0)]
+    ("field", "value", "neutral"), [("best_of", 2, 1), ("mirror_stages", 2, 1), ("distill_coef", 0.5, 0)]
 )
 def test_without_critics_there_is_nothing_to_choose_by_and_no_policy_to_train(field, value, neutral):
     assert getattr(TrainConfig(**BC, **{field: neutral}), field) == neutral
@@ -351,7 +351,7 @@ def test_a_method_fixes_the_coefficients_that_it_lacks(method, field):
 @given(
     st.sampled_from(list(PRESETS)),
     st.fixed_dictionaries(
-        {"flow_steps": st.sampled_from([4, 12, 20])},
+        {"nfe": st.sampled_from([4, 12, 20])},
         optional={
             "steps": st.integers(10, 10**9),
             "seed": st.integers(0, 2**63 - 1),
@@ -397,7 +397,7 @@ def test_settings_survive_json(name, overrides):
         '{"device": 3}',
         '{"objective": null}',
         '{"solver": "rk45"}',
-        '{"solver": "rk4", "flow_steps": 10}',
+        '{"solver": "rk4", "nfe": 10}',
         '{"confine": 1}',
         '{"edit_scale": 0.1}',
         '{"sde_steps": 2.0}',

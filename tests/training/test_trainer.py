@@ -23,11 +23,12 @@ from meam_policy.errors import (
     LockedError,
     OutputError,
 )
-from meam_training.checkpoint import Checkpoint, build_networks
-from meam_training.chunk_source import DeviceChunks
-from meam_training.dataset import OfflineDataset
-from meam_training.learner import clip_gradients
-from meam_training.run_folder import Run
+from meam_training.data.dataset import OfflineDataset
+from meam_training.learning.chunk_source import DeviceChunks
+from meam_training.learning.learner import clip_gradients
+from meam_training.networks.meam_networks import build_networks
+from meam_training.runs.checkpoint import Checkpoint
+from meam_training.runs.run_folder import Run
 from meam_training.trainer import make_spec, train
 
 ALWAYS = {"checkpoints", "config.json", "metrics.csv", "observations.safetensors", "run.json"}
@@ -193,9 +194,9 @@ KINDS = {
     "reference": ("qam", {"distill_coef": 1.0}),
     "edit": ("qam-edit", {"best_of": 2}),
     "mixture": ("me-am", {"adaptive_mixture": True, "mixture_weight": 0.3, "best_of": 3}),
-    "reweighted, mirror": ("me-am", {"mirror_steps": 2}),
-    "target-score, mirror": ("me-am", {"objective": "target_score", "mirror_steps": 2}),
-    "adjoint, mirror": ("me-am", {"objective": "adjoint", "mirror_steps": 2}),
+    "reweighted, mirror": ("me-am", {"mirror_stages": 2}),
+    "target-score, mirror": ("me-am", {"objective": "target_score", "mirror_stages": 2}),
+    "adjoint, mirror": ("me-am", {"objective": "adjoint", "mirror_stages": 2}),
 }
 
 
@@ -369,7 +370,7 @@ data = OfflineDataset.from_arrays(
 )
 config = TrainConfig.preset(
     "me-am", steps=int(sys.argv[2]), checkpoint_every=1, log_every=1, batch_size=4, hidden_dims=(4,),
-    critic_hidden_dims=(4,), num_critics=1, flow_steps=2, device="cpu", pretrain_steps=2, threads=1, candidates=4,
+    critic_hidden_dims=(4,), num_critics=1, nfe=2, device="cpu", pretrain_steps=2, threads=1, candidates=4,
 )
 train(config, data, sys.argv[1], resume=True)
 """
@@ -621,7 +622,7 @@ def same_weights(one, other):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_prior_of_a_later_stage_is_the_policy_of_the_one_before(dataset, make_config, tmp_path, objective):
-    config = make_config(steps=10, pretrain_steps=1, checkpoint_every=1, mirror_steps=3, objective=objective)
+    config = make_config(steps=10, pretrain_steps=1, checkpoint_every=1, mirror_stages=3, objective=objective)
     train(config, dataset, tmp_path)
     networks = {step: checkpoint_at(tmp_path, step) for step in range(1, 11)}
     # Three stages of three updates each: 2-4, 5-7 and 8-10.
@@ -641,10 +642,10 @@ def test_the_prior_of_a_later_stage_is_the_policy_of_the_one_before(dataset, mak
 
 
 def test_with_several_stages_the_number_of_updates_is_fixed(dataset, make_config, tmp_path):
-    train(make_config(steps=4, mirror_steps=2), dataset, tmp_path)
+    train(make_config(steps=4, mirror_stages=2), dataset, tmp_path)
     with pytest.raises(CheckpointError, match="has other settings: steps: 4 there, 8 now"):
-        train(make_config(steps=8, mirror_steps=2), dataset, tmp_path, resume=True)
-    again = train(make_config(steps=4, mirror_steps=2, log_every=3), dataset, tmp_path, resume=True)
+        train(make_config(steps=8, mirror_stages=2), dataset, tmp_path, resume=True)
+    again = train(make_config(steps=4, mirror_stages=2, log_every=3), dataset, tmp_path, resume=True)
     assert again.step == 4
 
 

@@ -64,7 +64,7 @@ class TrainConfig:
     They let small networks follow sharp changes, such as the walls of a maze."""
     fourier_scale: float = 1.0
     """Standard deviation of the Fourier frequencies, in radians per standard deviation of an observation."""
-    flow_steps: int = 10
+    nfe: int = 10
     """Evaluations K of the velocity from noise to action, in training and by default in the exported policy."""
     solver: Solver = "midpoint"
     """Integration scheme: euler takes K steps, midpoint K / 2 steps of second order, at the same cost."""
@@ -90,7 +90,7 @@ class TrainConfig:
     """Scheme of the adjoint objective's SDE: ancestral (exact linear part), or reference (Euler-Maruyama, as
     published)."""
     sde_steps: int | None = None
-    """Steps of that SDE; None takes flow_steps."""
+    """Steps of that SDE; None takes nfe."""
     candidates: int = 8
     """Samples per observation of the reweighted objective, a quarter of them from the prior; 4 or more. An update takes
     batch_size samples in all. Few samples bias the policy towards the prior, in proportion to 1 / candidates."""
@@ -98,7 +98,7 @@ class TrainConfig:
     """Midpoint steps of its log densities."""
     divergence_probes: int = 2
     """Directions in which their divergence is measured; exact from the dimension of the action chunk on."""
-    mirror_steps: int = 1
+    mirror_stages: int = 1
     """Stages of mirror descent: the policy of one stage is the next one's prior. Equal shares of the updates."""
     score_eps: float = 0.1
     """The prior's score is read off its velocity at t = 1 - score_eps."""
@@ -112,7 +112,7 @@ class TrainConfig:
     adaptive_mixture: bool = False
     """Keep a Q-maximised action only with the probability min(1, v / v_Q): the critics' variance at the data's
     actions over that at the Q-maximised one. It distrusts what the critics have not seen."""
-    ascent_candidates: int = 4
+    ascent_starts: int = 4
     """Starting points of the search for Q-maximised actions: the data's action, then samples of the prior and copies
     of the data's action perturbed by ascent_spread in turn."""
     ascent_spread: float = 0.2
@@ -169,11 +169,11 @@ class TrainConfig:
         """
         if self.method not in get_args(Method):
             raise ConfigError(_unknown("method", str(self.method), get_args(Method)))
-        at_least_one = ("steps", "batch_size", "num_critics", "flow_steps", "chunk_size", "ascent_candidates")
+        at_least_one = ("steps", "batch_size", "num_critics", "nfe", "chunk_size", "ascent_starts")
         at_least_one += ("checkpoint_every", "log_every", "best_of", "candidates", "likelihood_steps")
         at_least_one += (
             "divergence_probes",
-            "mirror_steps",
+            "mirror_stages",
             "keep_checkpoints",
             "evaluate_episodes",
             "updates_per_step",
@@ -195,9 +195,9 @@ class TrainConfig:
         for name in ("confine", "adaptive_mixture", "joint_clip", "compile"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected true or false.")
-        if self.flow_steps % EVALUATIONS[self.solver]:
+        if self.nfe % EVALUATIONS[self.solver]:
             raise ConfigError(
-                f"flow_steps is {self.flow_steps}; expected a multiple of {EVALUATIONS[self.solver]}, as "
+                f"nfe is {self.nfe}; expected a multiple of {EVALUATIONS[self.solver]}, as "
                 f'{self.solver} takes so many at a time, or solver="euler".'
             )
         if self.objective == "reweighted" and self.trains_policy:
@@ -208,13 +208,13 @@ class TrainConfig:
                 )
             if not 4 <= self.candidates <= self.batch_size:
                 raise ConfigError(f"candidates is {self.candidates}; expected 4 to batch_size = {self.batch_size}.")
-        if self.objective == "adjoint" and self.sde == "ancestral" and (self.sde_steps or self.flow_steps) < 2:
-            name = "flow_steps" if self.sde_steps is None else "sde_steps"
+        if self.objective == "adjoint" and self.sde == "ancestral" and (self.sde_steps or self.nfe) < 2:
+            name = "nfe" if self.sde_steps is None else "sde_steps"
             raise ConfigError(
                 f"{name} is 1; expected 2 or more, for the last ancestral step has no noise to learn from."
             )
         if not self.trains_policy:
-            for name, neutral in (("best_of", 1), ("mirror_steps", 1), ("distill_coef", 0.0)):
+            for name, neutral in (("best_of", 1), ("mirror_stages", 1), ("distill_coef", 0.0)):
                 if getattr(self, name) != neutral:
                     raise ConfigError(
                         f"{name} is {getattr(self, name)}; expected {neutral} for {self.method}, which has no critics."
@@ -277,9 +277,9 @@ class TrainConfig:
         if self.pretrain_steps >= self.steps:
             raise ConfigError(f"pretrain_steps is {self.pretrain_steps}; expected fewer than steps = {self.steps}.")
         joint = self.steps - self.pretrain_steps
-        if self.mirror_steps > joint:
+        if self.mirror_stages > joint:
             raise ConfigError(
-                f"mirror_steps is {self.mirror_steps}; expected at most the {joint} updates after pretraining."
+                f"mirror_stages is {self.mirror_stages}; expected at most the {joint} updates after pretraining."
             )
         for name, value in _FIXED[self.method].items():
             if getattr(self, name) != value:
@@ -321,7 +321,8 @@ class TrainConfig:
             ConfigError: not such settings.
         """
         try:
-            data: dict[str, Any] = json.loads(text)
+            written: dict[str, Any] = json.loads(text)
+            data = {_RENAMED.get(name, name): value for name, value in written.items()}
             for name, kind in get_type_hints(cls).items():
                 if get_origin(kind) is tuple and name in data:
                     data[name] = tuple(data[name])
@@ -331,6 +332,9 @@ class TrainConfig:
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"Not training settings: {error}.") from error
 
+
+_RENAMED = {"flow_steps": "nfe", "mirror_steps": "mirror_stages", "ascent_candidates": "ascent_starts"}
+"""Settings by the names under which earlier versions wrote them."""
 
 _FIXED: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {

@@ -16,19 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meam_policy.environments import make_environment
+from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError, DeviceError
 from meam_policy.spec import PolicySpec
-from meam_training.algorithm import KnownValue
-from meam_training.checkpoint import Checkpoint
-from meam_training.chunk_source import ChunkSource, make_chunk_source
 from meam_training.config import TrainConfig
-from meam_training.dataset import OfflineDataset
-from meam_training.distributed import ProcessGroup, process_group
-from meam_training.evaluation import DataEvaluator, EnvironmentEvaluator, Evaluation, Evaluator
-from meam_training.learner import Learner
-from meam_training.online import OnlineLearning
-from meam_training.run_folder import Run, open_run
+from meam_training.data.dataset import OfflineDataset
+from meam_training.learning.chunk_source import ChunkSource, make_chunk_source
+from meam_training.learning.distributed import ProcessGroup, process_group
+from meam_training.learning.evaluation import DataEvaluator, EnvironmentEvaluator, Evaluation, Evaluator
+from meam_training.learning.learner import Learner
+from meam_training.learning.online import OnlineLearning
+from meam_training.networks.meam_networks import KnownValue
+from meam_training.runs.checkpoint import Checkpoint
+from meam_training.runs.run_folder import Run, open_run
 
 __all__ = ["make_spec", "train"]
 
@@ -59,7 +59,7 @@ def train(
         config: Settings.
         dataset: Training data.
         output_dir: Folder of the run, created if need be: settings, metrics and checkpoints; see
-            `meam_training.run_folder`.
+            `meam_training.runs.run_folder`.
         resume: Go on from the newest checkpoint, if there is one; on the CPU the result is bit-equal to that of an
             uninterrupted run. Only what does not decide the weights may differ from its settings: `steps`, intervals,
             `loggers`, `device`, `threads`, `compile`.
@@ -154,7 +154,7 @@ def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
         observation_std=tuple(np.where(constant, 1.0, std).tolist()),
         action_offset=tuple(((high + low) / 2).tolist()),
         action_scale=tuple(((high - low) / 2).tolist()),
-        flow_steps=config.flow_steps,
+        nfe=config.nfe,
         solver=config.solver,
         best_of=config.best_of,
         method=config.method,

@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from meam_policy.providers import provider_list, require_provider
-from meam_policy.session import PolicySession
+from meam_policy.inference.providers import provider_list, require_provider
+from meam_policy.inference.session import PolicySession
 from meam_policy.spec import PolicySpec
 
 __all__ = ["make"]

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from meam_export.benchmark.settings import InferenceSetting
-from meam_export.parity import draw_noise, random_observations, reference
-from meam_export.policy_module import PolicyModule
+from meam_export.graph.parity import draw_noise, random_observations, reference
+from meam_export.graph.policy_module import PolicyModule
 from meam_policy.spec import BoxSpec, PolicySpec
-from meam_training.algorithm import MeamNetworks
-from meam_training.checkpoint import Checkpoint, build_networks
 from meam_training.config import TrainConfig
+from meam_training.networks.meam_networks import MeamNetworks, build_networks
+from meam_training.runs.checkpoint import Checkpoint
 
 __all__ = [
     "Problem",
@@ -63,7 +63,7 @@ def random_problem(setting: InferenceSetting) -> Problem:
         hidden_dims=setting.hidden_dims,
         critic_hidden_dims=setting.hidden_dims,
         num_critics=setting.num_critics,
-        flow_steps=setting.flow_steps,
+        nfe=setting.nfe,
         chunk_size=setting.chunk_size,
     )
     spec = PolicySpec(
@@ -75,7 +75,7 @@ def random_problem(setting: InferenceSetting) -> Problem:
         observation_std=(1.5,) * obs,
         action_offset=(-0.5,) * act,
         action_scale=(1.5,) * act,
-        flow_steps=setting.flow_steps,
+        nfe=setting.nfe,
         solver=config.solver,
         method=config.method,
     )
@@ -98,7 +98,7 @@ def checkpoint_problem(path: Path, batch: int = 1) -> Problem:
     spec, config = replace(checkpoint.spec, best_of=1), checkpoint.config
     sizes = (spec.observation_dim, spec.action_dim, spec.chunk_size, config.hidden_dims)
     critics = config.num_critics if config.trains_policy else 0
-    setting = InferenceSetting(f"checkpoint {path.name}", *sizes, critics, spec.flow_steps, batch)
+    setting = InferenceSetting(f"checkpoint {path.name}", *sizes, critics, spec.nfe, batch)
     return Problem(setting, checkpoint.load_networks().eval(), spec)
 
 
@@ -154,7 +154,7 @@ def formula(problem: Problem) -> dict[str, NDArray[np.float32]]:
     found: dict[str, Any] = {
         "mean": spec.observation_mean,
         "std": spec.observation_std,
-        "times": np.arange(spec.flow_steps) / spec.flow_steps,
+        "times": np.arange(spec.nfe) / spec.nfe,
         **{name: np.tile(values, chunk) for name, values in per_action.items()},
         "high": np.tile(spec.action.high, chunk),
     }

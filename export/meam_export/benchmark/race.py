@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meam_export.benchmark.settings import Entrant, InferenceSetting
-from meam_export.parity import TOLERANCES
+from meam_export.graph.parity import TOLERANCES
 from meam_policy.errors import ParityError
 from meam_training.benchmark import Contestant
 from meam_training.benchmark.race import PAUSE, Worker, turns

@@ -203,7 +203,7 @@ def sizes(outcome: Outcome, conditions: Conditions) -> str:
     paced = f", then {paced_calls(conditions)} at {conditions.rate:g} Hz" if conditions.rate else ""
     return (
         f"Observation {s.observation_dim}, action {s.action_dim}, chunk {s.chunk_size}; hidden layers "
-        f"{' '.join(map(str, s.hidden_dims))}, flow steps {s.flow_steps}, critics {s.num_critics}, batch {s.batch}; "
+        f"{' '.join(map(str, s.hidden_dims))}, flow steps {s.nfe}, critics {s.num_critics}, batch {s.batch}; "
         f"rounds {rounds}, calls a round {conditions.calls}{paced}."
     )
 
@@ -270,7 +270,7 @@ def _row(name: str, outcome: Outcome) -> Row:
     acts = entrant.actor != "floor"
     share = None
     if floor is not None and entrant.precision == "fp32" and entrant.best_of == 1:
-        steps = outcome.setting.flow_steps / (entrant.flow_steps or outcome.setting.flow_steps)
+        steps = outcome.setting.nfe / (entrant.nfe or outcome.setting.nfe)
         share = steps * _ratio(name, floor.name, outcome)
     return Row(
         **{

@@ -25,7 +25,7 @@ class InferenceSetting:
         chunk_size: Actions in a chunk.
         hidden_dims: Hidden layers of the velocity field and of every critic.
         num_critics: Members of the critic ensemble, of which only the best of several chunks makes use.
-        flow_steps: Evaluations of the velocity from noise to action.
+        nfe: Evaluations of the velocity from noise to action.
         batch: Decisions of one call.
     """
 
@@ -35,7 +35,7 @@ class InferenceSetting:
     chunk_size: int
     hidden_dims: tuple[int, ...]
     num_critics: int
-    flow_steps: int = 10
+    nfe: int = 10
     batch: int = 1
 
 
@@ -61,7 +61,7 @@ class Entrant(NamedTuple):
         summary: What it is, in words.
         graph: Which graph it runs, if it runs one.
         precision: Of the graph's weights.
-        flow_steps: Evaluations of the velocity; None for those of the setting.
+        nfe: Evaluations of the velocity; None for those of the setting.
         best_of: Chunks of which it takes the one with the highest value.
     """
 
@@ -70,7 +70,7 @@ class Entrant(NamedTuple):
     summary: str
     graph: Literal["lean", "traced"] | None = None
     precision: Precision = "fp32"
-    flow_steps: int | None = None
+    nfe: int | None = None
     best_of: int = 1
 
 
@@ -91,8 +91,8 @@ ENTRANTS: Mapping[str, Entrant] = MappingProxyType(
         "lean": _LEAN,
         "lean-bare": Entrant("onnx", "bound", "the same graph, only onnxruntime's run_with_iobinding", "lean"),
         "lean-int8": Entrant("onnx", "session", "weights in 8-bit integers", "lean", "int8"),
-        "lean-k3": Entrant("onnx", "session", "3 steps", "lean", flow_steps=3),
-        "lean-k3-int8": Entrant("onnx", "session", "3 steps, 8-bit weights", "lean", "int8", flow_steps=3),
+        "lean-k3": Entrant("onnx", "session", "3 steps", "lean", nfe=3),
+        "lean-k3-int8": Entrant("onnx", "session", "3 steps, 8-bit weights", "lean", "int8", nfe=3),
         "lean-best-of-4": Entrant("onnx", "session", "best of 4 chunks by the critics", "lean", best_of=4),
         "floor-numpy": Entrant("floor", "numpy", "reading the weights: NumPy's sgemv"),
         "floor-torch": _FLOOR_TORCH,

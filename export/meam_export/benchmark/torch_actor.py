@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from meam_export.benchmark.problem import read_networks
-from meam_export.policy_module import PolicyModule
+from meam_export.graph.policy_module import PolicyModule
 from meam_policy.spec import PolicySpec
 
 __all__ = ["make"]

@@ -7,8 +7,8 @@ import warnings
 
 import torch
 
-from meam_export.policy_module import PolicyModule
-from meam_export.writer import OPSET
+from meam_export.graph.policy_module import PolicyModule
+from meam_export.graph.writer import OPSET
 from meam_policy import PolicySpec
 
 __all__ = ["traced_graph"]

@@ -11,17 +11,17 @@ from typing import Annotated
 import tyro
 
 from meam_export.export import LADDER, export_policy
-from meam_export.ladder import LadderTask
-from meam_export.parity import ParityReport
+from meam_export.graph.parity import ParityReport
 from meam_export.triton import TritonDevice, write_triton_repository
-from meam_export.variants import BuiltVariant
+from meam_export.variants.build import BuiltVariant
+from meam_export.variants.ladder import LadderTask
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_table, say
-from meam_policy.environments import make_environment
+from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError, MeamError, OutputError
-from meam_policy.folder import CONFIG_FILE
+from meam_policy.folder.policy_folder import CONFIG_FILE
 from meam_policy.spec import PolicySpec, Solver, VariantSpec
-from meam_training.checkpoint import Checkpoint
+from meam_training.runs.checkpoint import Checkpoint
 
 __all__ = ["ExportArguments", "run"]
 
@@ -49,7 +49,7 @@ class ExportArguments:
     """Checkpoint folder, or training folder, of which the newest checkpoint is taken."""
     output_dir: Path
     """Policy folder to write; must not exist, or be empty."""
-    flow_steps: int | None = None
+    nfe: int | None = None
     """Velocity evaluations; by default those of training. Another number changes the actions."""
     solver: Solver | None = None
     """Integration scheme; that of training by default."""
@@ -93,8 +93,8 @@ def export(arguments: ExportArguments) -> None:
 
     checkpoint = Checkpoint.load(a.checkpoint)
     variants = (*(_ladder(checkpoint) if a.ladder else ()), *a.variants)
-    if variants and a.flow_steps is None:  # the policy itself, to compare with
-        variants = (f"k{checkpoint.spec.flow_steps}", *variants)
+    if variants and a.nfe is None:  # the policy itself, to compare with
+        variants = (f"k{checkpoint.spec.nfe}", *variants)
     with contextlib.ExitStack() as stack:
         task = None
         if a.episodes < 0:
@@ -108,7 +108,7 @@ def export(arguments: ExportArguments) -> None:
         folder = export_policy(
             checkpoint,
             a.output_dir,
-            flow_steps=a.flow_steps,
+            nfe=a.nfe,
             solver=a.solver,
             time_grid=a.time_grid or None,
             best_of=a.best_of,
@@ -182,7 +182,7 @@ def _print_ladder(variants: Mapping[str, VariantSpec]) -> None:
     rows = []
     for name, v in variants.items():
         figures = [f"{v.measured[key]:.3g}" if key in v.measured else "" for key in columns.values()]
-        rows.append([name, str(v.flow_steps), v.solver, *figures])
+        rows.append([name, str(v.nfe), v.solver, *figures])
     print_table("Variants, against policy.onnx", ["variant", "K", "solver", *columns], rows)
 
 

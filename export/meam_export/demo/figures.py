@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from meam_export.demo.run import DemoResult
-from meam_policy.environments import make_environment
-from meam_policy.envs.pockets import ARENA_HALF_WIDTH, POCKET_RADIUS, POCKETS, POST_RADIUS, POSTS
+from meam_policy.environments.make import make_environment
+from meam_policy.environments.pockets import ARENA_HALF_WIDTH, POCKET_RADIUS, POCKETS, POST_RADIUS, POSTS
 from meam_policy.errors import MissingExtraError
 from meam_policy.policy import MeamPolicy
-from meam_training.run_log import METRICS_FILE
+from meam_training.runs.run_log import METRICS_FILE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,14 +14,15 @@ import numpy as np
 
 from meam_export.demo.tasks import METHODS, DemoTask
 from meam_export.export import export_policy
-from meam_policy.environments import make_environment
+from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError, OutputError
-from meam_policy.folder import CONFIG_FILE
+from meam_policy.folder.policy_folder import CONFIG_FILE
 from meam_policy.policy import MeamPolicy
-from meam_policy.rollout import RolloutResult, mean_interval, rollout
-from meam_training.checkpoint import Checkpoint
-from meam_training.collect import collect, default_dataset_id
-from meam_training.dataset import OfflineDataset
+from meam_policy.rollouts.episodes import rollout
+from meam_policy.rollouts.result import RolloutResult, mean_interval
+from meam_training.collection.collect import collect, default_dataset_id
+from meam_training.data.dataset import OfflineDataset
+from meam_training.runs.checkpoint import Checkpoint
 from meam_training.trainer import train
 
 __all__ = ["DemoResult", "run_demo"]

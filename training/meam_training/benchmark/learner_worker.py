@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from meam_training.benchmark.settings import SCANNED, Setting
-from meam_training.chunk_source import make_chunk_source
 from meam_training.config import TrainConfig
-from meam_training.dataset import OfflineDataset
-from meam_training.learner import Learner
+from meam_training.data.dataset import OfflineDataset
+from meam_training.learning.chunk_source import make_chunk_source
+from meam_training.learning.learner import Learner
 from meam_training.trainer import make_spec
 
 __all__ = ["make_update", "prepare_torch", "serve", "timed"]
@@ -42,7 +42,7 @@ def make_update(setting: Setting, **overrides: Any) -> Callable[[], object]:
         num_critics=setting.num_critics,
         chunk_size=setting.chunk_size,
         batch_size=setting.batch_size,
-        flow_steps=setting.flow_steps,
+        nfe=setting.nfe,
         **overrides,
     )
     dataset, device = _synthetic(setting), torch.device(config.device)

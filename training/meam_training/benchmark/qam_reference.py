@@ -25,7 +25,7 @@ def main() -> None:
     config = qam.get_config()
     config.horizon_length, config.action_chunking = chunk, chunk > 1
     config.actor_hidden_dims = config.value_hidden_dims = tuple(settings["hidden_dims"])
-    config.num_qs, config.flow_steps, config.batch_size = settings["num_critics"], settings["flow_steps"], rows
+    config.num_qs, config.flow_steps, config.batch_size = settings["num_critics"], settings["nfe"], rows
     agent = qam.QAMAgent.create(0, np.zeros(observed, np.float32), np.zeros(acted, np.float32), config)
     generator = np.random.default_rng(0)
 

@@ -170,7 +170,7 @@ def sizes(outcome: Outcome) -> str:
     return (
         f"Observation {setting.observation_dim}, action {setting.action_dim}, chunk {setting.chunk_size}; hidden "
         f"layers {' '.join(map(str, setting.hidden_dims))}, critics {setting.num_critics}, batch {setting.batch_size}, "
-        f"flow steps {setting.flow_steps}; rounds {rounds}, updates a round {setting.updates}."
+        f"flow steps {setting.nfe}; rounds {rounds}, updates a round {setting.updates}."
     )
 
 

@@ -59,7 +59,7 @@ class Setting:
         num_critics: Members of the critic ensemble.
         updates: Updates of one turn; a multiple of `SCANNED`.
         batch_size: Chunks in a batch.
-        flow_steps: Evaluations of the velocity from noise to action.
+        nfe: Evaluations of the velocity from noise to action.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Setting:
     num_critics: int
     updates: int
     batch_size: int = 256
-    flow_steps: int = 10
+    nfe: int = 10
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Setting:
@@ -80,7 +80,7 @@ class Setting:
     @property
     def product(self) -> tuple[int, int, int]:
         """The matrix product that dominates an update, [rows, width] times [width, width]: rows, width, width."""
-        return self.batch_size * self.flow_steps, self.hidden_dims[0], self.hidden_dims[0]
+        return self.batch_size * self.nfe, self.hidden_dims[0], self.hidden_dims[0]
 
 
 def make_setting(shape: str, scale: str, device: str, updates: int | None = None) -> Setting:

@@ -12,7 +12,7 @@ import tyro
 from meam_policy.commands import parse
 from meam_policy.console import print_json, progress_bar, say
 from meam_policy.errors import ConfigError
-from meam_training.collect import collect
+from meam_training.collection.collect import collect
 
 __all__ = ["collect_command", "run"]
 

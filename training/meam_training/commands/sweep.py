@@ -12,8 +12,8 @@ import tyro
 
 from meam_policy.commands import parse
 from meam_policy.console import print_table, say
-from meam_training.run_log import EVALUATIONS_FILE, METRICS_FILE
-from meam_training.sweep import Outcome, Run, read_sweep, run_sweep
+from meam_training.runs.run_log import EVALUATIONS_FILE, METRICS_FILE
+from meam_training.runs.sweep import Outcome, SweepRun, read_sweep, run_sweep
 
 __all__ = ["run", "sweep_command"]
 
@@ -82,7 +82,7 @@ def _show_table(outcomes: Sequence[Outcome]) -> None:
     print_table("", columns, [[row.get(name, "") for name in columns] for row in rows])
 
 
-def _last_row(run: Run, file: str, shown: Sequence[str] | None = None) -> dict[str, str]:
+def _last_row(run: SweepRun, file: str, shown: Sequence[str] | None = None) -> dict[str, str]:
     path = run.output_dir / file
     if not path.is_file():
         return {}

@@ -14,10 +14,10 @@ import tyro
 from meam_policy.commands import parse
 from meam_policy.console import print_json, progress_bar, say
 from meam_policy.errors import DatasetError, NotFoundError
-from meam_training.checkpoint import Checkpoint
 from meam_training.config import PRESETS, TrainConfig
-from meam_training.dataset import OfflineDataset
-from meam_training.run_folder import RunRecord, load_settings
+from meam_training.data.dataset import OfflineDataset
+from meam_training.runs.checkpoint import Checkpoint
+from meam_training.runs.run_folder import RunRecord, load_settings
 from meam_training.trainer import train
 
 __all__ = ["TrainArguments", "run"]

@@ -1,0 +1,1 @@
+"""The policy as one ONNX graph, and what it must compute."""

@@ -1,0 +1,75 @@
+"""The velocity field on symbols: a copy of the network for every evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from meam_policy.errors import MissingExtraError
+from meam_training.networks.velocity_field import VelocityField
+
+try:
+    import onnx_ir as ir
+
+    from meam_export.graph.expression import Emitter, Expression
+    from meam_export.graph.writer import GraphWriter
+except ImportError as error:
+    raise MissingExtraError("Export needs onnx and onnx-ir: pip install 'meam-policy[export]'.") from error
+
+__all__ = ["UnrolledVelocity", "array_of", "linear_arrays"]
+
+Array = NDArray[np.float64]
+
+
+class UnrolledVelocity:
+    """v(x, t) on symbols: every call writes the network once more, with the same weights.
+
+    The first layer's biases of all calls hold the observation's share and the time. One addition computes them all; its
+    constant is known when the last call has been made.
+
+    Args:
+        field: The velocity field.
+        projected: The observation's share of the first layer [rows, width], without its bias.
+        calls: How many there will be.
+        write: Writes operators.
+        emit: Emits sums.
+    """
+
+    def __init__(
+        self, field: VelocityField, projected: ir.Value, calls: int, write: GraphWriter, emit: Emitter
+    ) -> None:
+        self._write, self._emit = write, emit
+        (weight, self._bias), *self._hidden, self._last = (linear_arrays(layer) for layer in field.layers)
+        act, width = len(self._last[1]), len(self._bias)
+        self._of_x, self._of_t = weight[:, -act - 1 : -1], weight[:, -1]
+        self._constant = write.later()
+        sums = write.op("Add", write.op("Unsqueeze", projected, write.whole(1)), self._constant)
+        flat = write.biases(write.op("Reshape", sums, write.whole(-1, calls * width)))
+        biases = [flat] if calls == 1 else write.ops("Split", [flat], calls, axis=1, num_outputs=calls)
+        self._biases = iter(biases)
+        self._constants: list[Array] = []
+
+    def __call__(self, x: Expression, t: float) -> Expression:
+        """The velocity; after the last call the constant is set."""
+        value, scale, constant = self._emit.up_to_scale(x)
+        # W_x x + w_t t + b, with x = scale value + constant
+        shift = self._of_x @ np.broadcast_to(constant, self._of_x.shape[1])
+        self._constants.append(self._bias + t * self._of_t + shift)
+        self._constant.const_value = ir.tensor(np.stack(self._constants).astype(np.float32))
+        hidden = self._write.hidden(value, self._of_x, next(self._biases), scale)
+        for weight, bias in self._hidden:
+            hidden = self._write.hidden(hidden, weight, bias)
+        return Expression.linear(hidden, *self._last)
+
+
+def linear_arrays(layer: nn.Module) -> tuple[Array, Array]:
+    """Weight [outputs, inputs] and bias [outputs] of a linear layer, in float64."""
+    assert isinstance(layer, nn.Linear)
+    return array_of(layer.weight), array_of(layer.bias)
+
+
+def array_of(tensor: torch.Tensor) -> Array:
+    """A tensor's numbers, in float64."""
+    return tensor.detach().double().cpu().numpy()

@@ -1,0 +1,1 @@
+"""Other graphs of the same networks: fewer steps, lighter weights, and what they cost."""

@@ -1,0 +1,72 @@
+"""Writing the graph of a variant, and checking it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from meam_export.graph.parity import ParityReport, Rows, check_parity
+from meam_export.graph.policy_graph import build_graph
+from meam_export.graph.policy_module import PolicyModule
+from meam_export.variants.names import parse_variant
+from meam_export.variants.time_grid import search_integration
+from meam_policy.spec import PolicySpec, VariantSpec
+from meam_training.networks.meam_networks import MeamNetworks
+
+__all__ = ["BuiltVariant", "build_variant"]
+
+
+@dataclass(frozen=True)
+class BuiltVariant:
+    """A variant that passed its checks.
+
+    Attributes:
+        name: Its name.
+        spec: What goes into `config.json`, without figures.
+        graph: The bytes of its file.
+        policy_spec: The policy as the variant acts.
+        module: The same in PyTorch.
+        parity: How far the graph is from the checkpoint.
+    """
+
+    name: str
+    spec: VariantSpec
+    graph: bytes
+    policy_spec: PolicySpec
+    module: PolicyModule
+    parity: ParityReport
+
+
+def build_variant(
+    name: str,
+    networks: MeamNetworks,
+    policy: BuiltVariant,
+    observations: Rows | None,
+    tolerance: float | None = None,
+) -> BuiltVariant:
+    """Write a variant's graph, and check it.
+
+    Args:
+        name: See `parse_variant`.
+        networks: Trained networks.
+        policy: The policy itself.
+        observations: Raw observations [n, obs] of the data or of the policy.
+        tolerance: Accepted error of another precision than fp32; None takes that of `parity.TOLERANCES`.
+
+    Raises:
+        ConfigError: there is no such variant of this policy.
+        ParityError: its error is above the tolerance.
+    """
+    variant, solvers = parse_variant(name, policy.policy_spec)
+    if replace(variant, file=policy.spec.file) == policy.spec and not solvers:
+        return replace(policy, name=name)  # the policy itself, which is in the folder already
+    if solvers:
+        found = search_integration(networks, policy.policy_spec, variant.nfe, solvers, observations)
+        variant = replace(variant, solver=found[0], time_grid=found[1])
+    spec = policy.policy_spec.acting_as(variant)
+    module = PolicyModule(networks, spec, variant.one_step, variant.takes_prefix)
+    graph = build_graph(module, spec, variant.precision)
+    own = tolerance if variant.precision != "fp32" else None
+    report = check_parity(
+        graph, module, spec, observations, precision=variant.precision, tolerance=own, name=variant.file
+    )
+    return BuiltVariant(name, variant, graph, spec, module, report)

@@ -1,0 +1,103 @@
+"""Variants of a policy by name: how each is integrated, and in which precision."""
+
+from __future__ import annotations
+
+import re
+from typing import get_args
+
+from meam_policy.errors import ConfigError, FormatError
+from meam_policy.spec import EVALUATIONS, PolicySpec, Solver, VariantSpec
+from meam_training.config import TrainConfig
+from meam_training.flow.solvers import PREFIX_SOLVERS
+
+__all__ = ["check_variant", "parse_variant"]
+
+_PARTS = re.compile(
+    r"(?:-k(?P<steps>\d{1,3})(?:-(?P<solver>euler|ab2|midpoint|heun|rk4))?(?P<grid>-grid)?|(?P<head>-one-step))?"
+    r"(?:-best-of-(?P<best>\d{1,4}))?(?P<rtc>-rtc)?(?:-(?P<precision>fp32|int8|fp16))?"
+)
+
+
+def parse_variant(name: str, policy: PolicySpec) -> tuple[VariantSpec, tuple[Solver, ...]]:
+    """Read a variant's name.
+
+    - "k5": five evaluations, by the policy's own solver where that divides them, else by Euler's.
+    - "k4-midpoint": by another solver: euler, ab2, midpoint, heun or rk4.
+    - "k3-grid": steps of unequal length, and where no solver is named the solver, optimised on the policy's own
+      actions.
+    - "one-step": the one-step policy that was distilled beside the flow.
+    - "best-of-4", "k5-best-of-4": the chunk of the highest value of four.
+    - "rtc", alone or with steps: told how its chunk begins, for real-time chunking.
+    - "int8" or "fp16", alone or at the end: in that precision.
+
+    Returns:
+        The variant, and the solvers of which one and its time grid are to be found; none if they are given.
+
+    Raises:
+        ConfigError: it is no such name, or its parts do not fit.
+    """
+    match = _PARTS.fullmatch(f"-{name}")
+    if match is None:
+        raise ConfigError(
+            f'There is no variant "{name}"; expected names such as k5, k4-midpoint, k3-grid, one-step, '
+            "best-of-4 or rtc, with -int8 or -fp16 at the end."
+        )
+    steps = int(match["steps"] or (1 if match["head"] else policy.nfe))
+    own = policy.solver if steps % EVALUATIONS[policy.solver] == 0 else "euler"
+    solver = match["solver"] or ("euler" if match["head"] else own)
+    best_of = int(match["best"] or (1 if match["head"] else policy.best_of))
+    variant = VariantSpec(
+        file=f"policy-{name}.onnx",
+        nfe=steps,
+        solver=solver,  # pyright: ignore[reportArgumentType]  # one of those in the pattern
+        time_grid=policy.time_grid if (steps, solver) == (policy.nfe, policy.solver) else None,
+        best_of=best_of,
+        precision=match["precision"] or "fp32",  # pyright: ignore[reportArgumentType]
+        one_step=match["head"] is not None,
+        takes_prefix=match["rtc"] is not None,
+    )
+    if variant.one_step and best_of > 1:
+        raise ConfigError(f'There is no variant "{name}": the one-step policy draws one chunk. Take one-step.')
+    try:
+        variant.check(name)
+    except FormatError as error:
+        raise ConfigError(f'There is no variant "{name}": {str(error).removeprefix("config.json: ")}') from error
+    if variant.takes_prefix:
+        _check_prefix(name, variant, searched=bool(match["grid"]) and match["solver"] is None)
+    if not match["grid"]:
+        return variant, ()
+    known = PREFIX_SOLVERS if variant.takes_prefix else get_args(Solver)
+    return variant, tuple(s for s in known if steps % EVALUATIONS[s] == 0 and match["solver"] in (None, s))
+
+
+def _check_prefix(name: str, variant: VariantSpec, searched: bool) -> None:
+    """Refuse by its name what `PolicyModule` would refuse, before anything is computed."""
+    if variant.one_step or variant.best_of > 1:
+        raise ConfigError(
+            f'There is no variant "{name}": only a flow that draws one chunk can take a prefix. Take best-of-1-rtc.'
+        )
+    if variant.solver not in PREFIX_SOLVERS and not searched:
+        raise ConfigError(
+            f'There is no variant "{name}": its solver is {variant.solver}; expected one of {", ".join(PREFIX_SOLVERS)}, '
+            f"to take a prefix. Take k{variant.nfe}-midpoint-rtc."
+        )
+
+
+def check_variant(name: str, policy: PolicySpec, config: TrainConfig) -> None:
+    """Check that a run can have a variant, before any is built.
+
+    Raises:
+        ConfigError: there is no such variant, or the run trained nothing that it needs.
+    """
+    variant, _ = parse_variant(name, policy)
+    if variant.best_of > 1 and not config.trains_policy:
+        raise ConfigError(f'There is no variant "{name}" of a {policy.method} policy: it has no critics to choose by.')
+    if variant.one_step and not config.distill_coef:
+        raise ConfigError(
+            f'There is no variant "{name}": the run has no one-step policy. Train with --distill-coef above 0.'
+        )
+    if variant.takes_prefix and config.edit_scale:
+        raise ConfigError(
+            f'There is no variant "{name}" of a {policy.method} policy: its edits would change how the chunk begins. '
+            "Export it without rtc."
+        )

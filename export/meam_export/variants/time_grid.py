@@ -1,0 +1,96 @@
+"""Steps of unequal length, chosen so that few of them come close to the policy as it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+
+from meam_export.graph.parity import Rows, draw_noise, random_observations
+from meam_export.graph.policy_module import PolicyModule
+from meam_policy.spec import EVALUATIONS, PolicySpec, Solver
+from meam_training.networks.meam_networks import MeamNetworks
+
+__all__ = ["search_integration"]
+
+_SAMPLES = 256
+_EVALUATIONS = 60
+"""Tries for each step that can move."""
+
+_MOST_EVALUATIONS = 300
+_SLOPES = (0.0, -3.0, 3.0)
+"""Log lengths from the first step to the last where the search may start: equal steps, short last, short first ones."""
+
+
+def search_integration(
+    networks: MeamNetworks, policy: PolicySpec, nfe: int, solvers: Sequence[Solver], observations: Rows | None
+) -> tuple[Solver, tuple[float, ...]]:
+    """Find the solver and the grid whose actions are closest to those of the policy as trained, in the mean square.
+
+    What is approached is the policy's own map of its own steps, not the exact ODE: it is that map which was trained.
+
+    Args:
+        networks: Trained networks.
+        policy: The policy itself.
+        nfe: Evaluations of the velocity on the new grid.
+        solvers: Integration schemes to try; `nfe` is a multiple of the evaluations of each.
+        observations: Raw observations [n, obs] of the data or of the policy; None takes random ones.
+
+    Returns:
+        The solver, and the ends of its steps from 0 to 1; equal steps if nothing better is found.
+
+    References:
+        Nelder & Mead, A Simplex Method for Function Minimization, 1965.
+    """
+    single = replace(policy, best_of=1)
+    rows = random_observations(single, _SAMPLES, seed=2) if observations is None else observations[:_SAMPLES]
+    inputs = torch.from_numpy(rows), torch.from_numpy(draw_noise(single, len(rows), seed=2))
+    scale = torch.tensor(policy.action_scale)
+    target = _actions(PolicyModule(networks, single), *inputs)
+
+    def error(logarithms: NDArray[np.float64], solver: Solver) -> float:
+        spec = replace(single, nfe=nfe, solver=solver, time_grid=_grid(logarithms))
+        found = _actions(PolicyModule(networks, spec), *inputs)
+        return float(((found - target) / scale).square().mean())
+
+    tried = []
+    for solver in solvers:
+        steps = nfe // EVALUATIONS[solver]
+        # From equal steps alone, a flow that bends only near an end looks straight.
+        equal, *others = (slope * np.arange(1, steps) / steps for slope in _SLOPES)
+        start = min((equal, *others), key=lambda logarithms, solver=solver: error(logarithms, solver))
+        found = _minimum(lambda logarithms, solver=solver: error(logarithms, solver), start)
+        tried += [(error(point, solver), -order, solver, _grid(point)) for order, point in enumerate((found, equal))]
+    _, _, solver, grid = min(tried, key=lambda row: row[:2])
+    return solver, grid
+
+
+def _minimum(error: Callable[[NDArray[np.float64]], float], start: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not start.size:
+        return start
+    simplex = np.concatenate([start[None], 0.5 * np.eye(start.size)])
+    options = {
+        "maxfev": min(_EVALUATIONS * start.size, _MOST_EVALUATIONS),
+        "xatol": 1e-2,
+        "fatol": 1e-9,
+        "initial_simplex": simplex,
+    }
+    return minimize(error, start, method="Nelder-Mead", options=options).x
+
+
+@torch.no_grad()
+def _actions(module: PolicyModule, observations: Tensor, noise: Tensor) -> Tensor:
+    return module(observations, noise)
+
+
+def _grid(logarithms: NDArray[np.float64]) -> tuple[float, ...]:
+    """Ends of steps with these log lengths, up to a common factor, the first one's being 0."""
+    lengths = np.exp(np.clip(np.concatenate([[0.0], logarithms]), -6, 6))
+    ends = [float(round(end, 9)) for end in accumulate(lengths / lengths.sum(), initial=0.0)]
+    return (*ends[:-1], 1.0)

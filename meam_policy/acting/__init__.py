@@ -1,0 +1,1 @@
+"""What stands between an observation and an action: flattening, queues, safety."""

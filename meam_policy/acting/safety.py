@@ -1,0 +1,210 @@
+"""Checks and limits around a policy: what it sees, and what it sends."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meam_policy.acting.health import Health
+from meam_policy.acting.observation import require_finite
+from meam_policy.errors import ActionError, ConfigError, ObservationError
+from meam_policy.spec import PolicySpec
+
+__all__ = ["Reaction", "SafetySettings", "SafetyShell", "require_finite_chunks"]
+
+Reaction = Literal["raise", "hold", "neutral"]
+"""What to do instead of acting: raise an error; repeat the slot's last action; or the neutral action, zero clipped into
+the bounds, approached no faster than the rate limit. Before a slot's first action, "hold" takes the neutral one."""
+
+
+@dataclass(frozen=True)
+class SafetySettings:
+    """What the shell does; on by default.
+
+    Attributes:
+        on_bad_observation: Where an observation holds NaN or infinity.
+        on_bad_action: Where the network produced NaN or infinity.
+        on_unfamiliar: Where an observation's `unfamiliarity` is above its limit; None only counts it.
+        unfamiliarity_limit: Largest distance of any observation number from its mean in the training data, in its
+            standard deviations.
+        rate_limit: Largest change of an action number from one step to the next, environment units: one number, or one
+            for each; None for no limit. The first action of an episode is free.
+    """
+
+    on_bad_observation: Reaction = "raise"
+    on_bad_action: Reaction = "raise"
+    on_unfamiliar: Reaction | None = None
+    unfamiliarity_limit: float = 10.0
+    rate_limit: float | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a field is out of range.
+        """
+        for name in ("on_bad_observation", "on_bad_action", "on_unfamiliar"):
+            value = getattr(self, name)
+            if value not in get_args(Reaction) and not (name == "on_unfamiliar" and value is None):
+                raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(get_args(Reaction))}.")
+        limit = self.unfamiliarity_limit
+        if not (isinstance(limit, (int, float)) and limit > 0):
+            raise ConfigError(f"unfamiliarity_limit is {limit!r}; expected a number above 0, or inf for no limit.")
+
+
+class SafetyShell:
+    """Checks and limits of one policy's environment slots.
+
+    Args:
+        spec: Normalisation and bounds.
+        settings: What to do.
+        health: Counters to raise.
+
+    Raises:
+        ConfigError: the rate limit does not fit the action.
+    """
+
+    def __init__(self, spec: PolicySpec, settings: SafetySettings, health: Health) -> None:
+        self._spec, self._settings, self._health = spec, settings, health
+        self._mean = np.array(spec.observation_mean)
+        self._std = np.array(spec.observation_std)
+        self._familiar = min(settings.unfamiliarity_limit, sys.float_info.max)
+        space = spec.action_space
+        self._dtype = np.dtype(space.dtype)
+        # Without infinity, to which a large action of a float16 box would be rounded.
+        self._low, self._high = (np.nan_to_num(bounds).reshape(-1) for bounds in (space.low, space.high))
+        self._neutral = np.clip(np.zeros(spec.action_dim), self._low, self._high)
+        self._rate = None if settings.rate_limit is None else _rate_limit(settings.rate_limit, spec.action_dim)
+        self.reset()
+
+    def reset(self, mask: NDArray[np.bool_] | None = None) -> None:
+        """Forget the last actions: of all slots, or of those with a true mask [slots]."""
+        if mask is None:
+            self._last = np.empty((0, self._neutral.size))
+        elif len(self._last):
+            self._last[mask] = np.nan
+
+    def judge(self, rows: NDArray[np.float32]) -> dict[int, Reaction]:
+        """Look at observations [slots, observation_dim].
+
+        Returns:
+            What the slots do that must not act on theirs.
+
+        Raises:
+            ObservationError: a reaction is to raise.
+        """
+        with np.errstate(all="ignore"):
+            distance = np.abs((rows - self._mean) / self._std)
+        largest = distance.item(distance.argmax())  # a NaN counts as the largest
+        if largest > self._familiar or math.isnan(largest):
+            return self._judge_unusual(rows, distance.max(axis=1))
+        self._note(largest)
+        return {}
+
+    def _note(self, unfamiliarity: float) -> None:
+        health = self._health
+        health.unfamiliarity = unfamiliarity
+        if unfamiliarity > health.max_unfamiliarity:
+            health.max_unfamiliarity = unfamiliarity
+
+    def _judge_unusual(self, rows: NDArray[np.float32], distance: NDArray[np.float64]) -> dict[int, Reaction]:
+        settings, health = self._settings, self._health
+        finite = np.isfinite(rows).all(axis=1)
+        strange = finite & (distance > settings.unfamiliarity_limit)
+        health.bad_observations += int((~finite).sum())
+        health.unfamiliar += int(strange.sum())
+        if finite.any():
+            self._note(float(distance[finite].max()))
+        if settings.on_bad_observation == "raise":
+            require_finite(self._spec, rows)
+        if settings.on_unfamiliar == "raise" and strange.any():
+            raise ObservationError(
+                f"The observation is {health.unfamiliarity:.3g} standard deviations from the training data; expected "
+                f"at most {settings.unfamiliarity_limit:g}. Check units and order of its numbers."
+            )
+        stopped: dict[int, Reaction] = dict.fromkeys((~finite).nonzero()[0].tolist(), settings.on_bad_observation)
+        if settings.on_unfamiliar is not None:
+            stopped |= dict.fromkeys(strange.nonzero()[0].tolist(), settings.on_unfamiliar)
+        return stopped
+
+    def check_chunks(self, slots: NDArray[np.intp], chunks: NDArray[np.float32]) -> dict[int, Reaction]:
+        """Look at the chunks [k, chunk_size, action_dim] of slots [k].
+
+        Returns:
+            What the slots do whose chunk holds NaN or infinity.
+
+        Raises:
+            ActionError: the reaction is to raise.
+        """
+        finite = np.isfinite(chunks)
+        if finite.all():
+            return {}
+        bad = ~finite.all(axis=(1, 2))
+        self._health.bad_actions += int(bad.sum())
+        if self._settings.on_bad_action == "raise":
+            require_finite_chunks(chunks)
+        return dict.fromkeys(slots[bad].tolist(), self._settings.on_bad_action)
+
+    def instead(self, stopped: Mapping[int, Reaction]) -> NDArray[np.float64]:
+        """Actions [slots, action_dim] in place of the policy's, in the order of `stopped`."""
+        self._health.replaced += len(stopped)
+        return np.stack([self._held(slot) if how == "hold" else self._neutral for slot, how in stopped.items()])
+
+    def _held(self, slot: int) -> NDArray[np.float64]:
+        acted = slot < len(self._last) and not np.isnan(self._last[slot, 0])
+        return self._last[slot] if acted else self._neutral
+
+    def limit(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """Bring actions [slots, action_dim] within the bounds, the rate and the action box's type, and remember them.
+
+        Returns:
+            A fresh array [slots, action_dim].
+        """
+        # Clipped again: a float64 bound rounds outwards in the graph's float32.
+        limited = np.minimum(np.maximum(actions, self._low), self._high)
+        if self._rate is not None:
+            limited = self._slow(limited)
+        if self._dtype.kind != "f":
+            limited = np.rint(limited)
+        limited = limited.astype(self._dtype, copy=False)
+        # As they are returned, so that the roundings of many steps do not add up to more than the rate.
+        self._last = limited.astype(np.float64)
+        self._health.steps += len(limited)
+        return limited
+
+    def _slow(self, actions: NDArray[Any]) -> NDArray[np.float64]:
+        if len(self._last) != len(actions):  # another number of slots: a new beginning
+            return actions
+        last = np.where(np.isnan(self._last), actions, self._last)
+        slow = np.clip(actions, last - self._rate, last + self._rate)
+        self._health.rate_limited += int((slow != actions).any(axis=1).sum())
+        return slow
+
+
+def require_finite_chunks(chunks: NDArray[np.float32]) -> None:
+    """Check that action chunks hold no NaN and no infinity.
+
+    Raises:
+        ActionError: one does.
+    """
+    if not np.isfinite(chunks).all():
+        raise ActionError(
+            "The policy produced NaN or infinity; no action is returned. "
+            "The observation may be far outside the training data."
+        )
+
+
+def _rate_limit(limit: float | Sequence[float], action_dim: int) -> NDArray[np.float64]:
+    try:
+        rates = np.asarray(limit, dtype=np.float64)
+    except (TypeError, ValueError):
+        rates = np.zeros(0)
+    if rates.shape not in ((), (action_dim,)) or not (rates > 0).all():
+        raise ConfigError(f"rate_limit is {limit!r}; expected one number above 0, or {action_dim} of them.")
+    return np.broadcast_to(rates, (action_dim,))

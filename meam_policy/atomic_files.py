@@ -1,0 +1,102 @@
+"""Files and folders that are at all times there whole, or not at all, and outlast a power failure."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["atomic_file", "atomic_folder", "delete_folder", "flush_to_disk", "write_atomically"]
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file that is at all times there with its old or its new content.
+
+    Raises:
+        OSError: it cannot be written; the old content is still there.
+    """
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a hidden file beside `path`, which takes its place when the block ends without an exception.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    flush_to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path, *, replace: bool = False, last: str = "") -> Iterator[Path]:
+    """Make a hidden folder beside `folder`, which takes its place when the block ends without an exception.
+
+    Into an empty folder, perhaps somebody's working directory, its contents are moved one by one.
+
+    Args:
+        folder: What appears; its parents are made.
+        replace: Delete what is there first, where that is not empty; else it is refused.
+        last: Name of what is moved last into an empty folder: with it the contents are whole.
+
+    Yields:
+        The hidden folder, to be filled with files and folders.
+
+    Raises:
+        OSError: something cannot be written, or the place is taken.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            flush_to_disk(path)
+        if folder.is_dir() and not any(folder.iterdir()):
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == last):
+                path.rename(folder / path.name)
+            flush_to_disk(folder)
+        else:
+            if replace and folder.is_dir():
+                delete_folder(folder)
+            temporary.rename(folder)
+        flush_to_disk(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete a folder so that it is never seen in part.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    hidden = folder.with_name(f".{folder.name}.deleted")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Make sure that a file, or the list of a folder's files, outlasts a power failure.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    if path.is_dir() and os.name == "nt":
+        return  # Windows flushes no folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

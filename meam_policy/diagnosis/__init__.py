@@ -1,0 +1,1 @@
+"""Looking at a policy and at a machine before they act."""

@@ -1,0 +1,81 @@
+"""What `meam verify` found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from meam_policy.errors import MeamError
+from meam_policy.graph.graph_check import GraphSummary
+from meam_policy.spec import Precision
+
+__all__ = ["GraphReport", "VerifyReport"]
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """What one graph of a policy does on this machine. Differences are shares of the action's half width.
+
+    Attributes:
+        variant: Its name; None for the policy as trained.
+        file: Its file.
+        structure: What it is made of.
+        same_spec: Whether it was exported with this very `config.json`; None if it does not say.
+        provider: The execution provider that ran it.
+        precision: Of its weights.
+        compared: Whether it must give the golden actions: it is integrated like the policy as trained, in float32.
+        max_difference: Largest difference from the golden actions; None where it takes other noise.
+        rms_difference: Root mean square of it.
+        near_ties: Inputs left out, since two chunks have nearly the same value.
+        batch_difference: Largest difference between inputs one by one and all at once.
+        repeat_difference: Largest difference between the same inputs twice; 0 if and only if the bits are equal.
+        p50_ms: Median time of a call for one observation, milliseconds.
+        p99_ms: 99th percentile of it.
+        failure: Why it must not act here; None if it may.
+    """
+
+    variant: str | None
+    file: str
+    structure: GraphSummary
+    same_spec: bool | None
+    provider: str
+    precision: Precision
+    compared: bool
+    max_difference: float | None
+    rms_difference: float | None
+    near_ties: int
+    batch_difference: float | None
+    repeat_difference: float | None
+    p50_ms: float
+    p99_ms: float
+    failure: MeamError | None
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify_policy` found.
+
+    Attributes:
+        folder: The policy folder on this machine.
+        files: Files whose hashes are those of `config.json`.
+        inputs: Golden inputs.
+        tolerance: Accepted difference.
+        graphs: What each graph does.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    inputs: int
+    tolerance: float
+    graphs: tuple[GraphReport, ...]
+
+    def check(self) -> None:
+        """Raise what is wrong with the first graph that fails.
+
+        Raises:
+            ParityError: it gives other actions than it should.
+            ActionError: it gives actions that are not finite, or out of bounds.
+        """
+        for graph in self.graphs:
+            if graph.failure is not None:
+                raise graph.failure

@@ -1,0 +1,1 @@
+"""Gymnasium environments: making them, checking them, drawing them."""

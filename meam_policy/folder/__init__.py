@@ -1,0 +1,1 @@
+"""Policy folders, here and on the Hugging Face Hub."""

@@ -1,0 +1,75 @@
+"""The golden actions of a policy folder: what PyTorch computed, to compare a machine with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meam_policy.errors import FormatError, NotFoundError
+from meam_policy.folder.policy_folder import read_graph
+from meam_policy.folder.safetensors_reader import read_arrays
+from meam_policy.spec import PolicySpec
+
+__all__ = ["GOLDEN_FILE", "Golden"]
+
+GOLDEN_FILE = "golden.safetensors"
+
+Rows = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs, and the actions of the policy as trained.
+
+    Attributes:
+        observation: Raw observations [n, observation_dim].
+        noise: Noise [n, noise_dim].
+        actions: Chunks [n, chunk_size, action_dim], environment units.
+    """
+
+    observation: Rows
+    noise: Rows
+    actions: Rows
+
+    @classmethod
+    def read(cls, folder: Path, spec: PolicySpec) -> Golden:
+        """Read the folder's golden.safetensors.
+
+        Raises:
+            NotFoundError: there is none.
+            IntegrityError: it is not the file that `config.json` speaks of.
+            FormatError: it is broken, or does not fit the policy.
+        """
+        if GOLDEN_FILE not in spec.files:
+            raise NotFoundError(
+                f"{folder} has no {GOLDEN_FILE} in its config.json, so there are no actions to compare with; expected "
+                "what `meam export` writes. Export the policy again."
+            )
+        arrays = read_arrays(read_graph(folder, spec, GOLDEN_FILE), GOLDEN_FILE)
+        if set(arrays) != {"observation", "noise", "actions"}:
+            raise FormatError(
+                f"{GOLDEN_FILE} holds {sorted(arrays) or 'nothing'}; expected ['actions', 'noise', 'observation']. "
+                "Export the policy again."
+            )
+        count = arrays["actions"].shape[:1]
+        shapes = {
+            "observation": (*count, spec.observation_dim),
+            "noise": (*count, spec.noise_dim),
+            "actions": (*count, spec.chunk_size, spec.action_dim),
+        }
+        for name, array in arrays.items():
+            if array.shape != shapes[name]:
+                raise FormatError(
+                    f'{GOLDEN_FILE}: "{name}" has the shape {list(array.shape)}; expected {list(shapes[name])}, as '
+                    "config.json says. Export the policy again."
+                )
+            if not np.isfinite(array).all():
+                row = np.argwhere(~np.isfinite(array))[0][0]
+                raise FormatError(
+                    f'{GOLDEN_FILE}: "{name}" has NaN or infinity in row {row}; expected finite numbers. '
+                    "Export the policy again."
+                )
+        return cls(**arrays)

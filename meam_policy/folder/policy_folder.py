@@ -1,0 +1,147 @@
+"""The policy folder: where it is, and that its files are the ones its `config.json` speaks of."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+
+from meam_policy.errors import IntegrityError, NotFoundError
+from meam_policy.folder.hub import download_policy
+from meam_policy.spec import GRAPH_FILE, PolicySpec
+
+__all__ = [
+    "CONFIG_FILE",
+    "GRAPH_FILE",
+    "LADDER_FILE",
+    "POLICY_FILES",
+    "locate_policy",
+    "read_graph",
+    "read_spec",
+    "sha256",
+    "verify_files",
+]
+
+CONFIG_FILE = "config.json"
+LADDER_FILE = "ladder.png"
+"""A picture of the variants."""
+POLICY_FILES = (CONFIG_FILE, GRAPH_FILE, "model.safetensors", "golden.safetensors", "README.md", LADDER_FILE)
+"""Every file of a policy folder but the graphs of its variants, which `config.json` names; the last is optional."""
+
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def locate_policy(
+    path_or_repo_id: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    variants: Collection[str] | None = (),
+) -> Path:
+    """Find a policy folder on this machine, downloading it from the Hugging Face Hub if need be.
+
+    An existing folder always wins. Otherwise text of the form "owner/name" is a repo id, unless a folder "owner"
+    exists here; everything else is a path. The remaining arguments are those of `huggingface_hub.hf_hub_download`, but
+    for `variants`: names of those whose graphs are needed too, or None for all of them.
+
+    Returns:
+        The folder, which exists; its contents are not checked yet.
+
+    Raises:
+        NotFoundError: a path that is not a folder, or a repository without a policy.
+        HubError: the Hub could not deliver the policy.
+    """
+    path = Path(path_or_repo_id).expanduser()
+    if path.is_dir():
+        return path
+    text = path_or_repo_id if isinstance(path_or_repo_id, str) else ""
+    if not _REPO_ID.fullmatch(text) or path.parent.name in ("", ".", "..") or path.parent.is_dir():
+        seen = "is a file, not a folder" if path.exists() else "does not exist"
+        raise NotFoundError(
+            f"The policy folder {path} {seen}. Give the folder that `meam export` wrote, or a Hub repo id owner/name."
+        )
+    get = partial(download_policy, text, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    folder = get((CONFIG_FILE, GRAPH_FILE), POLICY_FILES[2:], revision=revision, force_download=force_download)
+    if variants is None or variants:
+        spec = read_spec(folder)
+        names = spec.variants if variants is None else variants
+        files = {spec.select(name)[1] for name in names}
+        required = (CONFIG_FILE, GRAPH_FILE, *sorted(files - {GRAPH_FILE}))
+        try:  # of the very commit that config.json came from
+            get(required, (), revision=folder.name, force_download=force_download)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"{text} at commit {folder.name} lacks one of the graphs that its config.json names: "
+                f"{', '.join(required[2:])}. Publish the policy again."
+            ) from error
+    return folder
+
+
+def read_spec(folder: Path) -> PolicySpec:
+    """Read the folder's `config.json`.
+
+    Raises:
+        NotFoundError: there is none.
+        FormatError: it is not what the format says.
+    """
+    return PolicySpec.from_json(_read(folder, CONFIG_FILE))
+
+
+def read_graph(folder: Path, spec: PolicySpec, file: str = GRAPH_FILE) -> bytes:
+    """Read one of the folder's graphs and check its hash.
+
+    Raises:
+        NotFoundError: there is none.
+        IntegrityError: it is not the file that `config.json` speaks of.
+    """
+    return _read_checked(folder, file, spec.files.get(file))
+
+
+def verify_files(folder: Path, spec: PolicySpec) -> None:
+    """Check every file of which `config.json` records a hash.
+
+    Raises:
+        NotFoundError: a file is missing.
+        IntegrityError: a file is not the one that `config.json` speaks of.
+    """
+    for name, expected in spec.files.items():
+        _read_checked(folder, name, expected)
+
+
+def _read_checked(folder: Path, name: str, expected: str | None) -> bytes:
+    data = _read(folder, name)
+    seen = sha256(data)
+    if expected is None:
+        raise IntegrityError(f"config.json records no hash of {name} in {folder}. Export the policy again.")
+    if data.startswith(b"version https://git-lfs"):
+        raise IntegrityError(f"{folder / name} is a git-lfs pointer, not the file. Run `git lfs pull`.")
+    if seen != expected:
+        raise IntegrityError(
+            f"{folder / name} has SHA-256 {seen[:16]}…, but config.json records {expected[:16]}…: the file was "
+            "changed, damaged, or belongs to another export. Download or export the policy again."
+        )
+    return data
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 in lower-case hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except FileNotFoundError as error:
+        there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
+        raise NotFoundError(
+            f"{folder} has no {name}, so it is not a policy folder; it holds: {there}. "
+            "Give the folder that `meam export` wrote."
+        ) from error
+    except OSError as error:
+        raise NotFoundError(f"{folder / name} cannot be read: {error.strerror}.") from error

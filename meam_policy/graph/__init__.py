@@ -1,0 +1,1 @@
+"""Reading ONNX files byte by byte, and refusing what no policy needs."""

@@ -1,0 +1,88 @@
+"""Choosing the variant of a policy that answers in time on this machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from meam_policy.errors import ConfigError, DeviceError
+from meam_policy.inference.session import Session
+from meam_policy.spec import GRAPH_FILE, PolicySpec
+
+__all__ = ["TimedPolicy", "answer_time_ms", "load_within"]
+
+_RUNS, _PAUSE_S, _PERCENTILE = 60, 0.005, 95
+
+
+class TimedPolicy(Protocol):
+    """What can be timed."""
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What it is."""
+        ...
+
+    @property
+    def session(self) -> Session:
+        """What runs its graph."""
+        ...
+
+
+P = TypeVar("P", bound=TimedPolicy)
+
+
+def load_within(budget_ms: float, spec: PolicySpec, load: Callable[[str | None], P]) -> P:
+    """Load the graph closest to policy.onnx that answers within a time on this machine.
+
+    Variants are tried in the order of their `action_error`. One without that figure acts differently on purpose, such
+    as by choosing among more chunks: it is never taken.
+
+    Args:
+        budget_ms: Longest accepted answer, milliseconds.
+        spec: The policy as it was recorded.
+        load: Loads a variant by name; None is the policy itself.
+
+    Raises:
+        ConfigError: the budget is not a time.
+        DeviceError: no graph is fast enough.
+    """
+    if not (budget_ms > 0 and math.isfinite(budget_ms)):
+        raise ConfigError(f"latency_budget_ms is {budget_ms}; expected milliseconds above 0.")
+    errors: dict[str | None, float] = {None: 0.0}
+    others = {name: v for name, v in spec.variants.items() if v.file != GRAPH_FILE}
+    errors |= {name: v.measured["action_error"] for name, v in others.items() if "action_error" in v.measured}
+    seen = {}
+    for name in sorted(errors, key=lambda name: errors[name]):
+        try:
+            policy = load(name)
+        except DeviceError:
+            if name is None:
+                raise
+            continue  # this device cannot run the variant's operators
+        seen[name or "policy.onnx"] = answer_time_ms(policy)
+        if seen[name or "policy.onnx"] <= budget_ms:
+            return policy
+    fastest = sorted(seen, key=lambda name: seen[name])[:3]
+    times = ", ".join(f"{name} {seen[name]:.3g} ms" for name in fastest)
+    raise DeviceError(
+        f"No graph of the policy answers within {budget_ms:g} ms here; the fastest: {times}. Export variants with "
+        "fewer steps (`meam export --ladder`), or allow more time."
+    )
+
+
+def answer_time_ms(policy: TimedPolicy) -> float:
+    """Milliseconds that a policy takes for one observation: the 95th percentile of runs with pauses between them."""
+    spec = policy.spec
+    observation = np.array([spec.observation_mean], dtype=np.float32)
+    noise = np.zeros((1, spec.noise_dim), dtype=np.float32)
+    seconds = []
+    for _ in range(_RUNS):
+        time.sleep(_PAUSE_S)
+        start = time.perf_counter()
+        policy.session.run_all(observation, noise)
+        seconds.append(time.perf_counter() - start)
+    return float(np.percentile(seconds[_RUNS // 10 :], _PERCENTILE) * 1e3)

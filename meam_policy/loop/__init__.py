@@ -1,0 +1,1 @@
+"""Acting at a fixed rate."""

@@ -1,0 +1,449 @@
+"""`ControlLoop`: a policy that acts at a fixed rate, while its next chunk of actions is computed beside it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meam_policy.errors import ActionError, ConfigError, MeamError, ObservationError
+from meam_policy.loop.chunk_inference import (
+    BackgroundInference,
+    ChunkAnswer,
+    ChunkPolicy,
+    ChunkRequest,
+    SimulatedInference,
+)
+from meam_policy.loop.chunk_schedule import Chunking, ChunkSchedule
+from meam_policy.loop.loop_health import HealthRecorder, LoopHealth
+
+__all__ = ["ControlLoop", "Overrun", "StampedObservation"]
+
+Overrun = Literal["hold", "repeat", "zero", "stop"]
+"""What a control loop does in a tick for which it has no action."""
+
+_RECENT_DELAYS = 10
+"""Inferences of which the longest delay is expected of the next one."""
+
+
+@dataclass(frozen=True, eq=False)
+class StampedObservation:
+    """An observation, and when it was made.
+
+    Attributes:
+        observation: As the policy takes it.
+        timestamp: Seconds on the loop's clock, `time.monotonic`.
+    """
+
+    observation: Any
+    timestamp: float
+
+
+class ControlLoop:
+    """Acts at a fixed rate; the policy runs in a thread of its own.
+
+    A tick takes one observation and gives one action. How chunks follow each other:
+
+    - "realtime": the next chunk is asked for while the running one is executed, and continues it: the policy is given
+      the rest of the running chunk, with the weights of `prefix_weights`. It takes over in the tick in which it is
+      there, at the action of that tick: those whose time has passed are skipped.
+    - "naive": the same without continuing, for every policy; actions may jump where the new chunk takes over.
+    - "blocking": the loop waits for the next chunk when `execute_steps` actions of the running one are executed. The
+      robot keeps its last command meanwhile, for as long as that takes.
+
+    Every observation is looked at by `policy.accepts`, and one that it refuses is treated like one that is too old.
+    Every action passes `policy.limit_action`, so the policy's rate limit holds in the loop too; the first action of an
+    episode is free. What a chunk continues is what the chunk before it asked for, not what the limit made of it.
+
+    The first two ask for a chunk `execute_steps` ticks after they asked for the last one, or sooner if the running one
+    would be used up before the expected delay has passed. Without gaps they need 2 * delay <= chunk_size.
+
+    What a tick gives that has no action, because no chunk has arrived in time:
+
+    - "hold": the last executed action again; for positions.
+    - "repeat": the newest chunk from its first action on, again and again; for periodic motions.
+    - "zero": zero, or the number within the action bounds closest to it; for velocities and torques.
+    - "stop": raises; the loop then gives no action until it is reset.
+
+    The first action of an episode is waited for, and a failure there is raised, whatever `overrun` is: nothing has
+    been executed that could be held. Later a failed inference is counted and asked for again in the next tick, while
+    the running chunk goes on; only "stop" raises it. A tick whose observation is too old gives what an overrun gives.
+
+    One thread calls `step`, `run` and `reset`; `health` and `close` may be called from any. Nobody else may use the
+    policy until the loop is closed.
+
+    Args:
+        policy: Such as a `MeamPolicy`.
+        rate_hz: Ticks a second.
+        chunking: See above; "realtime" needs a policy that takes a prefix.
+        overrun: See above.
+        execute_steps: Ticks from one inference to the next, 1 to chunk_size; None for the policy's own.
+        max_observation_age_s: Seconds between an observation's timestamp and its tick, beyond which it is not acted
+            on; so is one that comes that much from the future, which is of another clock. None for any age.
+        expected_delay: Ticks that an inference is expected to take; None measures it, as the most of the last ten.
+        simulated_delay: Ticks that every inference takes, in a simulation: no thread, and no clock but the ticks. The
+            same seeds then give the same actions. None for real time.
+        any_rate: Accept another rate than that of the actions that the policy was trained on.
+        clock: Seconds, monotonic.
+        sleep: Waits so many seconds.
+
+    Raises:
+        ConfigError: an argument is unknown or out of range, the policy was trained on actions of another rate, or it
+            takes no prefix.
+
+    Example:
+        >>> with ControlLoop(policy, rate_hz=50, overrun="zero") as loop:  # doctest: +SKIP
+        ...     loop.run(robot.read, robot.send, steps=1000)
+    """
+
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        rate_hz: float,
+        *,
+        chunking: Chunking = "realtime",
+        overrun: Overrun = "hold",
+        execute_steps: int | None = None,
+        max_observation_age_s: float | None = None,
+        expected_delay: int | None = None,
+        simulated_delay: int | None = None,
+        any_rate: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        chunk_size = policy.spec.chunk_size
+        steps = policy.spec.execute_steps if execute_steps is None else execute_steps
+        _check_choice("chunking", chunking, get_args(Chunking))
+        _check_choice("overrun", overrun, get_args(Overrun))
+        _check(rate_hz > 0 and math.isfinite(rate_hz), "rate_hz", rate_hz, "ticks a second, above 0")
+        fits = isinstance(steps, int) and 1 <= steps <= chunk_size
+        _check(fits, "execute_steps", steps, f"a whole number, 1 to chunk_size, {chunk_size}")
+        age = max_observation_age_s
+        _check(age is None or age > 0, "max_observation_age_s", age, "seconds above 0, or None")
+        for name, delay in (("expected_delay", expected_delay), ("simulated_delay", simulated_delay)):
+            whole = delay is None or (isinstance(delay, int) and delay >= 0)
+            _check(whole, name, delay, "whole ticks, 0 or more, or None")
+        # A thread answers in the next tick at best.
+        least = max(1 if simulated_delay is None else simulated_delay, expected_delay or 0)
+        if chunking != "blocking" and least >= chunk_size:
+            raise ConfigError(
+                f"A chunk has {chunk_size} actions and takes {least} ticks to arrive: none of it would be executed. "
+                'Use chunking="blocking", a faster variant or a policy with longer chunks.'
+            )
+        recorded = policy.spec.control_rate_hz
+        if not any_rate and recorded is not None and abs(rate_hz / recorded - 1) > 0.01:
+            raise ConfigError(
+                f"rate_hz is {rate_hz:g}; expected {recorded:g}, the rate of the actions that the policy was trained "
+                "on. Say any_rate=True if it is meant."
+            )
+        if chunking == "realtime" and not getattr(policy, "takes_prefix", False):
+            raise ConfigError(
+                'chunking="realtime" needs a policy that can continue a chunk, and this one takes no prefix. '
+                'Use chunking="naive", or export the variant rtc and load it with variant="rtc".'
+            )
+        self._rate_hz, self._chunking, self._overrun, self._max_age = rate_hz, chunking, overrun, max_observation_age_s
+        self._simulated, self._clock, self._sleep = simulated_delay is not None, clock, sleep
+        self._given_delay = simulated_delay if expected_delay is None else expected_delay
+        self._delay = 1 if self._given_delay is None else self._given_delay
+        self._delays: deque[int] = deque(maxlen=_RECENT_DELAYS)
+        self._accepts: Callable[[Any], bool] = getattr(policy, "accepts", lambda _observation: True)
+        self._limit: Callable[[NDArray[Any]], NDArray[Any]] = getattr(policy, "limit_action", np.asarray)
+        space = policy.spec.action_space
+        self._neutral = np.zeros_like(space.low)
+        np.clip(self._neutral, space.low, space.high, out=self._neutral)
+        self._last = self._neutral
+        self._schedule = ChunkSchedule(chunking, chunk_size, policy.spec.action_dim, steps)
+        self._recorder = HealthRecorder()
+        self._tick, self._closed = 0, False
+        self._stopped: str | None = None
+        self._inference = (
+            BackgroundInference(policy, clock)
+            if simulated_delay is None
+            else SimulatedInference(policy, simulated_delay)
+        )
+
+    def step(self, observation: Any, timestamp: float | None = None) -> NDArray[Any]:
+        """Give the action of one tick.
+
+        Returns at once, except in the first tick of an episode and where blocking chunks end. An inference that hangs
+        there hangs the loop.
+
+        Args:
+            observation: One observation; it is copied.
+            timestamp: When it was made: seconds on the loop's clock, in a simulation ticks of this episode / rate_hz.
+                None for now.
+
+        Returns:
+            The action, shaped and typed like `spec.action_space`, finite and within its bounds. Always a fresh array.
+
+        Raises:
+            ActionError: there is no action and `overrun` is "stop"; or the loop is stopped or closed.
+            ObservationError: the first observation of an episode is too old.
+            MeamError: the inference failed, in the first tick of an episode or with `overrun` "stop".
+        """
+        self._require_running()
+        fresh = self._is_fresh(timestamp)
+        usable = fresh and self._is_accepted(observation)
+        if self._schedule.empty:
+            self._open(observation, fresh, usable)
+        else:
+            self._collect()
+            if usable and not self._inference.pending and self._schedule.is_due(self._tick, self._delay):
+                self._ask(observation)
+                self._collect(wait=self._chunking == "blocking")
+        self._last = self._limit(self._choose(fresh, usable))
+        self._tick += 1
+        self._recorder.count("ticks")
+        return self._last.copy()
+
+    def run(
+        self,
+        read_observation: Callable[[], Any],
+        send_action: Callable[[NDArray[Any]], Any],
+        *,
+        steps: int | None = None,
+        stop: threading.Event | None = None,
+        send_neutral_on_exit: bool | None = None,
+    ) -> LoopHealth:
+        """Act at the loop's rate, beginning with a new chunk.
+
+        Tick k begins at start + k / rate_hz, where start is when the first action was there: errors of the sleep do
+        not add up. A tick that begins late makes up for it; one that is more than a period late skips the deadlines
+        that have passed, with their actions.
+
+        However the loop ends, by an exception of `read_observation` or Ctrl-C too, the neutral action is sent last if
+        wanted; without it the robot keeps the last action. Ctrl-C then raises KeyboardInterrupt: a script that goes on
+        to its next episode would move the robot again.
+
+        Args:
+            read_observation: Reads the sensors; an observation, or a `StampedObservation` for one that is older than
+                the call. With `max_observation_age_s` it must be stamped.
+            send_action: Sends an action to the robot.
+            steps: Ticks to run; None for no end.
+            stop: Ends the loop before its next tick when it is set.
+            send_neutral_on_exit: Send zero, clipped into the action bounds, at the end. None for True if `overrun` is
+                "zero", and else False: zero may be a place far away.
+
+        Returns:
+            How the loop did.
+
+        Raises:
+            MeamError: as `step`.
+        """
+        self._require_running()
+        self._begin_episode()
+        start, slot = 0.0, 0
+        try:
+            for tick in itertools.count() if steps is None else range(steps):
+                if tick and not self._simulated:
+                    due, slot = slot + 1, self._wait_for_slot(start, slot + 1)
+                    self._tick += slot - due  # actions whose time has passed are not made up for
+                if stop is not None and stop.is_set():
+                    break
+                action = self._step_stamped(read_observation)
+                if not tick and not self._simulated:
+                    start = self._clock()
+                if self._closed:  # by another thread, meanwhile
+                    break
+                send_action(action)
+        finally:
+            if self._overrun == "zero" if send_neutral_on_exit is None else send_neutral_on_exit:
+                self._send_neutral(send_action)
+        return self.health()
+
+    def _send_neutral(self, send_action: Callable[[NDArray[Any]], Any]) -> None:
+        """Go to the neutral action, in steps that the rate limit allows, for at most two seconds."""
+        for _ in range(max(1, math.ceil(2 * self._rate_hz))):
+            self._last = self._limit(self._neutral.copy())
+            send_action(self._last.copy())
+            if np.array_equal(self._last, self._neutral):
+                return
+            if not self._simulated:
+                self._sleep(1 / self._rate_hz)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Start a new episode, also after a stop: drop every action of the old one, with those still being computed.
+
+        Does not wait for a running inference; the next step does, before its own.
+
+        Args:
+            seed: Seed of the policy's noise from here on, 0 or more; None leaves the noise going as it is.
+
+        Raises:
+            ActionError: the loop is closed.
+            ConfigError: the seed is negative.
+        """
+        _check(seed is None or seed >= 0, "seed", seed, "a whole number of 0 or more")
+        self._require_open()
+        self._inference.reset(seed)
+        self._begin_episode()
+        self._stopped = None
+
+    def health(self) -> LoopHealth:
+        """How the loop is doing; from any thread, at any time."""
+        return self._recorder.read(delay_ticks=self._delay, stopped=self._stopped is not None or self._closed)
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """End the thread; the loop gives no more actions.
+
+        Args:
+            timeout_s: Seconds to wait for a running inference. One that hangs is left behind in its daemon thread,
+                which uses the policy until it returns.
+        """
+        self._closed = True
+        self._inference.close(timeout_s)
+
+    def __enter__(self) -> ControlLoop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ActionError("The control loop is closed. Make a new one.")
+
+    def _require_running(self) -> None:
+        self._require_open()
+        if self._stopped is not None:
+            raise ActionError(f"The control loop is stopped: {self._stopped} Call reset() to start again.")
+
+    def _begin_episode(self) -> None:
+        self._schedule.clear()
+        self._tick = 0
+
+    def _is_fresh(self, timestamp: float | None) -> bool:
+        if timestamp is None or self._max_age is None:
+            return True
+        now = self._tick / self._rate_hz if self._simulated else self._clock()
+        return abs(now - timestamp) <= self._max_age  # False for NaN
+
+    def _is_accepted(self, observation: Any) -> bool:
+        try:
+            return self._accepts(observation)
+        except ObservationError as error:
+            if self._schedule.empty:
+                raise
+            self._recorder.add_failure(error)
+            if self._overrun == "stop":
+                self._stop(error)
+            return False
+
+    def _open(self, observation: Any, fresh: bool, usable: bool) -> None:
+        if not fresh:
+            self._recorder.count("stale_observations")
+            raise ObservationError(
+                f"The first observation of the episode is older than {self._max_age:g} s, or its timestamp is not of "
+                "the loop's clock, time.monotonic. Check the sensor."
+            )
+        if not usable:
+            raise ObservationError(
+                "The first observation of the episode is refused by the policy's SafetySettings, and there is no "
+                "action to hold. Check the sensor."
+            )
+        self._inference.discard()  # of an earlier run, or of a first tick that was interrupted
+        self._ask(observation, opening=True)
+        answer = self._inference.collect(self._tick, wait=True)
+        assert answer is not None
+        self._take(answer)
+        if answer.error is not None:
+            raise answer.error
+
+    def _ask(self, observation: Any, opening: bool = False) -> None:
+        # With weight zero in the opening one, which so warms up what the later ones run.
+        prefix = self._schedule.prefix(self._tick, self._delay) if self._chunking == "realtime" else None
+        # Copied: drivers write the next reading into the same memory.
+        self._inference.ask(ChunkRequest(copy.deepcopy(observation), self._tick, prefix, opening))
+
+    def _collect(self, wait: bool = False) -> None:
+        answer = self._inference.collect(self._tick, wait)
+        if answer is None:
+            return
+        self._take(answer)
+        if answer.error is not None and self._overrun == "stop":
+            self._stop(answer.error)
+
+    def _take(self, answer: ChunkAnswer) -> None:
+        if answer.chunk is None:
+            assert answer.error is not None
+            self._recorder.add_failure(answer.error)
+            return
+        self._recorder.count("inferences")
+        self._schedule.begin(answer.chunk, self._tick if self._chunking == "blocking" else answer.request.tick)
+        if answer.seconds is not None:
+            self._measure(answer.seconds, answer.request)
+
+    def _measure(self, seconds: float, request: ChunkRequest) -> None:
+        if not request.opening:
+            self._recorder.add_latency(seconds)
+            self._delays.append(self._tick - request.tick)
+        if self._given_delay is None:
+            self._delay = max(self._delays, default=max(1, math.ceil(seconds * self._rate_hz)))
+
+    def _choose(self, fresh: bool, usable: bool) -> NDArray[Any]:
+        if not fresh:
+            self._recorder.count("stale_observations")
+            return self._fallback(f"an observation is older than {self._max_age:g} s.", blind=True)
+        if not usable:
+            return self._fallback("the policy's SafetySettings refuse the observation.", blind=True)
+        action = self._schedule.action(self._tick)
+        if action is not None:
+            return action
+        if self._chunking == "blocking" and self._inference.pending:
+            # Simulated: a real wait lasts within one tick, and the robot keeps its last command.
+            self._recorder.count("missed_deadlines")
+            return self._last
+        self._recorder.count("overruns")
+        return self._fallback("the running chunk is used up, and the next one has not arrived.")
+
+    def _fallback(self, reason: str, blind: bool = False) -> NDArray[Any]:
+        if self._overrun == "stop":
+            self._stop(ActionError(f"No action is given: {reason} The control loop is stopped; call reset()."), reason)
+        if self._overrun == "zero":
+            return self._neutral
+        # Without an observation to go by, a chunk is not begun again.
+        return self._last if self._overrun == "hold" or blind else self._schedule.repeated_action(self._tick)
+
+    def _stop(self, error: MeamError, reason: str | None = None) -> NoReturn:
+        self._stopped = reason or str(error)
+        raise error
+
+    def _step_stamped(self, read_observation: Callable[[], Any]) -> NDArray[Any]:
+        reading = read_observation()
+        if isinstance(reading, StampedObservation):
+            return self.step(reading.observation, reading.timestamp)
+        if self._max_age is not None and not self._simulated:
+            raise ObservationError(
+                f"max_observation_age_s is {self._max_age:g}, but the observation has no timestamp. Return a "
+                "StampedObservation from read_observation."
+            )
+        return self.step(reading)
+
+    def _wait_for_slot(self, start: float, slot: int) -> int:
+        """Sleep until a deadline, or take the newest of those that have passed."""
+        late = self._clock() - (start + slot / self._rate_hz)
+        if late <= 0:
+            self._sleep(-late)
+            return slot
+        skipped = int(late * self._rate_hz)
+        self._recorder.count("missed_deadlines", 1 + skipped)
+        return slot + skipped
+
+
+def _check(good: bool, name: str, value: Any, expected: str) -> None:
+    if not good:
+        raise ConfigError(f"{name} is {value}; expected {expected}.")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f'{name} is "{value}"; expected one of {", ".join(choices)}.')

@@ -1,0 +1,105 @@
+"""Episodes of a policy in a Gymnasium environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from meam_policy.acting.observation import flatten_observation
+from meam_policy.environments.space_check import AnyEnv, check_env
+from meam_policy.errors import ConfigError
+from meam_policy.rollouts.episode_log import ActingPolicy, EpisodeLog, Trajectory, timed_act
+from meam_policy.rollouts.result import RolloutResult
+from meam_policy.rollouts.vector_episodes import vector_episodes
+
+__all__ = ["rollout"]
+
+
+def rollout(
+    policy: ActingPolicy,
+    env: AnyEnv,
+    episodes: int,
+    seed: int,
+    *,
+    record: bool = False,
+    on_episode: Callable[[int], None] | None = None,
+    on_trajectory: Callable[[int, Trajectory], None] | None = None,
+) -> RolloutResult:
+    """Run whole episodes. Episode i resets environment and policy with seed + i, so the result is reproducible.
+
+    In a vector environment it is the same result, episode by episode, up to what the batch changes in the network's
+    float32 rounding: see `vector_episodes`. Make an `AsyncVectorEnv` before the policy is loaded, or with
+    `context="spawn"`: a session of onnxruntime does not survive a fork.
+
+    An interrupt passes on; what was finished has been given to `on_episode` and `on_trajectory`.
+
+    Args:
+        policy: A `MeamPolicy`, or anything with its `act`, `reset`, `spec` and `inferences`.
+        env: One environment, or a Gymnasium vector environment of any autoreset mode; it must end its episodes by
+            itself.
+        episodes: Number of episodes, at least 1.
+        seed: Seed of the first episode, at least 0.
+        record: Keep the observations.
+        on_episode: Called with the number of finished episodes after every one.
+        on_trajectory: Called with the index and all that happened of every episode, as they finish: in a vector
+            environment that is another order than that of the indices.
+
+    Raises:
+        SpaceError: the policy cannot act in the environment; see `check_env`.
+        ConfigError: episodes or seed is out of range, or the vector environment cannot reset slots one by one.
+    """
+    if episodes < 1 or seed < 0:
+        raise ConfigError(f"episodes is {episodes} and seed is {seed}; expected episodes >= 1 and seed >= 0.")
+    check_env(policy.spec, env)
+    latencies: list[float] = []
+    keep = record or on_trajectory is not None
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        run = vector_episodes(policy, env, episodes, seed, keep=keep, latencies=latencies)
+    else:
+        run = _single_episodes(policy, env, episodes, seed, keep=keep, latencies=latencies)
+    figures: dict[int, tuple[float, int, bool | None]] = {}
+    paths: dict[int, NDArray[np.float32]] = {}
+    for index, log in run:
+        figures[index] = sum(log.rewards), len(log.rewards), log.success
+        if record:
+            paths[index] = flatten_observation(policy.spec, log.trajectory().observations)[0]
+        if on_trajectory is not None:
+            on_trajectory(index, log.trajectory())
+        if on_episode is not None:
+            on_episode(len(figures))
+    returns, lengths, successes = zip(*(figures[index] for index in sorted(figures)), strict=True)
+    return RolloutResult(
+        returns=np.array(returns),
+        lengths=np.array(lengths),
+        successes=None if None in successes else np.array(successes, dtype=bool),
+        latencies=np.array(latencies),
+        observations=[paths[index] for index in sorted(paths)],
+    )
+
+
+def _single_episodes(
+    policy: ActingPolicy,
+    env: gymnasium.Env[Any, Any],
+    episodes: int,
+    seed: int,
+    *,
+    keep: bool,
+    latencies: list[float],
+) -> Iterator[tuple[int, EpisodeLog]]:
+    """Run whole episodes one after the other; the arguments and results of `vector_episodes`."""
+    for index in range(episodes):
+        policy.reset(seed=seed + index)
+        observation, _ = env.reset(seed=seed + index)
+        log, done = EpisodeLog(deepcopy(observation) if keep else None), False
+        while not done:
+            action = timed_act(policy, observation, latencies)
+            observation, reward, terminated, truncated, info = env.step(action)
+            flag = info.get("success", info.get("is_success"))
+            log.add(action, deepcopy(observation) if keep else None, float(reward), terminated, flag)
+            done = terminated or truncated
+        yield index, log

@@ -1,0 +1,82 @@
+"""What rollouts returned, with its interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["RolloutResult", "mean_interval"]
+
+
+@dataclass(frozen=True, eq=False)
+class RolloutResult:
+    """What happened in a number of episodes.
+
+    Attributes:
+        returns: Undiscounted return of every episode [episodes].
+        lengths: Steps of every episode [episodes].
+        successes: Whether the environment reported success at any step (`info["success"]` or `info["is_success"]`)
+            [episodes]; None if it never says.
+        latencies: Seconds of every `act` call that ran the network, in a vector environment for all slots that needed
+            it; the calls in between only take queued actions.
+        observations: The observations of every episode, each [steps + 1, observation_dim], if they were recorded.
+    """
+
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    successes: NDArray[np.bool_] | None
+    latencies: NDArray[np.float64]
+    observations: list[NDArray[np.float32]] = field(default_factory=list)
+
+    @property
+    def return_mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def return_interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the mean return; see `mean_interval`."""
+        return mean_interval(self.returns)
+
+    @property
+    def success_rate(self) -> float | None:
+        """Share of episodes with success, or None if the environment never reports it."""
+        return None if self.successes is None else float(self.successes.mean())
+
+    def latency_ms(self, percentile: float) -> float:
+        """A percentile (0 to 100) of the inference latency, in milliseconds."""
+        return float(np.percentile(self.latencies, percentile) * 1e3)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures as JSON data: return, success and action latency."""
+        low, high = self.return_interval
+        return {
+            "episodes": len(self.returns),
+            "return_mean": self.return_mean,
+            "ci_low": low,
+            "ci_high": high,
+            "success": self.success_rate,
+            "length_mean": float(self.lengths.mean()),
+            "latency_p50_ms": self.latency_ms(50),
+            "latency_p99_ms": self.latency_ms(99),
+        }
+
+
+def mean_interval(values: NDArray[Any], level: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
+    """Confidence interval of a mean by the percentile bootstrap, with a fixed seed.
+
+    Args:
+        values: Independent draws [n], n >= 1; for one value, or equal values, the interval is a point.
+        level: Coverage, between 0 and 1.
+        resamples: Bootstrap resamples.
+
+    References:
+        Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    draws, generator = np.asarray(values, dtype=np.float64), np.random.default_rng(0)
+    means = [draws[generator.integers(len(draws), size=len(draws))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

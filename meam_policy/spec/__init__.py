@@ -1,0 +1,18 @@
+"""What a policy is: the one thing that training, export and runtime share."""
+
+from meam_policy.spec.box import BoxSpec
+from meam_policy.spec.integration import EVALUATIONS, MAX_STEPS, Solver
+from meam_policy.spec.policy_spec import FORMAT_VERSION, GRAPH_FILE, PolicySpec
+from meam_policy.spec.variant import Precision, VariantSpec
+
+__all__ = [
+    "EVALUATIONS",
+    "FORMAT_VERSION",
+    "GRAPH_FILE",
+    "MAX_STEPS",
+    "BoxSpec",
+    "PolicySpec",
+    "Precision",
+    "Solver",
+    "VariantSpec",
+]

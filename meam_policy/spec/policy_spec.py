@@ -1,0 +1,257 @@
+"""`PolicySpec`: everything that training, export and runtime need to agree on, and its form `config.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from gymnasium import spaces
+
+from meam_policy.errors import ConfigError, VersionError
+from meam_policy.spec.box import BoxSpec, read_box
+from meam_policy.spec.integration import MAX_STEPS, Solver, check_integration
+from meam_policy.spec.json_reader import JsonReader, parse_object, require, with_new_names
+from meam_policy.spec.variant import VariantSpec
+
+__all__ = ["FORMAT_VERSION", "PolicySpec"]
+
+FORMAT_VERSION = 1
+"""Version of `config.json` that this package writes, and the only one that it reads."""
+
+GRAPH_FILE = "policy.onnx"
+"""The graph of the policy itself."""
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a policy is: its spaces, its normalisation, how its flow is integrated, and where it came from.
+
+    Written as `config.json` into every checkpoint and policy folder. A policy maps a raw observation and a standard
+    normal noise vector to a chunk of `chunk_size` actions; `execute_steps` of them are executed before the next
+    inference. Normalised observations are `(o - observation_mean) / observation_std`; an action in environment units
+    is `action_offset + action_scale * u`, with the flow's output `u` in [-1, 1].
+
+    Attributes:
+        observation: The observation's boxes, in the order in which they are flattened into one vector.
+        action: The action's box: bounds of every executed action, in environment units.
+        chunk_size: Actions predicted by one inference.
+        execute_steps: Actions of a chunk that are executed before the next inference; 1 to chunk_size.
+        observation_mean: Mean of every observation number in the training data.
+        observation_std: Scale of every observation number; positive.
+        action_offset: Centre of the action box, environment units.
+        action_scale: Half width of the action box, environment units; positive.
+        nfe: Evaluations of the velocity from noise to action.
+        solver: Integration scheme: "euler" and "ab2", as many steps; "midpoint" and "heun", half as many; "rk4", a
+            quarter.
+        time_grid: Ends of the steps, from 0 to 1; None for equal ones.
+        best_of: Chunks drawn for one decision, of which the one with the highest value is kept.
+        method: Training method, such as "bc", "qam" or "me-am".
+        hyperparameters: The settings the policy was trained with.
+        training_data: Id or path of the data set.
+        environment_id: Environment the data was recorded in.
+        control_rate_hz: Rate at which actions were applied when the data was recorded.
+        observation_names: Name of every observation number, such as a joint's; None if unknown.
+        action_names: Name of every action number; None if unknown.
+        license: SPDX identifier of the policy's licence; None if it has none.
+        variants: Other graphs in the folder, by name.
+        files: SHA-256 (hex) of the other files of the policy folder, by file name.
+        format_version: Version of this format.
+    """
+
+    observation: tuple[BoxSpec, ...]
+    action: BoxSpec
+    chunk_size: int
+    execute_steps: int
+    observation_mean: tuple[float, ...]
+    observation_std: tuple[float, ...]
+    action_offset: tuple[float, ...]
+    action_scale: tuple[float, ...]
+    nfe: int
+    method: str
+    solver: Solver = "euler"
+    time_grid: tuple[float, ...] | None = None
+    best_of: int = 1
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    training_data: str | None = None
+    environment_id: str | None = None
+    control_rate_hz: float | None = None
+    observation_names: tuple[str, ...] | None = None
+    action_names: tuple[str, ...] | None = None
+    license: str | None = None
+    variants: Mapping[str, VariantSpec] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Check that the parts agree.
+
+        Raises:
+            FormatError: a number is out of range or a list has the wrong length.
+        """
+        require(len(self.observation) >= 1, "observation", "no boxes", "at least one box")
+        keys = [box.key for box in self.observation]
+        single = keys == [None]
+        require(single or None not in keys, "observation", keys, "a key for every box of a Dict observation")
+        require(len(set(keys)) == len(keys), "observation", keys, "different keys")
+        require(self.action.key is None, "action", f"key {self.action.key!r}", "a box without a key")
+        require(1 <= self.chunk_size <= MAX_STEPS, "chunk_size", self.chunk_size, f"1 to {MAX_STEPS}")
+        require(1 <= self.execute_steps <= self.chunk_size, "execute_steps", self.execute_steps, "1 to chunk_size")
+        check_integration("", self.nfe, self.solver, self.time_grid)
+        require(1 <= self.best_of <= MAX_STEPS, "best_of", self.best_of, f"1 to {MAX_STEPS}")
+        for name, size in (
+            ("observation_mean", self.observation_dim),
+            ("observation_std", self.observation_dim),
+            ("action_offset", self.action_dim),
+            ("action_scale", self.action_dim),
+        ):
+            numbers = getattr(self, name)
+            require(len(numbers) == size, name, f"{len(numbers)} numbers", f"{size} numbers")
+            positive = name in ("observation_std", "action_scale")
+            for index, number in enumerate(numbers):
+                good = math.isfinite(number) and (number > 0 or not positive)
+                require(good, f"{name}[{index}]", number, "a finite number" + (" above 0" if positive else ""))
+        rate = self.control_rate_hz
+        require(rate is None or (math.isfinite(rate) and rate > 0), "control_rate_hz", rate, "a rate above 0, or null")
+        for name, size in (("observation_names", self.observation_dim), ("action_names", self.action_dim)):
+            names = getattr(self, name)
+            require(names is None or len(names) == size, name, f"{len(names or ())} names", f"{size} names, or null")
+            # A graph's metadata separates them by commas.
+            require(not any("," in part for part in names or ()), name, names, "names without commas")
+        for name, variant in self.variants.items():
+            variant.check(name)
+            known = self.variants[name].file in self.files
+            require(known, f'variants["{name}"].file', repr(variant.file), f"one of files: {', '.join(self.files)}")
+        for name, digest in self.files.items():
+            plain = name not in ("", ".", "..") and not set(name) & set("/\\:\0")
+            require(plain, "files", repr(name), "plain file names")
+            good = len(digest) == 64 and not set(digest) - set("0123456789abcdef")
+            require(good, f'files["{name}"]', repr(digest), "a SHA-256 in lower-case hexadecimal")
+
+    @property
+    def observation_dim(self) -> int:
+        """Numbers in one flattened observation."""
+        return sum(box.size for box in self.observation)
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers in one flattened action."""
+        return self.action.size
+
+    @property
+    def chunk_dim(self) -> int:
+        """Numbers in one flattened chunk: chunk_size * action_dim."""
+        return self.chunk_size * self.action_dim
+
+    @property
+    def noise_dim(self) -> int:
+        """Numbers in the noise vector of one decision: best_of * chunk_size * action_dim."""
+        return self.best_of * self.chunk_dim
+
+    @property
+    def observation_space(self) -> spaces.Box | spaces.Dict:
+        """The Gymnasium observation space; a Dict keeps the recorded key order."""
+        if self.observation[0].key is None:
+            return self.observation[0].to_space()
+        return spaces.Dict([(str(box.key), box.to_space()) for box in self.observation])
+
+    @property
+    def action_space(self) -> spaces.Box:
+        """The Gymnasium action space."""
+        return self.action.to_space()
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 (hex) of what the policy is, which its graphs carry: of the fields but `files` and `variants`."""
+        # As it will be read back: 10 and 10.0 are one rate, and two texts.
+        same = PolicySpec.from_json(replace(self, files={}, variants={}).to_json())
+        data = json.loads(same.to_json())
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    def select(self, variant: str | None) -> tuple[PolicySpec, str]:
+        """The policy as one of its variants acts, and the file of its graph.
+
+        Args:
+            variant: Name in `variants`; None for the policy itself.
+
+        Raises:
+            ConfigError: there is no such variant.
+        """
+        if variant is None:
+            return self, GRAPH_FILE
+        if variant not in self.variants:
+            names = ", ".join(self.variants) or "none"
+            raise ConfigError(f'The policy has no variant "{variant}"; it has: {names}.')
+        return self.acting_as(self.variants[variant]), self.variants[variant].file
+
+    def acting_as(self, variant: VariantSpec) -> PolicySpec:
+        """The policy as a variant acts."""
+        return replace(
+            self,
+            nfe=variant.nfe,
+            solver=variant.solver,
+            time_grid=variant.time_grid,
+            best_of=variant.best_of,
+        )
+
+    def to_json(self) -> str:
+        """The text of `config.json`."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data["observation"] = [box.to_json() for box in self.observation]
+        data["action"] = self.action.to_json()
+        data["variants"] = {name: variant.to_json() for name, variant in self.variants.items()}
+        data["files"] = dict(sorted(self.files.items()))
+        data["hyperparameters"] = dict(self.hyperparameters)
+        ordered = {"format_version": data.pop("format_version"), **data}
+        return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> PolicySpec:
+        """Read the text of `config.json`.
+
+        Raises:
+            VersionError: `format_version` is not the one this package reads.
+            FormatError: the text is not JSON, or a field is missing, unknown, of the wrong type or out of range.
+        """
+        data = parse_object(text)
+        version = data.get("format_version")
+        if type(version) is not int or version != FORMAT_VERSION:
+            raise VersionError(
+                f"config.json: format_version is {version!r}; this meam-policy reads version {FORMAT_VERSION}. "
+                "Upgrade meam-policy, or export the policy again."
+            )
+        read = JsonReader(with_new_names(data), "")
+        known = [f.name for f in fields(cls)]
+        read.only(known)
+        boxes = read.get("observation", list, "a list of boxes")
+        return cls(
+            observation=tuple(read_box(box, f"observation[{i}]") for i, box in enumerate(boxes)),
+            action=read_box(read.get("action", dict, "a box"), "action"),
+            chunk_size=read.integer("chunk_size"),
+            execute_steps=read.integer("execute_steps"),
+            observation_mean=read.numbers("observation_mean"),
+            observation_std=read.numbers("observation_std"),
+            action_offset=read.numbers("action_offset"),
+            action_scale=read.numbers("action_scale"),
+            nfe=read.integer("nfe"),
+            method=read.text("method"),
+            solver=read.get("solver", str, "text"),
+            time_grid=read.optional_numbers("time_grid"),
+            best_of=read.integer("best_of") if "best_of" in data else 1,
+            hyperparameters=read.finite("hyperparameters", read.get("hyperparameters", dict, "an object")),
+            training_data=read.optional_text("training_data"),
+            environment_id=read.optional_text("environment_id"),
+            control_rate_hz=read.optional_number("control_rate_hz"),
+            observation_names=read.optional_words("observation_names"),
+            action_names=read.optional_words("action_names"),
+            license=read.optional_text("license") if "license" in data else None,
+            variants={
+                name: VariantSpec.from_json(variant, name)
+                for name, variant in (read.get("variants", dict, "an object") if "variants" in data else {}).items()
+            },
+            files=read.texts("files"),
+            format_version=version,
+        )

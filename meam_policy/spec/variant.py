@@ -1,0 +1,87 @@
+"""Variants of a policy: other graphs of the same networks, with fewer steps or lighter weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from meam_policy.spec.integration import MAX_STEPS, Solver, check_integration
+from meam_policy.spec.json_reader import JsonReader, require, with_new_names
+
+__all__ = ["Precision", "VariantSpec"]
+
+Precision = Literal["fp32", "int8", "fp16"]
+"""Weights of a graph: float32; 8-bit integers in blocks, for CPUs; float16, for CUDA and TensorRT."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class VariantSpec:
+    """Another graph of a policy, and what was measured of it when it was exported.
+
+    Attributes:
+        file: Its file in the policy folder.
+        nfe: Evaluations of the velocity; 1 for a one-step head.
+        solver: Integration scheme.
+        time_grid: Ends of the steps, from 0 to 1; None for equal ones.
+        best_of: Chunks drawn for one decision, of which the one with the highest value is kept.
+        precision: Weights of the graph.
+        one_step: The policy distilled from the flow, rather than the flow.
+        takes_prefix: Takes the beginning of its chunk as given, for real-time chunking.
+        measured: Figures by name; those that `meam export` writes are explained in the model card.
+    """
+
+    file: str
+    nfe: int
+    solver: Solver = "euler"
+    time_grid: tuple[float, ...] | None = None
+    best_of: int = 1
+    precision: Precision = "fp32"
+    one_step: bool = False
+    takes_prefix: bool = False
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+    def check(self, name: str) -> None:
+        """Check that the parts agree.
+
+        Raises:
+            FormatError: they do not; the message begins with the variant's name.
+        """
+        prefix = f'variants["{name}"].'
+        plain = _NAME.fullmatch(name) is not None
+        require(plain, "variants", repr(name), "names of lower-case letters, digits, dots and dashes")
+        check_integration(prefix, self.nfe, self.solver, self.time_grid)
+        require(1 <= self.best_of <= MAX_STEPS, f"{prefix}best_of", self.best_of, f"1 to {MAX_STEPS}")
+        known = get_args(Precision)
+        require(self.precision in known, f"{prefix}precision", repr(self.precision), f"one of {', '.join(known)}")
+        for key, value in self.measured.items():
+            require(math.isfinite(value), f'{prefix}measured["{key}"]', value, "a finite number")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"measured": dict(self.measured)}
+
+    @classmethod
+    def from_json(cls, data: Any, name: str) -> VariantSpec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            FormatError: a field is missing, unknown or of the wrong type.
+        """
+        read = JsonReader.of(with_new_names(data), f'variants["{name}"]')
+        read.only([f.name for f in fields(cls)])
+        return cls(
+            file=read.text("file"),
+            nfe=read.integer("nfe"),
+            solver=read.get("solver", str, "text"),
+            time_grid=read.optional_numbers("time_grid"),
+            best_of=read.integer("best_of"),
+            precision=read.get("precision", str, "text"),
+            one_step=read.get("one_step", bool, "true or false"),
+            takes_prefix=read.get("takes_prefix", bool, "true or false"),
+            measured=read.numbers_by_name("measured"),
+        )

@@ -1,0 +1,224 @@
+"""`meam export`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from meam_export.commands import export as command
+from meam_policy import MeamPolicy, make_environment, rollout
+from meam_policy.cli import run
+from meam_training import Checkpoint, OfflineDataset, TrainConfig, collect, train
+
+TINY = {
+    "steps": 3,
+    "batch_size": 8,
+    "hidden_dims": (8,),
+    "critic_hidden_dims": (8,),
+    "num_critics": 2,
+    "chunk_size": 4,
+    "nfe": 4,
+    "distill_coef": 1.0,
+    "device": "cpu",
+}
+LADDER = ["k1", "k2", "k3", "k5", "k10", "k2-grid", "k3-grid", "k5-grid"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> OfflineDataset:
+    return OfflineDataset.from_minari(collect("meam/Pockets-v0", 100, root=tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data: OfflineDataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return train(TrainConfig.preset("me-am", **TINY), data, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def run_folder(checkpoint: Checkpoint) -> str:
+    return str(checkpoint.path.parent.parent)
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Runs a command that must be refused with one sentence or two, and returns them."""
+    assert run(["export", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    lines = [line for line in captured.err.splitlines() if "…" not in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_it_exports_and_shows_how_close_the_graph_is(
+    run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "policy"
+    assert run(["export", run_folder, "--output-dir", str(target)]) == 0
+    captured = capsys.readouterr()
+    assert "onnxruntime against PyTorch in float64" in captured.out
+    rows = [[cell.strip() for cell in line.split("│")] for line in captured.out.splitlines() if "│" in line]
+    kept = Checkpoint.load(run_folder).read_observations()
+    assert kept is not None
+    assert [row[:3] for row in rows] == [["policy", "fp32", "1000 random"], ["policy", "fp32", f"{len(kept)} recorded"]]
+    assert all(0 < float(cell) < 1e-5 for row in rows for cell in row[3:])
+    assert f"Exported {target}" in captured.err
+    assert f"meam eval {target}" in captured.err
+    assert MeamPolicy.from_pretrained(target).act(np.zeros(4)).shape == (2,)
+
+
+def test_json_is_one_line_and_nothing_else(
+    run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["export", run_folder, "--output-dir", "policy", "--variants", "k1", "int8", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.count("\n") == 1
+    found = json.loads(captured.out)
+    assert found["policy"] == str(tmp_path / "policy")
+    assert list(found["parity"]) == ["policy", "k4", "k1", "int8"]
+    for name, rows in found["parity"].items():
+        assert set(rows) == {"random", "recorded"}
+        assert all(0 < row["max_error"] < (1.0 if name == "int8" else 1e-5) for row in rows.values())
+    assert list(found["variants"]) == ["k4", "k1", "int8"]
+    assert found["variants"]["k4"]["file"] == "policy.onnx"
+    assert found["variants"]["k1"]["measured"]["action_error"] > 0
+
+
+def test_the_ladder_without_episodes_has_no_returns(
+    run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", run_folder, "--output-dir", str(tmp_path / "p"), "--ladder", "--variants", "int8", "k1"]) == 0
+    captured = capsys.readouterr()
+    spec = MeamPolicy.from_pretrained(tmp_path / "p").spec
+    # The policy itself, those of a ladder, the one-step policy since it was distilled, and others; each once.
+    assert list(spec.variants) == ["k4", *LADDER, "one-step", "int8"]
+    table = captured.out.split("Variants, against policy.onnx")[1]
+    rows = [[cell.strip() for cell in line.split("│")] for line in table.splitlines() if "│" in line]
+    assert [row[0] for row in rows] == list(spec.variants)
+    for row in rows:
+        measured = spec.variants[row[0]].measured
+        assert row[3] == f"{measured['action_error']:.3g}"
+        assert row[5:7] == ["", ""]
+    assert "Writing k3-grid …" in captured.err
+    assert "Measuring the variants …" in captured.err
+
+
+def test_the_returns_of_episodes_are_those_of_a_rollout(
+    run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "policy"
+    arguments = ["--output-dir", str(target), "--variants", "k1", "one-step", "--episodes", "2"]
+    assert run(["export", run_folder, *arguments]) == 0
+    assert "return" in capsys.readouterr().out
+    env = make_environment("meam/Pockets-v0")
+    for name in ("k1", "one-step"):
+        policy = MeamPolicy.from_pretrained(target, variant=name)
+        assert policy_return(target, name) == rollout(policy, env, 2, 0).return_mean
+    env.close()
+    # `meam eval` measures the same.
+    assert run(["eval", str(target), "--variant", "k1", "--episodes", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["return_mean"] == policy_return(target, "k1")
+
+
+def policy_return(folder: Path, name: str) -> float:
+    return MeamPolicy.from_pretrained(folder).spec.variants[name].measured["return_mean"]
+
+
+def test_a_ladder_of_a_policy_that_was_not_distilled_has_no_one_step_policy(checkpoint: Checkpoint) -> None:
+    assert command._ladder(checkpoint) == (*LADDER, "one-step")
+    undistilled = replace(checkpoint, config=replace(checkpoint.config, distill_coef=0.0))
+    assert command._ladder(undistilled) == tuple(LADDER)
+
+
+def test_episodes_need_variants_and_an_environment(
+    run_folder: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = str(tmp_path / "policy")
+    text = refused(capsys, run_folder, "--output-dir", target, "--episodes", "2")
+    assert "episodes is 2; expected 0, for there are no variants" in text
+    text = refused(capsys, run_folder, "--output-dir", target, "--episodes", "-1", "--ladder")
+    assert "episodes is -1; expected 0 or more" in text
+    homeless = Path(shutil.copytree(checkpoint.path, tmp_path / "run/checkpoints" / checkpoint.path.name))
+    spec = replace(checkpoint.spec, environment_id=None)
+    (homeless / "policy_spec.json").write_text(spec.to_json())
+    text = refused(capsys, str(homeless), "--output-dir", target, "--episodes", "2", "--ladder")
+    assert "episodes is 2; expected 0, for the data names no environment" in text
+    assert not Path(target).exists()
+
+
+def test_what_the_options_say_is_in_the_policy(run_folder: str, tmp_path: Path) -> None:
+    target = tmp_path / "policy"
+    arguments = ["--nfe", "2", "--solver", "ab2", "--time-grid", "0", "0.3", "1", "--best-of", "3"]
+    arguments += ["--action-names", "x", "y", "--observation-names", "a", "b", "c", "d", "--license", "MIT", "--json"]
+    assert run(["export", run_folder, "--output-dir", str(target), *arguments]) == 0
+    spec = MeamPolicy.from_pretrained(target).spec
+    assert (spec.nfe, spec.solver, spec.time_grid, spec.best_of) == (2, "ab2", (0.0, 0.3, 1.0), 3)
+    assert (spec.action_names, spec.observation_names, spec.license) == (("x", "y"), tuple("abcd"), "MIT")
+
+
+def test_triton_gets_the_policys_own_graph(run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, repository = tmp_path / "policy", tmp_path / "models"
+    assert run(["export", run_folder, "--output-dir", str(target), "--triton", str(repository)]) == 0
+    assert f"tritonserver --model-repository {repository}" in capsys.readouterr().err
+    assert (repository / "policy/1/model.onnx").read_bytes() == (target / "policy.onnx").read_bytes()
+    assert "KIND_CPU" in (repository / "policy/config.pbtxt").read_text()
+    arguments = [
+        "--output-dir",
+        str(tmp_path / "other"),
+        "--triton",
+        str(repository),
+        "--triton-device",
+        "gpu",
+        "--json",
+    ]
+    assert run(["export", run_folder, *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["triton"] == str(repository / "other")
+    assert "KIND_GPU" in (repository / "other/config.pbtxt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--variants", "warp"], 'There is no variant "warp"; expected names such as k5'),
+        (["--variants", "k3-midpoint"], "expected a multiple of 2, as midpoint takes so many at a time"),
+        (["--nfe", "3"], "Cannot export with nfe=3"),
+        (["--best-of", "0"], "Cannot export with best_of=0"),
+        (["--time-grid", "0", "0.5"], "Cannot export with time_grid=(0.0, 0.5)"),
+        (["--action-names", "x"], "action_names is 1 names; expected 2 names"),
+        (["--tolerance", "0"], "tolerance is 0.0; expected a number above 0"),
+        (["--variants", "int8", "--tolerance", "1e-9"], "policy-int8.onnx differs from the checkpoint by"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_with_one_sentence(
+    run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+) -> None:
+    assert text in refused(capsys, run_folder, "--output-dir", str(tmp_path / "policy"), *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_path_is_refused(run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = str(tmp_path / "policy")
+    assert "There is no checkpoint folder" in refused(capsys, str(tmp_path / "no"), "--output-dir", target)
+    assert "holds no checkpoint" in refused(capsys, str(tmp_path), "--output-dir", target)
+    assert "already holds" in refused(capsys, run_folder, "--output-dir", run_folder)
+
+
+def test_help_names_every_form_of_a_variant(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        run(["export", "--help"])
+    assert done.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for example in ("k5", "k4-midpoint", "k3-grid", "one-step", "best-of-4", "-int8", "-fp16", "--ladder --episodes"):
+        assert example in text

@@ -1,0 +1,585 @@
+"""Loading from the Hub: the real client, against a server on the loopback interface that speaks its protocol."""
+
+import hashlib
+import json
+import re
+import threading
+import time
+import traceback
+import warnings
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+from meam_policy import ConfigError, FormatError, HubError, IntegrityError, MeamPolicy, NotFoundError
+from meam_policy.folder.policy_folder import POLICY_FILES
+
+REPO = "robots/pockets"
+SHA, OTHER_SHA = "a1" * 20, "b2" * 20
+TOKEN = "hf_thisisnotarealtokenbutitissecret"
+OBSERVATION = np.array([0.5, -0.25, 1.0])
+
+
+def git_blob_id(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves one repository; `fault` says how it misbehaves, `after` what happens once a file has been downloaded."""
+
+    daemon_threads = True
+
+    def __init__(self, commits, refs):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.commits = commits
+        self.refs = refs
+        self.fault = ""
+        self.requests = []
+        self.missing_status = 404
+        self.cuts = 0
+        self.after = {}
+        self.released = threading.Event()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request, client_address):
+        """Stay silent: clients that give up close their connections."""
+
+    def stop(self):
+        self.released.set()
+        self.shutdown()
+        self.server_close()
+
+    def downloads(self):
+        return Counter(
+            path.split("/")[-1] for method, path, _ in self.requests if method == "GET" and "/resolve/" in path
+        )
+
+
+class Handler(BaseHTTPRequestHandler):
+    # One request a connection, so that none outlives the server.
+    protocol_version = "HTTP/1.0"
+    server: Hub  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def log_message(self, format, *args):
+        pass
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        self.answer()
+
+    def answer(self):
+        server = self.server
+        server.requests.append((self.command, self.path, self.headers.get("Authorization")))
+        if server.fault == "silent":
+            server.released.wait(120)
+            return
+        if server.fault == "portal":
+            self.reply(200, {"Content-Type": "text/html"}, b"<html>Please sign in to the hotel's network</html>")
+            return
+        if server.fault.isdigit():
+            self.reply(int(server.fault), {})
+            return
+        if server.fault == "gated":
+            self.reply(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to the model is restricted"})
+            return
+        if server.fault == "bad token":
+            self.reply(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+            return
+        path = unquote(urlsplit(self.path).path).strip("/")
+        if path.startswith("api/models/"):
+            repo, kind, revision = re.fullmatch(r"api/models/([^/]+/[^/]+)/?(revision|tree|)/?(.*)", path).groups()  # pyright: ignore[reportOptionalMemberAccess]
+            name = ""
+        else:
+            repo, kind, rest = path.partition("/resolve/")
+            revision, _, name = rest.partition("/")
+        if repo != REPO:
+            self.reply(server.missing_status, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Not found"})
+            return
+        sha = server.refs.get(revision or "main", revision)
+        if sha not in server.commits:
+            self.reply(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
+            return
+        files = server.commits[sha]
+        if kind == "tree":
+            tree = [{"type": "file", "path": n, "size": len(b), "oid": git_blob_id(b)} for n, b in files.items()]
+            self.reply(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
+            return
+        if not name:
+            info = {"id": REPO, "sha": sha, "siblings": [{"rfilename": name} for name in files]}
+            self.reply(200, {"Content-Type": "application/json"}, json.dumps(info).encode())
+            return
+        if name not in files:
+            self.reply(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
+            return
+        self.send_file(name, files[name], {"X-Repo-Commit": sha, "ETag": f'"{git_blob_id(files[name])}"'})
+
+    def send_file(self, name, content, headers):
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        body = content[start:]
+        cut = self.command == "GET" and name == "policy.onnx" and self.server.cuts > 0
+        if cut:
+            self.server.cuts -= 1
+        self.reply(206 if start else 200, headers, body, send=(0 if start else len(body) // 2) if cut else None)
+        if self.command == "GET" and name in self.server.after:
+            self.server.after[name]()
+
+    def reply(self, status, headers, body=b"", send=None):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[:send])
+
+
+@pytest.fixture
+def linear(make_policy):
+    return make_policy()
+
+
+@pytest.fixture
+def hub(linear, monkeypatch):
+    files = {path.name: path.read_bytes() for path in linear.folder.iterdir()}
+    files |= {"README.md": b"# Pockets", "pytorch_model.bin": b"\x80pickle", "policy.onnx.data": b"x", "run.py": b"1/0"}
+    hub = Hub({SHA: files}, {"main": SHA, "v1": SHA})
+    threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def load(hub, tmp_path):
+    def load(repo_id=REPO, **arguments):
+        return MeamPolicy.from_pretrained(repo_id, cache_dir=tmp_path / "cache", **arguments)
+
+    return load
+
+
+def hub_error(load, *arguments, **keywords):
+    """The HubError of a load, after checking that nothing of the token shows in it or its causes."""
+    with pytest.raises(HubError) as caught:
+        load(*arguments, token=TOKEN, **keywords)
+    text = "".join(traceback.format_exception(caught.value))
+    assert TOKEN not in text
+    assert caught.value.__cause__ is not None
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def acts_like(policy, linear):
+    np.testing.assert_array_equal(policy.act(OBSERVATION, deterministic=True), linear.chunks([OBSERVATION])[0, 0])
+    return True
+
+
+def test_policy_from_the_hub_acts_like_the_one_in_the_folder(load, linear):
+    ours, theirs = linear.load(seed=0), load(seed=0)
+    assert theirs.spec == ours.spec
+    for _ in range(5):
+        np.testing.assert_array_equal(theirs.act(OBSERVATION), ours.act(OBSERVATION))
+
+
+def test_only_the_files_of_a_policy_are_requested(load, hub):
+    load()
+    requested = {path.split("/")[-1] for _, path, _ in hub.requests if "/resolve/" in path}
+    assert requested <= set(POLICY_FILES)
+    assert hub.downloads() == {"config.json": 1, "policy.onnx": 1, "README.md": 1}
+
+
+def test_token_is_sent_to_the_hub(load, hub):
+    load(token=TOKEN)
+    assert {authorization for _, _, authorization in hub.requests} == {f"Bearer {TOKEN}"}
+
+
+def test_second_load_downloads_nothing(load, hub, linear):
+    load()
+    hub.requests.clear()
+    assert acts_like(load(), linear)
+    assert hub.downloads() == {}
+
+
+def test_branch_that_moved_is_downloaded_again(load, hub, make_policy):
+    load()
+    newer = make_policy(weight=np.ones((3, 8)) / 8)
+    hub.commits[OTHER_SHA] = {path.name: path.read_bytes() for path in newer.folder.iterdir()}
+    hub.refs["main"] = OTHER_SHA
+    assert acts_like(load(), newer)
+
+
+def test_revision_chooses_the_commit(load, hub, linear, make_policy):
+    newer = make_policy(weight=np.ones((3, 8)) / 8)
+    hub.commits[OTHER_SHA] = {path.name: path.read_bytes() for path in newer.folder.iterdir()}
+    hub.refs["main"] = OTHER_SHA
+    for revision, expected in (("v1", linear), (SHA, linear), (OTHER_SHA, newer), ("main", newer), (None, newer)):
+        assert acts_like(load(revision=revision), expected)
+
+
+def test_pinned_commit_needs_no_server_once_it_is_cached(load, hub, linear):
+    load(revision=SHA)
+    hub.requests.clear()
+    hub.fault = "500"
+    assert acts_like(load(revision=SHA), linear)
+    assert hub.requests == []
+    hub.stop()
+    assert acts_like(load(revision=SHA), linear)
+
+
+def test_commit_cached_through_a_branch_needs_no_server_either(load, hub, linear):
+    load()
+    hub.stop()
+    assert acts_like(load(revision=SHA), linear)
+
+
+def test_local_files_only_makes_no_request(load, hub, linear):
+    load()
+    hub.requests.clear()
+    assert acts_like(load(local_files_only=True), linear)
+    assert hub.requests == []
+
+
+def test_local_files_only_without_a_cache_is_offline(load, hub):
+    error = hub_error(load, local_files_only=True)
+    assert error.kind == "offline"
+    assert REPO in str(error)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "portal"])
+def test_cached_branch_is_used_with_a_warning_when_the_server_fails(load, hub, linear, fault):
+    load()
+    hub.fault = fault
+    with pytest.warns(UserWarning, match=f"Using commit {SHA} from the cache") as caught:
+        policy = load()
+    assert len(caught) == 1
+    assert acts_like(policy, linear)
+
+
+def test_cached_branch_is_used_with_a_warning_when_the_server_is_gone(load, hub, linear):
+    load()
+    hub.stop()
+    with pytest.warns(UserWarning, match=SHA):
+        assert acts_like(load(), linear)
+
+
+def test_force_download_never_falls_back_to_the_cache(load, hub):
+    load()
+    load(force_download=True)
+    assert hub.downloads()["policy.onnx"] == 2
+    hub.fault = "503"
+    assert hub_error(load, force_download=True).kind == "server"
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_missing_or_private_repository_is_an_access_error(load, hub, status):
+    hub.missing_status = status
+    error = hub_error(load, "robots/typo")
+    assert error.kind == "access"
+    for fragment in ("robots/typo", "missing, private, or the token lacks access"):
+        assert fragment in str(error)
+
+
+def test_gated_repository_is_an_access_error_with_the_page_to_ask_on(load, hub):
+    hub.fault = "gated"
+    error = hub_error(load)
+    assert error.kind == "access"
+    assert f"{hub.url}/{REPO}" in str(error)
+
+
+@pytest.mark.parametrize("fault", ["bad token", "401", "403"])
+def test_refused_token_is_an_access_error(load, hub, fault):
+    hub.fault = fault
+    error = hub_error(load)
+    assert error.kind == "access"
+    assert "token" in str(error)
+
+
+def test_access_errors_do_not_fall_back_to_the_cache(load, hub):
+    load()
+    hub.fault = "gated"
+    assert hub_error(load).kind == "access"
+
+
+@pytest.mark.parametrize("revision", ["no-such-branch", "c3" * 20])
+def test_unknown_revision_is_an_access_error_that_names_it(load, revision):
+    error = hub_error(load, revision=revision)
+    assert error.kind == "access"
+    assert f"no revision '{revision}'" in str(error)
+
+
+@pytest.mark.parametrize("repo_id", ["a--b/c", "owner/name.git", "-owner/name", "owner/.."])
+def test_repo_id_that_the_hub_forbids_is_an_error_without_a_request(load, hub, repo_id):
+    with pytest.raises((HubError, NotFoundError), match=r"neither a folder here|does not exist"):
+        load(repo_id)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("status", ["500", "503", "429", "404"])
+def test_failing_server_is_a_server_error_with_its_status(load, hub, status):
+    hub.fault = status
+    start = time.monotonic()
+    error = hub_error(load)
+    assert error.kind == "server"
+    assert status in str(error)
+    assert time.monotonic() - start < 5
+
+
+def test_captive_portal_is_a_server_error(load, hub):
+    hub.fault = "portal"
+    assert hub_error(load).kind == "server"
+
+
+def test_closed_port_is_an_offline_error(load, hub):
+    hub.stop()
+    start = time.monotonic()
+    error = hub_error(load)
+    assert error.kind == "offline"
+    assert "cannot be reached" in str(error)
+    assert time.monotonic() - start < 5
+
+
+def test_silent_server_is_given_up_in_time(load, hub, monkeypatch):
+    monkeypatch.setattr("meam_policy.folder.hub.METADATA_TIMEOUT_S", 0.5)
+    hub.fault = "silent"
+    start = time.monotonic()
+    error = hub_error(load)
+    assert error.kind == "timeout"
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.slow
+def test_silent_server_is_given_up_within_half_a_minute_by_default(load, hub):
+    hub.fault = "silent"
+    start = time.monotonic()
+    assert hub_error(load).kind == "timeout"
+    assert time.monotonic() - start < 30
+
+
+def test_cached_branch_survives_a_silent_server(load, hub, linear, monkeypatch):
+    load()
+    monkeypatch.setattr("meam_policy.folder.hub.METADATA_TIMEOUT_S", 0.5)
+    hub.fault = "silent"
+    with pytest.warns(UserWarning, match=SHA):
+        assert acts_like(load(), linear)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "policy.onnx"])
+def test_repository_without_a_policy_is_not_found(load, hub, missing):
+    del hub.commits[SHA][missing]
+    with pytest.raises(NotFoundError, match="is not a policy"):
+        load()
+
+
+def test_connection_that_is_cut_once_is_resumed(load, hub, linear):
+    hub.cuts = 1
+    assert acts_like(load(), linear)
+    assert hub.cuts == 0
+
+
+@pytest.mark.slow
+def test_connection_that_is_always_cut_is_a_server_error_and_leaves_no_policy(load, hub, linear, tmp_path):
+    hub.cuts = 10**6
+    error = hub_error(load)
+    assert error.kind == "server"
+    assert "RemoteProtocolError" in str(error)
+    assert not list((tmp_path / "cache").rglob("*.incomplete"))
+    assert hub_error(load, local_files_only=True).kind == "incomplete"
+    hub.cuts = 0
+    assert acts_like(load(), linear)
+
+
+def test_partial_snapshot_is_incomplete_offline_and_completed_online(load, hub, linear, tmp_path):
+    load()
+    for path in (tmp_path / "cache").rglob("snapshots/*/policy.onnx"):
+        path.resolve().unlink()
+        path.unlink()
+    for revision in (None, SHA):
+        error = hub_error(load, local_files_only=True, revision=revision)
+        assert error.kind == "incomplete"
+        assert "interrupted" in str(error)
+    assert acts_like(load(), linear)
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-10], lambda data: data[:-1] + b"?"])
+def test_file_damaged_on_the_way_is_an_integrity_error(load, hub, change):
+    hub.commits[SHA]["policy.onnx"] = change(hub.commits[SHA]["policy.onnx"])
+    with pytest.raises(IntegrityError, match=r"policy\.onnx"):
+        load()
+
+
+def test_pickle_in_place_of_the_config_is_a_format_error(load, hub):
+    hub.commits[SHA]["config.json"] = b"\x80\x04\x95"
+    with pytest.raises(FormatError, match=r"config\.json"):
+        load()
+
+
+def test_loading_prints_nothing_to_stdout(load, capfd):
+    load()
+    assert capfd.readouterr().out == ""
+
+
+def test_nothing_is_written_outside_the_cache(load, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    load()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "work"]
+    assert list(Path().iterdir()) == []
+
+
+def test_two_threads_loading_the_same_repository_both_succeed(load, linear):
+    policies = []
+    threads = [threading.Thread(target=lambda: policies.append(load())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(policies) == 2
+    assert all(acts_like(policy, linear) for policy in policies)
+
+
+@pytest.fixture
+def variants(hub, linear, make_policy):
+    """What the variants in the repository compute, by name: not what the policy does, nor each other."""
+    computed = {name: make_policy(weight=np.full((3, 8), scale)) for name, scale in (("k1", 0.25), ("k3", -0.25))}
+    for name, policy in computed.items():
+        linear.add_variant(name, policy.graph)
+    hub.commits[SHA] |= {path.name: path.read_bytes() for path in linear.folder.iterdir()}
+    return computed
+
+
+def test_variant_from_the_hub_acts_like_its_graph(load, variants, linear):
+    assert acts_like(load(variant="k3"), variants["k3"])
+    assert acts_like(load(variant="k1"), variants["k1"])
+    assert acts_like(load(), linear)
+
+
+def test_only_the_graph_of_the_asked_for_variant_is_downloaded_besides_the_policy(load, hub, variants):
+    load(variant="k3")
+    requested = {path.split("/")[-1] for _, path, _ in hub.requests if "/resolve/" in path}
+    assert requested == {*POLICY_FILES, "k3.onnx"}
+    assert hub.downloads() == {"config.json": 1, "policy.onnx": 1, "README.md": 1, "k3.onnx": 1}
+
+
+def test_no_variant_is_downloaded_for_the_policy_itself(load, hub, variants):
+    load()
+    assert hub.downloads() == {"config.json": 1, "policy.onnx": 1, "README.md": 1}
+
+
+@pytest.mark.parametrize("moves_after", ["config.json", "policy.onnx", "README.md"])
+def test_variant_is_of_the_commit_of_config_json_even_if_the_branch_moves(
+    load, hub, variants, make_policy, moves_after
+):
+    newer = make_policy(weight=-np.ones((3, 8)) / 8)
+    newer.add_variant("k3", newer.graph)
+    hub.commits[OTHER_SHA] = {path.name: path.read_bytes() for path in newer.folder.iterdir()}
+    hub.after[moves_after] = lambda: hub.refs.update(main=OTHER_SHA)
+    assert acts_like(load(variant="k3"), variants["k3"])
+    assert hub.refs["main"] == OTHER_SHA
+    (downloaded,) = [path for method, path, _ in hub.requests if method == "GET" and path.endswith("k3.onnx")]
+    assert f"/{SHA}/" in downloaded
+    assert acts_like(load(variant="k3"), newer)
+
+
+def test_pinned_variant_needs_no_server_once_it_is_cached(load, hub, variants):
+    load(revision=SHA, variant="k3")
+    hub.requests.clear()
+    assert acts_like(load(revision=SHA, variant="k3"), variants["k3"])
+    assert acts_like(load(revision=SHA, variant="k3", local_files_only=True), variants["k3"])
+    assert hub.requests == []
+    hub.stop()
+    assert acts_like(load(revision=SHA, variant="k3"), variants["k3"])
+
+
+def test_cached_variant_is_used_with_one_warning_when_the_server_fails(load, hub, variants):
+    load(variant="k3")
+    hub.fault = "503"
+    with pytest.warns(UserWarning, match=f"Using commit {SHA} from the cache") as caught:
+        policy = load(variant="k3")
+    assert len(caught) == 1
+    assert acts_like(policy, variants["k3"])
+
+
+def test_variant_that_is_not_cached_is_incomplete_without_a_network(load, hub, variants):
+    load(revision=SHA, variant="k3")
+    hub.requests.clear()
+    assert hub_error(load, revision=SHA, variant="k1", local_files_only=True).kind == "incomplete"
+    assert hub.requests == []
+    assert acts_like(load(revision=SHA, variant="k1"), variants["k1"])
+
+
+def test_variant_whose_graph_the_repository_lacks_is_not_found_by_name(load, hub, variants):
+    del hub.commits[SHA]["k3.onnx"]
+    with pytest.raises(NotFoundError) as caught:
+        load(variant="k3")
+    assert str(caught.value) == (
+        f"{REPO} at commit {SHA} lacks one of the graphs that its config.json names: k3.onnx. Publish the policy again."
+    )
+    assert acts_like(load(variant="k1"), variants["k1"])
+
+
+def test_unknown_variant_is_refused_with_the_known_ones_and_downloads_nothing_for_it(load, hub, variants):
+    with pytest.raises(ConfigError, match='no variant "k9"; it has: k1, k3'):
+        load(variant="k9")
+    assert set(hub.downloads()) == {"config.json", "policy.onnx", "README.md"}
+
+
+def test_variant_damaged_in_the_cache_is_an_integrity_error_until_it_is_downloaded_again(load, variants, tmp_path):
+    load(revision=SHA, variant="k3")
+    (cached,) = (tmp_path / "cache").rglob("snapshots/*/k3.onnx")
+    cached.resolve().write_bytes(b"damaged")
+    with pytest.raises(IntegrityError, match=r"k3\.onnx"):
+        load(revision=SHA, variant="k3")
+    assert acts_like(load(revision=SHA, variant="k3", force_download=True), variants["k3"])
+
+
+def test_latency_budget_downloads_every_variant_and_a_clash_with_a_variant_none(load, hub, variants, monkeypatch):
+    with pytest.raises(ConfigError, match="at most one"):
+        load(variant="k3", latency_budget_ms=1)
+    assert hub.requests == []
+    monkeypatch.setattr("meam_policy.inference.latency.answer_time_ms", lambda policy: 1.0)
+    assert load(latency_budget_ms=1).variant is None
+    assert set(hub.downloads()) == {"config.json", "policy.onnx", "README.md", "k1.onnx", "k3.onnx"}
+
+
+CODE = """
+import sys
+from meam_policy import HubError, MeamPolicy
+try:
+    policy = MeamPolicy.from_pretrained(sys.argv[1], cache_dir=sys.argv[2])
+    print(policy.act([0.5, -0.25, 1.0], deterministic=True).tolist())
+except HubError as error:
+    print(error.kind)
+"""
+
+
+def test_offline_environment_variable_is_respected(load, hub, linear, run_python, tmp_path):
+    environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "1"}
+    empty = run_python("-c", CODE, REPO, str(tmp_path / "cache"), **environment)
+    assert empty.stdout == "offline\n", empty.stderr
+    load()
+    hub.requests.clear()
+    full = run_python("-c", CODE, REPO, str(tmp_path / "cache"), **environment)
+    assert full.stdout == f"{linear.chunks([OBSERVATION])[0, 0].tolist()}\n", full.stderr
+    assert hub.requests == []
+
+
+def test_no_other_warning_is_given(load):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load()
+        load()

@@ -1,0 +1,167 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+from meam_policy import FormatError, HubError, IntegrityError, MeamError, MeamPolicy, NotFoundError
+from meam_policy.folder.policy_folder import locate_policy, read_graph, read_spec, sha256
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Whatever asks the Hub here fails at once, with HubError instead of NotFoundError."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "missing",
+        "./missing",
+        "/missing",
+        "./missing/deeper",
+        "/missing/deeper",
+        "../missing",
+        "a/b/c",
+        "missing/",
+        "~/no",
+    ],
+)
+def test_missing_folder_is_not_found_and_never_asks_the_hub(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFoundError) as caught:
+        MeamPolicy.from_pretrained(path)
+    message = str(caught.value)
+    assert str(Path(path).expanduser()) in message
+    assert "does not exist" in message
+    assert "Repo id must be" not in message
+    assert isinstance(caught.value, FileNotFoundError)
+
+
+def test_missing_folder_given_as_a_path_object_is_not_a_repo_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFoundError):
+        MeamPolicy.from_pretrained(Path("owner/name"))
+
+
+def test_missing_folder_inside_an_existing_one_is_not_a_repo_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policies").mkdir()
+    with pytest.raises(NotFoundError, match="policies/pockets does not exist"):
+        MeamPolicy.from_pretrained("policies/pockets")
+    with pytest.raises(HubError):
+        MeamPolicy.from_pretrained("owner/pockets", cache_dir=tmp_path)
+
+
+def test_existing_folder_wins_over_a_repo_id(make_policy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(make_policy().folder, tmp_path / "owner/name")
+    assert locate_policy("owner/name") == Path("owner/name")
+    assert MeamPolicy.from_pretrained("owner/name").spec.method == "by hand"
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_file_in_place_of_the_folder_is_refused(make_policy, as_text):
+    path = make_policy().folder / "policy.onnx"
+    with pytest.raises(NotFoundError, match="is a file, not a folder"):
+        MeamPolicy.from_pretrained(str(path) if as_text else path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "policy.onnx"])
+def test_missing_file_is_named_with_what_is_there(make_policy, name):
+    linear = make_policy()
+    (linear.folder / "notes.txt").touch()
+    (linear.folder / name).unlink()
+    with pytest.raises(NotFoundError) as caught:
+        linear.load()
+    message = str(caught.value)
+    assert f"has no {name}" in message
+    assert "notes.txt" in message
+    assert str(linear.folder) in message
+    assert caught.value.__cause__ is not None
+
+
+def test_empty_folder_is_said_to_hold_nothing(tmp_path):
+    with pytest.raises(NotFoundError, match="holds: nothing"):
+        MeamPolicy.from_pretrained(tmp_path)
+
+
+def test_folder_in_place_of_a_file_is_refused(make_policy):
+    linear = make_policy()
+    (linear.folder / "config.json").unlink()
+    (linear.folder / "config.json").mkdir()
+    with pytest.raises(NotFoundError, match=r"config\.json cannot be read: Is a directory"):
+        linear.load()
+
+
+def test_every_flipped_byte_of_the_graph_is_an_integrity_error(make_policy):
+    linear = make_policy()
+    path = linear.folder / "policy.onnx"
+    graph = path.read_bytes()
+    spec = read_spec(linear.folder)
+    for position in range(0, len(graph), 7):
+        damaged = bytearray(graph)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(IntegrityError) as caught:
+            read_graph(linear.folder, spec)
+        message = str(caught.value)
+        for fragment in (str(path), sha256(graph)[:16], sha256(bytes(damaged))[:16]):
+            assert fragment in message
+
+
+@pytest.mark.parametrize("change", [lambda graph: graph[:-1], lambda graph: graph + b"\0", lambda graph: b""])
+def test_graph_of_another_length_is_an_integrity_error(make_policy, change):
+    linear = make_policy()
+    path = linear.folder / "policy.onnx"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        linear.load()
+
+
+def test_files_of_two_exports_do_not_mix(make_policy):
+    one, two = make_policy(), make_policy(noise_weight=np.zeros((8, 8)))
+    shutil.copy(two.folder / "policy.onnx", one.folder)
+    with pytest.raises(IntegrityError, match="belongs to another export"):
+        one.load()
+
+
+def test_git_lfs_pointer_is_named_with_the_command(make_policy):
+    linear = make_policy()
+    oid = sha256((linear.folder / "policy.onnx").read_bytes())
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 4242\n"
+    (linear.folder / "policy.onnx").write_text(pointer)
+    with pytest.raises(FormatError, match=r"git-lfs pointer.*git lfs pull"):
+        linear.load()
+
+
+def test_config_without_the_graphs_hash_is_an_integrity_error(make_policy):
+    linear = make_policy()
+    (linear.folder / "config.json").write_text(linear.spec.to_json())
+    with pytest.raises(IntegrityError, match=r"records no hash of policy\.onnx"):
+        linear.load()
+
+
+def test_broken_config_is_reported_before_the_graph_is_read(make_policy):
+    linear = make_policy()
+    (linear.folder / "config.json").write_text("{")
+    (linear.folder / "policy.onnx").unlink()
+    with pytest.raises(FormatError, match=r"config\.json is not JSON"):
+        linear.load()
+
+
+def test_sha256_is_that_of_the_standard():
+    # FIPS 180-2, appendix B.1
+    assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_errors_write_nothing(make_policy, capfd):
+    linear = make_policy()
+    before = sorted(linear.folder.iterdir())
+    (linear.folder / "policy.onnx").write_bytes(b"damaged")
+    with pytest.raises(MeamError):
+        linear.load()
+    assert sorted(linear.folder.iterdir()) == before
+    assert capfd.readouterr() == ("", "")

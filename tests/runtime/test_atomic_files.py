@@ -1,0 +1,80 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from meam_policy.atomic_files import atomic_folder, delete_folder, write_atomically
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_file_has_its_old_or_its_new_content(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    write_atomically(file, "old")
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError, match="killed"):
+        write_atomically(file, "new")
+    assert file.read_text() == "old"
+    monkeypatch.undo()
+    write_atomically(file, "new")
+    assert (file.read_text(), [path.name for path in tmp_path.iterdir()]) == ("new", ["file"])
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    folder = tmp_path / "deep" / "folder"
+    with atomic_folder(folder) as hidden:
+        (hidden / "inner").mkdir()
+        (hidden / "inner" / "a").write_text("1")
+        assert not folder.exists()
+    assert contents(tmp_path) == {"deep/folder/inner/a": "1"}
+
+
+@pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
+def test_a_folder_that_fails_leaves_what_was_there(tmp_path, kind):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old").write_text("1")
+
+    def fail():
+        with atomic_folder(folder, replace=True) as hidden:
+            (hidden / "new").write_text("2")
+            raise kind
+
+    with pytest.raises(kind):
+        fail()
+    assert contents(tmp_path) == {"folder/old": "1"}
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_replaces_another_only_where_it_is_asked_to(tmp_path):
+    folder = tmp_path / "folder"
+    for new, replace in (("a", False), ("b", True)):
+        with atomic_folder(folder, replace=replace) as hidden:
+            (hidden / new).write_text(new)
+        assert contents(folder) == {new: new}
+    with pytest.raises(OSError, match="not empty"), atomic_folder(folder) as hidden:
+        (hidden / "c").write_text("c")
+    assert contents(tmp_path) == {"folder/b": "b"}
+
+
+def test_an_empty_folder_is_filled_with_the_named_file_last(tmp_path, monkeypatch):
+    moved, rename = [], Path.rename
+    monkeypatch.setattr(Path, "rename", lambda self, to: (moved.append(self.name), rename(self, to)))
+    inode = os.stat(tmp_path).st_ino
+    with atomic_folder(tmp_path, last="b") as hidden:
+        for name in "abc":
+            (hidden / name).write_text(name)
+    assert sorted(moved) == ["a", "b", "c"]
+    assert moved[-1] == "b"
+    assert os.stat(tmp_path).st_ino == inode  # the very folder, perhaps somebody's working directory
+
+
+def test_a_folder_is_never_seen_half_deleted(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_text("1")
+    monkeypatch.setattr("shutil.rmtree", lambda path, **kwargs: None)  # killed before the first file is gone
+    delete_folder(folder)
+    assert not folder.exists()

@@ -1,0 +1,262 @@
+"""Number-for-number agreement with the public JAX implementation of QAM; see data/README.md."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from meam_policy.spec import BoxSpec, PolicySpec
+from meam_training.algorithm.adjoint_objective import terminal_adjoint
+from meam_training.algorithm.batch import ChunkBatch, MeamNoise, draw_noise
+from meam_training.algorithm.q_maximizer import pessimistic_value
+from meam_training.algorithm.update import Losses, compute_losses, update_targets
+from meam_training.config import TrainConfig
+from meam_training.flow.memoryless import (
+    adjoint_matching_loss,
+    lean_adjoint,
+    memoryless_noise_scale,
+    sample_memoryless_path,
+)
+from meam_training.flow.ode import integrate
+from meam_training.flow.path import time_like
+from meam_training.learning.compilation import compiled
+from meam_training.learning.learner import clip_gradients
+from meam_training.networks.meam_networks import MeamNetworks
+
+NETWORKS = {
+    "actor_slow": "prior",
+    "actor_fast": "policy",
+    "target_actor_slow": "target_prior",
+    "critic": "critic",
+    "target_critic": "target_critic",
+}
+# Largest difference allowed, as a share of the array's largest number.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
+
+
+@dataclass
+class Case:
+    arrays: dict[str, np.ndarray[Any, Any]]
+    networks: MeamNetworks
+    config: TrainConfig
+    batch: ChunkBatch
+    noise: MeamNoise
+    features: Tensor
+    dtype: torch.dtype
+
+    def input(self, name: str) -> Tensor:
+        return torch.tensor(self.arrays[f"in/{name}"], dtype=self.dtype)
+
+    def assert_same(self, ours: Tensor, name: str) -> None:
+        expected = self.arrays[f"out/{name}"]
+        ours = ours.detach()
+        assert ours.dtype == self.dtype
+        assert tuple(ours.shape) == expected.shape
+        error = np.abs(ours.double().numpy() - expected).max() / np.abs(expected).max()
+        print(f"parity {self.dtype} {name} {error:.1e}")  # read by benchmarks/accuracy: pytest -rP
+        assert error <= TOLERANCES[self.dtype], f"{name} differs by {error:.1e} of its scale"
+
+
+def weights(arrays: dict[str, np.ndarray[Any, Any]], prefix: str) -> dict[str, Tensor]:
+    """The reference's weights under our names and in our layout."""
+    found = {}
+    for key, array in arrays.items():
+        if not key.startswith(prefix):
+            continue
+        module, _, layer, kind = key.removeprefix(f"{prefix}modules_").split("/")
+        name, (layer_kind, index) = NETWORKS[module], layer.split("_")
+        if "critic" in name:
+            part = {"kernel": "weights", "scale": "norm_scales"}.get(kind)
+            part = part or {"Dense": "biases", "LayerNorm": "norm_biases"}[layer_kind]
+            found[f"{name}.{part}.{index}"] = torch.tensor(array if kind == "kernel" else array[:, None])
+        else:
+            part = "weight" if kind == "kernel" else "bias"
+            found[f"{name}.layers.{index}.{part}"] = torch.tensor(array.T if kind == "kernel" else array)
+    return found
+
+
+@pytest.fixture(params=["base", "chunk"])
+def name(request):
+    return request.param
+
+
+@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
+def case(request, name):
+    with np.load(Path(__file__).parents[1] / "fixtures" / "qam_reference.npz") as file:
+        arrays = {key.split("/", 1)[1]: file[key] for key in file.files if key.startswith(f"{name}/")}
+    meta = json.loads(str(arrays["in/meta_json"]))
+    dtype = request.param
+    config = TrainConfig.preset(
+        "qam",
+        hidden_dims=tuple(meta["actor_hidden"]),
+        critic_hidden_dims=tuple(meta["actor_hidden"]),
+        num_critics=meta["num_qs"],
+        nfe=meta["flow_steps"],
+        chunk_size=meta["horizon_length"],
+        discount=meta["discount"],
+        inverse_temperature=meta["inv_temp"],
+        pessimism=meta["rho"],
+        polyak=meta["tau"],
+        learning_rate=meta["lr"],
+    )
+    observed, acted = meta["obs_dim"], meta["action_dim"]
+    spec = PolicySpec(
+        observation=(BoxSpec((observed,), "float32", (-np.inf,) * observed, (np.inf,) * observed),),
+        action=BoxSpec((acted,), "float32", (-1.0,) * acted, (1.0,) * acted),
+        chunk_size=config.chunk_size,
+        execute_steps=config.chunk_size,
+        observation_mean=(0.0,) * observed,
+        observation_std=(1.0,) * observed,
+        action_offset=(0.0,) * acted,
+        action_scale=(1.0,) * acted,
+        nfe=config.nfe,
+        method="qam",
+    )
+    networks = MeamNetworks(spec, config)
+    given = weights(arrays, "in/params/")
+    given["encoder.frequencies"] = networks.encoder.frequencies
+    networks.load_state_dict(given, strict=True)
+    networks.to(dtype)
+
+    def put(key: str) -> Tensor:
+        return torch.tensor(arrays[f"in/{key}"], dtype=dtype)
+
+    batch = ChunkBatch(
+        observations=put("batch/observations"),
+        actions=put("batch/actions").flatten(1),
+        rewards=put("batch/rewards")[:, -1],
+        next_observations=put("batch/next_observations")[:, -1],
+        masks=put("batch/masks")[:, -1],
+        valid=put("batch/valid")[:, -1],
+    )
+    # The reference draws one chunk for one decision; there is nothing random but what follows.
+    assert config.best_of == spec.best_of == 1
+    drawn = draw_noise(config.batch_size, spec.chunk_dim, config, torch.Generator(), torch.device("cpu"))
+    used = {
+        "next_x_0": put("next_noise")[:, 0],
+        "flow_x_0": put("flow_x0"),
+        "flow_t": put("flow_t"),
+        "sde_x_0": put("sde_x0"),
+        "sde": put("sde_noise")[:-1],
+    }
+    unused = {field: tensor.to(dtype) for field, tensor in drawn._asdict().items() if field not in used}
+    assert not any(tensor.numel() for tensor in unused.values())
+    noise = MeamNoise(**{**unused, **used})
+    return Case(arrays, networks, config, batch, noise, networks.encoder(batch.observations), dtype)
+
+
+def total_loss(case: Case) -> Losses:
+    return compute_losses(case.networks, case.batch, case.noise, case.config)
+
+
+def test_the_velocity_fields_agree(case):
+    for theirs in ("actor_slow", "actor_fast", "target_actor_slow"):
+        field = getattr(case.networks, NETWORKS[theirs])
+        case.assert_same(field(case.features, case.input("probe_x"), case.input("probe_t")), f"vel/{theirs}")
+
+
+def test_the_critics_agree(case):
+    for theirs in ("critic", "target_critic"):
+        case.assert_same(getattr(case.networks, NETWORKS[theirs])(case.features, case.batch.actions), f"q/{theirs}")
+
+
+def test_the_actions_of_the_ode_agree(case):
+    policy = case.networks.policy.condition(case.features)
+    actions = integrate(policy, case.input("gen_noise"), case.config.nfe).clamp(-1, 1)
+    case.assert_same(actions, "flow_actions/fast")
+
+
+def test_the_parts_of_the_temporal_difference_target_agree(case):
+    n, config = case.networks, case.config
+    next_features = n.encoder(case.batch.next_observations)
+    next_actions = integrate(n.policy.condition(next_features), case.noise.next_x_0, config.nfe).clamp(-1, 1)
+    case.assert_same(next_actions, "next_actions")
+    case.assert_same(n.act(next_features, case.noise.next_x_0), "next_actions")
+    values = n.target_critic(next_features, next_actions)
+    case.assert_same(values, "next_qs")
+    bootstrap = config.discount**config.chunk_size * case.batch.masks * pessimistic_value(values, config.pessimism)
+    case.assert_same(case.batch.rewards + bootstrap, "target_q")
+
+
+def test_the_path_its_adjoints_and_their_loss_agree(case):
+    n, config = case.networks, case.config
+    steps = config.nfe
+    prior, policy = n.target_prior.condition(case.features), n.policy.condition(case.features)
+    path = sample_memoryless_path(policy, prior, case.noise.sde_x_0, case.noise.sde)
+    case.assert_same(path[:-1], "xs")
+    case.assert_same(path[-1], "x_K")
+    scales = torch.tensor([memoryless_noise_scale(k, steps) for k in range(steps)], dtype=case.dtype)
+    case.assert_same(scales[:, None, None].expand(steps, len(path[0]), 1), "sigmas")
+    terminal = terminal_adjoint(n, case.features, path[-1], config)
+    case.assert_same(terminal, "adj_K")
+    adjoints = lean_adjoint(prior, path, terminal)
+    case.assert_same(adjoints, "adjs")
+    times = torch.stack([time_like(path[0], k / steps) for k in range(steps)])
+    case.assert_same(policy(path[:-1], times), "vf_fine")
+    case.assert_same(prior(path[:-1], times), "vf_base")
+    case.assert_same(adjoint_matching_loss(policy(path[:-1], times), prior(path[:-1], times), adjoints), "adj_loss")
+
+
+def test_the_losses_agree(case):
+    losses = total_loss(case)
+    case.assert_same(losses.metrics["critic_loss"], "critic_loss")
+    case.assert_same(losses.metrics["prior_loss"], "flow_loss")
+    case.assert_same(losses.metrics["policy_loss"], "adj_loss")
+    case.assert_same(losses.total, "total_loss")
+
+
+def test_the_gradient_of_every_parameter_agrees(case):
+    total_loss(case).total.backward()
+    expected = weights(case.arrays, "out/grad/")
+    trained = {name: p for name, p in case.networks.named_parameters() if p.requires_grad}
+    assert set(trained) == set(expected)
+    for name, parameter in trained.items():
+        case.arrays[f"out/{name}"] = expected[name].numpy()
+        assert parameter.grad is not None
+        case.assert_same(parameter.grad, name)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained.values() if p.grad is not None])
+    case.assert_same(norm, "grad_global_norm")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_parameters_after_updates_agree(case, fused):
+    trained = [p for p in case.networks.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=case.config.learning_rate, fused=fused)
+    for update in (1, 2, 3):
+        optimizer.zero_grad()
+        total_loss(case).total.backward()
+        clip_gradients(case.networks, case.config)
+        update_targets(case.networks, case.config.polyak)
+        optimizer.step()
+        if update == 2:
+            continue
+        expected = weights(case.arrays, f"out/params_after{update}/")
+        ours = {k: v for k, v in case.networks.state_dict().items() if not k.startswith("encoder.")}
+        assert set(ours) == set(expected)
+        for name, parameter in ours.items():
+            case.arrays[f"out/{name}"] = expected[name].numpy()
+            case.assert_same(parameter, name)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("case", [torch.float32], indirect=True)
+def test_compiled_losses_and_gradients_agree(case):
+    trained = {name: p for name, p in case.networks.named_parameters() if p.requires_grad}
+
+    def gradients(batch: ChunkBatch, noise: MeamNoise) -> tuple[Tensor, ...]:
+        total = compute_losses(case.networks, batch, noise, case.config).total
+        return (total.detach(), *torch.autograd.grad(total, list(trained.values())))
+
+    total, *found = compiled(gradients)(case.batch, case.noise)
+    case.assert_same(total, "total_loss")
+    expected = weights(case.arrays, "out/grad/")
+    for name, gradient in zip(trained, found, strict=True):
+        case.arrays[f"out/{name}"] = expected[name].numpy()
+        case.assert_same(gradient, name)

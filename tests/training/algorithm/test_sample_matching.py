@@ -1,0 +1,180 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from meam_training.algorithm.sample_matching import importance_weights, target_score_velocity
+
+
+def tensor(values):
+    return torch.tensor(np.asarray(values), dtype=torch.float64)
+
+
+def tensors(arrays, dtype=torch.float64):
+    first, second, third = (tensor(array).to(dtype) for array in arrays)
+    return first, second, third
+
+
+def log_normal(x, mean, std):
+    return -0.5 * ((x - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
+
+
+def tilted(mean, std, peak, entropy_coef, inverse_temperature):
+    """Mean and standard deviation of N(mean, std²)^(1 - lambda) exp(-tau (a - peak)²)."""
+    precision = (1 - entropy_coef) / std**2 + 2 * inverse_temperature
+    centre = ((1 - entropy_coef) * mean / std**2 + 2 * inverse_temperature * peak) / precision
+    return centre, precision**-0.5
+
+
+# Importance weights
+
+
+@st.composite
+def samples(draw, size=50.0):
+    shape = draw(st.tuples(st.integers(1, 6), st.integers(1, 4)))
+    elements = st.floats(-size, size)
+    return [draw(npst.arrays(np.float64, shape, elements=elements)) for _ in range(3)]
+
+
+@given(samples(), st.floats(0.01, 0.99), st.floats(0, 0.99), st.floats(0, 5))
+def test_the_weights_are_the_target_over_the_mixture_of_prior_and_policy(arrays, share, entropy_coef, tau):
+    log_prior, log_policy, value = arrays
+    prior, policy = (np.exp(a.astype(np.longdouble)) for a in (log_prior, log_policy))
+    ratio = (
+        prior ** (1 - entropy_coef) * np.exp(tau * value.astype(np.longdouble)) / (share * prior + (1 - share) * policy)
+    )
+    weights = importance_weights(*tensors(arrays), share, entropy_coef, tau)
+    np.testing.assert_allclose(weights, (ratio / ratio.sum(axis=0)).astype(np.float64), rtol=1e-8, atol=1e-300)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(samples(size=1e30), st.floats(0.01, 0.99), st.floats(0, 0.99), st.sampled_from([0.0, 1.0, 1e6]))
+def test_the_weights_of_an_observation_sum_to_one_and_none_exceeds_it(dtype, arrays, share, entropy_coef, tau):
+    weights = importance_weights(*tensors(arrays, dtype), share, entropy_coef, tau)
+    assert weights.isfinite().all()
+    assert (weights >= 0).all()
+    assert (weights <= 1).all()
+    np.testing.assert_allclose(weights.sum(dim=0), 1, rtol=1e-5)
+
+
+@given(samples(), st.floats(0.01, 0.99))
+def test_where_nothing_is_to_change_all_weights_are_equal(arrays, share):
+    log_prior, _, value = map(tensor, arrays)
+    weights = importance_weights(log_prior, log_prior, value, share, 0.0, 0.0)
+    np.testing.assert_allclose(weights, 1 / len(value), rtol=1e-12)
+
+
+@given(samples(), st.floats(-100, 100))
+def test_only_differences_between_samples_of_one_observation_count(arrays, constant):
+    shifts = constant * torch.arange(arrays[0].shape[1], dtype=torch.float64)
+    log_prior, log_policy, value = map(tensor, arrays)
+    plain = importance_weights(log_prior, log_policy, value, 0.25, 0.3, 2.0)
+    moved = importance_weights(log_prior + shifts, log_policy + shifts, value - shifts, 0.25, 0.3, 2.0)
+    torch.testing.assert_close(moved, plain, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(("entropy_coef", "tau"), [(0.0, 4.0), (0.5, 4.0), (0.5, 20.0)])
+def test_at_the_target_the_weighted_samples_have_its_mean_but_for_a_bias_of_one_over_their_number(entropy_coef, tau):
+    generator = np.random.default_rng(0)
+    mean, std = tilted(0.0, 0.3, 0.5, entropy_coef, tau)
+    biases = []
+    for count in (4, 16):
+        of_prior, rows = count // 4, 200_000
+        x = np.concatenate(
+            [
+                0.3 * generator.normal(size=(of_prior, rows)),
+                mean + std * generator.normal(size=(count - of_prior, rows)),
+            ]
+        )
+        logs = tensor(log_normal(x, 0.0, 0.3)), tensor(log_normal(x, mean, std)), tensor(-((x - 0.5) ** 2))
+        weights = importance_weights(*logs, of_prior / count, entropy_coef, tau).numpy()
+        biases.append(((weights * x).sum(axis=0).mean() - mean) / mean)
+        spread = np.sqrt((weights * (x - mean) ** 2).sum(axis=0).mean())
+        assert spread == pytest.approx(std, rel=0.02)
+    assert abs(biases[0]) < 0.04
+    assert abs(biases[1]) < 0.012
+
+
+def test_the_weights_know_the_mass_of_separated_modes():
+    # 90 % at -0.5 and 10 % at 0.5: no sample lies between them, and no gradient leads across.
+    generator = np.random.default_rng(1)
+    right = generator.random(100_000) < 0.1
+    x = np.where(right, 0.5, -0.5) + 0.05 * generator.normal(size=100_000)
+    log_prior = np.logaddexp(np.log(0.9) + log_normal(x, -0.5, 0.05), np.log(0.1) + log_normal(x, 0.5, 0.05))
+    columns = tensors([a[:, None] for a in (log_prior, log_prior, right.astype(float))])
+    mass = importance_weights(*columns, 0.25, 0.5, 1.5).numpy()[right].sum()
+    expected = math.sqrt(0.1) * math.exp(1.5) / (math.sqrt(0.1) * math.exp(1.5) + math.sqrt(0.9))
+    assert mass == pytest.approx(expected, abs=0.01)
+
+
+# Target score matching
+
+
+@given(t=st.floats(0.0, 1.0), mean=st.floats(-2, 2), std=st.floats(0.1, 3), x=st.floats(-3, 3))
+def test_the_regression_on_a_gaussians_score_has_its_velocity_as_fixed_point(t, mean, std, x):
+    # Everything is linear in two standard normals: the conditional mean is a covariance over a variance.
+    x_0, x_1 = tensor([[0.0], [1.0], [0.0]]), mean + std * tensor([[0.0], [0.0], [1.0]])
+    times, score = torch.full((3, 1), t, dtype=torch.float64), -(x_1 - mean) / std**2
+    target = target_score_velocity(x_0, x_1, times, score)[:, 0].numpy()
+    coefficients, of_x = target[1:] - target[0], np.array([1 - t, t * std])
+    conditional = target[0] + coefficients @ of_x / (of_x @ of_x) * (x - t * mean)
+    exact = mean + (t * std**2 - (1 - t)) / (of_x @ of_x) * (x - t * mean)
+    assert conditional == pytest.approx(exact, rel=1e-9, abs=1e-9)
+
+
+@given(t=st.floats(0.05, 0.95), x=st.floats(-1.5, 1.5), share=st.floats(0.05, 0.95))
+def test_the_regression_on_a_mixtures_score_has_its_velocity_as_fixed_point(t, x, share):
+    # By quadrature over the actions that x may have come from.
+    x_1 = np.linspace(-4, 4, 4001)
+    parts = np.array([share * np.exp(log_normal(x_1, -0.6, 0.2)), (1 - share) * np.exp(log_normal(x_1, 0.5, 0.4))])
+    score = (parts * [-(x_1 + 0.6) / 0.2**2, -(x_1 - 0.5) / 0.4**2]).sum(axis=0) / parts.sum(axis=0)
+    x_0 = (x - t * x_1) / (1 - t)
+    posterior = parts.sum(axis=0) * np.exp(-0.5 * x_0**2)
+    posterior /= posterior.sum()
+    times = torch.full((len(x_1), 1), t, dtype=torch.float64)
+    start, end, slope = tensors([a[:, None] for a in (x_0, x_1, score)])
+    target = target_score_velocity(start, end, times, slope)[:, 0]
+    assert posterior @ target.numpy() == pytest.approx(posterior @ (x_1 - x_0), rel=1e-6, abs=1e-6)
+
+
+@given(t=st.floats(0, 1), mean=st.floats(-1, 1), policy_mean=st.floats(-1, 1), seed=st.integers(0, 100))
+def test_a_policy_beside_the_target_is_pulled_towards_it(t, mean, policy_mean, seed):
+    x_0, noise = np.random.default_rng(seed).normal(size=(2, 5, 1))
+    x_1, times = policy_mean + 0.5 * noise, torch.full((5, 1), t, dtype=torch.float64)
+    of_target, of_policy = (
+        target_score_velocity(tensor(x_0), tensor(x_1), times, tensor(-(x_1 - centre) / 0.25))
+        for centre in (mean, policy_mean)
+    )
+    np.testing.assert_allclose(of_target - of_policy, (1 - t) * (mean - policy_mean) / 0.25, atol=1e-9)
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(4, 0.386), (8, 0.400), (32, 0.409)])
+def test_few_samples_draw_the_fixed_point_towards_the_prior(samples, expected):
+    # Two modes so far apart that a sample is in one or the other: all outcomes can be counted.
+    prior, target, of_prior = 0.1, 0.411, samples // 4
+    value = math.log(target / (1 - target) * (1 - prior) / prior)
+
+    def chance(count, total, mass):
+        return math.comb(total, count) * mass**count * (1 - mass) ** (total - count)
+
+    def expected_mass(policy):
+        mass = 0.0
+        for k in range(samples + 1):
+            rare = torch.arange(samples) < k
+            logs = [torch.where(rare, math.log(p), math.log(1 - p)).double()[:, None] for p in (prior, policy)]
+            weights = importance_weights(
+                logs[0], logs[1], torch.where(rare, value, 0.0).double()[:, None], 0.25, 0.0, 1.0
+            )
+            ways = range(max(0, k - samples + of_prior), min(k, of_prior) + 1)
+            odds = sum(chance(i, of_prior, prior) * chance(k - i, samples - of_prior, policy) for i in ways)
+            mass += odds * weights[rare].sum().item()
+        return mass
+
+    policy = prior
+    for _ in range(60):
+        policy = expected_mass(policy)
+    assert policy == pytest.approx(expected, abs=6e-4)

@@ -1,0 +1,138 @@
+import json
+import os
+from io import StringIO
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from meam_policy import console
+from meam_policy.cli import run as meam
+from meam_training.commands.train import _Progress
+from meam_training.runs.checkpoint import Checkpoint
+
+TINY = (
+    "--hidden-dims 8 --critic-hidden-dims 8 --num-critics 2 --batch-size 16 --nfe 2 --candidates 4 "
+    "--likelihood-steps 1 --chunk-size 2 --device cpu --log-every 1 --learning-rate 0.002"
+)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A file in OGBench's form, with rewards of its own."""
+    generator, rows = np.random.default_rng(0), 60
+    ends = (np.arange(rows) % 20 == 19).astype(np.float32)
+    np.savez(
+        tmp_path / "walk.npz",
+        observations=generator.normal(size=(rows, 3)).astype(np.float32),
+        next_observations=generator.normal(size=(rows, 3)).astype(np.float32),
+        actions=generator.uniform(-1, 1, size=(rows, 2)).astype(np.float32),
+        rewards=generator.normal(size=rows).astype(np.float32),
+        terminals=ends,
+        masks=1 - ends,
+    )
+    return tmp_path / "walk.npz"
+
+
+@pytest.fixture
+def begun(data, tmp_path, monkeypatch):
+    """A run of three updates, begun from the folder of its data."""
+    monkeypatch.chdir(tmp_path)
+    assert meam(["train", "qam", "--data", data.name, "--output-dir", "run", "--steps", "3", *TINY.split()]) == 0
+    return tmp_path / "run"
+
+
+def test_a_run_is_resumed_without_repeating_its_data_and_settings(begun, monkeypatch, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert meam(["train", "--resume", "--output-dir", str(begun), "--steps", "5", "--json"]) == 0
+    last = Checkpoint.load(begun)
+    assert json.loads(capsys.readouterr().out) == {"checkpoint": str(last.path), "step": 5}
+    assert (last.step, last.config.method, last.config.learning_rate) == (5, "qam", 0.002)
+    assert json.loads((begun / "config.json").read_text())["steps"] == 5
+
+
+@pytest.mark.parametrize("form", [["--output-dir={}"], ["--output_dir", "{}"]])
+def test_the_folder_is_found_however_it_is_written(begun, form):
+    arguments = [part.format(begun) for part in form]
+    assert meam(["train", "qam", *arguments, "--resume", "--steps", "4"]) == 0
+    assert Checkpoint.load(begun).step == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "32"], "other settings: batch_size: 16 there, 32 now."),
+        (["--seed", "1"], "other settings: seed: 0 there, 1 now."),
+    ],
+)
+def test_a_resumed_run_refuses_other_settings(begun, capsys, arguments, message):
+    assert meam(["train", "--resume", "--output-dir", str(begun), "--steps", "5", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert Checkpoint.load(begun).step == 3
+
+
+def test_a_resumed_run_refuses_another_preset(begun, capsys):
+    assert meam(["train", "me-am", "--resume", "--output-dir", str(begun), "--steps", "5", *TINY.split()]) == 2
+    assert "method: 'qam' there, 'me-am' now" in capsys.readouterr().err
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_resumed_too(begun):
+    os.rename(begun / "checkpoints", begun.parent / "gone")
+    assert meam(["train", "--resume", "--output-dir", str(begun)]) == 0
+    assert Checkpoint.load(begun).config == Checkpoint.load(begun.parent / "gone" / "step_00000003").config
+
+
+def test_broken_settings_are_named_with_the_way_out(begun, capsys):
+    (begun / "config.json").write_text("{")
+    assert meam(["train", "--resume", "--output-dir", str(begun), "--steps", "5"]) == 2
+    assert "config.json is broken" in capsys.readouterr().err
+    (begun / "config.json").unlink()
+    assert meam(["train", "--resume", "--output-dir", str(begun), "--steps", "5"]) == 0
+
+
+def test_a_run_file_of_something_else_is_refused(data, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"meam_run": 99}')
+    assert (
+        meam(["train", "--data", str(data), "--output-dir", str(tmp_path / "run"), "--steps", "3", *TINY.split()]) == 2
+    )
+    assert "run.json is not of a training run" in capsys.readouterr().err
+
+
+# Progress
+
+
+def test_the_note_has_the_numbers_that_matter():
+    progress = _Progress()
+    row = {"prior_loss": 0.5, "critic_loss": 1.25, "gradient_norm": 2.0, "value_mean": -3.0, "updates_per_second": 60.0}
+    assert progress.note(row) == "60 updates/s, critic loss 1.25, prior loss 0.5, value -3, gradient 2"
+    progress.evaluated(40, {"return_mean": 12.5, "success": 1.0})
+    assert progress.note(row).endswith(", gradient 2, return 12.5 at 40")
+    progress.evaluated(50, {"action_difference": 0.25})
+    assert progress.note(row).endswith(", gradient 2, action difference 0.25 at 50")
+
+
+def test_where_there_is_no_terminal_progress_is_ten_lines_of_what_is_done_now(capsys):
+    with console.progress_bar("Training", 1000, done=700) as advance:
+        for step in range(701, 1001):
+            advance(step, f"note {step}")
+    assert capsys.readouterr().err.splitlines() == [
+        f"Training: {step} of 1000, note {step}" for step in (800, 900, 1000)
+    ]
+
+
+def test_in_a_terminal_the_note_has_a_line_of_its_own(monkeypatch):
+    out = StringIO()
+    monkeypatch.setattr(console, "Console", lambda **_: Console(file=out, force_terminal=True, width=80))
+    with console.progress_bar("Training", 10) as advance:
+        advance(10, "60 updates/s")
+    lines = out.getvalue().splitlines()
+    assert any("10/10" in line and "updates/s" not in line for line in lines)
+    assert any("60 updates/s" in line and "10/10" not in line for line in lines)
+
+
+def test_resuming_where_there_is_no_run_says_so(tmp_path, capsys):
+    assert meam(["train", "--resume", "--output-dir", str(tmp_path / "typo")]) == 2
+    assert "typo holds no run to resume" in capsys.readouterr().err

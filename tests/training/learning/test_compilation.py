@@ -1,0 +1,124 @@
+"""Compiled updates, in a process without the shape checks, which cannot be traced; and life without a compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.exc import BackendCompilerFailed
+
+from meam_training.learning.chunk_source import DeviceChunks
+from meam_training.learning.compilation import WARM_UPS, CapturedUpdate, compiled
+from meam_training.learning.learner import Learner
+from meam_training.networks.meam_networks import build_networks
+from meam_training.trainer import make_spec
+
+CPU = torch.device("cpu")
+SHORT = {"nfe": 2, "likelihood_steps": 1, "ascent_steps": 1, "batch_size": 8}
+"""Loops are unrolled: fewer turns compile faster."""
+METHODS = {
+    "reweighted": ("me-am", {}),
+    "ancestral": ("me-am", {"objective": "adjoint", "distill_coef": 1.0}),
+    "target score": ("me-am", {"objective": "target_score", "best_of": 2}),
+    "edit": ("qam-edit", {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_everything_marked_compiled_passes_without_shape_checks(tmp_path):
+    folder = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "compiled", "-p", "no:cacheprovider", str(folder)]
+    environment = {**os.environ, "MEAM_WITHOUT_SHAPE_CHECKS": "1", "OMP_NUM_THREADS": "2"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder.parents[1])
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert " passed" in result.stdout
+    assert "skipped" not in result.stdout
+
+
+def learner(make_config, dataset, preset, **settings):
+    config = make_config(preset, device="cpu", **SHORT, **settings)
+    spec = make_spec(config, dataset)
+    return Learner(spec, config, CPU), DeviceChunks(config, dataset, spec, CPU)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("method", METHODS)
+def test_a_compiled_update_is_an_eager_one(make_config, dataset, method):
+    preset, settings = METHODS[method]
+    results = []
+    for compile_ in (False, True):
+        ours, chunks = learner(make_config, dataset, preset, compile=compile_, **settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            metrics = ours.update(chunks, 1)
+        gradients = {name: p.grad for name, p in ours.networks.named_parameters() if p.grad is not None}
+        results.append((metrics, gradients))
+    (eager, expected), (found, gradients) = results
+    assert set(found) == set(eager)
+    for name, value in eager.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert set(gradients) == set(expected)
+    for name, gradient in expected.items():
+        scale = gradient.abs().max() + 1e-6
+        assert (gradients[name] - gradient).abs().max() <= 1e-4 * scale, name
+
+
+@pytest.mark.compiled
+def test_two_compiled_learners_do_not_share_their_weights(make_config, dataset):
+    (first, chunks), (second, _) = (learner(make_config, dataset, "bc", compile=True, seed=seed) for seed in (1, 2))
+    first.update(chunks, 1)
+    before = [p.clone() for p in first.networks.parameters()]
+    second.update(chunks, 1)
+    assert all(torch.equal(p, q) for p, q in zip(first.networks.parameters(), before, strict=True))
+    untouched = build_networks(make_spec(second.config, dataset), second.config)
+    pairs = zip(second.networks.prior.parameters(), untouched.prior.parameters(), strict=True)
+    assert not any(torch.equal(trained, first) for trained, first in pairs)
+
+
+def test_without_a_compiler_the_function_runs_as_it_is_and_says_so_once(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise BackendCompilerFailed("inductor", RuntimeError("No C++ compiler found"), None)
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: refuse)
+    doubled = compiled(lambda x: 2 * x)
+    with pytest.warns(RuntimeWarning, match=r"cannot be compiled here .*C\+\+ compiler.*compile=False"):
+        assert doubled(torch.ones(1)) == 2
+    assert doubled(torch.ones(1)) == 2  # a second warning would be an error
+
+
+def test_a_mistake_in_the_function_itself_is_not_swallowed(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+
+    def broken(x):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        compiled(broken)(torch.ones(1))
+
+
+def test_a_graph_that_cannot_be_captured_leaves_the_work_as_it_is(monkeypatch):
+    class Refusing:
+        def register_generator_state(self, generator):
+            raise RuntimeError("no such thing here")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Refusing)
+    runs = []
+
+    def work():
+        runs.append(1)
+        return {"loss": torch.tensor(float(len(runs)))}
+
+    update = CapturedUpdate(work, torch.Generator())
+    found = [update()["loss"].item() for _ in range(WARM_UPS)]
+    with pytest.warns(RuntimeWarning, match="cannot be captured as a CUDA graph .*no such thing here"):
+        found.append(update()["loss"].item())
+    found.append(update()["loss"].item())
+    assert found == [1, 2, 3, 4, 5]

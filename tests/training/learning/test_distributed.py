@@ -1,0 +1,208 @@
+"""Training with several processes: the arithmetic in one process, and torchrun with two."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from meam_policy.errors import ConfigError
+from meam_training.algorithm.batch import ChunkBatch, MeamNoise, draw_noise
+from meam_training.collection.collect import collect
+from meam_training.config import TrainConfig
+from meam_training.learning.chunk_source import DeviceChunks
+from meam_training.learning.distributed import ProcessGroup, process_group
+from meam_training.learning.learner import Learner
+from meam_training.runs.checkpoint import Checkpoint
+from meam_training.trainer import make_spec
+
+CPU = torch.device("cpu")
+
+METHODS = {
+    "bc": {},
+    "qam": {},
+    "qam-edit": {},
+    "me-am": {"batch_size": 32, "mixture_weight": 0.4},
+    "ancestral": {"objective": "adjoint", "mixture_weight": 0.4, "distill_coef": 1.0},
+    "target score": {"objective": "target_score", "mixture_weight": 0.4, "best_of": 2},
+}
+
+
+def config_of(make_config, method, **changes):
+    preset = method if method in ("bc", "qam", "qam-edit") else "me-am"
+    # One network's gradients are clipped like all: the mean over processes comes first.
+    return make_config(preset, **{**METHODS[method], **changes})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_row_belongs_to_one_process(make_config, dataset, method):
+    config = config_of(make_config, method)
+    spec = make_spec(config, dataset)
+    generator = torch.Generator().manual_seed(0)
+    batch = DeviceChunks(config, dataset, spec, CPU).sample(config.batch_size, generator)
+    noise = draw_noise(config.batch_size, spec.chunk_dim, config, generator, CPU)
+    shares = [ProcessGroup(rank, 2).rows_of(batch, noise) for rank in range(2)]
+    for index, name in enumerate(ChunkBatch._fields):
+        whole = batch[index]
+        rebuilt = torch.empty_like(whole)
+        rebuilt[0::2], rebuilt[1::2] = (share[0][index] for share in shares)
+        assert torch.equal(rebuilt, whole), name
+    for index, name in enumerate(MeamNoise._fields):
+        sizes = [share[1][index].numel() for share in shares]
+        assert sum(sizes) == noise[index].numel() * (2 if name == "probes" else 1), name
+
+
+def simulated(make_config, dataset, method):
+    """Gradients and metrics of one update: by one process, and averaged over two taken in turn."""
+    config = config_of(make_config, method)
+    spec = make_spec(config, dataset)
+    learner = Learner(spec, config, CPU)
+    batch = DeviceChunks(config, dataset, spec, CPU).sample(config.batch_size, learner.generator)
+    noise = draw_noise(config.batch_size, spec.chunk_dim, config, learner.generator, CPU)
+    whole = learner._eager_gradients("first", batch, noise)
+    halves = [learner._eager_gradients("first", *ProcessGroup(rank, 2).rows_of(batch, noise)) for rank in range(2)]
+    return whole, halves
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_mean_of_two_halves_is_the_gradient_of_the_whole(make_config, dataset, method):
+    (gradients, metrics), halves = simulated(make_config, dataset, method)
+    for whole, first, second in zip(gradients, halves[0][0], halves[1][0], strict=True):
+        if whole is None:
+            assert first is None
+            assert second is None
+        else:
+            assert first is not None
+            assert second is not None
+            torch.testing.assert_close((first + second) / 2, whole, rtol=1e-4, atol=1e-6)
+    for name in ("prior_loss", "critic_loss", "policy_loss", "value_mean", "distill_loss", "effective_samples"):
+        if name in metrics:
+            mean = (halves[0][1][name] + halves[1][1][name]) / 2
+            torch.testing.assert_close(mean, metrics[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 15, "objective": "adjoint"}, "multiple of 2 for 2 processes"),
+        ({"batch_size": 20, "candidates": 4}, "multiple of 8 for 2 processes and 4 candidates"),
+        ({"mixture_weight": 0.01, "batch_size": 32}, "at least one row"),
+        ({"adaptive_mixture": True, "mixture_weight": 0.4}, "adaptive_mixture"),
+        ({"online_steps": 5}, "online_steps is 5; expected 0 with several processes"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(make_config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        ProcessGroup(0, 2).check(make_config(**changes))
+    ProcessGroup().check(make_config(**changes))
+
+
+def test_without_torchrun_there_is_one_process():
+    with process_group(TrainConfig(), CPU) as group:
+        assert (group.rank, group.size, group.is_first) == (0, 1, True)
+        assert group.agree(True)
+        assert not group.agree(False)
+        group.wait()
+
+
+WORKER = """
+import json, sys
+import numpy as np
+import torch
+from meam_training import OfflineDataset, TrainConfig
+from meam_training.learning.chunk_source import DeviceChunks
+from meam_training.learning.distributed import process_group
+from meam_training.learning.learner import Learner
+from meam_training.trainer import make_spec
+
+torch.set_num_threads(1)
+settings, output = json.loads(sys.argv[1]), sys.argv[2]
+rng = np.random.default_rng(0)
+rows = 60
+dataset = OfflineDataset.from_arrays(
+    rng.normal(size=(rows, 3)), rng.uniform(-1, 1, (rows, 2)), rng.normal(size=rows), rng.normal(size=(rows, 3)),
+    np.zeros(rows, bool), np.arange(rows) % 20 == 19,
+)
+config = TrainConfig.from_json(json.dumps(settings))
+spec, cpu = make_spec(config, dataset), torch.device("cpu")
+with process_group(config, cpu) as group:
+    learner = Learner(spec, config, cpu, group=group)
+    chunks = DeviceChunks(config, dataset, spec, cpu)
+    metrics = [{k: v.item() for k, v in learner.update(chunks, step).items()} for step in range(1, 6)]
+    weights = torch.cat([p.flatten() for p in learner.networks.parameters()]).double()
+    stop = [group.agree(group.rank == 1), group.agree(False)]
+    with open(f"{output}.{group.rank}.json", "w") as file:
+        json.dump({"size": group.size, "metrics": metrics, "weights": weights.tolist(), "stop": stop}, file)
+"""
+
+
+def run_worker(folder: Path, settings: str, name: str, processes: int) -> list[dict]:
+    script = folder / "worker.py"
+    script.write_text(WORKER)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(script), settings, str(folder / name)]
+    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")} | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["qam", "me-am"])
+def test_two_gloo_processes_train_like_one(make_config, tmp_path, method):
+    settings = config_of(make_config, method).to_json()
+    (alone,) = run_worker(tmp_path, settings, "alone", 1)
+    first, second = run_worker(tmp_path, settings, "together", 2)
+    assert (alone["size"], first["size"]) == (1, 2)
+    assert first["weights"] == second["weights"]
+    assert first["metrics"] == second["metrics"]
+    assert first["stop"] == second["stop"] == [True, False]
+    for ours, theirs in zip(first["metrics"], alone["metrics"], strict=True):
+        for name in ("prior_loss", "critic_loss", "policy_loss", "value_mean", "gradient_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
+    torch.testing.assert_close(torch.tensor(first["weights"]), torch.tensor(alone["weights"]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_torchrun_of_the_command_writes_one_run_and_resumes_it(tmp_path):
+    data = str(collect("meam/Pockets-v0", 300, root=tmp_path / "data"))
+    tiny = ["--batch-size", "16", "--candidates", "4", "--hidden-dims", "8", "8", "--critic-hidden-dims", "8", "8"]
+    tiny += [
+        "--num-critics",
+        "2",
+        "--nfe",
+        "4",
+        "--mixture-weight",
+        "0.3",
+        "--log-every",
+        "1",
+        "--device",
+        "cpu",
+    ]
+
+    def meam_train(name: str, processes: int, *more: str) -> list[list[str]]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, *(launcher if processes > 1 else []), "-m", "meam_policy", "train"]
+        command += ["--data", data, "--output-dir", str(tmp_path / name), *tiny, *more]
+        result = subprocess.run(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+        with (tmp_path / name / "metrics.csv").open(newline="") as file:
+            return list(csv.reader(file))
+
+    alone = meam_train("alone", 1, "--steps", "6")
+    meam_train("together", 2, "--steps", "3")
+    together = meam_train("together", 2, "--steps", "6", "--resume")
+    assert [row[0] for row in together] == [row[0] for row in alone] == ["step", *"123456"]
+    for name in ("prior_loss", "critic_loss", "policy_loss", "gradient_norm"):
+        column = alone[0].index(name)
+        ours, theirs = ([float(row[column]) for row in rows[1:]] for rows in (together, alone))
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4), name
+    assert Checkpoint.load(tmp_path / "together").step == 6

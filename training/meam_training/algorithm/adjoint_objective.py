@@ -1,0 +1,73 @@
+"""Adjoint matching: the policy's objective along its own memoryless SDE, and the terminal condition."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from meam_training.algorithm.batch import MeamNoise
+from meam_training.config import TrainConfig
+from meam_training.flow.ancestral import ancestral_adjoint, ancestral_matching_loss, sample_ancestral_path
+from meam_training.flow.memoryless import adjoint_matching_loss, lean_adjoint, sample_memoryless_path
+from meam_training.flow.path import score_from_velocity, time_like
+from meam_training.flow.velocity import RecordedVelocity
+from meam_training.networks.meam_networks import MeamNetworks
+
+__all__ = ["adjoint_loss", "prior_score", "terminal_adjoint"]
+
+
+def adjoint_loss(
+    n: MeamNetworks, features: Tensor, noise: MeamNoise, config: TrainConfig, metrics: dict[str, Tensor]
+) -> Tensor:
+    """Adjoint matching along the policy's own memoryless SDE, relative to the averaged prior."""
+    assert n.policy is not None
+    prior, policy = n.target_prior.condition(features), RecordedVelocity(n.policy.condition(features))
+    if config.sde == "reference":
+        path = sample_memoryless_path(policy, prior, noise.sde_x_0, noise.sde)
+        steps = len(path) - 1
+        policy(path[-2], time_like(path[-2], (steps - 1) / steps))  # where the path follows the prior
+        adjoints = lean_adjoint(prior, path, terminal_adjoint(n, features, path[-1], config))
+        with torch.no_grad():
+            times = torch.stack([time_like(path[0], k / steps) for k in range(steps)])
+            prior_velocity = prior(path[:-1], times)
+        loss = adjoint_matching_loss
+    else:
+        path = sample_ancestral_path(policy, noise.sde_x_0, noise.sde, config.confine)
+        terminal = terminal_adjoint(n, features, path[-1], config)
+        adjoints, prior_velocity = ancestral_adjoint(prior, path, terminal, config.confine)
+        loss = ancestral_matching_loss
+    metrics |= {
+        "adjoint_max": adjoints[-1].abs().max(),
+        "outside_box": (path[-1].abs() > 1).float().mean(),
+    }
+    return loss(torch.stack(policy.velocities), prior_velocity, adjoints)
+
+
+def terminal_adjoint(
+    n: MeamNetworks, features: Tensor, x_1: Float[Tensor, "batch act"], config: TrainConfig
+) -> Float[Tensor, "batch act"]:
+    """a(1) = -tau grad Q(s, x_1) + lambda score_prior(s, x_1), with nothing that pushes out of the box.
+
+    Q is the mean of the averaged critics at the clipped action, so its gradient vanishes outside the box. The score
+    is read at the clipped action too, each component bounded by `score_limit`, and zero where it would drive x_1
+    further out: outside the data a learned score extrapolates, and unconfined it diverges.
+    """
+    with torch.enable_grad():
+        x = x_1.detach().requires_grad_()
+        value = n.values(features.detach(), x.clamp(-1, 1)).mean(dim=0).sum()
+        (gradient,) = torch.autograd.grad(value, x)
+    adjoint = -config.inverse_temperature * gradient
+    if config.entropy_coef:
+        score = prior_score(n, features, x_1, config)
+        outward = (x_1.abs() >= 1) & (score * x_1 < 0)
+        adjoint = adjoint + config.entropy_coef * score.masked_fill(outward, 0.0)
+    return adjoint
+
+
+def prior_score(n: MeamNetworks, features: Tensor, x_1: Tensor, config: TrainConfig) -> Tensor:
+    """The averaged prior's score at t = 1 - score_eps and the clipped action, bounded by `score_limit`."""
+    t, inside = 1 - config.score_eps, x_1.clamp(-1, 1)
+    with torch.no_grad():
+        velocity = n.target_prior(features, inside, time_like(inside, t))
+    return score_from_velocity(inside, velocity, t).clamp(-config.score_limit, config.score_limit)

@@ -1,0 +1,128 @@
+"""What an update learns from: chunks of the data, and noise."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from meam_training.config import TrainConfig
+
+__all__ = ["ChunkBatch", "MeamNoise", "draw_noise", "mixed_rows"]
+
+_DRAWS = 4
+"""Interpolants of every sample: a regression row is cheap beside the sample and its density."""
+
+
+class ChunkBatch(NamedTuple):
+    """A batch of action chunks on the training device.
+
+    Attributes:
+        observations: Raw observations [batch, obs].
+        actions: Normalised, flattened chunks [batch, act], act = chunk_size * action_dim, in [-1, 1].
+        rewards: Discounted chunk rewards [batch].
+        next_observations: Raw observations after the chunks [batch, obs].
+        masks: 0 after a termination, else 1 [batch].
+        valid: 1 where the chunk lies within one episode, else 0 [batch].
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    next_observations: Tensor
+    masks: Tensor
+    valid: Tensor
+
+
+class MeamNoise(NamedTuple):
+    """All randomness of one update: standard normal, but for times and `accept`, uniform in [0, 1], and `probes`.
+
+    What the settings do not use has no rows.
+
+    Attributes:
+        next_x_0: Starts of the policy's ODE for the TD target [batch, best_of * act].
+        next_edit: Noise of the edit policy there [batch, best_of * act].
+        flow_x_0: Noise ends of the prior's interpolants [batch, act].
+        flow_t: Times of the interpolants [batch, 1].
+        sde_x_0: Starts of the memoryless SDE [batch, act].
+        sde: Noise of its stochastic steps [sde_steps - 1, batch, act].
+        sample_x_0: Starts of the samples on which a policy without an SDE is trained [candidates, rows, act].
+        match_x_0: Noise ends of their interpolants [draws, candidates, rows, act].
+        match_t: Times of those [draws, candidates, rows, 1].
+        probes: Orthonormal directions of the divergence [probes, act].
+        ascent_x_0: Starts of the search for Q-maximised actions [ascent_starts - 1, mixed, act].
+        bandwidth: Noise on the Q-maximised actions [mixed, act].
+        accept: Whether to keep them [mixed].
+        head_x_0: Starts of the flow for the edit and one-step policies [batch, act].
+        edit: Noise of the edit policy [batch, act].
+    """
+
+    next_x_0: Tensor
+    next_edit: Tensor
+    flow_x_0: Tensor
+    flow_t: Tensor
+    sde_x_0: Tensor
+    sde: Tensor
+    sample_x_0: Tensor
+    match_x_0: Tensor
+    match_t: Tensor
+    probes: Tensor
+    ascent_x_0: Tensor
+    bandwidth: Tensor
+    accept: Tensor
+    head_x_0: Tensor
+    edit: Tensor
+
+
+def draw_noise(
+    batch_size: int, action_dim: int, config: TrainConfig, generator: torch.Generator, device: torch.device
+) -> MeamNoise:
+    """Draw the randomness of one update."""
+    mixed = mixed_rows(batch_size, config)
+    adjoint = config.objective == "adjoint"
+    per_state = config.candidates if config.objective == "reweighted" else 1
+    rows = 0 if adjoint else batch_size // per_state
+    probes = min(config.divergence_probes, action_dim) if config.objective == "reweighted" else 0
+    heads = batch_size if config.edit_scale or config.distill_coef else 0
+    edits = batch_size if config.edit_scale else 0
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=device)
+
+    return MeamNoise(
+        next_x_0=normal(batch_size, config.best_of * action_dim),
+        next_edit=normal(edits, config.best_of * action_dim),
+        flow_x_0=normal(batch_size, action_dim),
+        flow_t=uniform(batch_size, 1),
+        sde_x_0=normal(batch_size if adjoint else 0, action_dim),
+        sde=normal((config.sde_steps or config.nfe) - 1, batch_size if adjoint else 0, action_dim),
+        sample_x_0=normal(per_state, rows, action_dim),
+        match_x_0=normal(_DRAWS, per_state, rows, action_dim),
+        match_t=uniform(_DRAWS, per_state, rows, 1),
+        probes=orthonormal(normal(action_dim, probes).T),
+        ascent_x_0=normal(config.ascent_starts - 1, mixed, action_dim),
+        bandwidth=normal(mixed, action_dim),
+        accept=uniform(mixed if config.adaptive_mixture else 0),
+        head_x_0=normal(heads, action_dim),
+        edit=normal(edits, action_dim),
+    )
+
+
+def mixed_rows(batch_size: int, config: TrainConfig) -> int:
+    """Rows of a batch whose prior target is Q-maximised: a fixed number, since the rows are drawn at random anyway."""
+    return max(1, round(config.mixture_weight * batch_size)) if config.mixture_weight else 0
+
+
+def orthonormal(vectors: Float[Tensor, "probes act"]) -> Float[Tensor, "probes act"]:
+    """Gram-Schmidt, which a CUDA graph can capture, unlike a QR decomposition."""
+    rows: list[Tensor] = []
+    for vector in vectors:
+        for row in rows:
+            vector = vector - (vector @ row) * row
+        rows.append(vector / vector.norm())
+    return torch.stack(rows) if rows else vectors

@@ -1,0 +1,134 @@
+"""Losses of the heads on a flow policy: edits of its actions, and a one-step policy distilled from it.
+
+Both follow the public code of QAM (Li & Levine, arXiv:2601.14234), which uses one or the other, never both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from meam_training.algorithm.batch import MeamNoise
+from meam_training.config import TrainConfig
+from meam_training.networks.edit_policy import EditPolicy, apply_edit
+from meam_training.networks.meam_networks import MeamNetworks
+from meam_training.networks.one_step_policy import OneStepPolicy
+
+__all__ = ["Value", "distill_loss", "edit_loss", "head_losses"]
+
+Value = Callable[[Tensor], Tensor]
+"""Q(a) at a batch's observations, differentiable: normalised actions [batch, act] to values [batch].
+
+The losses move actions up this value, and must not train the critics behind it: close over parameters without a
+gradient. The reference takes the ensemble mean of the trained critics, not of their averages, and without pessimism::
+
+    frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
+
+    def value(actions):
+        return torch.func.functional_call(critic, frozen, (features, actions)).mean(dim=0)
+"""
+
+
+def edit_loss(
+    edit_policy: EditPolicy,
+    value: Value,
+    features: Float[Tensor, "batch features"],
+    flow_actions: Float[Tensor, "batch act"],
+    noise: Float[Tensor, "batch act"],
+    edit_scale: float,
+    target_entropy: float,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Maximise value plus entropy of the edits, and adapt the temperature to a target entropy.
+
+    The loss is -Q + alpha log pi, at constant alpha, plus alpha (H - target_entropy), at constant entropy H, each a
+    mean over the batch. Descent lowers alpha while the entropy exceeds its target, and raises it below.
+
+    Args:
+        edit_policy: The policy trained.
+        value: Value of the edited actions, with frozen parameters; see `Value`.
+        features: Encoded observations.
+        flow_actions: Ends of the flow's ODE clipped to [-1, 1], held constant.
+        noise: Standard normal draws.
+        edit_scale: Length of an edit per component, normalised action units.
+        target_entropy: Of the edit before it is scaled, nats; -act / 2 in the reference. At most act log 2 is possible.
+
+    Returns:
+        The loss, and to log: `edit_value`, `edit_entropy`, `edit_alpha`.
+
+    References:
+        Dong et al., EXPO, arXiv:2507.07986. Haarnoja et al., Soft Actor-Critic, arXiv:1812.05905.
+    """
+    flow_actions = flow_actions.detach()
+    edit, log_prob = edit_policy.sample(features, flow_actions, noise)
+    q, entropy = value(apply_edit(flow_actions, edit, edit_scale)).mean(), -log_prob.mean()
+    alpha = edit_policy.alpha
+    loss = -q - alpha.detach() * entropy + alpha * (entropy.detach() - target_entropy)
+    return loss, {"edit_value": q.detach(), "edit_entropy": entropy.detach(), "edit_alpha": alpha.detach()}
+
+
+def distill_loss(
+    one_step: OneStepPolicy,
+    value: Value | None,
+    features: Float[Tensor, "batch features"],
+    x_0: Float[Tensor, "batch act"],
+    flow_actions: Float[Tensor, "batch act"],
+    distill_coef: float,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Match the flow's actions from the same noise, and maximise value.
+
+    The loss is distill_coef (mu - flow_actions)^2, mean over batch and components, minus the mean of Q at the clipped
+    mu. Outside the box the value has no gradient, and the squared error alone leads back.
+
+    Args:
+        one_step: The policy trained.
+        value: Value of the clipped actions, with frozen parameters; see `Value`. None for distillation alone.
+        features: Encoded observations.
+        x_0: Noise that the flow actions start from.
+        flow_actions: Ends of the flow's ODE clipped to [-1, 1], held constant.
+        distill_coef: Units of value per squared action unit; the reference takes 3 to 300, by task.
+
+    Returns:
+        The loss, and to log: `distill_loss`, the mean squared error alone, and, with a value, `one_step_value`.
+
+    References:
+        Park et al., Flow Q-Learning, arXiv:2502.02538.
+    """
+    mu = one_step(features, x_0)
+    error = (mu - flow_actions.detach()).square().mean()
+    metrics = {"distill_loss": error.detach()}
+    if value is None:
+        return distill_coef * error, metrics
+    q = value(mu.clamp(-1, 1)).mean()
+    return distill_coef * error - q, metrics | {"one_step_value": q.detach()}
+
+
+def head_losses(
+    n: MeamNetworks, features: Tensor, noise: MeamNoise, config: TrainConfig, metrics: dict[str, Tensor]
+) -> Tensor:
+    """The losses of the edit and the one-step policy, if there are any.
+
+    Their values are those of the averaged critics, which stay as they are; the reference takes the critics themselves.
+    """
+    total = torch.zeros_like(features[0, 0])
+    if n.edit_policy is None and n.one_step is None:
+        return total
+    with torch.no_grad():
+        flowed = n.flow(n.deployed, features, noise.head_x_0).clamp(-1, 1)
+
+    def value(actions: Tensor) -> Tensor:
+        return n.values(features, actions).mean(dim=0)
+
+    if n.edit_policy is not None:
+        entropy = config.edit_target_entropy
+        target = -0.5 * flowed.shape[-1] if entropy is None else entropy
+        loss, logged = edit_loss(n.edit_policy, value, features, flowed, noise.edit, config.edit_scale, target)
+        total = total + loss
+        metrics |= logged
+    if n.one_step is not None:
+        loss, logged = distill_loss(n.one_step, value, features, noise.head_x_0, flowed, config.distill_coef)
+        total = total + loss
+        metrics |= logged
+    return total

@@ -1,0 +1,120 @@
+"""Recording what a policy does while it is evaluated, to train on it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from meam_policy.environments.space_check import AnyEnv, control_rate
+from meam_policy.rollouts.episode_log import ActingPolicy, Trajectory
+from meam_policy.rollouts.episodes import rollout
+from meam_policy.rollouts.result import RolloutResult
+from meam_training.collection.collect import new_dataset_folder
+from meam_training.collection.demonstrators import Episode
+from meam_training.collection.recording import Metadata, PartialRecording, write_minari
+
+__all__ = ["record_rollouts"]
+
+
+def record_rollouts(
+    policy: ActingPolicy,
+    env: AnyEnv,
+    episodes: int,
+    seed: int,
+    dataset_id: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    environment_id: str | None = None,
+    on_episode: Callable[[int], None] | None = None,
+) -> tuple[RolloutResult, Path]:
+    """Run whole episodes as `rollout` does, and record them into a local Minari data set.
+
+    The data set holds the episodes in the order of their seeds, however many ran at a time. If an interrupt or an
+    error ends the run, it holds those up to the first one that was not finished. Evaluate what is trained on it with
+    other seeds: these starts it has seen.
+
+    Args:
+        policy: See `rollout`.
+        env: One environment, or a vector environment.
+        episodes: Number of episodes, at least 1.
+        seed: Seed of the first episode, at least 0.
+        dataset_id: Minari id.
+        root: Folder of the Minari data sets; None takes Minari's own.
+        environment_id: Name of the environment that policies trained on the data set will record; None takes the
+            environment's own, or else the policy's.
+        on_episode: Called with the number of finished episodes after every one.
+
+    Returns:
+        What `rollout` returns, and the folder of the data set, which `OfflineDataset.from_minari` reads.
+
+    Raises:
+        SpaceError: the policy cannot act in the environment.
+        ConfigError: an argument is out of range, or the name is not a Minari id.
+        OutputError: the data set exists already, or the folder cannot be written.
+        LockedError: another process is recording the data set.
+        MissingExtraError: minari is not installed.
+    """
+    folder = new_dataset_folder(dataset_id, root)
+    name = environment_id or (env.spec.id if env.spec else policy.spec.environment_id)
+    identity = hashlib.sha256(policy.spec.to_json().encode()).hexdigest()
+    settings = {"environment_id": name, "policy": identity, "seed": seed, "episodes": episodes}
+    with PartialRecording.open(folder.with_name(f".{folder.name}.partial"), settings, resume=False) as recording:
+        ordered = _Ordered(recording)
+        try:
+            result = rollout(policy, env, episodes, seed, on_episode=on_episode, on_trajectory=ordered.add)
+        finally:
+            if recording.progress.episodes:
+                recording.flush()
+                about = _metadata(name, env, seed, identity)
+                recording.finish(write_minari(recording, dataset_id, _Described(env), about), folder)
+    return result, folder
+
+
+class _Ordered:
+    """Hands episodes on by their index, and keeps those that finish before an earlier one."""
+
+    def __init__(self, recording: PartialRecording) -> None:
+        self._recording = recording
+        self._waiting: dict[int, Episode] = {}
+
+    def add(self, index: int, trajectory: Trajectory) -> None:
+        rewards = trajectory.rewards.astype(np.float32)
+        self._waiting[index] = Episode(**{**trajectory._asdict(), "rewards": rewards})
+        while (due := self._recording.progress.episodes) in self._waiting:
+            self._recording.add(self._waiting.pop(due), [])
+
+
+class _Described(gymnasium.Env[Any, Any]):
+    """What Minari records about an environment; it takes no vector environment."""
+
+    def __init__(self, env: AnyEnv) -> None:
+        vector = isinstance(env, gymnasium.vector.VectorEnv)
+        self.observation_space = env.single_observation_space if vector else env.observation_space
+        self.action_space = env.single_action_space if vector else env.action_space
+        self.spec = _plain(env.unwrapped.spec)
+
+
+def _plain(spec: EnvSpec | None) -> EnvSpec | None:
+    """A specification that JSON can hold; none for an environment that was registered with a function or an object."""
+    try:
+        if spec is not None:
+            spec.to_json()
+    except (TypeError, ValueError):
+        return None
+    return spec
+
+
+def _metadata(environment_id: str | None, env: AnyEnv, seed: int, identity: str) -> Metadata:
+    named = {"meam_environment_id": environment_id, "meam_seed": seed, "control_rate_hz": control_rate(env)}
+    return Metadata(
+        algorithm=f"policy {identity}",
+        description=f"{environment_id or 'An environment'}, rollouts of a policy with seeds from {seed}.",
+        further={key: value for key, value in named.items() if value is not None},
+    )

@@ -1,0 +1,110 @@
+"""Adjoint matching as published: tilting a flow by the exponential of a reward without differentiating its ODE.
+
+The memoryless SDE of a flow has the flow's marginals, and its end does not depend on its start; tilting it by the
+gradient of a terminal reward is therefore a regression. All on the uniform grid t_k = k h, h = 1 / K.
+
+This is the scheme `sde="reference"`: Euler-Maruyama; the public code shifts the denominators by h, and takes the
+prior's drift in the adjoint at the end of every interval. `ancestral` is the other one.
+
+References:
+    Domingo-Enrich et al., Adjoint Matching, arXiv:2409.08861. Li & Levine, Q-learning with Adjoint Matching,
+    arXiv:2601.14234.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from meam_training.flow.ancestral import _scaled
+from meam_training.flow.path import time_like
+from meam_training.flow.velocity import Velocity, linearize
+
+__all__ = ["adjoint_matching_loss", "lean_adjoint", "memoryless_noise_scale", "sample_memoryless_path"]
+
+
+def memoryless_noise_scale(k: int, steps: int) -> float:
+    """Sigma at step k: sqrt(2 (1 - t + h) / (t + h)), the memoryless schedule kept finite at t = 0."""
+    t, h = k / steps, 1 / steps
+    return math.sqrt(2 * (1 - t + h) / (t + h))
+
+
+@torch.no_grad()
+def sample_memoryless_path(
+    policy: Velocity,
+    prior: Velocity,
+    x_0: Float[Tensor, "batch act"],
+    noise: Float[Tensor, "noises batch act"],
+) -> Float[Tensor, "noises+2 batch act"]:
+    """Simulate the policy's memoryless SDE by Euler-Maruyama steps; the last is an ODE step of the prior.
+
+    Args:
+        policy: Velocity of the policy flow.
+        prior: Velocity of the behaviour prior.
+        x_0: Noise at t = 0.
+        noise: Standard normal draws of the K - 1 stochastic steps.
+
+    Returns:
+        X_0 … X_K, K + 1 states.
+    """
+    steps = len(noise) + 1
+    h = 1 / steps
+    path = [x_0]
+    for k in range(steps - 1):
+        x, t = path[-1], k * h
+        sigma = memoryless_noise_scale(k, steps)
+        # x_{k+1} = x_k + h (2 v - x_k / (t + h)) + sqrt(h) sigma noise
+        drift = 2 * policy(x, time_like(x, k / steps)) - x / (t + h)
+        path.append(x + h * drift + math.sqrt(h) * sigma * noise[k])
+    x = path[-1]
+    path.append(x + h * prior(x, time_like(x, (steps - 1) / steps)))
+    return torch.stack(path)
+
+
+def lean_adjoint(
+    prior: Velocity, path: Float[Tensor, "states batch act"], terminal: Float[Tensor, "batch act"]
+) -> Float[Tensor, "states-1 batch act"]:
+    """Integrate the lean adjoint backwards along a path.
+
+    Euler steps of da/dt = -(db/dx)^T a from a(1) = terminal, with the prior's drift b(x, t) = 2 v(x, t) - x / t taken
+    at the end t_k + h of every interval, so that t = 0 is never reached. The policy never enters.
+
+    Args:
+        prior: Velocity of the behaviour prior.
+        path: X_0 … X_K, held constant.
+        terminal: Gradient of the terminal cost at X_K; 1 / action unit.
+
+    Returns:
+        a(t_k) for k = 0 … K - 1, detached, aligned with path[:-1].
+    """
+    steps = len(path) - 1
+    h = 1 / steps
+    times = torch.stack([time_like(path[0], (k + 1) / steps) for k in range(steps)])
+    _, jacobian = linearize(prior, path[:-1], times)
+    adjoint, adjoints = terminal.detach(), []
+    for k in reversed(range(steps)):
+        # a_k = a_{k+1} + h (db/dx)^T a_{k+1}
+        adjoint = adjoint + h * (2 * jacobian.transposed_product(k, adjoint) - adjoint / ((k + 1) * h))
+        adjoints.append(adjoint)
+    return torch.stack(adjoints[::-1])
+
+
+def adjoint_matching_loss(
+    policy_velocity: Float[Tensor, "steps batch act"],
+    prior_velocity: Float[Tensor, "steps batch act"],
+    adjoints: Float[Tensor, "steps batch act"],
+) -> Float[Tensor, ""]:
+    """Sum over the path of |(2 / sigma) (v_policy - v_prior) + sigma a|^2, mean over the batch.
+
+    Args:
+        policy_velocity: Velocity of the policy at path[:-1]; the only argument with a gradient.
+        prior_velocity: Velocity of the prior there.
+        adjoints: From `lean_adjoint`.
+    """
+    steps = len(adjoints)
+    scales = [memoryless_noise_scale(k, steps) for k in range(steps)]
+    control = _scaled([2 / sigma for sigma in scales], policy_velocity - prior_velocity)
+    return (control + _scaled(scales, adjoints)).square().sum(dim=(0, 2)).mean()

@@ -1,0 +1,54 @@
+"""Following the ODE of a flow from noise to action."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from meam_policy.spec import Solver
+from meam_training.flow.path import time_like
+from meam_training.flow.solvers import denoised, solve, uniform_times
+from meam_training.flow.velocity import Velocity
+
+__all__ = ["denoise", "integrate"]
+
+
+def denoise(velocity: Velocity, x: Float[Tensor, "*batch act"], t: float, confine: bool) -> Float[Tensor, "*batch act"]:
+    """The expected action E[x_1 | x_t = x] of a flow; see `solvers.denoised`.
+
+    Args:
+        velocity: Velocity of the flow.
+        x: Points at flow time t.
+        t: Flow time in [0, 1).
+        confine: Clip to the box [-1, 1], in which the mean of actions of the box must lie.
+    """
+    return denoised(x, velocity(x, time_like(x, t)), t, confine)
+
+
+def integrate(
+    velocity: Velocity,
+    x_0: Float[Tensor, "*batch act"],
+    nfe: int,
+    solver: Solver = "euler",
+    confine: bool = False,
+    times: Sequence[float] | None = None,
+    guide: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, "*batch act"]:
+    """Follow dx/dt = v(x, t) from noise to action; see `solvers.solve`.
+
+    Args:
+        velocity: Velocity of the flow.
+        x_0: Noise.
+        nfe: Evaluations of the velocity, K.
+        solver: Integration scheme; K must be a multiple of its evaluations a step.
+        confine: Clip denoised actions, and the result, to the box [-1, 1].
+        times: Ends of the steps, from 0 to 1; None for equal steps.
+        guide: Changes denoised actions.
+    """
+
+    def v(x: Tensor, t: float) -> Tensor:
+        return velocity(x, time_like(x, t))
+
+    return solve(v, x_0, times or uniform_times(nfe, solver), solver, confine, guide)

@@ -1,0 +1,108 @@
+"""Fixed-step solvers of the flow's ODE dx/dt = v(x, t), from t = 0 (noise) to t = 1 (action).
+
+They only add, scale and clip what they integrate: tensors in training, and symbols when a graph is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from meam_policy.spec import EVALUATIONS, Solver
+
+__all__ = ["PREFIX_SOLVERS", "Vector", "denoised", "solve", "uniform_times"]
+
+
+PREFIX_SOLVERS: tuple[Solver, ...] = ("euler", "ab2", "midpoint")
+"""Solvers that evaluate nothing at t = 1."""
+
+
+@runtime_checkable
+class Vector(Protocol):
+    """What can be integrated."""
+
+    def __add__(self, other: Any, /) -> Any: ...
+    def __sub__(self, other: Any, /) -> Any: ...
+    def __rmul__(self, scale: float, /) -> Any: ...
+    def __truediv__(self, scale: float, /) -> Any: ...
+    @property
+    def clamp(self) -> Callable[[float, float], Any]:
+        """Clip every component to the given bounds."""
+        ...
+
+
+X = TypeVar("X", bound=Vector)
+
+
+def uniform_times(nfe: int, solver: Solver) -> tuple[float, ...]:
+    """Ends of equal steps from 0 to 1 that take `nfe` evaluations of the velocity in all."""
+    steps = nfe // EVALUATIONS[solver]
+    return tuple(k / steps for k in range(steps + 1))
+
+
+def denoised(x: X, velocity: X, t: float, confine: bool) -> X:
+    """The expected action E[x_1 | x_t = x] = x + (1 - t) v(x, t) of a flow, clipped to [-1, 1] if it is confined."""
+    x_1 = x + (1 - t) * velocity
+    return x_1.clamp(-1, 1) if confine else x_1
+
+
+def solve(
+    velocity: Callable[[X, float], X],
+    x_0: X,
+    times: Sequence[float],
+    solver: Solver = "euler",
+    confine: bool = False,
+    guide: Callable[[X], X] | None = None,
+) -> X:
+    """Follow the flow from noise to action.
+
+    Args:
+        velocity: v(x, t).
+        x_0: Noise.
+        times: Ends of the steps, from 0 to 1.
+        solver: "euler"; "ab2", Adams-Bashforth of two steps, the first one Euler's; "midpoint"; "heun"; "rk4".
+        confine: Clip the denoised action of every evaluation, and the result, to the box [-1, 1]. Whatever the network
+            says, the result lies in the box, and with Euler and midpoint no component on the way exceeds max(|x_0|, 3):
+            with the share a = h / (2 (1 - t)) <= 1/2 of a half step, a midpoint step ends at
+            (1 - 2a) x + 2 (D' - a D) / (1 - a), where the denoised actions D, D' lie in the box.
+        guide: Changes the denoised action of every evaluation, so that the flow leads to what is known of the result
+            beforehand; not with solvers that end a step at t = 1, where nothing is left to denoise.
+
+    References:
+        Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I, 1993, sections II.1 and III.1, III.5.
+    """
+
+    def v(x: X, t: float) -> X:
+        # At t = 1 the denoised action is x itself, and says nothing of the velocity.
+        free = velocity(x, t)
+        if t >= 1 or not (confine or guide):
+            return free
+        x_1 = denoised(x, free, t, confine)
+        return ((guide(x_1) if guide else x_1) - x) / (1 - t)
+
+    x, last = x_0, None
+    for t, u in pairwise(times):
+        h = u - t
+        if solver == "euler":
+            # x + h v. Divided by 1/h, which in float32 is K on a uniform grid: K equal shares, as in the reference.
+            x = x + v(x, t) / (1 / h)
+        elif solver == "ab2":
+            # x + h ((1 + r/2) v - r/2 v'), with v' of the step before, r times shorter
+            now = v(x, t)
+            r = 0.0 if last is None else h / last[0]
+            x = x + h * (now if last is None else (1 + r / 2) * now - (r / 2) * last[1])
+            last = h, now
+        elif solver == "midpoint":
+            x = x + h * v(x + h / 2 * v(x, t), t + h / 2)
+        elif solver == "heun":
+            k_1 = v(x, t)
+            k_2 = v(x + h * k_1, u)
+            x = x + h / 2 * (k_1 + k_2)
+        else:
+            k_1 = v(x, t)
+            k_2 = v(x + h / 2 * k_1, t + h / 2)
+            k_3 = v(x + h / 2 * k_2, t + h / 2)
+            k_4 = v(x + h * k_3, u)
+            x = x + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + k_4)
+    return x.clamp(-1, 1) if confine else x

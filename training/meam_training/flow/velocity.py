@@ -1,0 +1,79 @@
+"""Velocities of a flow, and their derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["Jacobian", "RecordedVelocity", "Velocity", "linearize"]
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""v(x, t) with x [..., act] and t [..., 1] in [0, 1]; action units per unit of flow time."""
+
+
+class RecordedVelocity:
+    """A velocity that remembers what it said, with gradients in its weights, and answers without gradients.
+
+    So a path can be sampled and its velocities learned from without evaluating them twice.
+
+    Attributes:
+        velocities: Every answer so far, each [batch, act].
+    """
+
+    def __init__(self, velocity: Velocity) -> None:
+        self._velocity = velocity
+        self.velocities: list[Tensor] = []
+
+    def __call__(self, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch act"]:
+        """Velocity at x and time t, detached."""
+        with torch.enable_grad():
+            self.velocities.append(self._velocity(x.detach(), t))
+        return self.velocities[-1].detach()
+
+
+@runtime_checkable
+class Jacobian(Protocol):
+    """Derivative of a velocity in x at many points, as products with it."""
+
+    def transposed_product(self, index: int, covector: Float[Tensor, "batch act"]) -> Float[Tensor, "batch act"]:
+        """J^T c at the points [index] of the first axis."""
+        ...
+
+    def product(self, vectors: Float[Tensor, "vectors act"]) -> Float[Tensor, "vectors *batch act"]:
+        """J u for every vector u at every point."""
+        ...
+
+
+def linearize(
+    velocity: Velocity, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]
+) -> tuple[Float[Tensor, "*batch act"], Jacobian]:
+    """Velocity at many points in one evaluation, and its derivative there; nothing of it has a gradient.
+
+    Velocities of this package do it themselves (`linearize` of `ConditionedVelocity`); of any other function the
+    derivative is taken by automatic differentiation, point by point.
+    """
+    if hasattr(velocity, "linearize"):
+        return velocity.linearize(x, t)  # pyright: ignore[reportFunctionMemberAccess]
+    with torch.no_grad():
+        return velocity(x, t), _AutogradJacobian(velocity, x.detach(), t)
+
+
+class _AutogradJacobian:
+    def __init__(self, velocity: Velocity, x: Tensor, t: Tensor) -> None:
+        self._velocity, self._x, self._t = velocity, x, t
+
+    def transposed_product(self, index: int, covector: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = self._x[index].detach().requires_grad_()
+            (product,) = torch.autograd.grad(self._velocity(x, self._t[index]), x, covector)
+        return product
+
+    def product(self, vectors: Tensor) -> Tensor:
+        def along(vector: Tensor) -> Tensor:
+            return torch.func.jvp(lambda x: self._velocity(x, self._t), (self._x,), (vector.expand_as(self._x),))[1]
+
+        return torch.stack([along(vector) for vector in vectors]).detach()

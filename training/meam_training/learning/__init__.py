@@ -1,0 +1,1 @@
+"""What moves the networks: batches, gradients, evaluations, online steps."""

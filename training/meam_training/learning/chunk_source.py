@@ -1,0 +1,154 @@
+"""Where a learner's batches come from."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from meam_policy.spec import PolicySpec
+from meam_training.algorithm.batch import ChunkBatch
+from meam_training.config import TrainConfig
+from meam_training.data.dataset import OfflineDataset
+from meam_training.data.dataset_cache import rows_per_block
+
+__all__ = ["ChunkSource", "DeviceChunks", "HostChunks", "make_chunk_source"]
+
+COMFORTABLE_SHARE = 0.5
+"""Share of the device's free memory that the data may take; networks, and other processes, need the rest."""
+
+
+class ChunkSource(Protocol):
+    """Draws batches of chunks, on the training device."""
+
+    def __len__(self) -> int:
+        """Number of rows at which a chunk may start."""
+        ...
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> ChunkBatch:
+        """Draw chunks, their starts uniform over the rows."""
+        ...
+
+
+class DeviceChunks:
+    """The data set's chunks on the training device, actions normalised to [-1, 1]."""
+
+    def __init__(self, config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec, device: torch.device) -> None:
+        sampler = dataset.chunk_sampler(config.chunk_size, config.discount)
+        rows, starts = len(dataset), len(sampler)
+        self._observations, self._next_observations = torch.empty(2, rows, dataset.observation_dim, device=device)
+        self._actions = torch.empty(rows, dataset.action_dim, device=device)
+        self._rewards, self._masks, self._valid = torch.empty(3, starts, device=device)
+        self._last_rows = torch.empty(starts, dtype=torch.int64, device=device)
+        self._offsets = torch.arange(config.chunk_size, device=device)
+        targets = (self._rewards, self._masks, self._valid, self._last_rows)
+        step = rows_per_block(dataset.observation_dim)
+        for part in (slice(first, first + step) for first in range(0, rows, step)):
+            self._observations[part] = _tensor(dataset.observations[part])
+            self._actions[part] = _tensor(_normalised(dataset.actions[part], spec))
+            self._next_observations[part] = _tensor(dataset.next_observations[part])
+            for target, values in zip(targets, sampler.targets(np.arange(starts)[part]), strict=True):
+                target[part] = _tensor(values)
+
+    def __len__(self) -> int:
+        """Number of rows at which a chunk may start."""
+        return len(self._rewards)
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> ChunkBatch:
+        """Draw chunks, their starts uniform over the rows."""
+        starts = _draw(len(self), batch_size, generator, self._rewards.device)
+        return ChunkBatch(
+            observations=self._observations[starts],
+            actions=self._actions[starts[:, None] + self._offsets].flatten(1),
+            rewards=self._rewards[starts],
+            next_observations=self._next_observations[self._last_rows[starts]],
+            masks=self._masks[starts],
+            valid=self._valid[starts],
+        )
+
+
+class HostChunks:
+    """The data set's chunks where they are, in memory or on disk; a batch at a time comes to the training device.
+
+    Draws the same batches as `DeviceChunks`, to the bit.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec, device: torch.device) -> None:
+        self._sampler = dataset.chunk_sampler(config.chunk_size, config.discount)
+        self._spec = spec
+        self._device = device
+
+    def __len__(self) -> int:
+        """Number of rows at which a chunk may start."""
+        return len(self._sampler)
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> ChunkBatch:
+        """Draw chunks, their starts uniform over the rows."""
+        starts = _draw(len(self), batch_size, generator, self._device)
+        batch = self._sampler.batch(starts.cpu().numpy())
+        actions = _normalised(batch.actions, self._spec).reshape(batch_size, -1)
+        return ChunkBatch(
+            observations=_tensor(batch.observations).to(self._device),
+            actions=_tensor(actions).to(self._device),
+            rewards=_tensor(batch.rewards).to(self._device),
+            next_observations=_tensor(batch.next_observations).to(self._device),
+            masks=_tensor(batch.masks).to(self._device),
+            valid=_tensor(batch.valid).to(self._device),
+        )
+
+
+def make_chunk_source(
+    config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec, device: torch.device
+) -> DeviceChunks | HostChunks:
+    """Put the data on the training device if they take at most half of its free memory; else leave them be.
+
+    Args:
+        config: Settings.
+        dataset: Training data.
+        spec: How actions are normalised.
+        device: Training device.
+
+    Raises:
+        DatasetError: no episode is as long as a chunk.
+    """
+    numbers = 2 * dataset.observation_dim + dataset.action_dim + 3  # a row; and one int64
+    needed = len(dataset) * (4 * numbers + 8)
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1  # torchrun's processes here
+    resident = needed * sharing <= COMFORTABLE_SHARE * _free_memory(device)
+    return (DeviceChunks if resident else HostChunks)(config, dataset, spec, device)
+
+
+def _draw(rows: int, batch_size: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    return torch.randint(rows, (batch_size,), generator=generator, device=device)
+
+
+def _normalised(actions: NDArray[np.float32], spec: PolicySpec) -> NDArray[np.float32]:
+    scaled = (actions - np.array(spec.action_offset)) / np.array(spec.action_scale)
+    return scaled.clip(-1, 1).astype(np.float32)
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes that this process may still take on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if not hasattr(os, "sysconf"):
+        return math.inf  # Windows does not say; it lends disk for memory
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():  # Linux, where most of what is not free is a cache of files
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    if limit.is_file() and limit.read_text().strip().isdigit():
+        free = min(free, int(limit.read_text()) - int(limit.with_name("memory.current").read_text()))
+    return free

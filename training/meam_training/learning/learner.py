@@ -1,0 +1,149 @@
+"""A run's networks, optimiser and randomness, and one update of them."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from meam_policy.errors import DivergedError
+from meam_policy.spec import PolicySpec
+from meam_training.algorithm.batch import ChunkBatch, MeamNoise, draw_noise
+from meam_training.algorithm.update import compute_losses, pretraining_losses, update_targets
+from meam_training.config import TrainConfig
+from meam_training.learning.chunk_source import ChunkSource, DeviceChunks
+from meam_training.learning.compilation import CapturedUpdate, compiled
+from meam_training.learning.distributed import ProcessGroup
+from meam_training.networks.meam_networks import KnownValue, MeamNetworks, build_networks
+
+__all__ = ["Learner", "clip_gradients"]
+
+
+Stage = Literal["pretraining", "first", "later"]
+"""What an update trains: the prior alone; everything; everything but the prior, which is an earlier policy."""
+
+
+class Learner:
+    """Networks, optimiser and random generator of one run; `update` moves them by one gradient step.
+
+    Args:
+        spec: What the policy is.
+        config: Settings; its `seed` decides the first weights and all noise.
+        device: Where everything lives.
+        value: Known value of actions, instead of learned critics; see `train`.
+        group: The processes that train together.
+
+    Attributes:
+        networks: All networks.
+        optimizer: Adam over everything that is trained.
+        generator: Source of all randomness of the updates, batches included.
+    """
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        config: TrainConfig,
+        device: torch.device,
+        value: KnownValue | None = None,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        self.config, self.group = config, group or ProcessGroup()
+        self.networks = build_networks(spec, config).to(device)
+        if value is not None:
+            self.networks.known_value = lambda *args: value(*args)  # a module would become a part of the checkpoint
+        # NCCL could be captured as well; that has not been tried.
+        self._captures = config.compile and device.type == "cuda" and self.group.size == 1
+        self._trained = [p for p in self.networks.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self._trained, lr=config.learning_rate, fused=True, capturable=self._captures)
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self._stage_starts = _stage_starts(config)
+        stages: tuple[Stage, ...] = get_args(Stage)
+        self._gradients = {stage: partial(self._eager_gradients, stage) for stage in stages}
+        if config.compile:
+            self._gradients = {stage: compiled(function) for stage, function in self._gradients.items()}
+        self._captured: dict[Stage, CapturedUpdate] = {}
+
+    def update(self, chunks: ChunkSource, step: int) -> dict[str, Tensor]:
+        """Do update number `step`, counted from 1.
+
+        Returns:
+            What is logged of it; scalars on the device.
+
+        Raises:
+            DivergedError: the gradient is not finite. The trained weights are those before the update.
+        """
+        n, c = self.networks, self.config
+        if step in self._stage_starts:
+            n.start_mirror_stage()
+        stage = self._stage(step)
+        if self._captures and isinstance(chunks, DeviceChunks):
+            if stage not in self._captured:
+                self._captured[stage] = CapturedUpdate(partial(self._step, chunks, stage), self.generator)
+            metrics = self._captured[stage]()
+        else:
+            metrics = self._step(chunks, stage)
+        if not math.isfinite(metrics["gradient_norm"].item()):
+            shown = ", ".join(f"{name} {value.item():.3g}" for name, value in metrics.items())
+            raise DivergedError(
+                f"The gradient of update {step} is not finite ({shown}). What was saved before is intact; "
+                "try a smaller learning_rate, inverse_temperature or entropy_coef."
+            )
+        if step == c.pretrain_steps:
+            n.start_policy_from_prior()
+            # The moments belong to gradients of another size: kept, they would hold the prior still for long.
+            self.optimizer.state.clear()
+        return metrics
+
+    def _step(self, chunks: ChunkSource, stage: Stage) -> dict[str, Tensor]:
+        """One update; an update whose gradient is not finite changes nothing that is trained."""
+        n, c = self.networks, self.config
+        batch = chunks.sample(c.batch_size, self.generator)
+        noise = draw_noise(c.batch_size, batch.actions.shape[1], c, self.generator, batch.actions.device)
+        batch, noise = self.group.rows_of(batch, noise)
+        gradients, metrics = self._gradients[stage](batch, noise)
+        gradients, metrics = self.group.average(gradients), self.group.average_metrics(metrics)
+        for parameter, gradient in zip(self._trained, gradients, strict=True):
+            parameter.grad = gradient
+        norm = clip_gradients(n, c)
+        if stage != "pretraining":
+            update_targets(n, c.polyak)
+        # As a GradScaler tells it: Adam skips such a step.
+        self.optimizer.found_inf = (~norm.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
+        self.optimizer.step()
+        return {**metrics, "gradient_norm": norm}
+
+    def _stage(self, step: int) -> Stage:
+        if step <= self.config.pretrain_steps:
+            return "pretraining"
+        return "later" if self._stage_starts and step >= self._stage_starts[0] else "first"
+
+    def _eager_gradients(
+        self, stage: Stage, batch: ChunkBatch, noise: MeamNoise
+    ) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+        """Gradients of the losses in everything trained, None where there is none, and the metrics."""
+        if stage == "pretraining":
+            losses = pretraining_losses(self.networks, batch, noise)
+        else:
+            losses = compute_losses(self.networks, batch, noise, self.config, stage == "later")
+        gradients = torch.autograd.grad(losses.total, self._trained, allow_unused=True)
+        return list(gradients), {name: value.detach() for name, value in losses.metrics.items()}
+
+
+def _stage_starts(config: TrainConfig) -> list[int]:
+    """First updates of the stages of mirror descent after the first; the stages are equally long."""
+    stages = config.mirror_stages if config.trains_policy else 1
+    joint = config.steps - config.pretrain_steps
+    return [config.pretrain_steps + 1 + joint * stage // stages for stage in range(1, stages)]
+
+
+def clip_gradients(networks: MeamNetworks, config: TrainConfig) -> Tensor:
+    """Bound the gradients' norm, jointly or of every network on its own; returns their joint norm before."""
+    limit = config.gradient_clip or math.inf
+    if config.joint_clip:
+        return torch.nn.utils.clip_grad_norm_(networks.parameters(), limit)
+    parts = [[p for p in part.parameters() if p.grad is not None] for part in networks.children()]
+    norms = [torch.nn.utils.clip_grad_norm_(part, limit) for part in parts if part]
+    return torch.stack(norms).norm()

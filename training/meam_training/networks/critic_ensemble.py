@@ -1,0 +1,68 @@
+"""The critic ensemble."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from meam_training.config import Precision
+from meam_training.networks.activation import cast, gelu
+
+__all__ = ["CriticEnsemble"]
+
+
+class CriticEnsemble(nn.Module):
+    """Q_1 … Q_M: independent value networks, evaluated together by batched matrix products.
+
+    GELU, then LayerNorm, after every hidden layer, as in the reference implementation of QAM.
+
+    Args:
+        feature_dim: Numbers in an encoded observation.
+        action_dim: Numbers in a flattened action chunk.
+        hidden_dims: Hidden layers of every member.
+        num_critics: Members.
+        precision: Type of the matrix products between hidden layers.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int],
+        num_critics: int,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__()
+        self.precision: Precision = precision
+        sizes = list(pairwise([feature_dim + action_dim, *hidden_dims, 1]))
+        self.weights = nn.ParameterList(xavier_uniform(num_critics, n_in, n_out) for n_in, n_out in sizes)
+        self.biases = nn.ParameterList(torch.zeros(num_critics, 1, n_out) for _, n_out in sizes)
+        self.norm_scales = nn.ParameterList(torch.ones(num_critics, 1, n) for n in hidden_dims)
+        self.norm_biases = nn.ParameterList(torch.zeros(num_critics, 1, n) for n in hidden_dims)
+
+    def forward(
+        self, features: Float[Tensor, "batch features"], action: Float[Tensor, "batch act"]
+    ) -> Float[Tensor, "critics batch"]:
+        """Values of flattened, normalised action chunks."""
+        inputs = torch.cat([features, action], dim=-1)
+        hidden = torch.bmm(inputs.expand(len(self.weights[0]), *inputs.shape), self.weights[0]) + self.biases[0]
+        for weight, bias, scale, shift in zip(
+            self.weights[1:], self.biases[1:], self.norm_scales, self.norm_biases, strict=True
+        ):
+            hidden = F.layer_norm(gelu(hidden), hidden.shape[-1:], eps=1e-6) * scale + shift
+            # Sums of a single output are taken in full precision: bf16 knows a value only to within 0.4 %.
+            precision = "float32" if weight is self.weights[-1] else self.precision
+            product = torch.bmm(cast(hidden, precision), cast(weight, precision))
+            hidden = product.to(bias.dtype) + bias
+        return hidden.squeeze(-1)
+
+
+def xavier_uniform(members: int, n_in: int, n_out: int) -> Tensor:
+    bound = math.sqrt(6.0 / (n_in + n_out))
+    return torch.empty(members, n_in, n_out).uniform_(-bound, bound)

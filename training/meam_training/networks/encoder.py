@@ -1,0 +1,55 @@
+"""The observation encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["ObservationEncoder"]
+
+
+class ObservationEncoder(nn.Module):
+    """Normalises raw observations and appends random Fourier features of them.
+
+    Args:
+        mean: Mean of every observation number.
+        std: Scale of every observation number.
+        fourier_features: Number of features, cosines and sines together; 0 for none.
+        fourier_scale: Standard deviation of the frequencies.
+
+    References:
+        Tancik et al., Fourier Features Let Networks Learn High Frequency Functions, arXiv:2006.10739.
+    """
+
+    mean: Tensor
+    std: Tensor
+    frequencies: Tensor
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], fourier_features: int = 0, fourier_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        # Not persistent: the policy spec is the one place where statistics are kept.
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
+        self.register_buffer("frequencies", fourier_scale * torch.randn(len(mean), fourier_features // 2))
+
+    @property
+    def output_dim(self) -> int:
+        """Numbers in an encoded observation."""
+        return self.mean.numel() + 2 * self.frequencies.shape[1]
+
+    def decode(self, features: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch obs"]:
+        """The raw observations of encoded ones."""
+        return features[..., : self.mean.numel()] * self.std + self.mean
+
+    def forward(self, observation: Float[Tensor, "*batch obs"]) -> Float[Tensor, "*batch features"]:
+        """Encode raw observations."""
+        normalised = (observation - self.mean) / self.std
+        if self.frequencies.shape[1] == 0:
+            return normalised
+        phase = normalised @ self.frequencies
+        return torch.cat([normalised, torch.cos(phase), torch.sin(phase)], dim=-1)

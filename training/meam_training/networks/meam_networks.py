@@ -1,0 +1,181 @@
+"""All networks of one run, and how its policy acts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from meam_policy.spec import PolicySpec, Solver
+from meam_training.config import TrainConfig
+from meam_training.flow.ode import integrate
+from meam_training.networks.critic_ensemble import CriticEnsemble
+from meam_training.networks.edit_policy import EditPolicy, apply_edit
+from meam_training.networks.encoder import ObservationEncoder
+from meam_training.networks.one_step_policy import OneStepPolicy
+from meam_training.networks.velocity_field import VelocityField
+
+__all__ = ["KnownValue", "MeamNetworks", "build_networks"]
+
+KnownValue = Callable[[Tensor, Tensor], Tensor]
+"""Value of normalised chunks at raw observations: [batch, obs], [batch, act] -> [batch]; differentiable."""
+
+
+class MeamNetworks(nn.Module):
+    """Encoder, mixture prior, policy and critics of one run, with the Polyak averages of what needs them.
+
+    A `bc` run has no policy and no critics: what it deploys is the prior itself. A policy trained on samples of its own
+    (every objective but `adjoint`) is averaged too; the average draws the samples, and is what acts.
+
+    Args:
+        spec: Dimensions and normalisation.
+        config: Sizes and method.
+
+    Attributes:
+        known_value: If set, the value of normalised chunks at raw observations, [batch, obs], [batch, act] -> [batch],
+            instead of the critics'.
+        nfe, solver, times, best_of: How it acts: as the settings say, in equal steps.
+    """
+
+    def __init__(self, spec: PolicySpec, config: TrainConfig) -> None:
+        super().__init__()
+        action_dim = spec.chunk_dim
+        self.config = config
+        self.nfe, self.best_of = config.nfe, config.best_of
+        self.solver: Solver = config.solver
+        self.times: tuple[float, ...] | None = None
+        self.known_value: KnownValue | None = None
+        self.encoder = ObservationEncoder(
+            spec.observation_mean, spec.observation_std, config.fourier_features, config.fourier_scale
+        )
+        features = self.encoder.output_dim
+        self.prior = VelocityField(features, action_dim, config.hidden_dims, config.precision)
+        self.policy: VelocityField | None = None
+        self.target_policy: VelocityField | None = None
+        self.edit_policy: EditPolicy | None = None
+        self.one_step: OneStepPolicy | None = None
+        if config.trains_policy:
+            self.policy = VelocityField(features, action_dim, config.hidden_dims, config.precision)
+            self.critic = CriticEnsemble(
+                features, action_dim, config.critic_hidden_dims, config.num_critics, config.precision
+            )
+            self.target_prior = copy.deepcopy(self.prior).requires_grad_(False)
+            self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+            if config.objective != "adjoint":
+                self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
+            if config.edit_scale:
+                self.edit_policy = EditPolicy(features, action_dim, config.hidden_dims)
+            if config.distill_coef:
+                self.one_step = OneStepPolicy(features, action_dim, config.hidden_dims)
+
+    def start_policy_from_prior(self) -> None:
+        """Make the policy and the averaged prior copies of the prior, as adjoint matching fine-tunes a given flow."""
+        if self.policy is not None:
+            for copied in (self.policy, self.target_prior, self.target_policy):
+                if copied is not None:
+                    copied.load_state_dict(self.prior.state_dict())
+
+    def start_mirror_stage(self) -> None:
+        """Make the policy so far the prior of what follows."""
+        for copied in (self.prior, self.target_prior):
+            copied.load_state_dict(self.deployed.state_dict())
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Compute in full precision for a while, as the exported policy does."""
+        parts = [part for part in self.modules() if isinstance(part, (VelocityField, CriticEnsemble))]
+        for part in parts:
+            part.precision = "float32"
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.precision = self.config.precision
+
+    @property
+    def deployed(self) -> VelocityField:
+        """The velocity field that acts: the policy, its average if there is one, or for `bc` the prior."""
+        return self.target_policy or self.policy or self.prior
+
+    def flow(
+        self,
+        field: VelocityField,
+        features: Tensor,
+        x_0: Float[Tensor, "*batch act"],
+        guide: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Follow one of the fields from noise to action; see `solvers.solve`."""
+        velocity, confine = field.condition(features), self.config.confine
+        return integrate(velocity, x_0, self.nfe, self.solver, confine, self.times, guide)
+
+    def act(
+        self,
+        features: Float[Tensor, "batch features"],
+        noise: Float[Tensor, "batch noise"],
+        edit_noise: Float[Tensor, "batch noise"] | None = None,
+    ) -> Float[Tensor, "batch act"]:
+        """Chunks as the policy acts: flow, edit, clip, and the best of several.
+
+        Args:
+            features: Encoded observations.
+            noise: Starts of the flow, best_of of them in a row.
+            edit_noise: Noise of the edit policy; None takes its mode.
+        """
+        return self.choose(features, noise, edit_noise)[0]
+
+    def choose(
+        self,
+        features: Float[Tensor, "batch features"],
+        noise: Float[Tensor, "batch noise"],
+        edit_noise: Float[Tensor, "batch noise"] | None = None,
+    ) -> tuple[Float[Tensor, "batch act"], Float[Tensor, "critics batch"] | None]:
+        """What `act` returns, and its values by every averaged critic; None where there is no choice."""
+        x_1, values = self.draw(features, noise, edit_noise)
+        if values is None:
+            return x_1[0], None
+        best = values.mean(dim=0).argmax(dim=0)[None, :]
+        chosen = x_1.gather(0, best[:, :, None].expand(1, *x_1.shape[1:]))[0]
+        return chosen, values.gather(1, best.expand(len(values), *best.shape))[:, 0]
+
+    def draw(
+        self,
+        features: Float[Tensor, "batch features"],
+        noise: Float[Tensor, "batch noise"],
+        edit_noise: Float[Tensor, "batch noise"] | None = None,
+    ) -> tuple[Float[Tensor, "samples batch act"], Float[Tensor, "critics samples batch"] | None]:
+        """All chunks of which `choose` takes one, and their values; None where there is only one."""
+        x_0 = noise.unflatten(-1, (self.best_of, -1)).movedim(1, 0)
+        x_1 = self.flow(self.deployed, features, x_0)
+        repeated = features.expand(self.best_of, *features.shape)
+        if self.edit_policy is not None:
+            x_1 = x_1.clamp(-1, 1)
+            if edit_noise is None:
+                edit = self.edit_policy.mode(repeated, x_1)
+            else:
+                drawn = edit_noise.unflatten(-1, (self.best_of, -1)).movedim(1, 0)
+                edit, _ = self.edit_policy.sample(repeated, x_1, drawn)
+            x_1 = apply_edit(x_1, edit, self.config.edit_scale)
+        x_1 = x_1.clamp(-1, 1)
+        if self.best_of == 1:
+            return x_1, None
+        values = self.values(repeated.flatten(0, 1), x_1.flatten(0, 1))
+        return x_1, values.unflatten(1, (self.best_of, -1))
+
+    def values(
+        self, features: Float[Tensor, "batch features"], actions: Float[Tensor, "batch act"]
+    ) -> Float[Tensor, "critics batch"]:
+        """Values of chunks by every averaged critic, or by the one known value."""
+        if self.known_value is not None:
+            return self.known_value(self.encoder.decode(features), actions)[None]
+        return self.target_critic(features, actions)
+
+
+def build_networks(spec: PolicySpec, config: TrainConfig) -> MeamNetworks:
+    """Networks with the weights that the config's seed gives, on the CPU; the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return MeamNetworks(spec, config)

@@ -1,0 +1,127 @@
+"""The velocity field, and its Jacobian."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from meam_training.config import Precision
+from meam_training.networks.activation import cast, gelu, gelu_slope
+
+__all__ = ["ConditionedVelocity", "VelocityField"]
+
+
+class VelocityField(nn.Module):
+    """v(s, x, t): a multi-layer perceptron on the encoded observation, the point of the flow and its time.
+
+    tanh-approximated GELU, Xavier-uniform weights and zero biases, as in the reference implementation of QAM.
+
+    Args:
+        feature_dim: Numbers in an encoded observation.
+        action_dim: Numbers in a flattened action chunk.
+        hidden_dims: Hidden layers.
+        precision: Type of the matrix products between hidden layers.
+    """
+
+    def __init__(
+        self, feature_dim: int, action_dim: int, hidden_dims: Sequence[int], precision: Precision = "float32"
+    ) -> None:
+        super().__init__()
+        self.precision: Precision = precision
+        self.layers = nn.ModuleList(
+            nn.Linear(n_in, n_out) for n_in, n_out in pairwise([feature_dim + action_dim + 1, *hidden_dims, action_dim])
+        )
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def condition(self, features: Float[Tensor, "*batch features"]) -> ConditionedVelocity:
+        """The field at fixed observations, v(x, t), whose share of the first layer is computed only once."""
+        return ConditionedVelocity(self, features)
+
+    def forward(
+        self,
+        features: Float[Tensor, "*batch features"],
+        x: Float[Tensor, "*batch act"],
+        t: Float[Tensor, "*batch 1"],
+    ) -> Float[Tensor, "*batch act"]:
+        """Velocity at x and time t in [0, 1]; normalised action units per unit of flow time."""
+        return self.condition(features)(x, t)
+
+
+class ConditionedVelocity:
+    """v(x, t) of a velocity field at fixed observations; x and t may have leading axes that the features lack.
+
+    Args:
+        field: The velocity field.
+        features: Encoded observations.
+    """
+
+    def __init__(self, field: VelocityField, features: Float[Tensor, "*batch features"]) -> None:
+        first, *hidden, last = field.layers
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        self._of_x_t = first.weight[:, features.shape[-1] :]
+        self._projected = F.linear(features, first.weight[:, : features.shape[-1]], first.bias)
+        # Cast once, not at every evaluation.
+        self._precision: Precision = field.precision
+        self._hidden: list[tuple[Tensor, Tensor]] = []
+        for layer in hidden:
+            assert isinstance(layer, nn.Linear)
+            self._hidden.append((cast(layer.weight, field.precision), layer.bias))
+        self._last = last
+
+    def __call__(self, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch act"]:
+        """Velocity at x and time t."""
+        return self._last(gelu(self._inputs(x, t)[-1]))
+
+    def linearize(
+        self, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]
+    ) -> tuple[Float[Tensor, "*batch act"], MlpJacobian]:
+        """Velocity at x and time t, and its derivative in x there; nothing of it has a gradient."""
+        with torch.no_grad():
+            inputs = self._inputs(x, t)
+            velocity = self._last(gelu(inputs[-1]))
+            of_x = self._of_x_t[:, : x.shape[-1]]
+            weights = [of_x, *(weight for weight, _ in self._hidden), self._last.weight]
+            return velocity, MlpJacobian([gelu_slope(values) for values in inputs], weights)
+
+    def _inputs(self, x: Tensor, t: Tensor) -> list[Tensor]:
+        """What enters the activation of every hidden layer."""
+        inputs = [self._projected + F.linear(torch.cat([x, t], dim=-1), self._of_x_t)]
+        for weight, bias in self._hidden:
+            product = cast(gelu(inputs[-1]), self._precision) @ weight.T
+            inputs.append(product.to(bias.dtype) + bias)
+        return inputs
+
+
+class MlpJacobian:
+    """Derivative of a multi-layer perceptron at many points at once.
+
+    Args:
+        slopes: Of the activations of every hidden layer [..., width].
+        weights: Of every layer, [outputs, inputs].
+    """
+
+    def __init__(self, slopes: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+        self._slopes, self._weights = slopes, weights
+
+    def transposed_product(self, index: int, covector: Float[Tensor, "batch out"]) -> Float[Tensor, "batch in"]:
+        """J^T c at the points [index] of the first axis."""
+        for slopes, weight in zip(self._slopes[::-1], self._weights[:0:-1], strict=True):
+            covector = (covector.to(weight.dtype) @ weight).to(slopes.dtype) * slopes[index]
+        return covector @ self._weights[0]
+
+    def product(self, vectors: Float[Tensor, "vectors in"]) -> Float[Tensor, "vectors *batch out"]:
+        """J u for every vector u at every point."""
+        points = self._slopes[0].dim() - 1
+        pushed = (vectors @ self._weights[0].T)[(slice(None), *[None] * points)]
+        for slopes, weight in zip(self._slopes, self._weights[1:], strict=True):
+            pushed = ((pushed * slopes).to(weight.dtype) @ weight.T).to(slopes.dtype)
+        return pushed

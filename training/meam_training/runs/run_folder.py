@@ -1,0 +1,354 @@
+"""The folder of a run: who trains into it, and what is written there.
+
+config.json                 the settings
+run.json                    where the data came from, and the run's id in Weights & Biases
+metrics.csv                 means of the metrics, a row every `log_every` updates
+evaluations.csv             evaluations, a row every `evaluate_every` updates
+checkpoints/step_00010000/  see `meam_training.runs.checkpoint`
+tensorboard/, wandb/        if asked for
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import filelock
+from safetensors.torch import save
+from torch import Tensor
+
+from meam_policy.atomic_files import write_atomically
+from meam_policy.errors import CheckpointError, ConfigError, LockedError, MeamError, OutputError
+from meam_policy.spec import PolicySpec
+from meam_training.config import TrainConfig
+from meam_training.learning.distributed import ProcessGroup
+from meam_training.learning.evaluation import Evaluation
+from meam_training.learning.learner import Learner
+from meam_training.learning.online import OnlineLearning
+from meam_training.runs.checkpoint import OBSERVATIONS_FILE, Checkpoint
+from meam_training.runs.run_log import RunLog, SilentLog
+
+__all__ = ["FREE_SETTINGS", "Run", "RunRecord", "load_settings", "open_run"]
+
+CONFIG_FILE = "config.json"
+RECORD_FILE = "run.json"
+FORMAT_VERSION = 1
+
+FREE_SETTINGS = (
+    "steps",
+    "online_steps",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "evaluate_every",
+    "evaluate_episodes",
+    "loggers",
+    "device",
+    "threads",
+    "compile",
+)
+"""Settings in which a resumed run may differ."""
+
+_ONLINE = ("online_warmup", "updates_per_step", "offline_share")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What `run.json` keeps beside the settings.
+
+    Attributes:
+        origin: Where the data came from, in the words of `meam train`; empty if unknown.
+        run_id: Id of the run in Weights & Biases.
+    """
+
+    origin: Mapping[str, str | None] = field(default_factory=dict)
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+
+    @classmethod
+    def load(cls, folder: Path) -> RunRecord | None:
+        """Read a folder's record; None if it has none.
+
+        Raises:
+            OutputError: there is a `run.json` of something else.
+        """
+        file = folder / RECORD_FILE
+        try:
+            data = json.loads(file.read_bytes())
+            if data["meam_run"] != FORMAT_VERSION:
+                raise ValueError(f"its version is {data['meam_run']!r}, expected {FORMAT_VERSION}")
+            return cls(dict(data["origin"]), str(data["run_id"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"{file} is not of a training run ({error}). Choose another output folder, or delete the file."
+            ) from error
+
+    def save(self, folder: Path) -> None:
+        """Write it."""
+        data = {"meam_run": FORMAT_VERSION, "origin": dict(self.origin), "run_id": self.run_id}
+        write_atomically(folder / RECORD_FILE, json.dumps(data, indent=2) + "\n")
+
+
+def load_settings(folder: Path) -> TrainConfig | None:
+    """The settings with which a run was last trained; None if the folder holds none.
+
+    Raises:
+        CheckpointError: they are broken.
+    """
+    if RunRecord.load(folder) is None or not (folder / CONFIG_FILE).is_file():
+        last = Checkpoint.latest(folder)
+        return None if last is None else last.config
+    try:
+        return TrainConfig.from_json((folder / CONFIG_FILE).read_bytes())
+    except (OSError, ConfigError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} is broken ({error}). Delete it to take the checkpoint's."
+        ) from error
+
+
+@dataclass
+class Run:
+    """A run that this process trains; made by `open_run`.
+
+    Attributes:
+        folder: Its folder.
+        config: Its settings.
+        spec: What the policy is.
+        data: Fingerprint of the data.
+        log: Where its numbers go.
+        last: Its newest checkpoint, if there is one.
+        best_score: Score of its best checkpoint, if one has a score.
+        writes: Whether this process writes its files: of several that train together only the first does.
+    """
+
+    folder: Path
+    config: TrainConfig
+    spec: PolicySpec
+    data: str
+    log: RunLog
+    last: Checkpoint | None
+    best_score: float | None
+    writes: bool = True
+
+    @property
+    def step(self) -> int:
+        """Updates done, according to the newest checkpoint."""
+        return 0 if self.last is None else self.last.step
+
+    def restore(self, learner: Learner, online: OnlineLearning | None = None) -> None:
+        """Put a learner, and what it recorded online, into the state of the newest checkpoint, if there is one.
+
+        Raises:
+            CheckpointError: the checkpoint is broken.
+        """
+        if self.last is not None:
+            self.last.restore(learner.networks, learner.optimizer, learner.generator)
+            if online is not None and self.last.step > self.config.steps:
+                online.restore(self.last.read_online())
+
+    def keep_observations(self, observations: Tensor) -> None:
+        """Keep raw observations [n, obs] of the data, at which the exported policy will be checked.
+
+        Those that a resumed run has kept stay; what a start without a checkpoint left may be of other data.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        file = self.folder / OBSERVATIONS_FILE
+        if self.writes and not (self.step and file.exists()):
+            try:
+                write_atomically(file, save({"observations": observations.cpu().contiguous()}))
+            except OSError as error:
+                raise OutputError(f"{file} cannot be written: {error.strerror or error}.") from error
+
+    def is_best(self, evaluation: Evaluation | None) -> bool:
+        """Whether an evaluation's score is above those of all checkpoints."""
+        if evaluation is None or evaluation.score is None:
+            return False
+        return self.best_score is None or evaluation.score > self.best_score
+
+    def lacks_evaluation(self) -> bool:
+        """Whether the newest checkpoint was due to be evaluated and was not."""
+        every = self.config.evaluate_every
+        return bool(every and self.step and self.step % every == 0 and not self.log.has_evaluation(self.step))
+
+    def save(
+        self, step: int, learner: Learner, evaluation: Evaluation | None, online: OnlineLearning | None = None
+    ) -> None:
+        """Write a checkpoint, and then delete those that are too many.
+
+        Raises:
+            OutputError: the disk is full; the checkpoints that were there still are.
+        """
+        if not self.writes:
+            return
+        score = None if evaluation is None else evaluation.score
+        self.log.flush()
+        self.last = Checkpoint.save(
+            self.folder,
+            step,
+            self.config,
+            self.spec,
+            self.data,
+            learner.networks,
+            learner.optimizer,
+            learner.generator,
+            score,
+            online.state() if online is not None and step > self.config.steps else None,
+        )
+        if self.is_best(evaluation):
+            self.best_score = score
+        Checkpoint.prune(self.folder, self.config.keep_checkpoints)
+
+
+@contextlib.contextmanager
+def open_run(
+    folder: Path,
+    config: TrainConfig,
+    spec: PolicySpec,
+    data: str,
+    *,
+    resume: bool,
+    origin: Mapping[str, str | None] | None = None,
+    group: ProcessGroup | None = None,
+) -> Iterator[Run]:
+    """Begin a run in a folder or go on with the one there, locked against other processes meanwhile.
+
+    Args:
+        folder: Created if need be.
+        config: Settings.
+        spec: What the policy is.
+        data: Fingerprint of the data.
+        resume: Go on from the newest checkpoint, if there is one.
+        origin: Where the data came from; None keeps what is known.
+        group: The processes that train together. All but the first wait for it to begin, and only follow.
+
+    Raises:
+        OutputError: the folder cannot be written, or holds something else, or a run and `resume` is false.
+        LockedError: another process is training into the folder.
+        CheckpointError: the run in the folder has other settings or data, or is broken.
+        MissingExtraError: a logger is not installed.
+    """
+    group = group or ProcessGroup()
+    if not group.is_first:
+        if group.agree(False):
+            raise OutputError("The first process could not begin; its message says why.")
+        yield Run(folder, config, spec, data, SilentLog(), Checkpoint.latest(folder), None, writes=False)
+        return
+    began = False
+    try:
+        with _begun(folder, config, spec, data, resume, origin) as run:
+            began = True
+            group.agree(False)
+            yield run
+    except MeamError:
+        if not began:
+            group.agree(True)
+        raise
+
+
+@contextlib.contextmanager
+def _begun(
+    folder: Path,
+    config: TrainConfig,
+    spec: PolicySpec,
+    data: str,
+    resume: bool,
+    origin: Mapping[str, str | None] | None,
+) -> Iterator[Run]:
+    _make(folder)
+    record = RunRecord.load(folder)
+    if record is None and Checkpoint.latest(folder) is None:
+        _check_empty(folder)
+    with _lock(folder):
+        last, best = Checkpoint.latest(folder), Checkpoint.best(folder)
+        if last is not None:
+            if not resume:
+                raise OutputError(
+                    f"{folder} already holds a run of {last.step} updates. Resume it, or choose another output folder."
+                )
+            _check_same_run(last, config, spec, data)
+        record = record or RunRecord()
+        record = record if origin is None else replace(record, origin=origin)
+        _write_settings(folder, record, config)
+        with RunLog(folder, config, 0 if last is None else last.step, record.run_id) as log:
+            yield Run(folder, config, spec, data, log, last, None if best is None else best.score)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The output folder {folder} cannot be made: {error.strerror}.") from error
+
+
+def _check_empty(folder: Path) -> None:
+    """Refuse a folder that holds something before the run begins, for it is somebody's."""
+    ours = (".lock", ".lock.pid", f".{RECORD_FILE}.tmp")
+    strangers = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    if strangers:
+        raise OutputError(
+            f"{folder} already holds {', '.join(strangers[:5])}, which is not of a training run. "
+            "Choose another output folder."
+        )
+
+
+def _write_settings(folder: Path, record: RunRecord, config: TrainConfig) -> None:
+    """Write `run.json` first: it makes the folder a run's."""
+    try:
+        record.save(folder)
+        write_atomically(folder / CONFIG_FILE, config.to_json())
+    except OSError as error:
+        raise OutputError(f"The output folder {folder} cannot be written: {error.strerror or error}.") from error
+
+
+def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec, data: str) -> None:
+    free = {name: getattr(config, name) for name in FREE_SETTINGS}
+    if last.step <= last.config.steps:
+        free |= {name: getattr(config, name) for name in _ONLINE}  # nothing has been learned online so far
+    if config.mirror_stages > 1:
+        del free["steps"]  # it decides where the stages begin
+    if replace(last.config, **free) != config:
+        ours, theirs = asdict(config), asdict(last.config)
+        if ours["method"] != theirs["method"]:
+            ours = {"method": config.method}  # everything else follows
+        changed = [f"{k}: {theirs[k]!r} there, {ours[k]!r} now" for k in ours if k not in free and ours[k] != theirs[k]]
+        raise CheckpointError(f"The run in {last.path.parent.parent} has other settings: {'; '.join(changed)}.")
+    if last.data != data or replace(last.spec, hyperparameters={}) != replace(spec, hyperparameters={}):
+        raise CheckpointError(
+            f"The run in {last.path.parent.parent} was trained on other data, or with another kind of value. "
+            "Use the same data set, and a known value if it had one."
+        )
+    if last.step > last.config.steps != config.steps:
+        raise CheckpointError(
+            f"The run is online after steps = {last.config.steps}; expected the same number of steps."
+        )
+    if last.step > config.steps + config.online_steps:
+        raise CheckpointError(
+            f"The run has done {last.step} steps already; expected steps and online_steps of as many or more."
+        )
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    lock, holder = filelock.FileLock(folder / ".lock", timeout=0), folder / ".lock.pid"
+    try:
+        lock.acquire()
+        holder.write_text(str(os.getpid()), encoding="utf-8")
+    except filelock.Timeout as error:
+        pid = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+        raise LockedError(f"Process {pid} is training into {folder}. Wait for it, or choose another folder.") from error
+    except OSError as error:
+        lock.release()
+        raise OutputError(f"The output folder {folder} is not writable: {error.strerror}.") from error
+    try:
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,305 @@
+"""Sweeps: a training run for every combination of the tasks and settings in a TOML file.
+
+    [settings]                      # of every run
+    preset = "me-am"                # the default
+    steps = 100_000
+    hidden_dims = [256, 256]
+
+    [grid]                          # every combination of these lists
+    seed = [0, 1, 2]
+    inverse_temperature = [1, 3]
+
+    [tasks.cube-1]                  # the data of a run, and settings that belong to it
+    data = "cube-single-play-v0.npz"
+    env_id = "cube-single-play-singletask-task1-v0"
+
+A run is nothing but a `meam train` command, so any scheduler can take it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from meam_policy.errors import CheckpointError, ConfigError, NotFoundError, OutputError
+from meam_training.config import PRESETS, TrainConfig
+from meam_training.runs.checkpoint import Checkpoint
+from meam_training.runs.run_folder import FREE_SETTINGS, load_settings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+__all__ = ["Outcome", "SweepRun", "read_sweep", "run_sweep"]
+
+INTERRUPTED = 130
+"""Exit code of a run that was told to stop, and saved."""
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One training run of a sweep.
+
+    Attributes:
+        name: Task and grid values, such as "task=cube-1,seed=0,inverse_temperature=3".
+        output_dir: Folder of the run.
+        config: Its settings.
+        arguments: What follows `meam` on its command line.
+        given: The settings that the command line names.
+    """
+
+    name: str
+    output_dir: Path
+    config: TrainConfig
+    arguments: tuple[str, ...]
+    given: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The run as one line for a POSIX shell; a started run goes on from its newest checkpoint."""
+        return shlex.join(("meam", *self.arguments))
+
+    @property
+    def log(self) -> Path:
+        """Where `run_sweep` writes what the run prints: beside its folder, in which only training may write."""
+        return self.output_dir.with_name(self.output_dir.name + ".log")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has done all of its steps with these settings, as far as they decide the weights."""
+        try:
+            last = Checkpoint.latest(self.output_dir)
+        except CheckpointError:
+            return False  # the run itself says what is wrong with it
+        if last is None:
+            return False
+        free = {name: getattr(self.config, name) for name in FREE_SETTINGS}
+        return replace(last.config, **free) == self.config and last.step >= self.config.steps + self.config.online_steps
+
+
+class Outcome(NamedTuple):
+    """What became of a run: finished, failed, interrupted (it saved, and can go on), or never started."""
+
+    run: SweepRun
+    state: Literal["finished", "failed", "interrupted", "not started"]
+
+
+def read_sweep(path: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> list[SweepRun]:
+    """Read the runs of a sweep, and check all of their settings.
+
+    Args:
+        path: TOML file; its form is shown at the top of this module. A task has `data`, optionally `env_id`, as in
+            `meam train`, and settings; `preset` counts as a setting everywhere. All other settings are the
+            fields of `TrainConfig`.
+        output_dir: Folder of the sweep; every run gets a folder in it.
+
+    Returns:
+        The runs: task by task, then in the grid's order with its last setting varying fastest.
+
+    Raises:
+        NotFoundError: there is no such file.
+        ConfigError: it is not such a file, a setting is unknown (with the nearest known one), out of range or
+            given twice, or two runs are the same.
+    """
+    settings, grid, tasks = _tables(Path(path).expanduser())
+    runs: dict[str, SweepRun] = {}
+    for task, own in tasks.items():
+        for values in itertools.product(*grid.values()):
+            point = dict(zip(grid, values, strict=True))
+            name = ",".join(f"{key}={_readable(value)}" for key, value in {"task": task, **point}.items())
+            if name in runs:
+                raise ConfigError(f"{path}: two runs are {name}; expected different values in every list of [grid].")
+            runs[name] = _run(name, Path(output_dir).expanduser() / name, {**settings, **own, **point})
+    return list(runs.values())
+
+
+def run_sweep(
+    runs: Sequence[SweepRun], workers: int = 1, report: Callable[[str], None] = lambda text: None
+) -> list[Outcome]:
+    """SweepRun `meam train` for every run that is not finished, several at a time, each with its own log file.
+
+    A run that fails does not stop the others. SIGINT and SIGTERM are handed on to the runs, which finish their update
+    and save; then no further run is started. Each run may use an equal share of this process's CPU cores, unless
+    OMP_NUM_THREADS says how many.
+
+    Args:
+        runs: What to run.
+        workers: Runs at a time.
+        report: Called with a line whenever a run starts or ends.
+
+    Returns:
+        What became of each run, in their order. After an interrupt, some are "interrupted" or "not started".
+
+    Raises:
+        ConfigError: workers is less than 1, or a run was begun with settings that the sweep no longer names.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}; expected 1 or more.")
+    for run in runs:
+        _check_begun(run)
+    codes = {run: 0 for run in runs if run.finished}
+    waiting = [run for run in runs if run not in codes]
+    environment = {"OMP_NUM_THREADS": str(max(1, _cores() // workers)), **os.environ}
+    running: dict[SweepRun, subprocess.Popen[bytes]] = {}
+    with _stop_on_error(running), _collect_signals() as received:
+        forwarded = 0
+        while running or (waiting and not received):
+            while waiting and len(running) < workers and not received:
+                run = waiting.pop(0)
+                running[run] = _start(run, environment)
+                report(f"Started {run.name}; its log is {run.log}")
+            for number in received[forwarded:]:
+                forwarded += 1
+                for process in running.values():
+                    process.send_signal(number)
+            for run in [run for run, process in running.items() if process.poll() is not None]:
+                codes[run] = running.pop(run).returncode
+                report(f"[{len(codes)} of {len(runs)}] {_state(codes[run], received)}: {run.name}")
+            time.sleep(0.1)
+    return [Outcome(run, _state(codes.get(run), received)) for run in runs]
+
+
+def _tables(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str, dict[str, Any]]]:
+    """The three tables of a sweep's file, checked against each other."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no sweep file {path}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}.") from error
+    known = ("settings", "grid", "tasks")
+    for name, table in data.items():
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"Did you mean [{close[0]}]?" if close else "Expected the tables [settings], [grid], [tasks.NAME]."
+            raise ConfigError(f'{path}: there is no table "{name}" in a sweep. {hint}')
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {name} is {table!r}; expected a table, [{name}].")
+    settings, grid, tasks = (data.get(name, {}) for name in known)
+    if not tasks:
+        raise ConfigError(f"{path} has no task; expected at least one table [tasks.NAME] with its data.")
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{path}: {name} in [grid] is {values!r}; expected a list of values.")
+    for task, own in tasks.items():
+        if not re.fullmatch(r"[\w.-]+", task):
+            raise ConfigError(f'{path}: a task is called "{task}"; expected letters, digits, ".", "_" and "-".')
+        if not isinstance(own, dict) or not isinstance(own.get("data"), str):
+            raise ConfigError(f'{path}: the task {task} has no data; expected data = "…" as in `meam train --data`.')
+        if not isinstance(own.get("env_id", ""), str):
+            raise ConfigError(f"{path}: env_id of the task {task} is {own['env_id']!r}; expected a text.")
+    for where, others in (("[settings]", settings), *((f"[tasks.{task}]", own) for task, own in tasks.items())):
+        for name in grid.keys() & others.keys():
+            raise ConfigError(f"{path}: {name} is both in [grid] and in {where}; expected it in one of them.")
+    for name in {"data", "env_id"} & {*settings, *grid}:
+        raise ConfigError(f"{path}: {name} is not a setting; give it in [tasks.NAME].")
+    return settings, grid, tasks
+
+
+def _run(name: str, output_dir: Path, given: Mapping[str, Any]) -> SweepRun:
+    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    preset, data, env_id = settings.pop("preset", "me-am"), settings.pop("data"), settings.pop("env_id", None)
+    if preset not in PRESETS:
+        raise ConfigError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}.")
+    config, default = TrainConfig.preset(preset, **settings), TrainConfig.preset(preset)
+    arguments = ["train", preset, "--data", data, *(["--env-id", env_id] if env_id is not None else [])]
+    arguments += ["--output-dir", str(output_dir), "--resume"]
+    options = {key: _option(key, value, getattr(default, key)) for key, value in settings.items()}
+    arguments += itertools.chain(*options.values())
+    return SweepRun(name, output_dir, config, tuple(arguments), tuple(key for key, option in options.items() if option))
+
+
+def _option(name: str, value: object, default: object) -> list[str]:
+    """A setting as arguments of `meam train`, where a truth value is a flag that differs from its default."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool) != isinstance(default, bool):
+        raise ConfigError(f"{name} is {value!r}; expected a value like {default!r}.")
+    if isinstance(value, bool):
+        return [] if value == default else [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+
+
+def _readable(value: object) -> str:
+    """A value as a part of a folder's name."""
+    text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^\w.+-]", "-", text)
+
+
+def _check_begun(run: SweepRun) -> None:
+    """Make sure that the run will have the sweep's settings: `meam train --resume` keeps those it is not given."""
+    try:
+        begun = load_settings(run.output_dir)
+    except (CheckpointError, OutputError):
+        return  # the run itself says what is wrong with it
+    if begun is None or begun.method != run.config.method:
+        return
+    for name, value in asdict(run.config).items():
+        if name not in run.given and getattr(begun, name) != value:
+            raise ConfigError(
+                f"{run.output_dir} was begun with {name} = {getattr(begun, name)!r}, and the sweep has it at {value!r} "
+                "by default. Bring the setting back, or choose another output folder."
+            )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start(run: SweepRun, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    with run.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "meam_policy", *run.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # else Ctrl-C reaches the run twice, and the second one stops it unsaved
+        )
+
+
+def _state(code: int | None, received: Sequence[int]) -> Literal["finished", "failed", "interrupted", "not started"]:
+    if code is None:
+        return "not started"
+    if code == 0:
+        return "finished"
+    return "interrupted" if code == INTERRUPTED or -code in received else "failed"
+
+
+@contextlib.contextmanager
+def _collect_signals() -> Iterator[list[int]]:
+    received: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _stop_on_error(running: Mapping[SweepRun, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Leaves no process behind: whatever is still running gets SIGTERM, and time to save."""
+    try:
+        yield
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
