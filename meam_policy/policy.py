@@ -565,12 +565,12 @@ def _check_seed(seed: Any) -> None:
 def _drawing(spec: PolicySpec, best_of: int | None) -> PolicySpec:
     if best_of is None:
         return spec
-    if spec.best_of == 1 or not 2 <= best_of <= MAX_STEPS:
+    if spec.integration.best_of == 1 or not 2 <= best_of <= MAX_STEPS:
         raise ConfigError(
             f"best_of is {best_of}; expected 2 to {MAX_STEPS}, of a graph that chooses by value. "
             "Export with --best-of or the variant best-of-4."
         )
-    return replace(spec, best_of=best_of)
+    return replace(spec, integration=replace(spec.integration, best_of=best_of))
 
 
 def _load_again(origin: dict[str, Any]) -> MeamPolicy:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meam_policy.spec import Solver
+from meam_policy.spec import Integration, Solver
 from meam_training.algorithm.sample_matching import importance_weights, target_score_velocity
 from meam_training.flow.ancestral import ancestral_adjoint, ancestral_scales, sample_ancestral_path
 from meam_training.flow.likelihood import log_likelihood
@@ -131,12 +131,12 @@ def train_on_samples(
     for damping in _dampings():
         x_0 = torch.randn(CANDIDATES, rows, 1)
         if objective == "target_score":
-            x_1 = integrate(policy, x_0, evaluations, solver)
+            x_1 = integrate(policy, x_0, Integration(evaluations, solver))
             weight = torch.ones(CANDIDATES, rows)
         else:
             x_1 = torch.cat(
                 [
-                    integrate(f, x, evaluations, solver)
+                    integrate(f, x, Integration(evaluations, solver))
                     for f, x in zip((prior, policy), x_0.split([of_prior, CANDIDATES - of_prior]), strict=True)
                 ]
             )
@@ -155,7 +155,7 @@ def train_on_samples(
 
 def normalised_error(policy: Velocity, solver: Solver, evaluations: int, entropy_coef: float) -> tuple[float, float]:
     """Normalised W1 of the deployed policy, and its mass above 0."""
-    x_1 = integrate(policy, torch.randn(100_000, 1), evaluations, solver)[:, 0]
+    x_1 = integrate(policy, torch.randn(100_000, 1), Integration(evaluations, solver))[:, 0]
     grid = GRID[:, None]
     target = torch.softmax((1 - entropy_coef) * log_prior(grid) + TAU * value(grid), dim=0).cumsum(0)
     start = torch.softmax(log_prior(grid), dim=0).cumsum(0)

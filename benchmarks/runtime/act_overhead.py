@@ -106,8 +106,8 @@ def bare_run(folder: Path) -> Callable[[], None]:
     binding, generator = session.io_binding(), np.random.default_rng(0)
     for node in session.get_inputs():
         shape = [size if isinstance(size, int) else 1 for size in node.shape]
-        if node.name == "noise" and spec.best_of > 1:
-            shape[1] = spec.best_of
+        if node.name == "noise" and spec.integration.best_of > 1:
+            shape[1] = spec.integration.best_of
         array = generator.standard_normal(shape).astype(np.float32)
         binding.bind_ortvalue_input(node.name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
     for node in session.get_outputs():

@@ -13,12 +13,12 @@ from pathlib import Path
 from gymnasium import spaces
 
 from meam_export.graph.policy_graph import build_graph
-from meam_export.graph.policy_module import PolicyModule
 from meam_policy.environments.make import make_environment
 from meam_policy.folder.policy_folder import CONFIG_FILE, GRAPH_FILE, sha256
 from meam_policy.spec import BoxSpec, PolicySpec
 from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import build_networks
+from meam_training.networks.policy_module import PolicyModule
 
 ENVIRONMENT_ID = "meam/Pockets-v0"
 CHUNK_SIZE, EXECUTE_STEPS = 10, 5
@@ -43,8 +43,7 @@ def write_untrained_policy(folder: Path, hidden_dims: Sequence[int], nfe: int) -
         observation_std=(1.0,) * size,
         action_offset=tuple(((action.high + action.low) / 2).tolist()),
         action_scale=tuple(((action.high - action.low) / 2).tolist()),
-        nfe=nfe,
-        solver=config.solver,
+        integration=config.integration,
         method=config.method,
         environment_id=ENVIRONMENT_ID,
     )

@@ -59,10 +59,12 @@ def _variant_row(name: str, variant: VariantSpec) -> dict[str, str]:
     low, high = figure("return_low", ".4g"), figure("return_high", ".4g")
     return {
         "name": name,
-        "evaluations": str(variant.nfe),
+        "evaluations": str(variant.integration.nfe),
         "solver": "one step"
         if variant.one_step
-        else variant.solver + (", own grid" if variant.time_grid else "") + (", rtc" if variant.takes_prefix else ""),
+        else variant.integration.solver
+        + (", own grid" if variant.integration.time_grid else "")
+        + (", rtc" if variant.takes_prefix else ""),
         "precision": variant.precision,
         "action_error": figure("action_error"),
         "sliced_w1": figure("sliced_w1"),

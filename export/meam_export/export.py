@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,8 @@ import torch
 from safetensors.torch import save
 
 from meam_export.card import render_card
-from meam_export.graph.parity import Rows, check_parity, draw_noise, random_observations, reference
+from meam_export.graph.parity import ParityReport, Rows, check_parity, draw_noise, random_observations, reference
 from meam_export.graph.policy_graph import build_graph
-from meam_export.graph.policy_module import PolicyModule
 from meam_export.variants.build import BuiltVariant, build_variant
 from meam_export.variants.ladder import LadderTask, measure_ladder
 from meam_export.variants.ladder_figure import draw_ladder
@@ -26,15 +25,42 @@ from meam_policy.errors import ConfigError, OutputError
 from meam_policy.folder.policy_folder import CONFIG_FILE, GRAPH_FILE, LADDER_FILE, sha256
 from meam_policy.spec import PolicySpec, Solver, VariantSpec
 from meam_training.networks.meam_networks import MeamNetworks
+from meam_training.networks.policy_module import PolicyModule
 from meam_training.runs.checkpoint import Checkpoint
 
-__all__ = ["LADDER", "export_policy"]
+__all__ = ["LADDER", "Exported", "export_policy"]
 
 GOLDEN_INPUTS = 16
 MAX_NFE = 400
 
 LADDER = ("k1", "k2", "k3", "k5", "k10", "k2-grid", "k3-grid", "k5-grid")
 """Variants of a ladder; the one-step policy joins them if there is one."""
+
+
+@dataclass(frozen=True)
+class Exported(os.PathLike[str]):
+    """A policy folder that was written; as a path, that folder.
+
+    Attributes:
+        folder: The policy folder.
+        spec: What stands in its `config.json`.
+        parity: How far its graph is from the checkpoint.
+        variants: The same of every variant, by name.
+    """
+
+    folder: Path
+    spec: PolicySpec
+    parity: ParityReport
+    variants: Mapping[str, ParityReport]
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def __truediv__(self, name: str | os.PathLike[str]) -> Path:
+        return self.folder / name
 
 
 def export_policy(
@@ -53,7 +79,7 @@ def export_policy(
     observation_names: Sequence[str] | None = None,
     license: str | None = None,
     on_stage: Callable[[str, BuiltVariant | None], None] | None = None,
-) -> Path:
+) -> Exported:
     """Export a checkpoint as a policy folder, which `MeamPolicy.from_pretrained` loads without PyTorch.
 
     The folder holds `config.json`, one self-contained `policy.onnx`, `model.safetensors` (the networks),
@@ -80,7 +106,7 @@ def export_policy(
         on_stage: Called with what is done next, and after each graph with it.
 
     Returns:
-        The policy folder.
+        What was exported; it can be used as the path of the policy folder.
 
     Raises:
         OutputError: the folder holds something already, or cannot be written.
@@ -93,25 +119,28 @@ def export_policy(
     folder = Path(output_dir).expanduser().absolute()
     _check_output_folder(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(checkpoint)
-    changes = {
+    integration = {
         "nfe": nfe,
         "solver": solver,
         "time_grid": None if time_grid is None else tuple(float(end) for end in time_grid),
         "best_of": best_of,
+    }
+    changes = {
         "action_names": None if action_names is None else tuple(action_names),
         "observation_names": None if observation_names is None else tuple(observation_names),
         "license": license,
     }
     given = {name: value for name, value in changes.items() if value is not None}
+    integrated = {name: value for name, value in integration.items() if value is not None}
     try:
-        spec = replace(source.spec, **given)
+        spec = replace(source.spec, integration=replace(source.spec.integration, **integrated), **given)
     except ValueError as error:
-        shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        shown = ", ".join(f"{name}={value!r}" for name, value in {**integrated, **given}.items())
         raise ConfigError(f"Cannot export with {shown}: {str(error).removeprefix('config.json: ')}") from error
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise ConfigError(f"tolerance is {tolerance}; expected a number above 0.")
-    if spec.nfe > MAX_NFE:
-        raise ConfigError(f"nfe is {spec.nfe}; expected at most {MAX_NFE}: each is a copy of the network.")
+    if spec.integration.nfe > MAX_NFE:
+        raise ConfigError(f"nfe is {spec.integration.nfe}; expected at most {MAX_NFE}: each is a copy of the network.")
     for name in variants:
         check_variant(name, spec, source.config)
     report = on_stage or (lambda _stage, _built: None)
@@ -125,9 +154,10 @@ def export_policy(
         report(name, None)
         built.append(build_variant(name, networks, policy, rows, tolerance))
         report(name, built[-1])
+    chooses = any(graph.spec.integration.best_of > 1 for graph in (policy, *built))
     files = {
         GRAPH_FILE: policy.graph,
-        "model.safetensors": _model(networks, chooses=any(graph.spec.best_of > 1 for graph in (policy, *built))),
+        "model.safetensors": _model(networks, chooses),
         "golden.safetensors": _golden(policy.module, spec, rows),
     }
     specs: dict[str, VariantSpec] = {}
@@ -144,13 +174,13 @@ def export_policy(
     files["README.md"] = render_card(spec, source, policy.parity).encode()
     _check_output_folder(folder)  # somebody may have filled it meanwhile
     _write(folder, files)
-    return folder
+    return Exported(folder, spec, policy.parity, {variant.name: variant.parity for variant in built})
 
 
 def _build_policy(networks: MeamNetworks, spec: PolicySpec, observations: Rows | None) -> BuiltVariant:
     module = PolicyModule(networks, spec)
     graph = build_graph(module, spec)
-    own = VariantSpec(GRAPH_FILE, spec.nfe, spec.solver, spec.time_grid, spec.best_of)
+    own = VariantSpec(GRAPH_FILE, spec.integration)
     return BuiltVariant("policy", own, graph, spec, module, check_parity(graph, module, spec, observations))
 
 

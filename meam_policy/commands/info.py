@@ -27,7 +27,7 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
     """
     folder = locate_policy(policy, revision=revision, variants=None)
     loaded = MeamPolicy.from_pretrained(folder)
-    spec = loaded.spec
+    spec, how = loaded.spec, loaded.spec.integration
     verify_files(folder, spec)
     if json:
         print_json(json_module.loads(spec.to_json()))
@@ -42,8 +42,8 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
             "observation space": spec.observation_space,
             "action space": spec.action_space,
             "chunk": f"{spec.chunk_size} actions, {spec.execute_steps} executed",
-            "integration": f"{spec.nfe} evaluations, {spec.solver}",
-            "chunks drawn": f"{spec.best_of}, the one of highest value acts" if spec.best_of > 1 else "1",
+            "integration": f"{how.nfe} evaluations, {how.solver}",
+            "chunks drawn": f"{how.best_of}, the one of highest value acts" if how.best_of > 1 else "1",
             "control rate": rate,
             "runs on": loaded.provider,
             "variants": ", ".join(spec.variants) or "none",

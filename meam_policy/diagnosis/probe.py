@@ -9,7 +9,7 @@ import numpy as np
 
 from meam_policy.inference.providers import Device
 from meam_policy.inference.session import PolicySession
-from meam_policy.spec import BoxSpec, PolicySpec
+from meam_policy.spec import BoxSpec, Integration, PolicySpec
 
 __all__ = ["PROBE_SPEC", "Probe", "probe_device", "probe_graph"]
 
@@ -26,7 +26,7 @@ PROBE_SPEC = PolicySpec(
     observation_std=(1.0,) * _SIZE,
     action_offset=(0.0,) * _SIZE,
     action_scale=(1.0,) * _SIZE,
-    nfe=1,
+    integration=Integration(nfe=1),
     method="probe",
 )
 """The policy that `probe_graph` is without arguments: one action of 64 numbers, observation plus noise."""

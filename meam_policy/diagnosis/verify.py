@@ -142,7 +142,7 @@ def _acts_as_trained(spec: PolicySpec, variant: str | None) -> bool:
     if variant is None:
         return True
     v = spec.variants[variant]
-    same = all(getattr(v, name) == getattr(spec, name) for name in ("nfe", "solver", "time_grid", "best_of"))
+    same = v.integration == spec.integration
     return same and v.precision == "fp32" and not v.one_step
 
 
@@ -163,7 +163,7 @@ class _Actions:
     ) -> None:
         self.session, self.spec = session, selected
         self.observation, self.noise = golden.observation, golden.noise
-        same_noise = spec.best_of == selected.best_of
+        same_noise = spec.integration.best_of == selected.integration.best_of
         if not same_noise:
             shape = (len(golden.noise), selected.noise_dim)
             self.noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
@@ -187,7 +187,7 @@ class _Actions:
         return np.stack([together, np.concatenate(alone)])
 
     def _find_near_ties(self) -> NDArray[np.bool_]:
-        samples = self.spec.best_of
+        samples = self.spec.integration.best_of
         if samples == 1:
             return np.zeros(len(self.noise), dtype=bool)
         draws = self.noise.reshape(len(self.noise), samples, -1)
@@ -248,7 +248,7 @@ def _refuse_difference(actions: _Actions, file: str, provider: str, tolerance: f
     if errors is None:
         return ParityError(
             f"{file} cannot be compared with the golden actions: at every input the values of the best two of "
-            f"{actions.spec.best_of} chunks are nearly equal; expected a difference. Export with best_of=1."
+            f"{actions.spec.integration.best_of} chunks are nearly equal; expected a difference. Export with best_of=1."
         )
     if errors.max() <= tolerance:
         return None

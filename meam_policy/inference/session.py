@@ -97,7 +97,7 @@ class PolicySession:
         self._spec, self._name, self._fixed_batch = spec, name, fixed_batch
         providers = provider_list(device, fixed_batch=fixed_batch is not None, tf32=tf32)
         check_graph(graph, name)
-        options = _options(threads, fixed_batch, spec.best_of, optimization)
+        options = _options(threads, fixed_batch, spec.integration.best_of, optimization)
         if needs_gpu(device):
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if fixed_batch else "0")
         self._session = _create_session(graph, options, providers, device, name)
@@ -166,8 +166,8 @@ class PolicySession:
         return binding
 
     def _shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
-        spec = self._spec
-        noise = (batch, spec.best_of, spec.chunk_dim) if spec.best_of > 1 else (batch, spec.noise_dim)
+        spec, best_of = self._spec, self._spec.integration.best_of
+        noise = (batch, best_of, spec.chunk_dim) if best_of > 1 else (batch, spec.noise_dim)
         shapes = {
             "observation": (batch, spec.observation_dim),
             "noise": noise,
@@ -175,7 +175,7 @@ class PolicySession:
         }
         if self.takes_prefix:
             shapes |= {"prefix": shapes["actions"], "prefix_weight": (batch, spec.chunk_size)}
-        return shapes | ({"value": (batch,), "disagreement": (batch,)} if spec.best_of > 1 else {})
+        return shapes | ({"value": (batch,), "disagreement": (batch,)} if best_of > 1 else {})
 
     def _check_signature(self) -> None:
         expected = self._shapes(0)
@@ -190,8 +190,8 @@ class PolicySession:
             )
         for node in (*inputs, *outputs):
             # Dynamic axes have names, for which a fixed batch puts numbers.
-            free = 2 if node.name == "noise" and self._spec.best_of > 1 else 1
-            given = (self._fixed_batch, self._fixed_batch and self._spec.best_of)[:free]
+            free = 2 if node.name == "noise" and self._spec.integration.best_of > 1 else 1
+            given = (self._fixed_batch, self._fixed_batch and self._spec.integration.best_of)[:free]
             same_rank = len(node.shape) == len(expected[node.name])
             dynamic = not any(isinstance(n, int) and n != m for n, m in zip(node.shape, given, strict=False))
             fits = same_rank and dynamic and tuple(node.shape[free:]) == expected[node.name][free:]

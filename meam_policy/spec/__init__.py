@@ -1,7 +1,7 @@
 """What a policy is: the one thing that training, export and runtime share."""
 
 from meam_policy.spec.box import BoxSpec
-from meam_policy.spec.integration import EVALUATIONS, MAX_STEPS, Solver
+from meam_policy.spec.integration import EVALUATIONS, MAX_STEPS, Integration, Solver
 from meam_policy.spec.policy_spec import FORMAT_VERSION, GRAPH_FILE, PolicySpec
 from meam_policy.spec.variant import Precision, VariantSpec
 
@@ -11,6 +11,7 @@ __all__ = [
     "GRAPH_FILE",
     "MAX_STEPS",
     "BoxSpec",
+    "Integration",
     "PolicySpec",
     "Precision",
     "Solver",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from meam_policy.spec.json_reader import require
+from meam_policy.spec.json_reader import JsonReader, require
 
-__all__ = ["EVALUATIONS", "MAX_STEPS", "Solver", "check_integration"]
+__all__ = ["EVALUATIONS", "MAX_STEPS", "Integration", "Solver"]
 
 Solver = Literal["euler", "ab2", "midpoint", "heun", "rk4"]
 """How the probability-flow ODE is integrated; fixed steps from t = 0 (noise) to t = 1 (action)."""
@@ -20,27 +21,68 @@ EVALUATIONS: Mapping[str, int] = MappingProxyType({"euler": 1, "ab2": 1, "midpoi
 MAX_STEPS = 10_000
 
 
-def check_integration(prefix: str, nfe: int, solver: str, time_grid: tuple[float, ...] | None) -> None:
-    """Check that steps, scheme and grid fit together.
+@dataclass(frozen=True)
+class Integration:
+    """How a flow is followed from noise to action, and how many times for one decision.
 
-    Args:
-        prefix: Of the fields' names in messages.
-        nfe: Evaluations of the velocity.
-        solver: Integration scheme.
-        time_grid: Ends of the steps; None for equal ones.
-
-    Raises:
-        FormatError: they do not.
+    Attributes:
+        nfe: Number of function evaluations: how often the velocity is evaluated from noise to action; 1 for a one-step
+            policy.
+        solver: "euler" and "ab2" evaluate once a step, "midpoint" and "heun" twice, "rk4" four times.
+        time_grid: Ends of the steps, from 0 to 1; None for equal ones.
+        best_of: Chunks drawn for one decision, of which the one with the highest value is kept.
     """
-    require(1 <= nfe <= MAX_STEPS, f"{prefix}nfe", nfe, f"1 to {MAX_STEPS}")
-    require(solver in get_args(Solver), f"{prefix}solver", repr(solver), f"one of {', '.join(get_args(Solver))}")
-    together = EVALUATIONS[solver]
-    expected = f"a multiple of {together}, as {solver} takes so many at a time"
-    require(nfe % together == 0, f"{prefix}nfe", nfe, expected)
-    if time_grid is None:
-        return
-    steps = nfe // together
-    name = f"{prefix}time_grid"
-    require(len(time_grid) == steps + 1, name, f"{len(time_grid)} times", f"{steps + 1}, the ends of {steps} steps")
-    ends = time_grid[0] == 0 and time_grid[-1] == 1 and all(t < u for t, u in pairwise(time_grid))
-    require(ends, name, list(time_grid), "increasing times from 0 to 1")
+
+    nfe: int
+    solver: Solver = "euler"
+    time_grid: tuple[float, ...] | None = None
+    best_of: int = 1
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """Ends of the steps, from 0 to 1."""
+        if self.time_grid is not None:
+            return self.time_grid
+        steps = self.nfe // EVALUATIONS[self.solver]
+        return tuple(k / steps for k in range(steps + 1))
+
+    def check(self, prefix: str = "") -> None:
+        """Check that the parts agree.
+
+        Args:
+            prefix: Of the fields' names in messages.
+
+        Raises:
+            FormatError: they do not.
+        """
+        require(1 <= self.nfe <= MAX_STEPS, f"{prefix}nfe", self.nfe, f"1 to {MAX_STEPS}")
+        known = get_args(Solver)
+        require(self.solver in known, f"{prefix}solver", repr(self.solver), f"one of {', '.join(known)}")
+        together = EVALUATIONS[self.solver]
+        expected = f"a multiple of {together}, as {self.solver} takes so many at a time"
+        require(self.nfe % together == 0, f"{prefix}nfe", self.nfe, expected)
+        require(1 <= self.best_of <= MAX_STEPS, f"{prefix}best_of", self.best_of, f"1 to {MAX_STEPS}")
+        grid, steps, name = self.time_grid, self.nfe // together, f"{prefix}time_grid"
+        if grid is None:
+            return
+        require(len(grid) == steps + 1, name, f"{len(grid)} times", f"{steps + 1}, the ends of {steps} steps")
+        ends = grid[0] == 0 and grid[-1] == 1 and all(t < u for t, u in pairwise(grid))
+        require(ends, name, list(grid), "increasing times from 0 to 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data: fields of what it belongs to."""
+        return {"nfe": self.nfe, "solver": self.solver, "time_grid": self.time_grid, "best_of": self.best_of}
+
+    @classmethod
+    def read(cls, read: JsonReader) -> Integration:
+        """Read the fields that `to_json` wrote.
+
+        Raises:
+            FormatError: one is missing or of the wrong type.
+        """
+        return cls(
+            nfe=read.integer("nfe"),
+            solver=read.get("solver", str, "text"),
+            time_grid=read.optional_numbers("time_grid"),
+            best_of=read.integer("best_of") if "best_of" in read.data else 1,
+        )

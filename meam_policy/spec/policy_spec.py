@@ -13,7 +13,7 @@ from gymnasium import spaces
 
 from meam_policy.errors import ConfigError, VersionError
 from meam_policy.spec.box import BoxSpec, read_box
-from meam_policy.spec.integration import MAX_STEPS, Solver, check_integration
+from meam_policy.spec.integration import MAX_STEPS, Integration
 from meam_policy.spec.json_reader import JsonReader, parse_object, require, with_new_names
 from meam_policy.spec.variant import VariantSpec
 
@@ -44,11 +44,7 @@ class PolicySpec:
         observation_std: Scale of every observation number; positive.
         action_offset: Centre of the action box, environment units.
         action_scale: Half width of the action box, environment units; positive.
-        nfe: Evaluations of the velocity from noise to action.
-        solver: Integration scheme: "euler" and "ab2", as many steps; "midpoint" and "heun", half as many; "rk4", a
-            quarter.
-        time_grid: Ends of the steps, from 0 to 1; None for equal ones.
-        best_of: Chunks drawn for one decision, of which the one with the highest value is kept.
+        integration: How its flow is integrated from noise to action.
         method: Training method, such as "bc", "qam" or "me-am".
         hyperparameters: The settings the policy was trained with.
         training_data: Id or path of the data set.
@@ -70,11 +66,8 @@ class PolicySpec:
     observation_std: tuple[float, ...]
     action_offset: tuple[float, ...]
     action_scale: tuple[float, ...]
-    nfe: int
+    integration: Integration
     method: str
-    solver: Solver = "euler"
-    time_grid: tuple[float, ...] | None = None
-    best_of: int = 1
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     training_data: str | None = None
     environment_id: str | None = None
@@ -100,8 +93,7 @@ class PolicySpec:
         require(self.action.key is None, "action", f"key {self.action.key!r}", "a box without a key")
         require(1 <= self.chunk_size <= MAX_STEPS, "chunk_size", self.chunk_size, f"1 to {MAX_STEPS}")
         require(1 <= self.execute_steps <= self.chunk_size, "execute_steps", self.execute_steps, "1 to chunk_size")
-        check_integration("", self.nfe, self.solver, self.time_grid)
-        require(1 <= self.best_of <= MAX_STEPS, "best_of", self.best_of, f"1 to {MAX_STEPS}")
+        self.integration.check()
         for name, size in (
             ("observation_mean", self.observation_dim),
             ("observation_std", self.observation_dim),
@@ -149,7 +141,7 @@ class PolicySpec:
     @property
     def noise_dim(self) -> int:
         """Numbers in the noise vector of one decision: best_of * chunk_size * action_dim."""
-        return self.best_of * self.chunk_dim
+        return self.integration.best_of * self.chunk_dim
 
     @property
     def observation_space(self) -> spaces.Box | spaces.Dict:
@@ -189,17 +181,14 @@ class PolicySpec:
 
     def acting_as(self, variant: VariantSpec) -> PolicySpec:
         """The policy as a variant acts."""
-        return replace(
-            self,
-            nfe=variant.nfe,
-            solver=variant.solver,
-            time_grid=variant.time_grid,
-            best_of=variant.best_of,
-        )
+        return replace(self, integration=variant.integration)
 
     def to_json(self) -> str:
         """The text of `config.json`."""
-        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data: dict[str, Any] = {}
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            data |= value.to_json() if isinstance(value, Integration) else {field_.name: value}
         data["observation"] = [box.to_json() for box in self.observation]
         data["action"] = self.action.to_json()
         data["variants"] = {name: variant.to_json() for name, variant in self.variants.items()}
@@ -224,8 +213,7 @@ class PolicySpec:
                 "Upgrade meam-policy, or export the policy again."
             )
         read = JsonReader(with_new_names(data), "")
-        known = [f.name for f in fields(cls)]
-        read.only(known)
+        read.only([f.name for f in (*fields(cls), *fields(Integration)) if f.name != "integration"])
         boxes = read.get("observation", list, "a list of boxes")
         return cls(
             observation=tuple(read_box(box, f"observation[{i}]") for i, box in enumerate(boxes)),
@@ -236,11 +224,8 @@ class PolicySpec:
             observation_std=read.numbers("observation_std"),
             action_offset=read.numbers("action_offset"),
             action_scale=read.numbers("action_scale"),
-            nfe=read.integer("nfe"),
+            integration=Integration.read(read),
             method=read.text("method"),
-            solver=read.get("solver", str, "text"),
-            time_grid=read.optional_numbers("time_grid"),
-            best_of=read.integer("best_of") if "best_of" in data else 1,
             hyperparameters=read.finite("hyperparameters", read.get("hyperparameters", dict, "an object")),
             training_data=read.optional_text("training_data"),
             environment_id=read.optional_text("environment_id"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from meam_policy.spec.integration import MAX_STEPS, Solver, check_integration
+from meam_policy.spec.integration import Integration
 from meam_policy.spec.json_reader import JsonReader, require, with_new_names
 
 __all__ = ["Precision", "VariantSpec"]
@@ -25,21 +25,15 @@ class VariantSpec:
 
     Attributes:
         file: Its file in the policy folder.
-        nfe: Evaluations of the velocity; 1 for a one-step head.
-        solver: Integration scheme.
-        time_grid: Ends of the steps, from 0 to 1; None for equal ones.
-        best_of: Chunks drawn for one decision, of which the one with the highest value is kept.
+        integration: How its flow is integrated.
         precision: Weights of the graph.
         one_step: The policy distilled from the flow, rather than the flow.
-        takes_prefix: Takes the beginning of its chunk as given, for real-time chunking.
+        takes_prefix: Takes a prefix, which its chunk continues: for real-time chunking.
         measured: Figures by name; those that `meam export` writes are explained in the model card.
     """
 
     file: str
-    nfe: int
-    solver: Solver = "euler"
-    time_grid: tuple[float, ...] | None = None
-    best_of: int = 1
+    integration: Integration
     precision: Precision = "fp32"
     one_step: bool = False
     takes_prefix: bool = False
@@ -54,8 +48,7 @@ class VariantSpec:
         prefix = f'variants["{name}"].'
         plain = _NAME.fullmatch(name) is not None
         require(plain, "variants", repr(name), "names of lower-case letters, digits, dots and dashes")
-        check_integration(prefix, self.nfe, self.solver, self.time_grid)
-        require(1 <= self.best_of <= MAX_STEPS, f"{prefix}best_of", self.best_of, f"1 to {MAX_STEPS}")
+        self.integration.check(prefix)
         known = get_args(Precision)
         require(self.precision in known, f"{prefix}precision", repr(self.precision), f"one of {', '.join(known)}")
         for key, value in self.measured.items():
@@ -63,7 +56,8 @@ class VariantSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"measured": dict(self.measured)}
+        own = {"precision": self.precision, "one_step": self.one_step, "takes_prefix": self.takes_prefix}
+        return {"file": self.file, **self.integration.to_json(), **own, "measured": dict(self.measured)}
 
     @classmethod
     def from_json(cls, data: Any, name: str) -> VariantSpec:
@@ -73,13 +67,10 @@ class VariantSpec:
             FormatError: a field is missing, unknown or of the wrong type.
         """
         read = JsonReader.of(with_new_names(data), f'variants["{name}"]')
-        read.only([f.name for f in fields(cls)])
+        read.only([f.name for f in (*fields(cls), *fields(Integration)) if f.name != "integration"])
         return cls(
             file=read.text("file"),
-            nfe=read.integer("nfe"),
-            solver=read.get("solver", str, "text"),
-            time_grid=read.optional_numbers("time_grid"),
-            best_of=read.integer("best_of"),
+            integration=Integration.read(read),
             precision=read.get("precision", str, "text"),
             one_step=read.get("one_step", bool, "true or false"),
             takes_prefix=read.get("takes_prefix", bool, "true or false"),

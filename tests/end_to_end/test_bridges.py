@@ -72,7 +72,7 @@ def export_arm(folder: Path, space: spaces.Space[Any], **names: Any) -> Path:
         control_rate_hz=50,
     )
     config = TrainConfig.preset("bc", steps=2, hidden_dims=(8,), chunk_size=3, execute_steps=2, nfe=2)
-    return export_policy(train(config, dataset, folder / "run"), folder / "policy", **names)
+    return export_policy(train(config, dataset, folder / "run"), folder / "policy", **names).folder
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def test_the_variants_example_loads_one_by_name_and_one_in_time(tmp_path: Path) 
     export_policy(run, tmp_path / "policies" / "ladder", variants=("k3-grid",))
     lines = block("variants").splitlines()
     named = next(index for index, line in enumerate(lines) if "variant=" in line)
-    lines.insert(named + 1, "print(policy.variant, policy.spec.nfe)")
+    lines.insert(named + 1, "print(policy.variant, policy.spec.integration.nfe)")
     assert execute("\n".join([*lines, "print(policy.variant)"]), tmp_path) == "k3-grid 3\nNone\n"
 
 

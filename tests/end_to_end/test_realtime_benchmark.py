@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from meam_policy import BoxSpec, PolicySpec
 from meam_policy.rollouts.result import mean_interval
+from meam_policy.spec import Integration
 from meam_training import OfflineDataset, TrainConfig, collect, train
 
 REALTIME = Path(__file__).parents[2] / "benchmarks" / "realtime"
@@ -77,6 +78,7 @@ class CountingPolicy:
     def __init__(self) -> None:
         box = {"dtype": "float32", "low": (-100.0,), "high": (100.0,)}
         self.spec = PolicySpec(
+            integration=Integration(nfe=1),
             observation=(BoxSpec(shape=(1,), **box),),
             action=BoxSpec(shape=(1,), **box),
             chunk_size=4,
@@ -85,7 +87,6 @@ class CountingPolicy:
             observation_std=(1.0,),
             action_offset=(0.0,),
             action_scale=(1.0,),
-            nfe=1,
             method="by hand",
         )
         self.chunks = 0

@@ -15,6 +15,7 @@ import pytest
 
 from meam_policy import BoxSpec, MeamPolicy, PolicySpec
 from meam_policy.loop.control_loop import ControlLoop
+from meam_policy.spec import Integration
 
 RUNTIME = Path(__file__).parents[2] / "benchmarks" / "runtime"
 sys.path.insert(0, str(RUNTIME))  # its scripts import each other by name, as a script's folder is on the path
@@ -88,6 +89,7 @@ def test_example_observations_of_a_dict_space_are_in_it():
         BoxSpec((1,), "float32", (-np.inf,), (np.inf,), key="a"),
     ]
     spec = PolicySpec(
+        integration=Integration(nfe=1),
         observation=tuple(boxes),
         action=BoxSpec((1,), "float32", (-1.0,), (1.0,)),
         chunk_size=1,
@@ -96,7 +98,6 @@ def test_example_observations_of_a_dict_space_are_in_it():
         observation_std=(1e-3,) * 3,
         action_offset=(0.0,),
         action_scale=(1.0,),
-        nfe=1,
         method="by hand",
     )
     for observation in overhead.example_observations(spec, 3, seed=0):

@@ -43,7 +43,7 @@ def test_the_wheel_acts_in_mujoco_without_torch(tmp_path: Path) -> None:
 
     dataset = OfflineDataset.from_minari(collect("meam/Pockets-v0", 100, root=tmp_path / "data"))
     config = TrainConfig.preset("bc", steps=2, hidden_dims=(8,), chunk_size=2)
-    policy = export_policy(train(config, dataset, tmp_path / "run"), tmp_path / "policy")
+    policy = export_policy(train(config, dataset, tmp_path / "run"), tmp_path / "policy").folder
 
     python = tmp_path / "venv" / "bin" / "python"
     succeed(sys.executable, "-m", "venv", tmp_path / "venv")

@@ -14,9 +14,9 @@ import torch
 from safetensors.numpy import load_file
 
 from meam_export import export_policy
-from meam_export.graph.policy_module import PolicyModule
 from meam_policy import MeamPolicy, OutputError, make_environment, rollout
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, collect, train
+from meam_training.networks.policy_module import PolicyModule
 
 TINY = {
     "steps": 40,
@@ -46,7 +46,7 @@ def checkpoint(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
 @pytest.fixture(scope="module")
 def policy_folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_policy(checkpoint, tmp_path_factory.mktemp("policies") / "me-am")
+    return export_policy(checkpoint, tmp_path_factory.mktemp("policies") / "me-am").folder
 
 
 def test_the_loaded_policy_acts_in_the_environment(policy_folder: Path) -> None:

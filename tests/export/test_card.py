@@ -15,11 +15,12 @@ from meam_export.card import render_card
 from meam_export.graph.parity import ParityReport, ParityRow
 from meam_export.variants.ladder import FIGURES
 from meam_policy import BoxSpec, PolicySpec
-from meam_policy.spec import VariantSpec
+from meam_policy.spec import Integration, VariantSpec
 from meam_training import Checkpoint, TrainConfig
 
 CONFIG = TrainConfig.preset("me-am")
 SPEC = PolicySpec(
+    integration=Integration(nfe=8, solver="heun"),
     observation=(
         BoxSpec((2,), "float64", (-1.0, -2.0), (1.0, 2.0), "arm"),
         BoxSpec((14,), "float32", tuple(-1.0 - i for i in range(14)), (9.0,) * 14, "left|right"),
@@ -31,8 +32,6 @@ SPEC = PolicySpec(
     observation_std=(1.0,) * 16,
     action_offset=(0.0,) * 3,
     action_scale=(1.0,) * 3,
-    nfe=8,
-    solver="heun",
     method="me-am",
     environment_id="tests/Arm-v0",
     training_data="tests/arm-v0",
@@ -42,10 +41,14 @@ SPEC = PolicySpec(
 MEASURED = {"action_error": 0.0123, "sliced_w1": 0.00456, "latency_p50_ms": 0.12345, "latency_p99_ms": 0.6}
 RETURNS = {"return_mean": -193.26, "return_low": -210.0, "return_high": -180.0, "success": 0.75}
 VARIANTS = {
-    "k3-grid": VariantSpec("policy-k3-grid.onnx", 3, "ab2", (0.0, 0.2, 0.6, 1.0), measured={**MEASURED, **RETURNS}),
-    "int8": VariantSpec("policy-int8.onnx", 8, "heun", precision="int8", measured=MEASURED),
-    "one-step": VariantSpec("policy-one-step.onnx", 1, one_step=True, measured=MEASURED),
-    "best-of-4": VariantSpec("policy-best-of-4.onnx", 8, "heun", best_of=4, measured={"latency_p50_ms": 2.0}),
+    "k3-grid": VariantSpec(
+        "policy-k3-grid.onnx", integration=Integration(3, "ab2", (0.0, 0.2, 0.6, 1.0)), measured={**MEASURED, **RETURNS}
+    ),
+    "int8": VariantSpec("policy-int8.onnx", integration=Integration(8, "heun"), precision="int8", measured=MEASURED),
+    "one-step": VariantSpec("policy-one-step.onnx", integration=Integration(1), one_step=True, measured=MEASURED),
+    "best-of-4": VariantSpec(
+        "policy-best-of-4.onnx", integration=Integration(8, "heun", best_of=4), measured={"latency_p50_ms": 2.0}
+    ),
 }
 PARITY = ParityReport(
     "fp32", 1e-5, (ParityRow("random", 1000, 3e-7, 1e-8, 2e-7), ParityRow("recorded", 640, 5e-7, 2e-8, 1e-7))
@@ -112,7 +115,11 @@ def test_without_variants_there_is_no_word_of_them() -> None:
     assert "ladder.png" not in render()
 
 
-@pytest.mark.parametrize("spec", [SPEC, with_variants(), with_variants(best_of=3)], ids=["plain", "variants", "best"])
+@pytest.mark.parametrize(
+    "spec",
+    [SPEC, with_variants(), with_variants(integration=replace(SPEC.integration, best_of=3))],
+    ids=["plain", "variants", "best"],
+)
 def test_every_table_is_well_formed(spec: PolicySpec) -> None:
     card = render(spec)
     lines = card.splitlines()
@@ -137,7 +144,7 @@ def test_nothing_of_the_template_is_left(spec: PolicySpec) -> None:
 def test_the_shape_of_the_noise_is_told() -> None:
     assert "[batch, 15] (standard normal)" in render()
     assert "disagreement" not in render()
-    choosing = render(replace(SPEC, best_of=3))
+    choosing = render(replace(SPEC, integration=replace(SPEC.integration, best_of=3)))
     assert "[batch, samples, 15] (standard normal)" in choosing
     assert "Of the samples, 3 by default, the one of the highest value acts" in choosing
     assert "`value` [batch]" in choosing

@@ -20,7 +20,6 @@ import meam_export.export as export_module
 from meam_export import export_policy
 from meam_export.graph.parity import ParityReport, draw_noise, random_observations
 from meam_export.graph.policy_graph import build_graph
-from meam_export.graph.policy_module import PolicyModule
 from meam_export.variants.build import BuiltVariant
 from meam_policy import (
     CheckpointError,
@@ -37,6 +36,7 @@ from meam_policy.diagnosis.verify import verify_policy
 from meam_policy.folder.policy_folder import POLICY_FILES, sha256
 from meam_policy.inference.session import PolicySession
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, train
+from meam_training.networks.policy_module import PolicyModule
 
 TINY = {"steps": 2, "hidden_dims": (8,), "critic_hidden_dims": (8,), "num_critics": 2, "batch_size": 8, "chunk_size": 2}
 
@@ -64,7 +64,7 @@ def checkpoint(dataset: OfflineDataset, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_policy(checkpoint, tmp_path_factory.mktemp("policies") / "arm")
+    return export_policy(checkpoint, tmp_path_factory.mktemp("policies") / "arm").folder
 
 
 def test_the_folder_holds_the_files_of_the_format_and_their_hashes(folder: Path) -> None:
@@ -118,9 +118,9 @@ def test_the_policy_is_integrated_as_in_training_unless_told_otherwise(
     checkpoint: Checkpoint, folder: Path, tmp_path: Path
 ) -> None:
     spec = MeamPolicy.from_pretrained(folder).spec
-    assert (spec.nfe, spec.solver, spec.best_of) == (10, "midpoint", 1)
+    assert (spec.integration.nfe, spec.integration.solver, spec.integration.best_of) == (10, "midpoint", 1)
     other = MeamPolicy.from_pretrained(export_policy(checkpoint, tmp_path / "policy", nfe=3, solver="euler"))
-    assert (other.spec.nfe, other.spec.solver) == (3, "euler")
+    assert (other.spec.integration.nfe, other.spec.integration.solver) == (3, "euler")
     observation, noise = {"arm": [0.1, 0.2], "ball": [0.3]}, np.ones(4)
     as_trained = MeamPolicy.from_pretrained(folder).sample(observation, noise=noise)
     assert not np.array_equal(as_trained, other.sample(observation, noise=noise))
@@ -132,13 +132,13 @@ def test_of_several_chunks_the_exported_policy_takes_the_one_with_the_highest_va
     config = TrainConfig.preset("me-am", best_of=3, **{**TINY, "learning_rate": 0.1})
     checkpoint = train(config, dataset, tmp_path / "run")
     policy = MeamPolicy.from_pretrained(export_policy(checkpoint, tmp_path / "policy"))
-    assert (policy.spec.best_of, policy.spec.noise_dim, policy.spec.chunk_dim) == (3, 12, 4)
+    assert (policy.spec.integration.best_of, policy.spec.noise_dim, policy.spec.chunk_dim) == (3, 12, 4)
     assert_holds_what_acts(tmp_path / "policy", checkpoint, {"target_policy", "target_critic"})
     networks, spec = checkpoint.load_networks(), checkpoint.spec
     generator = np.random.default_rng(2)
     rows, noise = generator.normal(size=(40, 3)), generator.standard_normal((40, 12), dtype=np.float32)
     observation = {"arm": rows[:, :2], "ball": rows[:, 2:]}
-    single = PolicyModule(networks, replace(spec, best_of=1))
+    single = PolicyModule(networks, replace(spec, integration=replace(spec.integration, best_of=1)))
     with torch.no_grad():
         given = torch.from_numpy(rows.astype(np.float32))
         features = networks.encoder(given)
@@ -212,7 +212,7 @@ def test_another_integration_is_recorded_and_acts(
 ) -> None:
     policy = MeamPolicy.from_pretrained(export_policy(checkpoint, tmp_path / "policy", **settings))
     settings = {name: tuple(map(float, v)) if isinstance(v, list) else v for name, v in settings.items()}
-    spec = replace(checkpoint.spec, **settings)
+    spec = replace(checkpoint.spec, integration=replace(checkpoint.spec.integration, **settings))
     assert replace(policy.spec, files={}) == spec
     rows = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     noise = np.random.default_rng(1).standard_normal((5, spec.noise_dim), dtype=np.float32)
@@ -289,7 +289,7 @@ def test_info_notices_any_damaged_file(
 
 
 def test_with_variants_there_are_their_graphs_and_a_picture(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    folder = export_policy(checkpoint, tmp_path / "policy", variants=("k1", "best-of-2"))
+    folder = export_policy(checkpoint, tmp_path / "policy", variants=("k1", "best-of-2")).folder
     graphs = {"policy-k1.onnx", "policy-best-of-2.onnx"}
     assert {file.name for file in folder.iterdir()} == {*POLICY_FILES, *graphs}
     spec = MeamPolicy.from_pretrained(folder).spec
@@ -348,7 +348,7 @@ def test_a_graph_that_is_wrong_is_not_written(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def build_another(module: PolicyModule, spec: PolicySpec) -> bytes:
-        other = replace(spec, solver="euler")
+        other = replace(spec, integration=replace(spec.integration, solver="euler"))
         return build_graph(PolicyModule(module.networks, other), other)
 
     monkeypatch.setattr(export_module, "build_graph", build_another)
@@ -479,3 +479,12 @@ def test_verify_tells_a_graph_that_continues_a_chunk_from_one_that_does_not(
     monkeypatch.setattr(PolicySession, "run_all", deaf)
     with pytest.raises(ParityError, match="from the one that it was told to continue"):
         verify_policy(folder, calls=2)
+
+
+def test_what_was_exported_is_the_folder_its_spec_and_its_parity(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    exported = export_policy(checkpoint, tmp_path / "policy", variants=("k1",))
+    assert exported.folder == tmp_path / "policy" == Path(exported)
+    assert (str(exported), exported / "config.json") == (str(exported.folder), exported.folder / "config.json")
+    assert exported.spec == PolicySpec.from_json((exported / "config.json").read_bytes())
+    assert exported.parity.rows
+    assert set(exported.variants) == {"k1"}

@@ -26,12 +26,13 @@ from onnx import TensorProto, helper
 
 from meam_export import triton
 from meam_export.graph.policy_graph import build_graph
-from meam_export.graph.policy_module import PolicyModule
 from meam_export.triton import write_triton_repository
 from meam_policy import BoxSpec, ConfigError, FormatError, IntegrityError, NotFoundError, OutputError, PolicySpec
 from meam_policy.folder.policy_folder import sha256
+from meam_policy.spec import Integration
 from meam_training import TrainConfig
 from meam_training.networks.meam_networks import build_networks
+from meam_training.networks.policy_module import PolicyModule
 
 # Generated modules, whose members pyright cannot see.
 schema: Any = importlib.import_module("tritonclient.grpc.model_config_pb2")
@@ -40,6 +41,7 @@ service_grpc: Any = importlib.import_module("tritonclient.grpc.service_pb2_grpc"
 
 CONFIG = TrainConfig.preset("qam", hidden_dims=(8,), critic_hidden_dims=(8,), num_critics=2)
 SPEC = PolicySpec(
+    integration=Integration(nfe=4, solver=CONFIG.solver),
     observation=(
         BoxSpec((2,), "float32", (-np.inf,) * 2, (np.inf,) * 2, key="arm"),
         BoxSpec((1,), "float32", (-np.inf,), (np.inf,), key="ball"),
@@ -51,8 +53,6 @@ SPEC = PolicySpec(
     observation_std=(1.0,) * 3,
     action_offset=(0.0,) * 2,
     action_scale=(1.0,) * 2,
-    nfe=4,
-    solver=CONFIG.solver,
     method="qam",
     environment_id="meam/Arm-v0",
     control_rate_hz=50.0,
@@ -252,10 +252,12 @@ def test_axes_of_any_size_and_one_number_a_row_are_declared_as_triton_wants_them
 
 
 def test_a_policy_that_chooses_among_chunks_declares_their_number_as_free(tmp_path: Path) -> None:
-    spec, config = replace(SPEC, best_of=3), replace(CONFIG, best_of=3)
+    spec, config = replace(SPEC, integration=replace(SPEC.integration, best_of=3)), replace(CONFIG, best_of=3)
     torch.manual_seed(0)
     graph = build_graph(PolicyModule(build_networks(spec, config), spec), spec)
-    model = write_triton_repository(make_policy(tmp_path / "arm", graph, best_of=3), tmp_path / "models")
+    model = write_triton_repository(
+        make_policy(tmp_path / "arm", graph, integration=spec.integration), tmp_path / "models"
+    )
     read = read_config(model)
     assert tensors(read.input)["noise"] == (schema.TYPE_FP32, [-1, 6])
     assert {entry.name: list(entry.dims) for entry in read.output} == {

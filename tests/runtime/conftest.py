@@ -16,9 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from meam_policy import BoxSpec, MeamPolicy, PolicySpec
 from meam_policy.folder.policy_folder import sha256
-from meam_policy.spec import VariantSpec
+from meam_policy.spec import Integration, VariantSpec
 
 UNIT_BOX = BoxSpec(shape=(2,), dtype="float32", low=(-1.0, -1.0), high=(1.0, 1.0))
+
+
+INTEGRATION = tuple(field.name for field in dataclasses.fields(Integration))
 
 
 def free_box(size: int, key: str | None = None) -> BoxSpec:
@@ -42,10 +45,15 @@ def policy_spec(
         "observation_std": (1.0,) * observation_dim,
         "action_offset": (0.0,) * action.size,
         "action_scale": (1.0,) * action.size,
-        "nfe": 1,
         "method": "by hand",
     }
-    return PolicySpec(**{**fields, **changes})
+    return PolicySpec(**with_integration({**fields, **changes}))
+
+
+def with_integration(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `PolicySpec` or a `VariantSpec`, those of its integration put together."""
+    how = {"nfe": 1, **{name: value for name, value in fields.items() if name in INTEGRATION}}
+    return {"integration": Integration(**how)} | {n: value for n, value in fields.items() if n not in INTEGRATION}
 
 
 def linear_graph(
@@ -127,9 +135,9 @@ class LinearPolicy:
         """The chunks [batch, best_of, chunk_size, action_dim] for observation rows, in float64 and with NumPy."""
         rows, spec = np.asarray(rows, np.float64), self.spec
         noise = np.broadcast_to(np.asarray(noise, np.float64), (len(rows), spec.noise_dim))
-        noise = noise.reshape(len(rows), spec.best_of, -1)
+        noise = noise.reshape(len(rows), spec.integration.best_of, -1)
         flat = (rows @ self.weight.astype(np.float64))[:, None] + noise @ self.noise_weight.astype(np.float64)
-        chunks = flat.reshape(len(rows), spec.best_of, spec.chunk_size, spec.action_dim)
+        chunks = flat.reshape(len(rows), spec.integration.best_of, spec.chunk_size, spec.action_dim)
         return np.clip(chunks, spec.action.low, spec.action.high)
 
     def chunks(self, rows: Any, noise: Any = 0.0) -> NDArray[np.float64]:
@@ -144,7 +152,7 @@ class LinearPolicy:
     def add_variant(self, name: str, graph: bytes, **fields: Any) -> None:
         """Put one graph more into the folder, and into its config.json."""
         spec = PolicySpec.from_json((self.folder / "config.json").read_bytes())
-        variant = VariantSpec(**{"file": f"{name}.onnx", "nfe": 1, **fields})
+        variant = VariantSpec(**with_integration({"file": f"{name}.onnx", **fields}))
         (self.folder / variant.file).write_bytes(graph)
         variants, files = {**spec.variants, name: variant}, {**spec.files, variant.file: sha256(graph)}
         spec = dataclasses.replace(spec, variants=variants, files=files)
@@ -197,7 +205,7 @@ def make_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Linea
             )
         policy = LinearPolicy(tmp_path_factory.mktemp("policy"), spec, weight, noise_weight)
         ends = (weight, noise_weight, (chunk_size, action_dim), low, high, graph_names or {})
-        policy.replace_graph(linear_graph(*ends, element_type, batch, spec.best_of > 1, through))
+        policy.replace_graph(linear_graph(*ends, element_type, batch, spec.integration.best_of > 1, through))
         return policy
 
     return make

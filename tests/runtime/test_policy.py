@@ -310,9 +310,9 @@ def test_variant_acts_as_its_graph_and_says_which_it_is(linear, make_policy):
     assert (trained.variant, variant.variant) == (None, "k3")
     np.testing.assert_array_equal(trained.act(row, deterministic=True), linear.chunks([row])[0, 0])
     np.testing.assert_array_equal(variant.act(row, deterministic=True), other.chunks([row])[0, 0])
-    seen = (variant.spec.nfe, variant.spec.solver, variant.spec.time_grid)
+    seen = (variant.spec.integration.nfe, variant.spec.integration.solver, variant.spec.integration.time_grid)
     assert seen == (4, "midpoint", (0.0, 0.25, 1.0))
-    assert trained.spec.solver == "euler"
+    assert trained.spec.integration.solver == "euler"
 
 
 def test_variant_that_chooses_among_chunks_takes_more_noise_than_the_policy(linear, make_policy):
@@ -634,8 +634,8 @@ def test_number_of_samples_may_be_changed_where_the_graph_chooses(make_policy):
     linear = make_policy(best_of=3)
     noise = np.random.default_rng(0).integers(-8, 9, (3, 40)) / 8
     policy = linear.load(best_of=5, seed=0)
-    assert (policy.spec.best_of, policy.spec.noise_dim) == (5, 40)
-    assert linear.load().spec.best_of == 3
+    assert (policy.spec.integration.best_of, policy.spec.noise_dim) == (5, 40)
+    assert linear.load().spec.integration.best_of == 3
     every = noise.reshape(3, 5, 8)
     one = np.stack([linear.chunks(OBSERVATIONS[0], np.tile(every[:, k], 3)) for k in range(5)])
     best = one.sum(axis=(2, 3)).argmax(axis=0)

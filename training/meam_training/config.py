@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from meam_policy.errors import ConfigError
-from meam_policy.spec import EVALUATIONS, Solver
+from meam_policy.spec import EVALUATIONS, Integration, Solver
 
 __all__ = ["PRESETS", "Logger", "Method", "Objective", "Precision", "Scheme", "TrainConfig"]
 
@@ -284,6 +284,11 @@ class TrainConfig:
         for name, value in _FIXED[self.method].items():
             if getattr(self, name) != value:
                 raise ConfigError(f"{name} is {getattr(self, name)}; the preset {self.method} fixes it at {value}.")
+
+    @property
+    def integration(self) -> Integration:
+        """How the policy acts while it is trained, and by default when it is exported."""
+        return Integration(self.nfe, self.solver, None, self.best_of)
 
     @property
     def trains_policy(self) -> bool:

@@ -19,11 +19,11 @@ from meam_export.benchmark.problem import Problem, formula, formula_obstacle, re
 from meam_export.benchmark.settings import ENTRANTS, GPU_ENTRANTS, Entrant
 from meam_export.benchmark.traced import traced_graph
 from meam_export.graph.policy_graph import build_graph
-from meam_export.graph.policy_module import PolicyModule
 from meam_policy.errors import DeviceError
 from meam_policy.inference.providers import Device, provider_list
-from meam_policy.spec import PolicySpec
+from meam_policy.spec import Integration, PolicySpec
 from meam_training.benchmark import Contestant, worker_environment
+from meam_training.networks.policy_module import PolicyModule
 
 __all__ = ["Conditions", "check_device", "entrants", "environment", "obstacle", "prepare"]
 
@@ -154,7 +154,7 @@ def _write(problem: Problem, entrant: Entrant, folder: Path) -> dict[str, str]:
         _save(folder / inputs, recorded)
         return {"inputs": inputs}
     spec = _spec(problem.spec, entrant)
-    key = f"k{spec.nfe}-best-of-{spec.best_of}"
+    key = f"k{spec.integration.nfe}-best-of-{spec.integration.best_of}"
     files = {"inputs": f"inputs-{key}.npz", "spec": f"spec-{key}.json"}
     if not (folder / files["inputs"]).exists():
         _save(folder / files["inputs"], record(problem.networks, spec, batch))
@@ -175,7 +175,6 @@ def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 def _spec(spec: PolicySpec, entrant: Entrant) -> PolicySpec:
     """The policy as an entrant acts."""
-    spec = replace(spec, best_of=entrant.best_of)
     if entrant.nfe is None:
-        return spec
-    return replace(spec, nfe=entrant.nfe, solver="euler", time_grid=None)
+        return replace(spec, integration=replace(spec.integration, best_of=entrant.best_of))
+    return replace(spec, integration=Integration(entrant.nfe, best_of=entrant.best_of))

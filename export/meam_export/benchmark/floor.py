@@ -38,13 +38,13 @@ _INPUTS = 4
 def weight_bytes(problem: Problem) -> int:
     """Bytes of float32 weights that one inference reads, every step anew."""
     sizes = [problem.spec.chunk_dim, *problem.setting.hidden_dims, problem.spec.chunk_dim]
-    return 4 * problem.spec.nfe * sum(rows * columns for rows, columns in pairwise(sizes))
+    return 4 * problem.spec.integration.nfe * sum(rows * columns for rows, columns in pairwise(sizes))
 
 
 def record_floor(problem: Problem, batch: int) -> dict[str, NDArray[Any]]:
     """The matrices `matrix.0` ..., inputs, and the answers in float64: of the flow, and of summing all weights."""
     (first, _), *rest = linear_layers(problem.networks)
-    act, steps = problem.spec.chunk_dim, problem.spec.nfe
+    act, steps = problem.spec.chunk_dim, problem.spec.integration.nfe
     matrices = [first[:, -act - 1 : -1], *(weight for weight, _ in rest)]
     noise = np.random.default_rng(0).standard_normal((_INPUTS, batch, act)).astype(np.float32)
     x = noise.astype(np.float64)

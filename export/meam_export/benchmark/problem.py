@@ -15,10 +15,10 @@ from torch import nn
 
 from meam_export.benchmark.settings import InferenceSetting
 from meam_export.graph.parity import draw_noise, random_observations, reference
-from meam_export.graph.policy_module import PolicyModule
 from meam_policy.spec import BoxSpec, PolicySpec
 from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks, build_networks
+from meam_training.networks.policy_module import PolicyModule
 from meam_training.runs.checkpoint import Checkpoint
 
 __all__ = [
@@ -75,8 +75,7 @@ def random_problem(setting: InferenceSetting) -> Problem:
         observation_std=(1.5,) * obs,
         action_offset=(-0.5,) * act,
         action_scale=(1.5,) * act,
-        nfe=setting.nfe,
-        solver=config.solver,
+        integration=config.integration,
         method=config.method,
     )
     networks = build_networks(spec, config).eval()
@@ -95,10 +94,11 @@ def checkpoint_problem(path: Path, batch: int = 1) -> Problem:
         CheckpointError: it is broken.
     """
     checkpoint = Checkpoint.load(path)
-    spec, config = replace(checkpoint.spec, best_of=1), checkpoint.config
+    spec, config = checkpoint.spec, checkpoint.config
+    spec = replace(spec, integration=replace(spec.integration, best_of=1))
     sizes = (spec.observation_dim, spec.action_dim, spec.chunk_size, config.hidden_dims)
     critics = config.num_critics if config.trains_policy else 0
-    setting = InferenceSetting(f"checkpoint {path.name}", *sizes, critics, spec.nfe, batch)
+    setting = InferenceSetting(f"checkpoint {path.name}", *sizes, critics, spec.integration.nfe, batch)
     return Problem(setting, checkpoint.load_networks().eval(), spec)
 
 
@@ -110,14 +110,14 @@ def record(networks: MeamNetworks, spec: PolicySpec, batch: int) -> dict[str, ND
         `scale`, the half width of every action.
     """
     rows = batch * max(1, min(_INPUTS, _ROWS // batch))
-    spare = rows if spec.best_of == 1 else 2 * rows
+    spare = rows if spec.integration.best_of == 1 else 2 * rows
     exact = reference(PolicyModule(networks, spec))
     observation, noise = random_observations(spec, spare, seed=5), draw_noise(spec, spare, seed=5)
     with torch.no_grad():
         inputs = tuple(torch.from_numpy(array).double() for array in (observation, noise))
         expected = exact(*inputs).numpy()
         clear = np.ones(spare, bool)
-        if spec.best_of > 1:
+        if spec.integration.best_of > 1:
             best, second = exact.all_values(*inputs).sort(dim=0, descending=True).values[:2]
             clear = (best - second > _CLEAR * best.std()).numpy()
     kept = np.flatnonzero(clear)[:rows]
@@ -136,7 +136,7 @@ def linear_layers(networks: MeamNetworks) -> list[tuple[NDArray[np.float32], NDA
 def formula_obstacle(problem: Problem) -> str | None:
     """Why the formula that NumPy and JAX are given is not that of this policy; None if it is."""
     networks, spec = problem.networks, problem.spec
-    plain = spec.solver == "euler" and not networks.config.confine and spec.time_grid is None
+    plain = spec.integration.solver == "euler" and not networks.config.confine and spec.integration.time_grid is None
     if plain and networks.edit_policy is None and not networks.encoder.frequencies.shape[1]:
         return None
     return "written for Euler steps of an unconfined flow, without edits or Fourier features"
@@ -154,7 +154,7 @@ def formula(problem: Problem) -> dict[str, NDArray[np.float32]]:
     found: dict[str, Any] = {
         "mean": spec.observation_mean,
         "std": spec.observation_std,
-        "times": np.arange(spec.nfe) / spec.nfe,
+        "times": np.arange(spec.integration.nfe) / spec.integration.nfe,
         **{name: np.tile(values, chunk) for name, values in per_action.items()},
         "high": np.tile(spec.action.high, chunk),
     }

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from meam_export.benchmark.problem import read_networks
-from meam_export.graph.policy_module import PolicyModule
 from meam_policy.spec import PolicySpec
+from meam_training.networks.policy_module import PolicyModule
 
 __all__ = ["make"]
 

@@ -7,9 +7,9 @@ import warnings
 
 import torch
 
-from meam_export.graph.policy_module import PolicyModule
 from meam_export.graph.writer import OPSET
 from meam_policy import PolicySpec
+from meam_training.networks.policy_module import PolicyModule
 
 __all__ = ["traced_graph"]
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from meam_export.export import LADDER, export_policy
+from meam_export.export import LADDER, Exported, export_policy
 from meam_export.graph.parity import ParityReport
 from meam_export.triton import TritonDevice, write_triton_repository
 from meam_export.variants.build import BuiltVariant
@@ -19,8 +19,7 @@ from meam_policy.commands import parse
 from meam_policy.console import print_json, print_table, say
 from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError, MeamError, OutputError
-from meam_policy.folder.policy_folder import CONFIG_FILE
-from meam_policy.spec import PolicySpec, Solver, VariantSpec
+from meam_policy.spec import Solver, VariantSpec
 from meam_training.runs.checkpoint import Checkpoint
 
 __all__ = ["ExportArguments", "run"]
@@ -82,19 +81,16 @@ class ExportArguments:
 def export(arguments: ExportArguments) -> None:
     """Export as the arguments say."""
     a = arguments
-    reports: dict[str, ParityReport] = {}
 
     def show(stage: str, built: BuiltVariant | None) -> None:
-        if built is not None:
-            reports[stage] = built.parity
-        elif not a.json:
+        if built is None and not a.json:
             doing = {"policy": "Writing policy.onnx", "ladder": "Measuring the variants"}.get(stage, f"Writing {stage}")
             say(f"{doing} …")
 
     checkpoint = Checkpoint.load(a.checkpoint)
     variants = (*(_ladder(checkpoint) if a.ladder else ()), *a.variants)
     if variants and a.nfe is None:  # the policy itself, to compare with
-        variants = (f"k{checkpoint.spec.nfe}", *variants)
+        variants = (f"k{checkpoint.spec.integration.nfe}", *variants)
     with contextlib.ExitStack() as stack:
         task = None
         if a.episodes < 0:
@@ -105,7 +101,7 @@ def export(arguments: ExportArguments) -> None:
                 raise ConfigError(f"episodes is {a.episodes}; expected 0, for {missing}.")
             env = stack.enter_context(contextlib.closing(make_environment(checkpoint.spec.environment_id)))
             task = LadderTask(env, a.episodes, seed=0)
-        folder = export_policy(
+        exported = export_policy(
             checkpoint,
             a.output_dir,
             nfe=a.nfe,
@@ -123,26 +119,27 @@ def export(arguments: ExportArguments) -> None:
     served, problem = None, None
     if a.triton is not None:
         try:
-            served = write_triton_repository(folder, a.triton, device=a.triton_device)
+            served = write_triton_repository(exported, a.triton, device=a.triton_device)
         except MeamError as error:
             problem = error
-    _report(a, folder, reports, served)
+    _report(a, exported, served)
     if problem is not None:
-        raise OutputError(f"The policy is in {folder}, but not in the Triton repository: {problem}") from problem
+        raise OutputError(f"The policy is in {exported}, but not in the Triton repository: {problem}") from problem
 
 
-def _report(arguments: ExportArguments, folder: Path, reports: dict[str, ParityReport], served: Path | None) -> None:
-    variants = PolicySpec.from_json((folder / CONFIG_FILE).read_bytes()).variants
+def _report(arguments: ExportArguments, exported: Exported, served: Path | None) -> None:
+    variants = exported.spec.variants
+    reports = {"policy": exported.parity, **exported.variants}
     if arguments.json:
         parity = {name: {row.kind: asdict(row) for row in report.rows} for name, report in reports.items()}
         measured = {name: variant.to_json() for name, variant in variants.items()}
         triton = None if served is None else str(served)
-        print_json({"policy": str(folder), "parity": parity, "variants": measured, "triton": triton})
+        print_json({"policy": str(exported), "parity": parity, "variants": measured, "triton": triton})
         return
     _print_parity(reports)
     if variants:
         _print_ladder(variants)
-    say(f"\nExported {folder}\nTry it with: meam eval {arguments.output_dir}")
+    say(f"\nExported {exported}\nTry it with: meam eval {arguments.output_dir}")
     if served is not None:
         say(f"Serve it with: tritonserver --model-repository {served.parent}")
 
@@ -182,7 +179,7 @@ def _print_ladder(variants: Mapping[str, VariantSpec]) -> None:
     rows = []
     for name, v in variants.items():
         figures = [f"{v.measured[key]:.3g}" if key in v.measured else "" for key in columns.values()]
-        rows.append([name, str(v.nfe), v.solver, *figures])
+        rows.append([name, str(v.integration.nfe), v.integration.solver, *figures])
     print_table("Variants, against policy.onnx", ["variant", "K", "solver", *columns], rows)
 
 

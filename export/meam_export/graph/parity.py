@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meam_export.graph.policy_module import PolicyModule
 from meam_policy.errors import ParityError
 from meam_policy.inference.session import Optimization, PolicySession
 from meam_policy.spec import GRAPH_FILE, PolicySpec, Precision
+from meam_training.networks.action_normaliser import ActionNormaliser
+from meam_training.networks.policy_module import PolicyModule
 
 __all__ = ["TOLERANCES", "ParityReport", "ParityRow", "check_parity", "draw_noise", "random_observations", "reference"]
 
@@ -150,8 +151,8 @@ def check_parity(
     if any(row.inputs - row.near_ties < row.inputs / 10 for row in rows):
         raise ParityError(
             f"{name} cannot be compared with the checkpoint: at more than nine tenths of the inputs, the values of the "
-            f"best two of {spec.best_of} chunks are equal in float32; expected a difference. It was not written. "
-            "Export with best_of=1."
+            f"best two of {spec.integration.best_of} chunks are equal in float32; expected a difference. It was not "
+            "written. Export with best_of=1."
         )
     for row in rows:
         if precision == "fp32":
@@ -212,7 +213,7 @@ def _given(spec: PolicySpec, count: int) -> tuple[Rows, Rows]:
     generator = np.random.default_rng(6)
     u = generator.uniform(-1, 1, (count, spec.chunk_size, spec.action_dim))
     weights = np.clip(generator.uniform(-0.5, 1.5, (count, spec.chunk_size)), 0, 1)
-    prefix = np.array(spec.action_offset) + np.array(spec.action_scale) * u
+    prefix = ActionNormaliser.of(spec).to_environment(u)
     return prefix.astype(np.float32), weights.astype(np.float32)
 
 
@@ -235,7 +236,7 @@ def _near_ties(
     exact: PolicyModule, module: PolicyModule, observations: Rows, noise: Rows, spec: PolicySpec
 ) -> NDArray[np.bool_]:
     """Inputs whose best two chunks have values too close to tell apart in float32."""
-    if spec.best_of == 1:
+    if spec.integration.best_of == 1:
         return np.zeros(len(observations), dtype=bool)
     rows, draws = torch.from_numpy(observations), torch.from_numpy(noise)
     values = exact.all_values(rows.double(), draws.double())

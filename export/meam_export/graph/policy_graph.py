@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from meam_export.graph.policy_module import PolicyModule
 from meam_policy.errors import MissingExtraError
 from meam_policy.spec import PolicySpec, Precision
-from meam_training.flow.solvers import solve, uniform_times
+from meam_training.flow.solvers import solve
 from meam_training.networks.critic_ensemble import CriticEnsemble
 from meam_training.networks.edit_policy import EditPolicy
+from meam_training.networks.policy_module import PolicyModule
 
 try:
     import onnx
@@ -66,8 +66,8 @@ def graph_metadata(spec: PolicySpec) -> dict[str, str]:
         "license": spec.license,
         "chunk_size": spec.chunk_size,
         "execute_steps": spec.execute_steps,
-        "nfe": spec.nfe,
-        "solver": spec.solver,
+        "nfe": spec.integration.nfe,
+        "solver": spec.integration.solver,
         "control_rate_hz": spec.control_rate_hz,
         "action_scale": ",".join(f"{value:.9g}" for value in spec.action_scale),
         "action_offset": ",".join(f"{value:.9g}" for value in spec.action_offset),
@@ -85,7 +85,7 @@ class _PolicyGraph:
     def __init__(self, module: PolicyModule, spec: PolicySpec, writer: GraphWriter) -> None:
         self._networks, self._spec, self._write = module.networks, spec, writer
         self._emit = Emitter(writer)
-        self._several = spec.best_of > 1
+        self._several = spec.integration.best_of > 1
         middle = ("samples",) if self._several else ()
         self._observation = _input("observation", "batch", spec.observation_dim)
         self._noise = _input("noise", "batch", *middle, spec.chunk_dim)
@@ -161,15 +161,15 @@ class _PolicyGraph:
         projected = write.gemm(self._features, weight[:, : -self._spec.chunk_dim - 1], None)
         if self._several:
             projected = self._per_sample(projected, len(bias))
-        velocity = UnrolledVelocity(n.deployed, projected, n.nfe, write, self._emit)
-        times = n.times or uniform_times(n.nfe, n.solver)
+        integration = self._spec.integration
+        velocity = UnrolledVelocity(n.deployed, projected, integration.nfe, write, self._emit)
         start = Expression.value(x_0)
         if n.config.confine:
             # The last layer's bias b is added once, not to every denoised action: the sums of all steps are made of
             # y = x + (1 - t) b, and x + (1 - t) (W h + b) = y + (1 - t) W h.
             bias_only = Expression({}, linear_arrays(n.deployed.layers[-1])[1])
             start = Expression.value(self._emit.exactly(start + bias_only)) - bias_only
-        return solve(velocity, start, times, n.solver, n.config.confine, guide)
+        return solve(velocity, start, integration.times, integration.solver, n.config.confine, guide)
 
     def _one_step(self, x_0: ir.Value) -> Expression:
         assert self._networks.one_step is not None

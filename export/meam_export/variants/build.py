@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from meam_export.graph.parity import ParityReport, Rows, check_parity
 from meam_export.graph.policy_graph import build_graph
-from meam_export.graph.policy_module import PolicyModule
 from meam_export.variants.names import parse_variant
 from meam_export.variants.time_grid import search_integration
 from meam_policy.spec import PolicySpec, VariantSpec
 from meam_training.networks.meam_networks import MeamNetworks
+from meam_training.networks.policy_module import PolicyModule
 
 __all__ = ["BuiltVariant", "build_variant"]
 
@@ -60,8 +60,8 @@ def build_variant(
     if replace(variant, file=policy.spec.file) == policy.spec and not solvers:
         return replace(policy, name=name)  # the policy itself, which is in the folder already
     if solvers:
-        found = search_integration(networks, policy.policy_spec, variant.nfe, solvers, observations)
-        variant = replace(variant, solver=found[0], time_grid=found[1])
+        found = search_integration(networks, policy.policy_spec, variant.integration.nfe, solvers, observations)
+        variant = replace(variant, integration=replace(found, best_of=variant.integration.best_of))
     spec = policy.policy_spec.acting_as(variant)
     module = PolicyModule(networks, spec, variant.one_step, variant.takes_prefix)
     graph = build_graph(module, spec, variant.precision)

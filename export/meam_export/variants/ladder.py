@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from meam_export.graph.parity import Rows, draw_noise, random_observations
-from meam_export.graph.policy_module import PolicyModule
 from meam_export.variants.build import BuiltVariant
 from meam_policy.inference.session import PolicySession
 from meam_policy.policy import MeamPolicy
 from meam_policy.rollouts.episodes import rollout
-from meam_policy.spec import PolicySpec
+from meam_policy.spec import Integration, PolicySpec
 from meam_training.networks.meam_networks import MeamNetworks
+from meam_training.networks.policy_module import PolicyModule
 
 __all__ = ["FIGURES", "LadderTask", "measure_ladder", "sliced_wasserstein"]
 
@@ -39,7 +39,7 @@ FIGURES = {
 """What the names in `VariantSpec.measured` mean."""
 
 _INPUTS, _OBSERVATIONS, _DRAWS, _DIRECTIONS = 512, 64, 64, 32
-_FINE_STEPS = 200
+_FINE_NFE = 200
 _ROUNDS, _RUNS = 20, 20
 
 
@@ -80,7 +80,8 @@ def measure_ladder(
     scale = np.array(policy.action_scale)
     noise = draw_noise(policy, len(rows), seed=3)
     trained = PolicyModule(networks, policy)
-    fine = PolicyModule(networks, replace(policy, nfe=_FINE_STEPS, solver="rk4", time_grid=None))
+    finely = Integration(_FINE_NFE, "rk4", best_of=policy.integration.best_of)
+    fine = PolicyModule(networks, replace(policy, integration=finely))
     as_trained, exact = (_in_torch(module, rows, noise) for module in (trained, fine))
     few = np.repeat(rows[:_OBSERVATIONS], _DRAWS, axis=0)
     draws = draw_noise(policy, len(few), seed=4)
@@ -91,7 +92,7 @@ def measure_ladder(
     for variant in variants:
         session = sessions[variant.name]
         figures = {"parity_error": variant.parity.rms_error}
-        if variant.spec.best_of == policy.best_of:
+        if variant.spec.integration.best_of == policy.integration.best_of:
             found = session.run(rows, noise)
             figures["action_error"] = _rms((found - as_trained) / scale)
             figures["ode_error"] = _rms((found - exact) / scale)

@@ -61,10 +61,12 @@ def _draw(axes: Axes, name: str, variants: Mapping[str, VariantSpec]) -> None:
             continue
         value = variant.measured[name]
         low, high = _range(name, variant)
-        group = _kind(variant) if _kind(variant) != "steps" else variant.solver
-        points.setdefault((group, variant.precision), []).append((variant.nfe, value, (low, high)))
+        group = _kind(variant) if _kind(variant) != "steps" else variant.integration.solver
+        points.setdefault((group, variant.precision), []).append((variant.integration.nfe, value, (low, high)))
         if _kind(variant) == "best-of" and variant.precision == "fp32":
-            axes.annotate(title, (variant.nfe, value), textcoords="offset points", xytext=(6, 3), fontsize=7)
+            axes.annotate(
+                title, (variant.integration.nfe, value), textcoords="offset points", xytext=(6, 3), fontsize=7
+            )
     for (kind, precision), group in points.items():
         steps, values, ranges = zip(*sorted(group), strict=True)
         lower = [max(0.0, value - low) for value, (low, _) in zip(values, ranges, strict=True)]
@@ -84,7 +86,7 @@ def _draw(axes: Axes, name: str, variants: Mapping[str, VariantSpec]) -> None:
             label=f"{kind}, {precision}",
         )
     axes.set_xscale("log")
-    ticks = sorted({variant.nfe for variant in variants.values()})
+    ticks = sorted({variant.integration.nfe for variant in variants.values()})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_xlim(ticks[0] * 0.8, ticks[-1] * 1.6)
@@ -100,7 +102,7 @@ def _kind(variant: VariantSpec) -> str:
         return "one-step"
     if "action_error" not in variant.measured:  # it chooses among another number of chunks than the policy
         return "best-of"
-    return "steps" if variant.time_grid is None else "grid"
+    return "steps" if variant.integration.time_grid is None else "grid"
 
 
 def _range(name: str, variant: VariantSpec) -> tuple[float, float]:

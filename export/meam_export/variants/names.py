@@ -6,7 +6,7 @@ import re
 from typing import get_args
 
 from meam_policy.errors import ConfigError, FormatError
-from meam_policy.spec import EVALUATIONS, PolicySpec, Solver, VariantSpec
+from meam_policy.spec import EVALUATIONS, Integration, PolicySpec, Solver, VariantSpec
 from meam_training.config import TrainConfig
 from meam_training.flow.solvers import PREFIX_SOLVERS
 
@@ -42,16 +42,20 @@ def parse_variant(name: str, policy: PolicySpec) -> tuple[VariantSpec, tuple[Sol
             f'There is no variant "{name}"; expected names such as k5, k4-midpoint, k3-grid, one-step, '
             "best-of-4 or rtc, with -int8 or -fp16 at the end."
         )
-    steps = int(match["steps"] or (1 if match["head"] else policy.nfe))
-    own = policy.solver if steps % EVALUATIONS[policy.solver] == 0 else "euler"
+    trained = policy.integration
+    nfe = int(match["steps"] or (1 if match["head"] else trained.nfe))
+    own = trained.solver if nfe % EVALUATIONS[trained.solver] == 0 else "euler"
     solver = match["solver"] or ("euler" if match["head"] else own)
-    best_of = int(match["best"] or (1 if match["head"] else policy.best_of))
+    best_of = int(match["best"] or (1 if match["head"] else trained.best_of))
+    integration = Integration(
+        nfe,
+        solver,  # pyright: ignore[reportArgumentType]  # one of those in the pattern
+        trained.time_grid if (nfe, solver) == (trained.nfe, trained.solver) else None,
+        best_of,
+    )
     variant = VariantSpec(
         file=f"policy-{name}.onnx",
-        nfe=steps,
-        solver=solver,  # pyright: ignore[reportArgumentType]  # one of those in the pattern
-        time_grid=policy.time_grid if (steps, solver) == (policy.nfe, policy.solver) else None,
-        best_of=best_of,
+        integration=integration,
         precision=match["precision"] or "fp32",  # pyright: ignore[reportArgumentType]
         one_step=match["head"] is not None,
         takes_prefix=match["rtc"] is not None,
@@ -67,19 +71,19 @@ def parse_variant(name: str, policy: PolicySpec) -> tuple[VariantSpec, tuple[Sol
     if not match["grid"]:
         return variant, ()
     known = PREFIX_SOLVERS if variant.takes_prefix else get_args(Solver)
-    return variant, tuple(s for s in known if steps % EVALUATIONS[s] == 0 and match["solver"] in (None, s))
+    return variant, tuple(s for s in known if nfe % EVALUATIONS[s] == 0 and match["solver"] in (None, s))
 
 
 def _check_prefix(name: str, variant: VariantSpec, searched: bool) -> None:
     """Refuse by its name what `PolicyModule` would refuse, before anything is computed."""
-    if variant.one_step or variant.best_of > 1:
+    if variant.one_step or variant.integration.best_of > 1:
         raise ConfigError(
             f'There is no variant "{name}": only a flow that draws one chunk can take a prefix. Take best-of-1-rtc.'
         )
-    if variant.solver not in PREFIX_SOLVERS and not searched:
+    if variant.integration.solver not in PREFIX_SOLVERS and not searched:
         raise ConfigError(
-            f'There is no variant "{name}": its solver is {variant.solver}; expected one of {", ".join(PREFIX_SOLVERS)}, '
-            f"to take a prefix. Take k{variant.nfe}-midpoint-rtc."
+            f'There is no variant "{name}": its solver is {variant.integration.solver}; expected one of '
+            f"{', '.join(PREFIX_SOLVERS)}, to take a prefix. Take k{variant.integration.nfe}-midpoint-rtc."
         )
 
 
@@ -90,7 +94,7 @@ def check_variant(name: str, policy: PolicySpec, config: TrainConfig) -> None:
         ConfigError: there is no such variant, or the run trained nothing that it needs.
     """
     variant, _ = parse_variant(name, policy)
-    if variant.best_of > 1 and not config.trains_policy:
+    if variant.integration.best_of > 1 and not config.trains_policy:
         raise ConfigError(f'There is no variant "{name}" of a {policy.method} policy: it has no critics to choose by.')
     if variant.one_step and not config.distill_coef:
         raise ConfigError(

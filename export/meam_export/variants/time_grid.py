@@ -13,9 +13,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from meam_export.graph.parity import Rows, draw_noise, random_observations
-from meam_export.graph.policy_module import PolicyModule
-from meam_policy.spec import EVALUATIONS, PolicySpec, Solver
+from meam_policy.spec import EVALUATIONS, Integration, PolicySpec, Solver
 from meam_training.networks.meam_networks import MeamNetworks
+from meam_training.networks.policy_module import PolicyModule
 
 __all__ = ["search_integration"]
 
@@ -30,7 +30,7 @@ _SLOPES = (0.0, -3.0, 3.0)
 
 def search_integration(
     networks: MeamNetworks, policy: PolicySpec, nfe: int, solvers: Sequence[Solver], observations: Rows | None
-) -> tuple[Solver, tuple[float, ...]]:
+) -> Integration:
     """Find the solver and the grid whose actions are closest to those of the policy as trained, in the mean square.
 
     What is approached is the policy's own map of its own steps, not the exact ODE: it is that map which was trained.
@@ -43,19 +43,19 @@ def search_integration(
         observations: Raw observations [n, obs] of the data or of the policy; None takes random ones.
 
     Returns:
-        The solver, and the ends of its steps from 0 to 1; equal steps if nothing better is found.
+        The solver, and the ends of its steps; equal steps if nothing better is found.
 
     References:
         Nelder & Mead, A Simplex Method for Function Minimization, 1965.
     """
-    single = replace(policy, best_of=1)
+    single = replace(policy, integration=replace(policy.integration, best_of=1))
     rows = random_observations(single, _SAMPLES, seed=2) if observations is None else observations[:_SAMPLES]
     inputs = torch.from_numpy(rows), torch.from_numpy(draw_noise(single, len(rows), seed=2))
     scale = torch.tensor(policy.action_scale)
     target = _actions(PolicyModule(networks, single), *inputs)
 
     def error(logarithms: NDArray[np.float64], solver: Solver) -> float:
-        spec = replace(single, nfe=nfe, solver=solver, time_grid=_grid(logarithms))
+        spec = replace(single, integration=Integration(nfe, solver, _grid(logarithms)))
         found = _actions(PolicyModule(networks, spec), *inputs)
         return float(((found - target) / scale).square().mean())
 
@@ -68,7 +68,7 @@ def search_integration(
         found = _minimum(lambda logarithms, solver=solver: error(logarithms, solver), start)
         tried += [(error(point, solver), -order, solver, _grid(point)) for order, point in enumerate((found, equal))]
     _, _, solver, grid = min(tried, key=lambda row: row[:2])
-    return solver, grid
+    return Integration(nfe, solver, grid)
 
 
 def _minimum(error: Callable[[NDArray[np.float64]], float], start: NDArray[np.float64]) -> NDArray[np.float64]:

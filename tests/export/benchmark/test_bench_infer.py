@@ -500,7 +500,11 @@ def test_policies_that_the_formula_does_not_describe_are_not_raced_by_it(problem
         TrainConfig.preset("qam-edit", edit_scale=0.3, **sizes),
         TrainConfig.preset("qam", fourier_features=4, **sizes),
     ):
-        spec = replace(problem.spec, solver=config.solver, nfe=10, method=config.method)
+        spec = replace(
+            problem.spec,
+            integration=replace(problem.spec.integration, solver=config.solver, nfe=10),
+            method=config.method,
+        )
         other = Problem(TINY, build_networks(spec, config), spec)
         for name in ("numpy", "jax"):
             reason = obstacle(ENTRANTS[name], other, CONDITIONS)
@@ -509,7 +513,7 @@ def test_policies_that_the_formula_does_not_describe_are_not_raced_by_it(problem
 
 
 def test_a_policy_without_critics_does_not_choose(problem: Problem) -> None:
-    spec = replace(problem.spec, method="bc", nfe=10)
+    spec = replace(problem.spec, integration=replace(problem.spec.integration, nfe=10), method="bc")
     config = TrainConfig.preset("bc", hidden_dims=(8,), chunk_size=3, solver="euler", confine=False)
     other = Problem(TINY, build_networks(spec, config), spec)
     reason = obstacle(ENTRANTS["lean-best-of-4"], other, CONDITIONS)
@@ -645,12 +649,12 @@ def test_a_missing_library_is_told_with_the_extras(
 def test_a_trained_policy_is_read_from_its_checkpoint(monkeypatch: pytest.MonkeyPatch, problem: Problem) -> None:
     networks = SimpleNamespace(eval=lambda: problem.networks)
     config = TrainConfig.preset("qam", hidden_dims=(16, 8), num_critics=3, chunk_size=3, nfe=5)
-    spec = replace(problem.spec, best_of=2)
+    spec = replace(problem.spec, integration=replace(problem.spec.integration, best_of=2))
     checkpoint = SimpleNamespace(spec=spec, config=config, load_networks=lambda: networks)
     monkeypatch.setattr("meam_training.runs.checkpoint.Checkpoint.load", lambda _path: checkpoint)
     found = checkpoint_problem(Path("runs/own"), batch=2)
     assert found.setting == InferenceSetting("checkpoint own", 4, 2, 3, (16, 8), 3, 5, batch=2)
-    assert found.spec.best_of == 1
+    assert found.spec.integration.best_of == 1
     assert found.networks is problem.networks
 
 

@@ -164,7 +164,12 @@ def test_what_the_options_say_is_in_the_policy(run_folder: str, tmp_path: Path) 
     arguments += ["--action-names", "x", "y", "--observation-names", "a", "b", "c", "d", "--license", "MIT", "--json"]
     assert run(["export", run_folder, "--output-dir", str(target), *arguments]) == 0
     spec = MeamPolicy.from_pretrained(target).spec
-    assert (spec.nfe, spec.solver, spec.time_grid, spec.best_of) == (2, "ab2", (0.0, 0.3, 1.0), 3)
+    assert (spec.integration.nfe, spec.integration.solver, spec.integration.time_grid, spec.integration.best_of) == (
+        2,
+        "ab2",
+        (0.0, 0.3, 1.0),
+        3,
+    )
     assert (spec.action_names, spec.observation_names, spec.license) == (("x", "y"), tuple("abcd"), "MIT")
 
 

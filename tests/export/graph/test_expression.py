@@ -13,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from meam_export.graph.expression import Emitter, Expression
-from meam_policy.spec import EVALUATIONS, Solver
-from meam_training.flow.solvers import solve, uniform_times
+from meam_policy.spec import EVALUATIONS, Integration, Solver
+from meam_training.flow.solvers import solve
 
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 ROWS, DIM = 3, 2
@@ -210,7 +210,7 @@ def test_what_is_emitted_up_to_scale_stays_in_the_range_of_float16(solver: Solve
 
 
 def counts(solver: Solver, confine: bool, steps: int) -> dict[str, int]:
-    times = uniform_times(steps * EVALUATIONS[solver], solver)
+    times = Integration(steps * EVALUATIONS[solver], solver).times
     return dict(Toy(0).on_symbols(times, solver, confine, "float64")[1].counts)
 
 

@@ -25,14 +25,14 @@ from hypothesis import strategies as st
 from meam_export.benchmark.traced import traced_graph
 from meam_export.graph.parity import draw_noise, random_observations
 from meam_export.graph.policy_graph import build_graph, graph_metadata
-from meam_export.graph.policy_module import PolicyModule
 from meam_export.graph.writer import IR_VERSION, OPSET
 from meam_policy import BoxSpec, ConfigError, PolicySpec
 from meam_policy.graph.graph_check import check_graph
-from meam_policy.spec import EVALUATIONS, Precision, Solver
+from meam_policy.spec import EVALUATIONS, Integration, Precision, Solver
 from meam_training import TrainConfig
 from meam_training.flow.solvers import PREFIX_SOLVERS
 from meam_training.networks.meam_networks import build_networks
+from meam_training.networks.policy_module import PolicyModule
 
 SIZES: dict[str, Any] = {
     "hidden_dims": (12, 10),
@@ -70,6 +70,8 @@ def make_spec(
     **changes: Any,
 ) -> PolicySpec:
     offset, scale = (np.array(high) + low) / 2, (np.array(high) - low) / 2
+    how = {"solver": config.solver, "best_of": config.best_of}
+    how |= {name: changes.pop(name) for name in ("solver", "time_grid", "best_of") if name in changes}
     fields: dict[str, Any] = {
         "observation": (BoxSpec((3,), "float64", (-np.inf,) * 3, (np.inf,) * 3),),
         "action": BoxSpec((2,), "float32", low, high),
@@ -79,9 +81,7 @@ def make_spec(
         "observation_std": (0.5, 3.0, 0.01),
         "action_offset": tuple(offset.tolist()),
         "action_scale": tuple(scale.tolist()),
-        "nfe": nfe,
-        "solver": config.solver,
-        "best_of": config.best_of,
+        "integration": Integration(nfe, **how),
         "method": config.method,
     }
     return PolicySpec(**{**fields, **changes})
@@ -176,20 +176,20 @@ def numpy_policy(
         x_1 = (x + (1 - t) * v).clip(-1, 1) if config.confine else x + (1 - t) * v
         return ((1 - share) * x_1 + share * given - x) / (1 - t)
 
-    steps = spec.nfe // EVALUATIONS[spec.solver]
-    times = spec.time_grid or tuple(k / steps for k in range(steps + 1))
+    steps = spec.integration.nfe // EVALUATIONS[spec.integration.solver]
+    times = spec.integration.time_grid or tuple(k / steps for k in range(steps + 1))
     chunks = []
     for x in noise.astype(np.float64).swapaxes(0, 1):
         if one_step:
             chunks.append(perceptron(weights, "one_step", np.concatenate([features, x], axis=1)).clip(-1, 1))
             continue
-        x = integrated(velocity, x, times, spec.solver).clip(-1, 1)
+        x = integrated(velocity, x, times, spec.integration.solver).clip(-1, 1)
         if config.edit_scale:
             mean = perceptron(weights, "edit_policy", np.concatenate([features, x], axis=1), ["edit_policy.mean"])
             x = (x + config.edit_scale * np.tanh(mean)).clip(-1, 1)
         chunks.append(x)
     rows, best, outputs = np.arange(len(noise)), np.zeros(len(noise), int), {}
-    if spec.best_of > 1:
+    if spec.integration.best_of > 1:
         values = np.array([critic_values(weights, features, chunk) for chunk in chunks])
         best = values.mean(axis=1).argmax(axis=0)
         chosen = values[best, :, rows]
@@ -234,7 +234,7 @@ def exported_kind(kind: str, precision: Precision = "fp32") -> tuple[bytes, Poli
 
 def inputs(spec: PolicySpec, rows: int = 64, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """Observations, and noise [rows, samples, act]."""
-    noise = draw_noise(spec, rows, seed).reshape(rows, spec.best_of, spec.chunk_dim)
+    noise = draw_noise(spec, rows, seed).reshape(rows, spec.integration.best_of, spec.chunk_dim)
     return random_observations(spec, rows, seed), noise
 
 
@@ -346,7 +346,7 @@ def test_one_graph_takes_any_number_of_samples_and_rows() -> None:
     session = start(graph)
     for samples, rows in itertools.product((1, 2, 5), (1, 3, 8)):
         spec = make_spec(config=config, best_of=max(samples, 2))
-        observation, noise = inputs(replace(spec, best_of=samples), rows)
+        observation, noise = inputs(replace(spec, integration=replace(spec.integration, best_of=samples)), rows)
         # The definition chooses among two at least: one sample twice is the same choice.
         twice = np.repeat(noise, 2, axis=1) if samples == 1 else noise
         assert_close(run(session, observation, noise), numpy_policy(weights, spec, config, observation, twice))
@@ -359,7 +359,12 @@ def test_of_chunks_with_the_same_value_the_first_is_taken() -> None:
     with torch.no_grad():
         module.networks.target_critic.weights[-1].zero_()
     session = start(build_graph(module, spec))
-    single = start(build_graph(PolicyModule(module.networks, replace(spec, best_of=1)), replace(spec, best_of=1)))
+    single = start(
+        build_graph(
+            PolicyModule(module.networks, replace(spec, integration=replace(spec.integration, best_of=1))),
+            replace(spec, integration=replace(spec.integration, best_of=1)),
+        )
+    )
     observation, noise = inputs(spec, 16)
     found = run(session, observation, noise)
     np.testing.assert_allclose(found["actions"], run(single, observation, noise)["actions"], rtol=0, atol=1e-6)
@@ -561,7 +566,7 @@ def test_with_rounded_weights_a_chunk_is_continued_nearly_the_same(
     assert error[given].max() < 5e-6  # what is given passes through no rounded weight
 
 
-def test_what_cannot_be_told_how_its_chunk_begins_is_refused() -> None:
+def test_what_cannot_take_a_prefix_is_refused() -> None:
     refused: list[tuple[str, dict[str, Any], str]] = [
         ("qam", {"solver": "heun"}, "solver is heun; expected one of euler, ab2, midpoint"),
         ("qam", {"solver": "rk4"}, "solver is rk4; expected one of euler, ab2, midpoint"),
@@ -677,13 +682,15 @@ def test_actions_are_clipped_to_the_narrower_of_scale_and_bounds(
 @pytest.mark.parametrize(("precision", "largest", "usual"), [("int8", 0.15, 0.02), ("fp16", 6e-3, 6e-4)])
 def test_rounded_weights_act_nearly_the_same(kind: str, precision: Precision, largest: float, usual: float) -> None:
     spec = make_spec(config=KINDS[kind])
-    observation, noise = inputs(replace(spec, best_of=1) if "best" not in kind else spec)
+    observation, noise = inputs(
+        replace(spec, integration=replace(spec.integration, best_of=1)) if "best" not in kind else spec
+    )
     scale = np.array(spec.action_scale)
     exact = run(session_of(kind), observation, noise)["actions"] / scale
     graph = exported_kind(kind, precision)[0]
     found = run(start(graph), observation, noise)["actions"] / scale
     error = np.abs(found - exact).max(axis=(1, 2))
-    if spec.best_of > 1:  # another chunk of nearly the same value may be chosen
+    if spec.integration.best_of > 1:  # another chunk of nearly the same value may be chosen
         error = error[error < 0.3]
         assert len(error) > 0.9 * len(observation)
     assert error.max() < largest
@@ -765,7 +772,7 @@ def test_the_same_weights_make_the_same_bytes() -> None:
 SCRIPT = """
 import hashlib, torch
 from meam_export.graph.policy_graph import build_graph
-from meam_export.graph.policy_module import PolicyModule
+from meam_training.networks.policy_module import PolicyModule
 from meam_policy import PolicySpec
 from meam_training import TrainConfig
 from meam_training.networks.meam_networks import build_networks

@@ -18,11 +18,12 @@ from onnx import numpy_helper
 import meam_export.graph.parity as parity_module
 from meam_export.graph.parity import TOLERANCES, ParityReport, check_parity, draw_noise, random_observations, reference
 from meam_export.graph.policy_graph import build_graph
-from meam_export.graph.policy_module import PolicyModule
 from meam_policy import BoxSpec, FormatError, MeamError, ParityError, PolicySpec
 from meam_policy.inference.session import Optimization, PolicySession
+from meam_policy.spec import Integration
 from meam_training import TrainConfig
 from meam_training.networks.meam_networks import build_networks
+from meam_training.networks.policy_module import PolicyModule
 
 CONFIG = TrainConfig.preset("me-am", hidden_dims=(16, 16), critic_hidden_dims=(8,), num_critics=2, fourier_features=4)
 COUNT = 40
@@ -35,6 +36,7 @@ Fault = Callable[[Optimization, Rows, Rows, Rows], Rows]
 
 def make_spec(best_of: int = 1, **changes: Any) -> PolicySpec:
     spec = PolicySpec(
+        integration=Integration(nfe=4, solver="midpoint", best_of=best_of),
         observation=(BoxSpec((3,), "float64", (-np.inf,) * 3, (np.inf,) * 3),),
         action=BoxSpec((2,), "float32", (-2.0, 0.5), (1.0, 0.75)),
         chunk_size=2,
@@ -43,9 +45,6 @@ def make_spec(best_of: int = 1, **changes: Any) -> PolicySpec:
         observation_std=(0.5, 3.0, 0.1),
         action_offset=(-0.5, 0.625),
         action_scale=(1.5, 0.125),
-        nfe=4,
-        solver="midpoint",
-        best_of=best_of,
         method="me-am",
     )
     return replace(spec, **changes)
@@ -101,7 +100,7 @@ def actions_at(level: Any, graph: bytes, spec: PolicySpec, rows: Rows, noise: Ro
     """By onnxruntime itself."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = level
-    noise = noise.reshape(len(rows), spec.best_of, -1) if spec.best_of > 1 else noise
+    noise = noise.reshape(len(rows), spec.integration.best_of, -1) if spec.integration.best_of > 1 else noise
     found = onnxruntime.InferenceSession(graph, options).run(["actions"], {"observation": rows, "noise": noise})
     return np.asarray(found[0])
 
@@ -326,7 +325,9 @@ def test_float32_is_held_to_its_tolerance_where_pytorch_keeps_to_it_too(break_se
 def values_of(module: PolicyModule, rows: Rows, noise: Rows, dtype: torch.dtype) -> torch.Tensor:
     """Mean values [samples, batch] of every chunk, computed from its actions."""
     spec = CHOOSING_SPEC
-    single = PolicyModule(copy.deepcopy(module.networks), replace(spec, best_of=1)).to(dtype)
+    single = PolicyModule(
+        copy.deepcopy(module.networks), replace(spec, integration=replace(spec.integration, best_of=1))
+    ).to(dtype)
     given = torch.tensor(rows, dtype=dtype)
     with torch.no_grad():
         features, values = single.networks.encoder(given), []
@@ -381,7 +382,9 @@ def test_a_single_wrong_choice_is_noticed_even_where_float32_blurs_the_values(br
     best = values_of(module, rows, noise, torch.float64).sort(dim=0, descending=True)
     clearest = int((best.values[0] - best.values[1]).argmax())
     second = noise.reshape(COUNT, 3, 4)[clearest, best.indices[1, clearest]]
-    single = PolicyModule(module.networks, replace(CHOOSING_SPEC, best_of=1))
+    single = PolicyModule(
+        module.networks, replace(CHOOSING_SPEC, integration=replace(CHOOSING_SPEC.integration, best_of=1))
+    )
     with torch.no_grad():
         wrong = single(torch.tensor(rows[clearest : clearest + 1]), torch.tensor(second)[None]).numpy()[0]
 

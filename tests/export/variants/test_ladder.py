@@ -20,18 +20,19 @@ from scipy.stats import wasserstein_distance
 from meam_export import export_policy
 from meam_export.graph.parity import check_parity, draw_noise, random_observations
 from meam_export.graph.policy_graph import build_graph
-from meam_export.graph.policy_module import PolicyModule
 from meam_export.variants.build import BuiltVariant, build_variant
 from meam_export.variants.ladder import FIGURES, LadderTask, measure_ladder, sliced_wasserstein
 from meam_export.variants.ladder_figure import draw_ladder
 from meam_policy import BoxSpec, MeamPolicy, PolicySpec, make_environment, rollout
-from meam_policy.spec import VariantSpec
+from meam_policy.spec import Integration, VariantSpec
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, collect, train
 from meam_training.networks.meam_networks import MeamNetworks, build_networks
+from meam_training.networks.policy_module import PolicyModule
 
 SIZES: dict[str, Any] = {"hidden_dims": (16,), "critic_hidden_dims": (8,), "num_critics": 2, "chunk_size": 1}
 CONFIG = TrainConfig.preset("me-am", **SIZES)
 SPEC = PolicySpec(
+    integration=Integration(nfe=4, solver="midpoint"),
     observation=(BoxSpec((2,), "float32", (-9.0,) * 2, (9.0,) * 2),),
     action=BoxSpec((1,), "float32", (-1.0,), (4.0,)),
     chunk_size=1,
@@ -40,8 +41,6 @@ SPEC = PolicySpec(
     observation_std=(1.0, 2.0),
     action_offset=(1.5,),
     action_scale=(2.5,),
-    nfe=4,
-    solver="midpoint",
     method="me-am",
 )
 ROWS = np.random.default_rng(3).normal(size=(70, 2)).astype(np.float32)
@@ -60,7 +59,12 @@ def make_networks(spec: PolicySpec = SPEC) -> MeamNetworks:
 def build(networks: MeamNetworks, spec: PolicySpec, *names: str) -> list[BuiltVariant]:
     module = PolicyModule(networks, spec)
     graph = build_graph(module, spec)
-    own = VariantSpec("policy.onnx", spec.nfe, spec.solver, spec.time_grid, spec.best_of)
+    own = VariantSpec(
+        "policy.onnx",
+        integration=Integration(
+            spec.integration.nfe, spec.integration.solver, spec.integration.time_grid, spec.integration.best_of
+        ),
+    )
     policy = BuiltVariant("policy", own, graph, spec, module, check_parity(graph, module, spec, ROWS))
     return [build_variant(name, networks, policy, ROWS, tolerance=1.0) for name in names]
 
@@ -77,9 +81,13 @@ def test_errors_are_those_of_an_independent_computation() -> None:
     noise = draw_noise(SPEC, len(ROWS), seed=3)
     trained = in_torch(networks, SPEC, ROWS, noise)
     # Euler's method with steps as short as these is exact too.
-    exact = in_torch(networks, replace(SPEC, nfe=4000, solver="midpoint"), ROWS, noise)
+    exact = in_torch(
+        networks, replace(SPEC, integration=replace(SPEC.integration, nfe=4000, solver="midpoint")), ROWS, noise
+    )
     for name, steps, solver in (("k1", 1, "euler"), ("k2-midpoint", 2, "midpoint")):
-        found = in_torch(networks, replace(SPEC, nfe=steps, solver=solver), ROWS, noise)
+        found = in_torch(
+            networks, replace(SPEC, integration=replace(SPEC.integration, nfe=steps, solver=solver)), ROWS, noise
+        )
         rms = [np.sqrt((((found - other) / 2.5) ** 2).mean()) for other in (trained, exact)]
         assert measured[name]["action_error"] == pytest.approx(rms[0], rel=1e-4)
         assert measured[name]["ode_error"] == pytest.approx(rms[1], rel=1e-3)
@@ -95,7 +103,10 @@ def test_the_distance_is_the_mean_over_observations_of_that_in_one_dimension() -
     rows = np.repeat(ROWS[:64], 64, axis=0)
     noise = draw_noise(SPEC, len(rows), seed=4)
     trained = in_torch(networks, SPEC, rows, noise).reshape(64, 64) / 2.5
-    for name, spec in (("k1", replace(SPEC, nfe=1, solver="euler")), ("k2", replace(SPEC, nfe=2))):
+    for name, spec in (
+        ("k1", replace(SPEC, integration=replace(SPEC.integration, nfe=1, solver="euler"))),
+        ("k2", replace(SPEC, integration=replace(SPEC.integration, nfe=2))),
+    ):
         found = in_torch(networks, spec, rows, noise).reshape(64, 64) / 2.5
         expected = np.mean([wasserstein_distance(a, b) for a, b in zip(found, trained, strict=True)])
         assert measured[name]["sliced_w1"] == pytest.approx(expected, rel=1e-3)
@@ -117,7 +128,7 @@ def test_the_sliced_distance_is_the_mean_of_that_of_the_projections(seed: int, s
 def test_a_move_of_every_number_counts_much_the_same_in_any_dimension(dim: int) -> None:
     # A chunk of so many numbers, of which all move by 0.1: E|<d, 1>| over unit vectors d goes from 1 to sqrt(2 / pi).
     config = TrainConfig.preset("bc", **{**SIZES, "chunk_size": dim}, confine=False)
-    spec = replace(SPEC, chunk_size=dim, nfe=1, solver="euler", method="bc")
+    spec = replace(SPEC, integration=replace(SPEC.integration, nfe=1, solver="euler"), chunk_size=dim, method="bc")
     networks = build_networks(spec, config)
     with torch.no_grad():
         for parameter in networks.deployed.parameters():
@@ -151,7 +162,7 @@ def test_without_recorded_observations_random_ones_are_taken() -> None:
 
 
 def test_a_variant_that_chooses_otherwise_has_times_but_no_errors() -> None:
-    spec = replace(SPEC, best_of=2)
+    spec = replace(SPEC, integration=replace(SPEC.integration, best_of=2))
     networks = make_networks(spec)
     measured = measure_ladder(build(networks, spec, "best-of-4", "best-of-1", "k2"), networks, spec, ROWS)
     assert set(measured["best-of-4"]) == set(measured["best-of-1"]) == TIMES | {"parity_error"}
@@ -204,7 +215,8 @@ def entry(steps: int, error: float | None, **changes: Any) -> VariantSpec:
     measured = {"latency_p50_ms": 0.01 * steps, "latency_p99_ms": 0.02 * steps, "parity_error": 1e-7}
     measured |= {} if error is None else {"action_error": error}
     measured |= changes.pop("returns", {})
-    return replace(VariantSpec("policy-x.onnx", steps, measured=measured), **changes)
+    how = {name: changes.pop(name) for name in ("time_grid", "best_of") if name in changes}
+    return replace(VariantSpec("policy-x.onnx", Integration(steps, **how), measured=measured), **changes)
 
 
 RETURNS = {"return_mean": -3.0, "return_low": -4.0, "return_high": -1.0}

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from meam_export.graph.parity import draw_noise
-from meam_export.graph.policy_module import PolicyModule
 from meam_export.variants.time_grid import _grid, search_integration
 from meam_policy import BoxSpec, PolicySpec
-from meam_policy.spec import EVALUATIONS, Solver
+from meam_policy.spec import EVALUATIONS, Integration, Solver
 from meam_training import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks, build_networks
+from meam_training.networks.policy_module import PolicyModule
 
 CONFIG = TrainConfig.preset("bc", hidden_dims=(16,), solver="euler", confine=False)
 ROWS = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
@@ -27,6 +27,7 @@ ROWS = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
 
 def make_spec(nfe: int = 20, solver: Solver = "euler") -> PolicySpec:
     return PolicySpec(
+        integration=Integration(nfe=nfe, solver=solver),
         observation=(BoxSpec((2,), "float32", (-9.0,) * 2, (9.0,) * 2),),
         action=BoxSpec((1,), "float32", (-2.0,), (2.0,)),
         chunk_size=1,
@@ -35,8 +36,6 @@ def make_spec(nfe: int = 20, solver: Solver = "euler") -> PolicySpec:
         observation_std=(1.0, 1.0),
         action_offset=(0.0,),
         action_scale=(2.0,),
-        nfe=nfe,
-        solver=solver,
         method="bc",
     )
 
@@ -71,7 +70,12 @@ def error(
 ) -> float:
     """Mean square difference from the policy, share of the half width, at the inputs of the search."""
     rows, noise = torch.from_numpy(ROWS), torch.from_numpy(draw_noise(policy, len(ROWS), seed=2))
-    other = replace(policy, nfe=steps, solver=solver, time_grid=None if grid is None else tuple(grid))
+    other = replace(
+        policy,
+        integration=replace(
+            policy.integration, nfe=steps, solver=solver, time_grid=None if grid is None else tuple(grid)
+        ),
+    )
     with torch.no_grad():
         difference = PolicyModule(networks, other)(rows, noise) - PolicyModule(networks, policy)(rows, noise)
     return float((difference / 2).square().mean())
@@ -82,7 +86,9 @@ def error(
 def test_what_is_found_is_never_worse_than_equal_steps_by_any_solver_tried(seed: int, steps: int) -> None:
     networks, policy = random_networks(seed), make_spec(8, "midpoint")
     tried: list[Solver] = [s for s in ("euler", "ab2", "midpoint", "heun", "rk4") if steps % EVALUATIONS[s] == 0]
-    solver, grid = search_integration(networks, policy, steps, tried, ROWS)
+    found = search_integration(networks, policy, steps, tried, ROWS)
+    solver, grid = found.solver, found.time_grid
+    assert grid is not None
     assert solver in tried
     assert len(grid) == steps // EVALUATIONS[solver] + 1
     assert (grid[0], grid[-1]) == (0, 1)
@@ -101,7 +107,9 @@ def test_steps_gather_where_the_flow_bends(at_the_end: bool) -> None:
     noise = draw_noise(policy, len(ROWS), seed=2)
     equal = error(networks, policy, 3, "euler", None)
     assert equal == pytest.approx(_clipped_mean_square(noise, moved, in_three), rel=1e-3)
-    solver, grid = search_integration(networks, policy, 3, ["euler"], ROWS)
+    found = search_integration(networks, policy, 3, ["euler"], ROWS)
+    solver, grid = found.solver, found.time_grid
+    assert grid is not None
     assert solver == "euler"
     # With two ends of steps in the ramp's fifth, at the best places, eight times closer.
     assert error(networks, policy, 3, solver, grid) < equal / 8**2
@@ -123,7 +131,7 @@ def test_steps_stay_equal_where_the_flow_is_straight() -> None:
     with torch.no_grad():
         for parameter in networks.deployed.parameters():
             parameter.zero_()
-    assert search_integration(networks, make_spec(), 4, ["euler"], ROWS)[1] == (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert search_integration(networks, make_spec(), 4, ["euler"], ROWS).time_grid == (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @pytest.mark.parametrize("rows", [ROWS, None])
@@ -137,7 +145,14 @@ def test_of_a_policy_that_chooses_the_flow_itself_is_approached() -> None:
     policy = make_spec(4, "midpoint")
     networks = build_networks(replace(policy, method="me-am"), config)
     single, several = (
-        search_integration(networks, replace(policy, method="me-am", best_of=n), 2, ["euler"], ROWS) for n in (1, 4)
+        search_integration(
+            networks,
+            replace(policy, integration=replace(policy.integration, best_of=n), method="me-am"),
+            2,
+            ["euler"],
+            ROWS,
+        )
+        for n in (1, 4)
     )
     assert single == several
 
@@ -148,4 +163,4 @@ def test_however_far_the_search_goes_times_increase_from_0_to_1(logarithms: np.n
     assert len(grid) == len(logarithms) + 2
     assert (grid[0], grid[-1]) == (0.0, 1.0)
     assert all(t < u for t, u in pairwise(grid))
-    replace(make_spec(len(grid) - 1), time_grid=grid)
+    replace(make_spec(len(grid) - 1), integration=replace(make_spec(len(grid) - 1).integration, time_grid=grid))

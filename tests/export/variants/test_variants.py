@@ -14,14 +14,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from meam_export import export_policy
-from meam_export.graph.policy_module import PolicyModule
 from meam_export.variants.names import parse_variant
 from meam_policy import BoxSpec, ConfigError, MeamPolicy, ParityError, PolicySpec
 from meam_policy.folder.policy_folder import sha256
-from meam_policy.spec import EVALUATIONS, Precision, Solver, VariantSpec
+from meam_policy.spec import EVALUATIONS, Integration, Precision, Solver, VariantSpec
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, train
+from meam_training.networks.policy_module import PolicyModule
 
 POLICY = PolicySpec(
+    integration=Integration(nfe=10, solver="midpoint"),
     observation=(BoxSpec((3,), "float32", (-1.0,) * 3, (1.0,) * 3),),
     action=BoxSpec((2,), "float32", (-1.0, -1.0), (1.0, 1.0)),
     chunk_size=2,
@@ -30,12 +31,10 @@ POLICY = PolicySpec(
     observation_std=(1.0,) * 3,
     action_offset=(0.0, 0.0),
     action_scale=(1.0, 1.0),
-    nfe=10,
-    solver="midpoint",
     method="me-am",
 )
-CHOOSING = replace(POLICY, best_of=3)
-ON_A_GRID = replace(POLICY, nfe=4, time_grid=(0.0, 0.3, 1.0))
+CHOOSING = replace(POLICY, integration=replace(POLICY.integration, best_of=3))
+ON_A_GRID = replace(POLICY, integration=replace(POLICY.integration, nfe=4, time_grid=(0.0, 0.3, 1.0)))
 
 TINY: dict[str, Any] = {
     "steps": 3,
@@ -51,7 +50,7 @@ TINY: dict[str, Any] = {
 
 
 def variant(name: str, nfe: int, solver: Solver = "euler", **rest: Any) -> VariantSpec:
-    return VariantSpec(f"policy-{name}.onnx", nfe, solver, **rest)
+    return VariantSpec(f"policy-{name}.onnx", integration=Integration(nfe, solver), **rest)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +59,8 @@ def variant(name: str, nfe: int, solver: Solver = "euler", **rest: Any) -> Varia
         # Where no solver is named it is the policy's own, if the steps allow, or else Euler's.
         (POLICY, variant("k2", 2, "midpoint")),
         (POLICY, variant("k3", 3)),
-        (replace(POLICY, nfe=4, solver="rk4"), variant("k6", 6)),
-        (replace(POLICY, solver="ab2"), variant("k3", 3, "ab2")),
+        (replace(POLICY, integration=replace(POLICY.integration, nfe=4, solver="rk4")), variant("k6", 6)),
+        (replace(POLICY, integration=replace(POLICY.integration, solver="ab2")), variant("k3", 3, "ab2")),
         (POLICY, variant("k10", 10, "midpoint")),
         (POLICY, variant("k4-midpoint", 4, "midpoint")),
         (POLICY, variant("k4-euler", 4)),
@@ -138,7 +137,7 @@ def test_every_name_made_of_these_parts_is_read_back(
     policy: PolicySpec,
 ) -> None:
     if takes_prefix:
-        assume(not head and (best_of or policy.best_of) == 1 and solver not in ("heun", "rk4"))
+        assume(not head and (best_of or policy.integration.best_of) == 1 and solver not in ("heun", "rk4"))
     if head:
         assume(best_of in (None, 1))
         parts = ["one-step"]
@@ -155,14 +154,15 @@ def test_every_name_made_of_these_parts_is_read_back(
     found, solvers = parse_variant(name, policy)
     assert found.file == f"policy-{name}.onnx"
     assert found.one_step == head
-    assert found.nfe == (1 if head else steps or policy.nfe)
-    assert found.best_of == (best_of or (1 if head else policy.best_of))
+    how = found.integration
+    assert how.nfe == (1 if head else steps or policy.integration.nfe)
+    assert how.best_of == (best_of or (1 if head else policy.integration.best_of))
     assert found.takes_prefix == takes_prefix
     assert found.precision == (precision or "fp32")
     if steps is not None and solver is not None and not head:
-        assert found.solver == solver
+        assert how.solver == solver
     assert bool(solvers) == (grid and steps is not None and not head)
-    assert all(found.nfe % EVALUATIONS[s] == 0 for s in (found.solver, *solvers))
+    assert all(how.nfe % EVALUATIONS[s] == 0 for s in (how.solver, *solvers))
 
 
 BAD_NAMES = [
@@ -205,7 +205,7 @@ def test_the_message_says_what_does_not_fit() -> None:
         parse_variant("fast", POLICY)
 
 
-ONE_CHUNK = r"only a flow that draws one chunk can be told how its chunk begins\. Take best-of-1-rtc\."
+ONE_CHUNK = r"only a flow that draws one chunk can take a prefix\. Take best-of-1-rtc\."
 
 
 @pytest.mark.parametrize(
@@ -221,10 +221,10 @@ ONE_CHUNK = r"only a flow that draws one chunk can be told how its chunk begins\
         ("rtc-int8", {"solver": "rk4", "nfe": 4}, r"its solver is rk4; .* Take k4-midpoint-rtc\."),
     ],
 )
-def test_what_cannot_be_told_how_its_chunk_begins_is_refused_with_a_name_that_can(
+def test_what_cannot_take_a_prefix_is_refused_with_a_name_that_can(
     name: str, changes: dict[str, Any], message: str
 ) -> None:
-    policy = replace(POLICY, **changes)
+    policy = replace(POLICY, integration=replace(POLICY.integration, **changes))
     with pytest.raises(ConfigError, match=f'^There is no variant "{name}": {message}$') as caught:
         parse_variant(name, policy)
     remedy = str(caught.value).rpartition("Take ")[2].rstrip(".")
@@ -232,7 +232,9 @@ def test_what_cannot_be_told_how_its_chunk_begins_is_refused_with_a_name_that_ca
 
 
 def test_of_a_policy_by_another_solver_one_that_can_be_told_is_searched_for() -> None:
-    assert set(parse_variant("k4-grid-rtc", replace(POLICY, solver="heun"))[1]) == {"euler", "ab2", "midpoint"}
+    assert set(
+        parse_variant("k4-grid-rtc", replace(POLICY, integration=replace(POLICY.integration, solver="heun")))[1]
+    ) == {"euler", "ab2", "midpoint"}
 
 
 # Exported
@@ -276,22 +278,16 @@ def test_every_variant_acts_as_its_networks_do(kind: str, tmp_path: Path, reques
     folder = export_policy(checkpoint, tmp_path / "policy", variants=NAMES, tolerance=1.0)
     networks, recorded = checkpoint.load_networks().eval(), MeamPolicy.from_pretrained(folder).spec
     assert tuple(recorded.variants) == NAMES
-    assert recorded.variants["k2-grid"].time_grid is not None
+    assert recorded.variants["k2-grid"].integration.time_grid is not None
     rows = np.random.default_rng(1).normal(size=(40, 3)).astype(np.float32)
     prefixes = np.random.default_rng(3).uniform(-1.2, 1.2, (40, 2, 2)).astype(np.float32), np.full((40, 2), 0.7, "f4")
     outcomes = {}
     for name, found in recorded.variants.items():
         policy = MeamPolicy.from_pretrained(folder, variant=name)
         assert policy.variant == name
-        assert policy.spec.nfe == found.nfe
+        assert policy.spec.integration == found.integration
         noise = np.random.default_rng(2).standard_normal((40, policy.spec.noise_dim), dtype=np.float32)
-        spec = replace(
-            checkpoint.spec,
-            nfe=found.nfe,
-            solver=found.solver,
-            time_grid=found.time_grid,
-            best_of=found.best_of,
-        )
+        spec = replace(checkpoint.spec, integration=found.integration)
         with torch.no_grad():
             module = PolicyModule(networks, spec, found.one_step, found.takes_prefix)
             given = prefixes if found.takes_prefix else ()
@@ -308,7 +304,9 @@ def test_every_variant_acts_as_its_networks_do(kind: str, tmp_path: Path, reques
 
 
 def test_a_variant_that_is_the_policy_itself_shares_its_file(distilled: Checkpoint, tmp_path: Path) -> None:
-    folder = export_policy(distilled, tmp_path / "policy", variants=("k4", "fp32", "k4-midpoint", "best-of-1", "k2"))
+    folder = export_policy(
+        distilled, tmp_path / "policy", variants=("k4", "fp32", "k4-midpoint", "best-of-1", "k2")
+    ).folder
     variants = MeamPolicy.from_pretrained(folder).spec.variants
     assert [v.file for v in variants.values()] == ["policy.onnx"] * 4 + ["policy-k2.onnx"]
     assert {file.name for file in folder.glob("*.onnx")} == {"policy.onnx", "policy-k2.onnx"}
@@ -316,9 +314,13 @@ def test_a_variant_that_is_the_policy_itself_shares_its_file(distilled: Checkpoi
 
 
 def test_a_variant_that_is_told_nothing_acts_as_the_policy_does(distilled: Checkpoint, tmp_path: Path) -> None:
-    folder = export_policy(distilled, tmp_path / "policy", variants=("rtc", "k2-rtc"))
+    folder = export_policy(distilled, tmp_path / "policy", variants=("rtc", "k2-rtc")).folder
     spec = MeamPolicy.from_pretrained(folder).spec
-    assert {file.name for file in folder.glob("*.onnx")} == {"policy.onnx", "policy-rtc.onnx", "policy-k2-rtc.onnx"}
+    assert {file.name for file in folder.glob("*.onnx")} == {
+        "policy.onnx",
+        "policy-rtc.onnx",
+        "policy-k2-rtc.onnx",
+    }
     assert spec.variants["rtc"].takes_prefix
     assert spec.variants["rtc"].measured["action_error"] < 1e-5 < spec.variants["k2-rtc"].measured["action_error"]
     rows, noise = np.random.default_rng(1).normal(size=(40, 3)), np.random.default_rng(2).normal(size=(40, 4))
@@ -327,7 +329,7 @@ def test_a_variant_that_is_told_nothing_acts_as_the_policy_does(distilled: Check
 
 
 def test_of_a_policy_that_chooses_the_same_choice_shares_its_file(choosing: Checkpoint, tmp_path: Path) -> None:
-    folder = export_policy(choosing, tmp_path / "policy", variants=("best-of-3", "best-of-2"))
+    folder = export_policy(choosing, tmp_path / "policy", variants=("best-of-3", "best-of-2")).folder
     assert {file.name for file in folder.glob("*.onnx")} == {"policy.onnx", "policy-best-of-2.onnx"}
 
 
@@ -344,7 +346,15 @@ def test_a_variant_of_a_policy_on_its_own_grid_keeps_it(distilled: Checkpoint, t
     grid = (0.0, 0.25, 1.0)
     folder = export_policy(distilled, tmp_path / "policy", time_grid=grid, variants=("int8", "k2"), tolerance=1.0)
     spec = MeamPolicy.from_pretrained(folder).spec
-    assert (spec.time_grid, spec.variants["int8"].time_grid, spec.variants["k2"].time_grid) == (grid, grid, None)
+    assert (
+        spec.integration.time_grid,
+        spec.variants["int8"].integration.time_grid,
+        spec.variants["k2"].integration.time_grid,
+    ) == (
+        grid,
+        grid,
+        None,
+    )
 
 
 @pytest.mark.parametrize(

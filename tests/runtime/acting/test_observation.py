@@ -9,11 +9,14 @@ from hypothesis.extra import numpy as hnp
 
 from meam_policy import BoxSpec, ObservationError, PolicySpec
 from meam_policy.acting.observation import flatten_observation, require_finite
+from meam_policy.spec import Integration
 
 UNIT = BoxSpec((1,), "float32", (-1.0,), (1.0,))
 BOX = BoxSpec((2, 3), "float32", (-np.inf,) * 6, (np.inf,) * 6)
 # For the property tests, which cannot take a fixture per example.
-PLAIN_SPEC = PolicySpec((BOX,), UNIT, 1, 1, (0.0,) * 6, (1.0,) * 6, (0.0,), (1.0,), 1, "by hand")
+PLAIN_SPEC = PolicySpec(
+    (BOX,), UNIT, 1, 1, (0.0,) * 6, (1.0,) * 6, (0.0,), (1.0,), integration=Integration(1), method="by hand"
+)
 PLAIN = np.arange(6, dtype=np.float32).reshape(2, 3)
 ARM = BoxSpec((3,), "float64", (-np.inf,) * 3, (np.inf,) * 3, "arm")
 IMAGE = BoxSpec((2, 2), "uint8", (0.0,) * 4, (255.0,) * 4, "Image")

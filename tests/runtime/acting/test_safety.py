@@ -20,11 +20,14 @@ from meam_policy import (
     SafetySettings,
 )
 from meam_policy.acting.safety import SafetyShell
+from meam_policy.spec import Integration
 
 OBSERVATIONS = np.random.default_rng(3).integers(-8, 9, (40, 3, 3)).astype(np.float32) / 4
 # For the property tests, which cannot take a fixture per example.
 BOX, UNIT = (BoxSpec((n,), "float32", (-b,) * n, (b,) * n) for n, b in ((3, np.inf), (1, 1.0)))
-PLAIN_SPEC = PolicySpec((BOX,), UNIT, 1, 1, (0.0,) * 3, (1.0,) * 3, (0.0,), (1.0,), 1, "by hand")
+PLAIN_SPEC = PolicySpec(
+    (BOX,), UNIT, 1, 1, (0.0,) * 3, (1.0,) * 3, (0.0,), (1.0,), integration=Integration(1), method="by hand"
+)
 HOLD = SafetySettings(on_bad_observation="hold")
 NEUTRAL = SafetySettings(on_bad_observation="neutral")
 REACTIONS = ("raise", "hold", "neutral")

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from meam_policy import BoxSpec, FormatError, MeamError, PolicySpec, VersionError
 from meam_policy.graph import graph_check, onnx_wire
 from meam_policy.graph.graph_check import GraphSummary, check_graph
+from meam_policy.spec import Integration
 
 INF, NAN = np.inf, np.nan
 
@@ -131,13 +132,14 @@ def test_graph_of_a_policy_folder_passes(make_policy):
 def test_graph_that_this_package_exports_passes(kind, precision):
     pytest.importorskip("torch")
     from meam_export.graph.policy_graph import build_graph
-    from meam_export.graph.policy_module import PolicyModule
     from meam_training import TrainConfig
     from meam_training.networks.meam_networks import build_networks
+    from meam_training.networks.policy_module import PolicyModule
 
     sizes = {"hidden_dims": (16, 16), "critic_hidden_dims": (8, 8), "num_critics": 2}
     config = TrainConfig.preset(kind, **sizes, **({} if kind == "qam" else {"best_of": 3}))
     spec = PolicySpec(
+        integration=Integration(nfe=4, solver=config.solver, best_of=config.best_of),
         observation=(BoxSpec((3,), "float64", (-INF,) * 3, (INF,) * 3),),
         action=BoxSpec((2,), "float32", (-INF, -1.0), (1.0, INF)),
         chunk_size=3,
@@ -146,9 +148,6 @@ def test_graph_that_this_package_exports_passes(kind, precision):
         observation_std=(1.0,) * 3,
         action_offset=(0.0, 0.0),
         action_scale=(1.0, 2.0),
-        nfe=4,
-        solver=config.solver,
-        best_of=config.best_of,
         method=config.method,
     )
     graph = build_graph(PolicyModule(build_networks(spec, config), spec), spec, precision)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from meam_policy import ActionError, BoxSpec, ConfigError, MeamError, ObservationError, PolicySpec, SafetySettings
 from meam_policy.loop.chunk_schedule import prefix_weights
 from meam_policy.loop.control_loop import ControlLoop, StampedObservation
+from meam_policy.spec import Integration
 
 WAIT_S = 20  # only a broken loop takes this long
 OBSERVATION = np.zeros(3, np.float32)
@@ -20,6 +21,7 @@ OBSERVATION = np.zeros(3, np.float32)
 def make_spec(chunk_size=4, execute_steps=2, low=-1000.0, high=1000.0, shape=(2,), dtype="float32"):
     dim = math.prod(shape)
     return PolicySpec(
+        integration=Integration(nfe=1),
         observation=(BoxSpec(shape=(3,), dtype="float32", low=(-np.inf,) * 3, high=(np.inf,) * 3),),
         action=BoxSpec(shape=shape, dtype=dtype, low=(low,) * dim, high=(high,) * dim),
         chunk_size=chunk_size,
@@ -28,7 +30,6 @@ def make_spec(chunk_size=4, execute_steps=2, low=-1000.0, high=1000.0, shape=(2,
         observation_std=(1.0,) * 3,
         action_offset=(0.0,) * dim,
         action_scale=(1.0,) * dim,
-        nfe=1,
         method="by hand",
     )
 

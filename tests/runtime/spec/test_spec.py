@@ -23,7 +23,7 @@ from meam_policy import (
     SpaceError,
     VersionError,
 )
-from meam_policy.spec import EVALUATIONS, VariantSpec
+from meam_policy.spec import EVALUATIONS, Integration, VariantSpec
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 POSITIVE = st.floats(min_value=1e-30, max_value=1e30)
@@ -58,17 +58,13 @@ def box_spaces(draw):
 
 @st.composite
 def integrations(draw):
-    """Fields that say how an ODE is integrated."""
+    """How an ODE is integrated."""
     solver = draw(st.sampled_from(sorted(EVALUATIONS)))
     inner = st.floats(0, 1, exclude_min=True, exclude_max=True)
     times = draw(st.none() | st.lists(inner, max_size=5, unique=True))
     steps = draw(st.integers(1, 2500)) if times is None else len(times) + 1
-    return {
-        "solver": solver,
-        "nfe": steps * EVALUATIONS[solver],
-        "time_grid": None if times is None else (0.0, *sorted(times), 1.0),
-        "best_of": draw(st.integers(1, 10_000)),
-    }
+    grid = None if times is None else (0.0, *sorted(times), 1.0)
+    return Integration(steps * EVALUATIONS[solver], solver, grid, draw(st.integers(1, 10_000)))
 
 
 @st.composite
@@ -80,7 +76,7 @@ def variants(draw, files):
         one_step=draw(st.booleans()),
         takes_prefix=draw(st.booleans()),
         measured=draw(measured),
-        **draw(integrations()),
+        integration=draw(integrations()),
     )
 
 
@@ -128,7 +124,7 @@ def specs(draw):
         license=draw(st.none() | st.text(max_size=5)),
         variants=draw(st.dictionaries(variant_names, variants(sorted(files)), max_size=2)) if files else {},
         files=files,
-        **draw(integrations()),
+        integration=draw(integrations()),
     )
 
 
@@ -137,27 +133,25 @@ def spec_of(*observation, action=None):
     size = sum(box.size for box in boxes)
     action = action or BoxSpec((1,), "float32", (-1.0,), (1.0,))
     ones = (1.0,) * action.size
-    return PolicySpec(boxes, action, 4, 2, (0.0,) * size, (1.0,) * size, ones, ones, 10, "bc")
+    return PolicySpec(
+        boxes, action, 4, 2, (0.0,) * size, (1.0,) * size, ones, ones, integration=Integration(10), method="bc"
+    )
 
 
 GOOD = dataclasses.replace(
     spec_of(BoxSpec((2,), "float32", (-1.0, -math.inf), (1.0, math.inf))),
+    integration=Integration(2, time_grid=(0.0, 0.25, 1.0)),
     hyperparameters={"optimizer": {"rates": [0.1, 0.2]}},
     training_data="meam/pockets-v0",
     environment_id="meam/Pockets-v0",
     control_rate_hz=10.0,
-    nfe=2,
-    time_grid=(0.0, 0.25, 1.0),
     observation_names=("angle", "speed"),
     action_names=("torque",),
     license="apache-2.0",
     variants={
         "k3": VariantSpec(
+            integration=Integration(nfe=4, solver="midpoint", time_grid=(0.0, 0.5, 1.0), best_of=3),
             file="k3.onnx",
-            nfe=4,
-            solver="midpoint",
-            time_grid=(0.0, 0.5, 1.0),
-            best_of=3,
             precision="int8",
             one_step=False,
             takes_prefix=False,
@@ -465,7 +459,7 @@ NEW = {"best_of", "time_grid", "observation_names", "action_names", "license", "
 def test_a_file_from_before_the_newer_fields_is_read_as_it_was_meant():
     data = {name: value for name, value in json.loads(GOOD.to_json()).items() if name not in NEW}
     spec = PolicySpec.from_json(json.dumps(data))
-    assert (spec.best_of, spec.time_grid, spec.license) == (1, None, None)
+    assert (spec.integration.best_of, spec.integration.time_grid, spec.license) == (1, None, None)
     assert (spec.observation_names, spec.action_names, spec.variants) == (None, None, {})
     assert (spec.observation, spec.hyperparameters, spec.files) == (GOOD.observation, GOOD.hyperparameters, GOOD.files)
 
@@ -600,7 +594,7 @@ def test_evaluations_are_a_multiple_of_those_of_one_step(solver):
     for steps in range(1, 10):
         text = json.dumps({**data, "nfe": steps})
         if steps % together == 0:
-            assert PolicySpec.from_json(text).nfe == steps
+            assert PolicySpec.from_json(text).integration.nfe == steps
         else:
             expected = f"nfe is {steps}; expected a multiple of {together}, as {solver} takes so many at a time"
             assert expected in error_of(text)
@@ -613,11 +607,10 @@ def test_select_without_a_name_is_the_policy_as_trained():
 def test_select_gives_the_integration_of_the_variant_and_its_file_and_leaves_the_rest():
     spec, file = GOOD.select("k3")
     assert file == "k3.onnx"
-    seen = (spec.nfe, spec.solver, spec.time_grid, spec.best_of)
+    seen = (spec.integration.nfe, spec.integration.solver, spec.integration.time_grid, spec.integration.best_of)
     assert seen == (4, "midpoint", (0.0, 0.5, 1.0), 3)
     assert spec.noise_dim == 3 * GOOD.noise_dim
-    same = dataclasses.replace(spec, nfe=2, solver="euler", time_grid=GOOD.time_grid, best_of=1)
-    assert same == GOOD
+    assert dataclasses.replace(spec, integration=GOOD.integration) == GOOD
 
 
 def test_variant_that_a_policy_does_not_have_is_refused_with_those_it_has():
@@ -651,12 +644,19 @@ IDENTITY_CHANGES = {
 }
 
 
+def copy_of(spec, **changes):
+    """A copy with other fields, those of its integration included."""
+    names = {field.name for field in dataclasses.fields(Integration)} & set(changes)
+    integration = dataclasses.replace(spec.integration, **{name: changes.pop(name) for name in names})
+    return dataclasses.replace(spec, integration=integration, **changes)
+
+
 def test_identity_changes_with_every_field_of_what_a_policy_is():
     assert set(IDENTITY_CHANGES) | {"files", "variants", "format_version"} == set(json.loads(GOOD.to_json()))
     seen = {GOOD.identity}
     for name, value in IDENTITY_CHANGES.items():
         more = {"time_grid": None} if name == "nfe" else {}
-        seen.add(dataclasses.replace(GOOD, **{name: value}, **more).identity)
+        seen.add(copy_of(GOOD, **{name: value}, **more).identity)
     assert len(seen) == 1 + len(IDENTITY_CHANGES)
 
 
@@ -683,7 +683,12 @@ def test_identity_survives_config_json(spec):
 
 
 def test_whole_numbers_have_the_identity_that_they_have_when_they_are_read_back():
-    spec = dataclasses.replace(GOOD, control_rate_hz=10, observation_mean=(0, 0), time_grid=(0, 0.25, 1))
+    spec = dataclasses.replace(
+        GOOD,
+        integration=dataclasses.replace(GOOD.integration, time_grid=(0, 0.25, 1)),
+        control_rate_hz=10,
+        observation_mean=(0, 0),
+    )
     assert spec == GOOD
     assert spec.identity == GOOD.identity
 
@@ -758,7 +763,7 @@ def test_bounds_beyond_the_element_type_mean_no_bound(dtype, bounds):
 )
 def test_parts_that_disagree_are_refused_by_name(change, name):
     with pytest.raises(FormatError, match=name):
-        dataclasses.replace(GOOD, **change)
+        copy_of(GOOD, **change)
 
 
 @pytest.mark.parametrize(
@@ -789,7 +794,7 @@ def test_dimensions_are_the_products_of_the_shapes():
         action=BoxSpec((2, 2), "float32", (-1.0,) * 4, (1.0,) * 4),
     )
     assert (spec.observation_dim, spec.action_dim, spec.chunk_dim, spec.noise_dim) == (7, 4, 16, 16)
-    several = dataclasses.replace(spec, best_of=3)
+    several = dataclasses.replace(spec, integration=dataclasses.replace(spec.integration, best_of=3))
     assert (several.action_dim, several.chunk_dim, several.noise_dim) == (4, 16, 48)
 
 

@@ -4,8 +4,7 @@ from types import MappingProxyType
 import pytest
 
 from meam_policy import FormatError
-from meam_policy.spec import EVALUATIONS, VariantSpec
-from meam_policy.spec.integration import check_integration
+from meam_policy.spec import EVALUATIONS, Integration, VariantSpec
 
 
 def test_the_classical_schemes_take_as_many_evaluations_as_they_have_stages():
@@ -16,10 +15,10 @@ def test_the_classical_schemes_take_as_many_evaluations_as_they_have_stages():
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_grid_has_one_time_more_than_steps(solver, steps):
     evaluations = steps * EVALUATIONS[solver]
-    check_integration("", evaluations, solver, tuple(i / steps for i in range(steps + 1)))
+    Integration(evaluations, solver, tuple(i / steps for i in range(steps + 1))).check()
     for times in (steps, steps + 2):
         with pytest.raises(FormatError, match=f"time_grid is {times} times; expected {steps + 1}, the ends of {steps}"):
-            check_integration("", evaluations, solver, tuple(i / (times - 1) if i else 0.0 for i in range(times)))
+            Integration(evaluations, solver, tuple(i / (times - 1) if i else 0.0 for i in range(times))).check()
 
 
 def test_messages_begin_with_the_prefix_of_the_field():
@@ -31,12 +30,12 @@ def test_messages_begin_with_the_prefix_of_the_field():
         (1, "euler", (0.0, 2.0)),
     ):
         with pytest.raises(FormatError, match=r"config\.json: teacher\.(nfe|solver|time_grid) is"):
-            check_integration("teacher.", *bad)
+            Integration(*bad).check("teacher.")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_measured_figure_that_is_not_finite_is_refused_by_name(value):
-    variant = VariantSpec("k1.onnx", 1, measured={"action_error": value})
+    variant = VariantSpec("k1.onnx", integration=Integration(1), measured={"action_error": value})
     with pytest.raises(FormatError, match=r'variants\["k1"\]\.measured\["action_error"\] is'):
         variant.check("k1")
 
@@ -44,21 +43,20 @@ def test_measured_figure_that_is_not_finite_is_refused_by_name(value):
 @pytest.mark.parametrize("mapping", [dict, MappingProxyType])
 def test_variant_survives_its_json_whatever_mapping_holds_its_figures(mapping):
     measured = mapping({"cpu_ms": 0.5})
-    variant = VariantSpec("k1.onnx", 4, "rk4", (0.0, 1.0), 2, "fp16", one_step=True, measured=measured)
+    variant = VariantSpec("k1.onnx", Integration(4, "rk4", (0.0, 1.0), 2), "fp16", one_step=True, measured=measured)
     assert VariantSpec.from_json(json.loads(json.dumps(variant.to_json())), "k1") == variant
 
 
 @pytest.mark.parametrize("takes_prefix", [False, True])
-def test_json_says_whether_a_variant_is_told_how_its_chunk_begins(takes_prefix):
-    variant = VariantSpec("rtc.onnx", 4, takes_prefix=takes_prefix)
+def test_json_holds_whether_a_variant_takes_a_prefix(takes_prefix):
+    variant = VariantSpec("rtc.onnx", integration=Integration(4), takes_prefix=takes_prefix)
     data = json.loads(json.dumps(variant.to_json()))
     assert data["takes_prefix"] is takes_prefix
     assert VariantSpec.from_json(data, "rtc") == variant
-    assert VariantSpec("rtc.onnx", 4) == VariantSpec("rtc.onnx", 4, takes_prefix=False)
 
 
 @pytest.mark.parametrize("value", [None, 0, 1, "true", [True]])
 def test_only_true_or_false_say_it(value):
-    data = VariantSpec("rtc.onnx", 4).to_json() | {"takes_prefix": value}
+    data = VariantSpec("rtc.onnx", integration=Integration(4)).to_json() | {"takes_prefix": value}
     with pytest.raises(FormatError, match=r'variants\["rtc"\]\.takes_prefix is .*; expected true or false'):
         VariantSpec.from_json(data, "rtc")

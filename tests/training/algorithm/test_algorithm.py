@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meam_policy.spec import Integration
 from meam_training.algorithm import prior_loss
 from meam_training.algorithm.adjoint_objective import terminal_adjoint
 from meam_training.algorithm.batch import _DRAWS, ChunkBatch, MeamNoise, draw_noise
@@ -442,7 +443,9 @@ def test_after_a_termination_nothing_more_is_earned(make_config, make_networks):
 
 def flow_of(networks, config, features, x_0):
     """The flow and its clipping, row by row, from the definition."""
-    return integrate(networks.deployed.condition(features), x_0, config.nfe, config.solver, config.confine).clamp(-1, 1)
+    return integrate(
+        networks.deployed.condition(features), x_0, Integration(config.nfe, config.solver), config.confine
+    ).clamp(-1, 1)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from meam_policy.spec import Integration
 from meam_training.algorithm.head_losses import distill_loss, edit_loss
 from meam_training.flow.ode import integrate
 from meam_training.networks.critic_ensemble import CriticEnsemble
@@ -278,7 +279,7 @@ def test_a_linear_flow_is_distilled_into_one_evaluation():
     pull, shift = torch.tensor([[-1.0, 0.4], [-0.4, -1.0]]), torch.tensor([[0.5, 0.0], [0.2, -0.3]])
 
     def teacher(features, x_0):
-        return integrate(lambda x, _: x @ pull.T + features @ shift.T, x_0, 10)
+        return integrate(lambda x, _: x @ pull.T + features @ shift.T, x_0, Integration(10))
 
     data = torch.randn(2, 300, 64, 2)
     held_out, held_out_x_0 = torch.randn(2, 500, 2)

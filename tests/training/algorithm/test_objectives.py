@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from meam_policy.spec import BoxSpec, PolicySpec
+from meam_policy.spec import BoxSpec, Integration, PolicySpec
 from meam_training.algorithm import adjoint_objective, reweighted_objective
 from meam_training.algorithm.batch import ChunkBatch, MeamNoise, draw_noise
 from meam_training.algorithm.sample_matching import importance_weights
@@ -86,6 +86,7 @@ def make_config(**changes: Any) -> TrainConfig:
 def make_networks(config: TrainConfig, seed: int = 0) -> MeamNetworks:
     unit = BoxSpec((ACT,), "float32", (-1.0,) * ACT, (1.0,) * ACT)
     spec = PolicySpec(
+        integration=Integration(nfe=config.nfe, solver=config.solver),
         observation=(BoxSpec((OBS,), "float32", (-math.inf,) * OBS, (math.inf,) * OBS),),
         action=unit,
         chunk_size=1,
@@ -94,8 +95,6 @@ def make_networks(config: TrainConfig, seed: int = 0) -> MeamNetworks:
         observation_std=(1.0,) * OBS,
         action_offset=(0.0,) * ACT,
         action_scale=(1.0,) * ACT,
-        nfe=config.nfe,
-        solver=config.solver,
         method=config.method,
     )
     torch.manual_seed(seed)

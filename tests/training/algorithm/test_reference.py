@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from meam_policy.spec import BoxSpec, PolicySpec
+from meam_policy.spec import BoxSpec, Integration, PolicySpec
 from meam_training.algorithm.adjoint_objective import terminal_adjoint
 from meam_training.algorithm.batch import ChunkBatch, MeamNoise, draw_noise
 from meam_training.algorithm.q_maximizer import pessimistic_value
@@ -108,6 +108,7 @@ def case(request, name):
     )
     observed, acted = meta["obs_dim"], meta["action_dim"]
     spec = PolicySpec(
+        integration=Integration(nfe=config.nfe),
         observation=(BoxSpec((observed,), "float32", (-np.inf,) * observed, (np.inf,) * observed),),
         action=BoxSpec((acted,), "float32", (-1.0,) * acted, (1.0,) * acted),
         chunk_size=config.chunk_size,
@@ -116,7 +117,6 @@ def case(request, name):
         observation_std=(1.0,) * observed,
         action_offset=(0.0,) * acted,
         action_scale=(1.0,) * acted,
-        nfe=config.nfe,
         method="qam",
     )
     networks = MeamNetworks(spec, config)
@@ -137,7 +137,7 @@ def case(request, name):
         valid=put("batch/valid")[:, -1],
     )
     # The reference draws one chunk for one decision; there is nothing random but what follows.
-    assert config.best_of == spec.best_of == 1
+    assert config.best_of == spec.integration.best_of == 1
     drawn = draw_noise(config.batch_size, spec.chunk_dim, config, torch.Generator(), torch.device("cpu"))
     used = {
         "next_x_0": put("next_noise")[:, 0],
@@ -169,14 +169,16 @@ def test_the_critics_agree(case):
 
 def test_the_actions_of_the_ode_agree(case):
     policy = case.networks.policy.condition(case.features)
-    actions = integrate(policy, case.input("gen_noise"), case.config.nfe).clamp(-1, 1)
+    actions = integrate(policy, case.input("gen_noise"), Integration(case.config.nfe)).clamp(-1, 1)
     case.assert_same(actions, "flow_actions/fast")
 
 
 def test_the_parts_of_the_temporal_difference_target_agree(case):
     n, config = case.networks, case.config
     next_features = n.encoder(case.batch.next_observations)
-    next_actions = integrate(n.policy.condition(next_features), case.noise.next_x_0, config.nfe).clamp(-1, 1)
+    next_actions = integrate(n.policy.condition(next_features), case.noise.next_x_0, Integration(config.nfe)).clamp(
+        -1, 1
+    )
     case.assert_same(next_actions, "next_actions")
     case.assert_same(n.act(next_features, case.noise.next_x_0), "next_actions")
     values = n.target_critic(next_features, next_actions)

@@ -50,7 +50,7 @@ class QAMAgent:
         agent = QAMAgent()
         rows, chunk = config.batch_size, config.horizon_length
         agent.shapes = {"observations": (rows, *observation.shape), "actions": (rows, chunk, *action.shape)}
-        assert config.action_chunking == (chunk > 1) and config.num_qs == 2 and config.nfe == 10
+        assert config.action_chunking == (chunk > 1) and config.num_qs == 2 and config.flow_steps == 10
         return agent
     def update(self, batch):
         assert all(batch[name].shape == shape for name, shape in self.shapes.items())

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from meam_policy import BoxSpec, ConfigError, OutputError, PolicySpec, SpaceError, rollout
+from meam_policy.spec import Integration
 from meam_training.collection.record_rollouts import record_rollouts
 from meam_training.data.dataset import OfflineDataset
 
@@ -52,6 +53,7 @@ class Drifter:
         boxes = [BoxSpec((3,), "float32", *FREE, key=key) for key in (("arm", "wrist") if dict_space else (None,))]
         size = 3 * len(boxes)
         self.spec = PolicySpec(
+            integration=Integration(nfe=1),
             observation=tuple(boxes),
             action=BoxSpec((2,), "float32", (-1.0,) * 2, (1.0,) * 2),
             chunk_size=1,
@@ -60,7 +62,6 @@ class Drifter:
             observation_std=(1.0,) * size,
             action_offset=(0.0,) * 2,
             action_scale=(1.0,) * 2,
-            nfe=1,
             method="by hand",
         )
         self.inferences = 0

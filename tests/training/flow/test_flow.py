@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from meam_policy.spec import EVALUATIONS, Solver
+from meam_policy.spec import EVALUATIONS, Integration, Solver
 from meam_training.flow.likelihood import log_likelihood
 from meam_training.flow.ode import denoise, integrate
 from meam_training.flow.path import flow_matching_loss, interpolate, score_from_velocity, time_like
@@ -55,7 +55,7 @@ def test_integration_of_an_affine_field_is_the_power_of_its_euler_step(steps):
     generator = np.random.default_rng(1)
     matrix, offset, drift, x_0 = (generator.normal(size=s) for s in ((3, 3), 3, 3, (5, 3)))
     reached = integrate(
-        lambda x, t: x @ tensor(matrix).T + tensor(offset) + t * tensor(drift), tensor(x_0), steps
+        lambda x, t: x @ tensor(matrix).T + tensor(offset) + t * tensor(drift), tensor(x_0), Integration(steps)
     ).numpy()
     h = 1 / steps
     euler = np.eye(3) + h * matrix
@@ -74,7 +74,7 @@ def test_integration_reads_the_field_at_the_beginning_of_every_step(steps):
         seen.append(t[0].item())
         return 2 * t.expand_as(x)
 
-    reached = integrate(velocity, torch.zeros(1, 2, dtype=torch.float64), steps)
+    reached = integrate(velocity, torch.zeros(1, 2, dtype=torch.float64), Integration(steps))
     np.testing.assert_allclose(seen, np.arange(steps) / steps)
     np.testing.assert_allclose(reached, (steps - 1) / steps)
 
@@ -114,7 +114,10 @@ def test_the_flow_to_a_gaussian_reaches_it_as_steps_grow():
         return tensor(gaussian(x.numpy(), t.numpy(), mean, std)[1])
 
     x_0 = tensor(np.linspace(-2, 2, 9))[:, None]
-    errors = [(integrate(velocity, x_0, steps) - (mean + std * x_0)).abs().max().item() for steps in (50, 100, 200)]
+    errors = [
+        (integrate(velocity, x_0, Integration(steps)) - (mean + std * x_0)).abs().max().item()
+        for steps in (50, 100, 200)
+    ]
     assert errors[2] < 0.01
     # First order: half the step, half the error.
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
@@ -150,7 +153,7 @@ class Curved:
 @given(seed=st.integers(0, 10_000), steps=st.integers(1, 12), batch=st.integers(1, 4), act=st.integers(1, 4))
 def test_the_midpoint_scheme_is_that_of_its_definition(seed, steps, batch, act):
     field, x_0 = Curved(seed, act), np.random.default_rng(seed + 1).normal(size=(batch, act))
-    reached = integrate(field, tensor(x_0), 2 * steps, "midpoint")
+    reached = integrate(field, tensor(x_0), Integration(2 * steps, "midpoint"))
     np.testing.assert_allclose(reached, field.midpoint(x_0, steps), rtol=1e-11, atol=1e-12)
 
 
@@ -159,18 +162,22 @@ def test_the_midpoint_scheme_is_of_second_order_and_eulers_of_first():
     exact = field.midpoint(x_0.numpy(), 5000)
     solvers: tuple[Solver, Solver] = ("euler", "midpoint")
     for solver, ratio in zip(solvers, (2, 4), strict=True):
-        errors = [np.abs(integrate(field, x_0, steps, solver).numpy() - exact).max() for steps in (32, 64, 128)]
+        errors = [
+            np.abs(integrate(field, x_0, Integration(steps, solver)).numpy() - exact).max() for steps in (32, 64, 128)
+        ]
         assert errors[0] / errors[1] == pytest.approx(ratio, rel=0.05)
         assert errors[1] / errors[2] == pytest.approx(ratio, rel=0.05)
     # At the same number of evaluations it is the better one by far.
-    euler, midpoint = (np.abs(integrate(field, x_0, 10, solver).numpy() - exact).max() for solver in solvers)
+    euler, midpoint = (
+        np.abs(integrate(field, x_0, Integration(10, solver)).numpy() - exact).max() for solver in solvers
+    )
     assert midpoint < euler / 5
 
 
 @given(st.integers(1, 20), st.floats(-5, 5), st.floats(-5, 5))
 def test_the_midpoint_scheme_is_exact_where_the_velocity_is_linear_in_time_alone(steps, constant, slope):
     reached = integrate(
-        lambda x, t: constant + slope * t.expand_as(x), torch.ones(2, 3).double(), 2 * steps, "midpoint"
+        lambda x, t: constant + slope * t.expand_as(x), torch.ones(2, 3).double(), Integration(2 * steps, "midpoint")
     )
     np.testing.assert_allclose(reached, 1 + constant + slope / 2, rtol=1e-12, atol=1e-12)
 
@@ -185,7 +192,7 @@ def test_flow_steps_count_the_evaluations_of_the_velocity(solver, evaluations):
         seen.append(t.item())
         return -x
 
-    integrate(velocity, torch.ones(1, 2, dtype=torch.float64), evaluations, solver)
+    integrate(velocity, torch.ones(1, 2, dtype=torch.float64), Integration(evaluations, solver))
     assert len(seen) == evaluations
     if solver not in ("heun", "rk4"):  # which evaluate at the same time twice
         np.testing.assert_allclose(seen, np.arange(evaluations) / evaluations, atol=1e-12)
@@ -196,8 +203,8 @@ def test_the_steps_end_at_given_times_or_at_equal_distances(solver):
     field, x_0 = Curved(5), tensor(np.random.default_rng(6).normal(size=(2, 4, 3)))
     steps, together = 4, EVALUATIONS[solver]
     equal, given_equal, other = (
-        integrate(field, x_0, steps * together, solver, times=times)
-        for times in (None, [0.0, 0.25, 0.5, 0.75, 1.0], [0.0, 0.1, 0.5, 0.6, 1.0])
+        integrate(field, x_0, Integration(steps * together, solver, time_grid=times))
+        for times in (None, (0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.1, 0.5, 0.6, 1.0))
     )
     assert torch.equal(equal, given_equal)
     assert (equal - other).abs().max() > 1e-5
@@ -229,7 +236,7 @@ def test_confining_changes_nothing_where_the_denoised_actions_lie_in_the_box(sol
         return (torch.tanh(3 * field(x, t)) - x) / (1 - t).clamp(min=0.01)
 
     evaluations = steps * EVALUATIONS[solver]
-    free, confined = (integrate(velocity, x_0, evaluations, solver, confine) for confine in (False, True))
+    free, confined = (integrate(velocity, x_0, Integration(evaluations, solver), confine) for confine in (False, True))
     torch.testing.assert_close(confined, free.clamp(-1, 1), rtol=1e-11, atol=1e-11)
 
 

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meam_policy.spec import EVALUATIONS, Solver
-from meam_training.flow.solvers import PREFIX_SOLVERS, denoised, solve, uniform_times
+from meam_policy.spec import EVALUATIONS, Integration, Solver
+from meam_training.flow.solvers import PREFIX_SOLVERS, denoised, solve
 
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 ORDERS: dict[Solver, int] = {"euler": 1, "ab2": 2, "midpoint": 2, "heun": 2, "rk4": 4}
@@ -153,7 +153,7 @@ def test_the_velocity_is_evaluated_so_often_and_at_these_times(solver: Solver, c
 @pytest.mark.parametrize("solver", SOLVERS)
 @given(steps=st.integers(1, 200))
 def test_uniform_times_take_the_asked_number_of_evaluations(solver: Solver, steps: int) -> None:
-    times = uniform_times(steps * EVALUATIONS[solver], solver)
+    times = Integration(steps * EVALUATIONS[solver], solver).times
     assert (times[0], times[-1], len(times)) == (0, 1, steps + 1)
     np.testing.assert_allclose(np.diff(times), 1 / steps, rtol=1e-12)
 
@@ -167,7 +167,7 @@ def test_an_euler_step_in_float32_adds_just_the_velocity_over_their_number(steps
     expected, taken = x_0, iter(velocities)
     for v in velocities:
         expected = expected + v / steps
-    times = uniform_times(steps, "euler")[: len(velocities) + 1]
+    times = Integration(steps, "euler").times[: len(velocities) + 1]
     assert torch.equal(solve(lambda x, t: next(taken), x_0, times, "euler"), expected)
 
 
@@ -216,7 +216,7 @@ def test_confined_euler_ends_at_the_last_denoised_action() -> None:
         seen.append((x, t))
         return 3 * on_tensors(field)(x, t)
 
-    reached = solve(velocity, x_0, uniform_times(5, "euler"), "euler", True)
+    reached = solve(velocity, x_0, Integration(5, "euler").times, "euler", True)
     x, t = seen[-1]
     torch.testing.assert_close(reached, denoised(x, velocity(x, t), t, True), rtol=1e-13, atol=1e-13)
     assert (reached.abs() == 1).any()
@@ -361,7 +361,7 @@ NOISE = np.random.default_rng(0).normal(size=(5000, ACT))
 def share_of_the_way(solver: Solver, known: int, sign: int) -> float:
     """How many of the results go on along sign * WAY where their first `known` components are told to."""
     weight = (np.arange(ACT) < known).astype(float)
-    reached = inpainted(of_two_ways, NOISE, uniform_times(10, solver), solver, False, sign * WAY, weight)
+    reached = inpainted(of_two_ways, NOISE, Integration(10, solver).times, solver, False, sign * WAY, weight)
     np.testing.assert_allclose(reached[:, :known], np.tile(sign * WAY[:known], (len(NOISE), 1)), rtol=0, atol=1e-12)
     return float((sign * reached[:, known:] * WAY[known:] > 0).all(axis=1).mean())
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from jaxtyping import Float
 from torch import Tensor
 
-from meam_policy.spec import Solver
+from meam_policy.spec import Integration
 from meam_training.flow.path import time_like
-from meam_training.flow.solvers import denoised, solve, uniform_times
+from meam_training.flow.solvers import denoised, solve
 from meam_training.flow.velocity import Velocity
 
 __all__ = ["denoise", "integrate"]
@@ -30,10 +30,8 @@ def denoise(velocity: Velocity, x: Float[Tensor, "*batch act"], t: float, confin
 def integrate(
     velocity: Velocity,
     x_0: Float[Tensor, "*batch act"],
-    nfe: int,
-    solver: Solver = "euler",
+    integration: Integration,
     confine: bool = False,
-    times: Sequence[float] | None = None,
     guide: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "*batch act"]:
     """Follow dx/dt = v(x, t) from noise to action; see `solvers.solve`.
@@ -41,14 +39,12 @@ def integrate(
     Args:
         velocity: Velocity of the flow.
         x_0: Noise.
-        nfe: Evaluations of the velocity, K.
-        solver: Integration scheme; K must be a multiple of its evaluations a step.
+        integration: Solver and ends of its steps.
         confine: Clip denoised actions, and the result, to the box [-1, 1].
-        times: Ends of the steps, from 0 to 1; None for equal steps.
         guide: Changes denoised actions.
     """
 
     def v(x: Tensor, t: float) -> Tensor:
         return velocity(x, time_like(x, t))
 
-    return solve(v, x_0, times or uniform_times(nfe, solver), solver, confine, guide)
+    return solve(v, x_0, integration.times, integration.solver, confine, guide)

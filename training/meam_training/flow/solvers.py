@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from meam_policy.spec import EVALUATIONS, Solver
+from meam_policy.spec import Solver
 
-__all__ = ["PREFIX_SOLVERS", "Vector", "denoised", "solve", "uniform_times"]
+__all__ = ["PREFIX_SOLVERS", "Vector", "denoised", "solve"]
 
 
 PREFIX_SOLVERS: tuple[Solver, ...] = ("euler", "ab2", "midpoint")
@@ -33,12 +33,6 @@ class Vector(Protocol):
 
 
 X = TypeVar("X", bound=Vector)
-
-
-def uniform_times(nfe: int, solver: Solver) -> tuple[float, ...]:
-    """Ends of equal steps from 0 to 1 that take `nfe` evaluations of the velocity in all."""
-    steps = nfe // EVALUATIONS[solver]
-    return tuple(k / steps for k in range(steps + 1))
 
 
 def denoised(x: X, velocity: X, t: float, confine: bool) -> X:

@@ -17,6 +17,7 @@ from meam_training.algorithm.batch import ChunkBatch
 from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.dataset_cache import rows_per_block
+from meam_training.networks.action_normaliser import ActionNormaliser
 
 __all__ = ["ChunkSource", "DeviceChunks", "HostChunks", "make_chunk_source"]
 
@@ -44,6 +45,7 @@ class DeviceChunks:
         rows, starts = len(dataset), len(sampler)
         self._observations, self._next_observations = torch.empty(2, rows, dataset.observation_dim, device=device)
         self._actions = torch.empty(rows, dataset.action_dim, device=device)
+        normalise = ActionNormaliser.of(spec).normalise
         self._rewards, self._masks, self._valid = torch.empty(3, starts, device=device)
         self._last_rows = torch.empty(starts, dtype=torch.int64, device=device)
         self._offsets = torch.arange(config.chunk_size, device=device)
@@ -51,7 +53,7 @@ class DeviceChunks:
         step = rows_per_block(dataset.observation_dim)
         for part in (slice(first, first + step) for first in range(0, rows, step)):
             self._observations[part] = _tensor(dataset.observations[part])
-            self._actions[part] = _tensor(_normalised(dataset.actions[part], spec))
+            self._actions[part] = _tensor(normalise(dataset.actions[part]).astype(np.float32))
             self._next_observations[part] = _tensor(dataset.next_observations[part])
             for target, values in zip(targets, sampler.targets(np.arange(starts)[part]), strict=True):
                 target[part] = _tensor(values)
@@ -81,7 +83,7 @@ class HostChunks:
 
     def __init__(self, config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec, device: torch.device) -> None:
         self._sampler = dataset.chunk_sampler(config.chunk_size, config.discount)
-        self._spec = spec
+        self._normalise = ActionNormaliser.of(spec).normalise
         self._device = device
 
     def __len__(self) -> int:
@@ -92,7 +94,7 @@ class HostChunks:
         """Draw chunks, their starts uniform over the rows."""
         starts = _draw(len(self), batch_size, generator, self._device)
         batch = self._sampler.batch(starts.cpu().numpy())
-        actions = _normalised(batch.actions, self._spec).reshape(batch_size, -1)
+        actions = self._normalise(batch.actions).astype(np.float32).reshape(batch_size, -1)
         return ChunkBatch(
             observations=_tensor(batch.observations).to(self._device),
             actions=_tensor(actions).to(self._device),
@@ -126,11 +128,6 @@ def make_chunk_source(
 
 def _draw(rows: int, batch_size: int, generator: torch.Generator, device: torch.device) -> Tensor:
     return torch.randint(rows, (batch_size,), generator=generator, device=device)
-
-
-def _normalised(actions: NDArray[np.float32], spec: PolicySpec) -> NDArray[np.float32]:
-    scaled = (actions - np.array(spec.action_offset)) / np.array(spec.action_scale)
-    return scaled.clip(-1, 1).astype(np.float32)
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from meam_policy.spec import PolicySpec
 from meam_training.networks.meam_networks import MeamNetworks
+from meam_training.networks.policy_module import PolicyModule
 
 __all__ = ["NetworkSession"]
 
@@ -21,13 +22,10 @@ class NetworkSession:
     """
 
     def __init__(self, networks: MeamNetworks, spec: PolicySpec) -> None:
-        self._networks, self.takes_prefix = networks, False
+        self.takes_prefix = False
+        self._networks = networks
         self._device = next(networks.parameters()).device
-        self._shape = (spec.chunk_size, spec.action_dim)
-        numbers = (spec.action_offset, spec.action_scale, spec.action.low, spec.action.high)
-        self._offset, self._scale, self._low, self._high = (
-            torch.tensor(values, dtype=torch.float32, device=self._device) for values in numbers
-        )
+        self._policy = PolicyModule(networks, spec).to(self._device)
 
     @property
     def provider(self) -> str:
@@ -45,9 +43,6 @@ class NetworkSession:
         """Compute what the exported graph will: see `PolicySession.run_all`."""
         rows, draws = (torch.from_numpy(array).to(self._device) for array in (observation, noise))
         with self._networks.in_float32():
-            x_1, values = self._networks.choose(self._networks.encoder(rows), draws)
-        actions = self._offset + self._scale * x_1.reshape(-1, *self._shape)
-        found = {"actions": torch.minimum(torch.maximum(actions, self._low), self._high)}
-        if values is not None:
-            found |= {"value": values.mean(dim=0), "disagreement": values.std(dim=0, correction=0)}
-        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
+            outputs = self._policy.decide(rows, draws)
+        names = ("actions", "value", "disagreement")
+        return {name: tensor.cpu().numpy() for name, tensor in zip(names, outputs, strict=False)}

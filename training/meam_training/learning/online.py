@@ -23,6 +23,7 @@ from meam_training.data.action_chunk import chunk_targets
 from meam_training.learning.chunk_source import ChunkSource
 from meam_training.learning.learner import Learner
 from meam_training.learning.network_session import NetworkSession
+from meam_training.networks.action_normaliser import ActionNormaliser
 from meam_training.networks.meam_networks import MeamNetworks
 
 __all__ = ["ONLINE_METRICS", "OnlineCollector", "OnlineLearning", "ReplayChunks"]
@@ -49,7 +50,7 @@ class ReplayChunks:
 
     def __init__(self, offline: ChunkSource, spec: PolicySpec, config: TrainConfig) -> None:
         self._offline, self._config = offline, config
-        self._offset, self._scale = np.array(spec.action_offset), np.array(spec.action_scale)
+        self._normaliser = ActionNormaliser.of(spec)
         rows = config.online_steps
         self._rows = {
             "observations": np.zeros((rows, spec.observation_dim), np.float32),
@@ -95,7 +96,7 @@ class ReplayChunks:
         """
         transition = {
             "observations": observation,
-            "actions": ((action - self._offset) / self._scale).clip(-1, 1),
+            "actions": self._normaliser.normalise(action),
             "rewards": reward,
             "next_observations": next_observation,
             "terminations": terminated,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from meam_policy.spec import PolicySpec, Solver
+from meam_policy.spec import Integration, PolicySpec
 from meam_training.config import TrainConfig
 from meam_training.flow.ode import integrate
 from meam_training.networks.critic_ensemble import CriticEnsemble
@@ -38,16 +38,14 @@ class MeamNetworks(nn.Module):
     Attributes:
         known_value: If set, the value of normalised chunks at raw observations, [batch, obs], [batch, act] -> [batch],
             instead of the critics'.
-        nfe, solver, times, best_of: How it acts: as the settings say, in equal steps.
+        integration: How it acts in training.
     """
 
     def __init__(self, spec: PolicySpec, config: TrainConfig) -> None:
         super().__init__()
         action_dim = spec.chunk_dim
         self.config = config
-        self.nfe, self.best_of = config.nfe, config.best_of
-        self.solver: Solver = config.solver
-        self.times: tuple[float, ...] | None = None
+        self.integration = config.integration
         self.known_value: KnownValue | None = None
         self.encoder = ObservationEncoder(
             spec.observation_mean, spec.observation_std, config.fourier_features, config.fourier_scale
@@ -106,11 +104,19 @@ class MeamNetworks(nn.Module):
         field: VelocityField,
         features: Tensor,
         x_0: Float[Tensor, "*batch act"],
+        integration: Integration | None = None,
         guide: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Follow one of the fields from noise to action; see `solvers.solve`."""
-        velocity, confine = field.condition(features), self.config.confine
-        return integrate(velocity, x_0, self.nfe, self.solver, confine, self.times, guide)
+        """Follow one of the fields from noise to action; see `solvers.solve`.
+
+        Args:
+            field: The velocity field.
+            features: Encoded observations.
+            x_0: Noise.
+            integration: How; None as in training, `self.integration`.
+            guide: Changes denoised actions.
+        """
+        return integrate(field.condition(features), x_0, integration or self.integration, self.config.confine, guide)
 
     def act(
         self,
@@ -132,9 +138,10 @@ class MeamNetworks(nn.Module):
         features: Float[Tensor, "batch features"],
         noise: Float[Tensor, "batch noise"],
         edit_noise: Float[Tensor, "batch noise"] | None = None,
+        integration: Integration | None = None,
     ) -> tuple[Float[Tensor, "batch act"], Float[Tensor, "critics batch"] | None]:
         """What `act` returns, and its values by every averaged critic; None where there is no choice."""
-        x_1, values = self.draw(features, noise, edit_noise)
+        x_1, values = self.draw(features, noise, edit_noise, integration)
         if values is None:
             return x_1[0], None
         best = values.mean(dim=0).argmax(dim=0)[None, :]
@@ -146,24 +153,27 @@ class MeamNetworks(nn.Module):
         features: Float[Tensor, "batch features"],
         noise: Float[Tensor, "batch noise"],
         edit_noise: Float[Tensor, "batch noise"] | None = None,
+        integration: Integration | None = None,
     ) -> tuple[Float[Tensor, "samples batch act"], Float[Tensor, "critics samples batch"] | None]:
         """All chunks of which `choose` takes one, and their values; None where there is only one."""
-        x_0 = noise.unflatten(-1, (self.best_of, -1)).movedim(1, 0)
-        x_1 = self.flow(self.deployed, features, x_0)
-        repeated = features.expand(self.best_of, *features.shape)
+        integration = integration or self.integration
+        best_of = integration.best_of
+        x_0 = noise.unflatten(-1, (best_of, -1)).movedim(1, 0)
+        x_1 = self.flow(self.deployed, features, x_0, integration)
+        repeated = features.expand(best_of, *features.shape)
         if self.edit_policy is not None:
             x_1 = x_1.clamp(-1, 1)
             if edit_noise is None:
                 edit = self.edit_policy.mode(repeated, x_1)
             else:
-                drawn = edit_noise.unflatten(-1, (self.best_of, -1)).movedim(1, 0)
+                drawn = edit_noise.unflatten(-1, (best_of, -1)).movedim(1, 0)
                 edit, _ = self.edit_policy.sample(repeated, x_1, drawn)
             x_1 = apply_edit(x_1, edit, self.config.edit_scale)
         x_1 = x_1.clamp(-1, 1)
-        if self.best_of == 1:
+        if best_of == 1:
             return x_1, None
         values = self.values(repeated.flatten(0, 1), x_1.flatten(0, 1))
-        return x_1, values.unflatten(1, (self.best_of, -1))
+        return x_1, values.unflatten(1, (best_of, -1))
 
     def values(
         self, features: Float[Tensor, "batch features"], actions: Float[Tensor, "batch act"]

@@ -1,0 +1,44 @@
+"""Between actions in the environment's units and those of the flow."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from meam_policy.spec import PolicySpec
+
+__all__ = ["ActionNormaliser"]
+
+Array = TypeVar("Array", bound=Any)
+
+
+class ActionNormaliser(NamedTuple):
+    """Maps the action box to [-1, 1] and back; on NumPy arrays or on tensors, whichever its own numbers are.
+
+    Attributes:
+        offset: Centre of the action box [action_dim], environment units.
+        scale: Half width of the action box [action_dim], environment units.
+        low: Lower bounds of actions [action_dim], environment units.
+        high: Upper bounds [action_dim].
+    """
+
+    offset: Any
+    scale: Any
+    low: Any
+    high: Any
+
+    @classmethod
+    def of(cls, spec: PolicySpec) -> ActionNormaliser:
+        """That of a policy, with float64 arrays."""
+        numbers = (spec.action_offset, spec.action_scale, spec.action.low, spec.action.high)
+        return cls(*(np.array(values) for values in numbers))
+
+    def normalise(self, actions: Array) -> Array:
+        """Actions [..., action_dim] in environment units as the flow knows them, clipped to [-1, 1]."""
+        return ((actions - self.offset) / self.scale).clip(-1, 1)
+
+    def to_environment(self, normalised: Array) -> Array:
+        """The flow's actions [..., action_dim] in environment units, within the bounds."""
+        # Clipped although the flow's lie in [-1, 1]: offset + scale may round past a bound.
+        return (self.offset + self.scale * normalised).clip(self.low, self.high)
