@@ -421,12 +421,12 @@ def test_what_cannot_act_is_refused() -> None:
         PolicyModule(cloned, make_spec(config=KINDS["bc"], best_of=2))
 
 
-def test_the_reference_leaves_the_networks_integrated_as_they_were() -> None:
+def test_the_reference_shares_the_networks_and_integrates_them_its_own_way() -> None:
     module, _ = trained(make_spec(), CONFIG)
     other = PolicyModule(module.networks, make_spec(6, solver="heun", time_grid=(0.0, 0.1, 0.2, 1.0), best_of=2))
-    assert (module.networks.nfe, module.networks.solver, module.networks.times) == (4, "euler", None)
-    assert (other.networks.nfe, other.networks.solver, other.networks.best_of) == (6, "heun", 2)
-    assert next(other.networks.parameters()) is next(module.networks.parameters())
+    assert (module.networks.integration, module.integration) == (CONFIG.integration, Integration(4))
+    assert other.integration == Integration(6, "heun", (0.0, 0.1, 0.2, 1.0), 2)
+    assert other.networks is module.networks
 
 
 # Told how the chunk begins

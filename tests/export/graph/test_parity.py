@@ -230,10 +230,10 @@ def with_swapped_outputs() -> bytes:
 WRONG: dict[str, Callable[[], bytes]] = {
     "one weight by 2 %": lambda: edited(scale_one_weight),
     "gelu without tanh": lambda: edited(take_the_exact_gelu),
-    "euler": lambda: of_another_policy(solver="euler"),
-    "heun": lambda: of_another_policy(solver="heun"),
-    "six steps": lambda: of_another_policy(nfe=6),
-    "another grid": lambda: of_another_policy(time_grid=(0.0, 0.49, 1.0)),
+    "euler": lambda: of_another_policy(integration=replace(SPEC.integration, solver="euler")),
+    "heun": lambda: of_another_policy(integration=replace(SPEC.integration, solver="heun")),
+    "six steps": lambda: of_another_policy(integration=replace(SPEC.integration, nfe=6)),
+    "another grid": lambda: of_another_policy(integration=replace(SPEC.integration, time_grid=(0.0, 0.49, 1.0))),
     "another offset": lambda: of_another_policy(action_offset=(-0.5001, 0.625)),
     "another bound": lambda: of_another_policy(action=BoxSpec((2,), "float32", (-1.9, 0.5), (1.0, 0.75))),
     "another normaliser": with_another_normaliser,
@@ -487,7 +487,7 @@ DEAF: dict[str, Callable[[], bytes]] = {
     "no prefix": lambda: deaf_to("prefix"),
     "no weights": lambda: deaf_to("prefix_weight"),
     "another offset": lambda: told_of_another(action_offset=(-0.5001, 0.625)),
-    "another solver": lambda: told_of_another(solver="ab2"),
+    "another solver": lambda: told_of_another(integration=replace(SPEC.integration, solver="ab2")),
 }
 
 

@@ -122,8 +122,8 @@ def _clipped_mean_square(noise: np.ndarray, one: float, other: float) -> float:
 
 
 def test_one_step_has_nothing_to_search_for() -> None:
-    assert search_integration(random_networks(), make_spec(), 1, ["euler"], ROWS) == ("euler", (0.0, 1.0))
-    assert search_integration(random_networks(), make_spec(), 4, ["rk4"], ROWS) == ("rk4", (0.0, 1.0))
+    assert search_integration(random_networks(), make_spec(), 1, ["euler"], ROWS) == Integration(1, "euler", (0.0, 1.0))
+    assert search_integration(random_networks(), make_spec(), 4, ["rk4"], ROWS) == Integration(4, "rk4", (0.0, 1.0))
 
 
 def test_steps_stay_equal_where_the_flow_is_straight() -> None:

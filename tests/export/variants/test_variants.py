@@ -49,8 +49,8 @@ TINY: dict[str, Any] = {
 }
 
 
-def variant(name: str, nfe: int, solver: Solver = "euler", **rest: Any) -> VariantSpec:
-    return VariantSpec(f"policy-{name}.onnx", integration=Integration(nfe, solver), **rest)
+def variant(name: str, nfe: int, solver: Solver = "euler", best_of: int = 1, **rest: Any) -> VariantSpec:
+    return VariantSpec(f"policy-{name}.onnx", Integration(nfe, solver, best_of=best_of), **rest)
 
 
 @pytest.mark.parametrize(
