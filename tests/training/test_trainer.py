@@ -239,8 +239,9 @@ def test_a_run_begun_when_settings_without_effect_were_accepted_goes_on(dataset,
     for file in (tmp_path / "config.json", last.path / "train_config.json"):
         written = json.loads(file.read_text())
         file.write_text(json.dumps({**written, "sde_steps": 5, "offline_share": 0.5, "edit_target_entropy": 3.0}))
-    assert load_settings(tmp_path) == Checkpoint.load(tmp_path).config == config
-    assert train(load_settings(tmp_path).changed(steps=5), dataset, tmp_path, resume=True).step == 5
+    read = load_settings(tmp_path)
+    assert read == Checkpoint.load(tmp_path).config == config
+    assert train(config.changed(steps=5), dataset, tmp_path, resume=True).step == 5
 
 
 def test_a_run_of_several_stages_keeps_its_number_of_steps(dataset, make_config, tmp_path):

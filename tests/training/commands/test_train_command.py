@@ -15,7 +15,6 @@ from meam_training.commands.train import _Progress
 from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
 from meam_training.runs.checkpoint import Checkpoint
-from meam_training.runs.run_folder import load_settings
 from meam_training.trainer import train
 
 TINY = (
@@ -139,9 +138,10 @@ def test_a_flag_without_effect_is_refused(data, tmp_path, capsys):
 def test_a_resumed_run_drops_what_loses_its_effect_by_what_is_given(begun):
     resume = ["train", "--resume", "--output-dir", str(begun)]
     assert meam([*resume, "--steps", "4", "--evaluate-every", "2", "--evaluate-episodes", "3"]) == 0
-    assert load_settings(begun).evaluate_episodes == 3
+    assert Checkpoint.load(begun).config.evaluate_episodes == 3
     assert meam([*resume, "--steps", "5", "--evaluate-every", "0"]) == 0
-    assert (load_settings(begun).evaluate_every, load_settings(begun).evaluate_episodes) == (0, 20)
+    last = Checkpoint.load(begun).config
+    assert (last.evaluate_every, last.evaluate_episodes) == (0, 20)
 
 
 def test_commands_to_go_on_with_can_be_pasted_whatever_the_folder_is_called(data, tmp_path, monkeypatch, capsys):

@@ -276,7 +276,7 @@ class TrainConfig:
         return {name: value for name, value in vars(self).items() if name not in free}
 
     @classmethod
-    def preset(cls, name: str, shared: Mapping[str, Any] | None = None, **overrides: Any) -> TrainConfig:
+    def preset(cls, name: str, shared: Mapping[str, Any] | None = None, /, **overrides: Any) -> TrainConfig:
         """The settings of a named method, with changes.
 
         Args:
@@ -326,7 +326,7 @@ class TrainConfig:
         try:
             written: dict[str, Any] = json.loads(text)
             fields = fields_of(cls)
-            data = {field.name: field.default for field in dataclasses.fields(cls)}
+            data: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
             data |= {_RENAMED.get(name, name): value for name, value in written.items()}
             for name, field in fields.items():
                 if get_origin(field.kind) is tuple:
