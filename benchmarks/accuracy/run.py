@@ -71,7 +71,7 @@ COMMON: Mapping[str, Any] = MappingProxyType(
         "log_every": 500,
     }
 )
-"""Settings of every job; `nfe` counts evaluations of the velocity, whatever the solver."""
+"""Settings of every job that they have an effect on; `nfe` counts evaluations of the velocity, whatever the solver."""
 
 Critic = Literal["true", "learned"]
 CRITICS: tuple[Critic, ...] = ("true", "learned")
@@ -112,7 +112,8 @@ class Job:
         run = RUNS[self.run]
         return TrainConfig.preset(
             "me-am",
-            **{**COMMON, **METHODS[self.method], **self.overrides},
+            COMMON,
+            **{**METHODS[self.method], **self.overrides},
             seed=self.seed,
             entropy_coef=run.entropy_coef,
             inverse_temperature=run.inverse_temperature,

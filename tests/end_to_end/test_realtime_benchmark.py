@@ -177,7 +177,6 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         steps=60,
         batch_size=64,
         hidden_dims=(16,),
-        critic_hidden_dims=(16,),
         learning_rate=1e-3,
         chunk_size=8,
         nfe=4,

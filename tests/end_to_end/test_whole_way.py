@@ -111,9 +111,8 @@ def test_an_output_folder_that_holds_a_policy_is_left_alone(checkpoint: Checkpoi
 
 @pytest.mark.parametrize("method", ["bc", "qam", "qam-edit"])
 def test_every_method_goes_the_whole_way(method: str, data_folder: Path, tmp_path: Path) -> None:
-    settings = {**TINY, "steps": 21}
     checkpoint = train(
-        TrainConfig.preset(method, **settings), OfflineDataset.from_minari(data_folder), tmp_path / "run"
+        TrainConfig.preset(method, TINY, steps=21), OfflineDataset.from_minari(data_folder), tmp_path / "run"
     )
     policy = MeamPolicy.from_pretrained(export_policy(checkpoint, tmp_path / "policy"))
     assert policy.spec.method == method

@@ -68,7 +68,7 @@ def make_config() -> MakeConfig:
             "log_every": 1,
             "online_warmup": 0,
         }
-        return TrainConfig.preset(method, **{**tiny, **overrides})
+        return TrainConfig.preset(method, tiny, **overrides)
 
     return make
 

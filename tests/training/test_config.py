@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from meam_policy.errors import ConfigError
 from meam_training.config import PRESETS, TrainConfig
+from meam_training.config.declaration import Range
 
 NAN, INF = math.nan, math.inf
 WHOLE = {  # field: smallest value
@@ -55,6 +56,21 @@ REAL = {  # field: values at the edges that are accepted, and that are not
     "distill_coef": ([0.0, 300.0], [-1e-9, NAN, INF]),
     "pessimism": ([0.0, 10.0], [-1e-9, NAN, INF]),
     "gradient_clip": ([0.0, 10.0], [-1e-9, NAN, INF]),
+}
+EFFECTIVE: dict[str, dict[str, Any]] = {  # what it takes, beside the me-am preset, for a setting to have an effect
+    "fourier_scale": {"fourier_features": 4},
+    "sde": {"objective": "adjoint"},
+    "sde_steps": {"objective": "adjoint", "sde": "reference"},
+    "candidates": {"objective": "reweighted"},
+    "likelihood_steps": {"objective": "reweighted"},
+    "divergence_probes": {"objective": "reweighted"},
+    "score_eps": {"objective": "target_score"},
+    "score_limit": {"objective": "target_score"},
+    "evaluate_episodes": {"evaluate_every": 1},
+    "online_warmup": {"online_steps": 2000},
+    "updates_per_step": {"online_steps": 2000},
+    "offline_share": {"online_steps": 2000},
+    "edit_target_entropy": {**PRESETS["qam-edit"]},
 }
 
 
@@ -134,8 +150,8 @@ def test_every_number_has_a_range_that_is_tested():
 def test_a_count_must_be_whole_and_large_enough(field):
     # With these, nothing but the field's own range is at stake.
     others: dict[str, Any] = {"steps": 10, "solver": "euler", "objective": "adjoint", "sde": "reference"}
-    if field == "candidates":
-        others["objective"] = "reweighted"
+    if field in EFFECTIVE:
+        others = {"steps": 10, "solver": "euler", **EFFECTIVE[field]}
     accepted = WHOLE[field]
     assert getattr(TrainConfig(**{**others, field: accepted}), field) == accepted
     expected = "1 or more|4 to batch_size = 256" if field == "candidates" else f"{accepted} or more"
@@ -149,8 +165,8 @@ def test_a_number_must_lie_in_its_range(field):
     accepted, refused = REAL[field]
     method = "qam-edit" if field == "edit_scale" else "me-am"
     for value in accepted:
-        assert getattr(TrainConfig.preset(method, **{field: value}), field) == value
-    for value in [*refused, "0.5", None]:
+        assert getattr(TrainConfig.preset(method, **{**EFFECTIVE.get(field, {}), field: value}), field) == value
+    for value in [*refused, "0.5", None, True]:
         with pytest.raises(ConfigError, match=f"{field} is {value!r}; expected a number"):
             TrainConfig.preset(method, **{field: value})
 
@@ -171,7 +187,7 @@ SWITCHES = ["confine", "adaptive_mixture", "joint_clip", "compile"]
 
 
 def changed(field: str, value: Any) -> TrainConfig:
-    return TrainConfig(**{"nfe": 12, field: value})  # which every solver can take
+    return TrainConfig(**{"nfe": 12, **EFFECTIVE.get(field, {}), field: value})  # a number that every solver can take
 
 
 @pytest.mark.parametrize("field", CHOICES)
@@ -215,7 +231,7 @@ def test_metrics_go_to_any_of_the_known_loggers():
 @pytest.mark.parametrize("value", [-0.1, 1.1, NAN, "0.5", [0.5]])
 def test_the_share_of_offline_data_is_none_or_a_number_from_0_to_1(value):
     for share in (None, 0, 0.5, 1):
-        assert TrainConfig(offline_share=share).offline_share == share
+        assert changed("offline_share", share).offline_share == share
     with pytest.raises(ConfigError, match=f"offline_share is {re.escape(repr(value))}; expected a number from 0 to 1"):
         changed("offline_share", value)
 
@@ -243,8 +259,8 @@ def test_the_samples_of_an_observation_fit_into_a_batch_where_they_are_used():
     for candidates in (17, 3, 1):
         with pytest.raises(ConfigError, match=f"candidates is {candidates}; expected 4 to batch_size = 16"):
             TrainConfig(batch_size=16, candidates=candidates)
-        for unused in WITHOUT_CANDIDATES:
-            assert TrainConfig(**{"batch_size": 16, "candidates": candidates, **unused}).candidates == candidates
+    for unused in WITHOUT_CANDIDATES:
+        assert TrainConfig(**{"batch_size": 4, **unused}).batch_size == 4
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
@@ -262,8 +278,9 @@ def test_the_ancestral_sde_has_at_least_one_step_with_noise():
         values: dict[str, Any] = {name: 1}
         with pytest.raises(ConfigError, match=f"{name} is 1; expected 2 or more"):
             TrainConfig(**ancestral, **values)
-        for other in ({"objective": "reweighted"}, {"objective": "target_score"}, {"sde": "reference"}):
-            assert getattr(TrainConfig(**{**ancestral, **values, **other}), name) == 1
+        assert getattr(TrainConfig(**{**ancestral, **values, "sde": "reference"}), name) == 1
+    for objective in ("reweighted", "target_score"):
+        assert TrainConfig(objective=objective, solver="euler", nfe=1).nfe == 1
 
 
 @pytest.mark.parametrize(
@@ -271,13 +288,13 @@ def test_the_ancestral_sde_has_at_least_one_step_with_noise():
 )
 def test_without_critics_there_is_nothing_to_choose_by_and_no_policy_to_train(field, value, neutral):
     assert getattr(TrainConfig(**BC, **{field: neutral}), field) == neutral
-    with pytest.raises(ConfigError, match=f"{field} is {value}; expected {neutral}.* for bc, which has no critics"):
+    with pytest.raises(ConfigError, match=f'{field} is {value}, but has no effect with method="bc"; leave it out'):
         TrainConfig(**BC, **{field: value})
 
 
 @pytest.mark.parametrize("value", [None, -3, 0.5, 2.0])
 def test_the_target_entropy_of_the_edits_is_a_number_or_none(value):
-    assert TrainConfig(edit_target_entropy=value).edit_target_entropy == value
+    assert changed("edit_target_entropy", value).edit_target_entropy == value
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF, "0", [1.0]])
@@ -285,7 +302,7 @@ def test_another_target_entropy_of_the_edits_is_refused(value):
     with pytest.raises(
         ConfigError, match=f"edit_target_entropy is {re.escape(repr(value))}; expected a number, or None"
     ):
-        TrainConfig(edit_target_entropy=value)
+        changed("edit_target_entropy", value)
 
 
 def test_edits_belong_to_qam_edit_and_to_it_alone():
@@ -312,7 +329,9 @@ def test_fourier_features_come_in_pairs():
 @pytest.mark.parametrize("value", [0, 5, -1, 1.5, True, "2"])
 def test_no_more_actions_are_executed_than_predicted(value):
     assert TrainConfig(chunk_size=4, execute_steps=4).execute_steps == 4
-    with pytest.raises(ConfigError, match=f"execute_steps is {value!r}; expected .*1 to chunk_size = 4"):
+    with pytest.raises(
+        ConfigError, match=f"execute_steps is {value!r}; expected .*1 (to chunk_size = 4|or more, or None)"
+    ):
         TrainConfig(chunk_size=4, execute_steps=value)
 
 
@@ -357,23 +376,29 @@ def test_a_method_fixes_the_coefficients_that_it_lacks(method, field):
             "seed": st.integers(0, 2**63 - 1),
             "hidden_dims": st.lists(st.integers(1, 4096), min_size=1, max_size=6).map(tuple),
             "learning_rate": st.floats(1e-12, 10),
-            "discount": st.floats(1e-12, 1),
             "chunk_size": st.integers(3, 50),
             "execute_steps": st.none() | st.integers(1, 3),
             "device": st.text(),
-            "objective": st.sampled_from(CHOICES["objective"]),
-            "sde": st.sampled_from(CHOICES["sde"]),
             "solver": st.sampled_from(CHOICES["solver"]),
             "confine": st.booleans(),
-            "sde_steps": st.none() | st.integers(2, 100),
             "loggers": st.lists(st.sampled_from(["tensorboard", "wandb"])).map(tuple),
+        },
+    ).filter(lambda d: d.get("execute_steps") is None or "chunk_size" in d),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "discount": st.floats(1e-12, 1),
+            "objective": st.sampled_from(CHOICES["objective"]),
+            "sde": st.sampled_from(CHOICES["sde"]),
+            "sde_steps": st.none() | st.integers(2, 100),
+            "online_steps": st.sampled_from([0, 2000]),
             "offline_share": st.none() | st.floats(0, 1),
             "edit_target_entropy": st.none() | st.floats(-10, 10),
         },
-    ).filter(lambda d: d.get("execute_steps") is None or "chunk_size" in d),
+    ),
 )
-def test_settings_survive_json(name, overrides):
-    config = TrainConfig.preset(name, **overrides)
+def test_settings_survive_json(name, overrides, shared):
+    config = TrainConfig.preset(name, shared, **overrides)
     assert TrainConfig.from_json(config.to_json()) == config
     assert set(json.loads(config.to_json())) == {f.name for f in dataclasses.fields(TrainConfig)}
 
@@ -420,3 +445,92 @@ def test_online_steps_that_are_all_warm_up_are_refused():
     with pytest.raises(ConfigError, match=r"online_steps is 60, all of it warm-up; .* online_warmup = 1000"):
         TrainConfig(online_steps=60)
     assert TrainConfig(online_steps=60, online_warmup=59).online_steps == 60
+
+
+def test_a_range_is_told_in_words():
+    words = {
+        "above 0": Range(above=0),
+        "above 0, at most 1": Range(above=0, most=1),
+        "above 0, below 1": Range(above=0, below=1),
+        "0 or more": Range(least=0),
+        "0 or more, below 1": Range(least=0, below=1),
+        "from 0 to 1": Range(least=0, most=1),
+        "": Range(),
+    }
+    assert {str(value): value for value in words.values()} == words
+
+
+def test_a_number_too_large_for_the_frameworks_is_refused_with_the_limit():
+    assert TrainConfig(seed=2**63 - 1).seed == 2**63 - 1
+    with pytest.raises(ConfigError, match=r"seed is 9223372036854775808; expected .* 0 or more, below .* = 2\^63"):
+        TrainConfig(seed=2**63)
+
+
+HOW_IT_RUNS = {
+    "device": "cpu",
+    "threads": 1,
+    "compile": True,
+    "checkpoint_every": 7,
+    "keep_checkpoints": 7,
+    "log_every": 7,
+    "loggers": ("tensorboard",),
+    "evaluate_every": 7,
+}
+
+
+def test_how_a_run_is_carried_out_does_not_decide_its_result():
+    plain = TrainConfig()
+    for name, value in HOW_IT_RUNS.items():
+        assert plain.changed(**{name: value}) != plain
+        assert plain.changed(**{name: value}).deciding() == plain.deciding()
+    evaluated = plain.changed(evaluate_every=7)
+    assert evaluated.changed(evaluate_episodes=7).deciding() == plain.deciding()
+    free = {"steps", "online_steps", "evaluate_episodes", *HOW_IT_RUNS}
+    assert plain.deciding().keys() == {f.name for f in dataclasses.fields(TrainConfig)} - free
+    for name, value in {"seed": 1, "batch_size": 8, "precision": "bf16", "learning_rate": 1.0}.items():
+        assert plain.changed(**{name: value}).deciding() != plain.deciding()
+
+
+def test_how_far_a_run_goes_does_not_decide_unless_stages_share_the_updates():
+    plain = TrainConfig()
+    assert plain.changed(steps=7, online_steps=5000).deciding() == plain.deciding()
+    staged = plain.changed(mirror_stages=2)
+    assert staged.changed(steps=7).deciding() != staged.deciding()
+    assert staged.changed(online_steps=5000).deciding() == staged.deciding()
+
+
+def test_how_a_run_goes_online_decides_from_when_it_has():
+    online = TrainConfig(online_steps=5000)
+    for name, value in {"online_warmup": 7, "updates_per_step": 7, "offline_share": 0.5}.items():
+        assert online.changed(**{name: value}).deciding() != online.deciding()
+        assert online.changed(**{name: value}).deciding(online=False) == online.deciding(online=False)
+
+
+def test_what_loses_its_effect_by_a_change_goes_back_to_its_default():
+    config = TrainConfig.preset("qam", sde="ancestral", sde_steps=5, evaluate_every=3, evaluate_episodes=2)
+    assert config.changed(objective="reweighted", evaluate_every=0) == TrainConfig.preset("qam", objective="reweighted")
+    with pytest.raises(ConfigError, match="sde_steps is 6, but has no effect"):
+        config.changed(objective="reweighted", sde_steps=6)
+    with pytest.raises(ConfigError, match='no training setting "sed". Did you mean seed?'):
+        config.changed(sed=3)
+
+
+def test_methods_share_settings_of_which_each_takes_what_has_an_effect_on_it():
+    shared = {"num_critics": 2, "hidden_dims": (8,), "mixture_bandwidth": 0.5}
+    assert TrainConfig.preset("bc", shared) == TrainConfig.preset("bc", hidden_dims=(8,))
+    assert TrainConfig.preset("qam", shared) == TrainConfig.preset("qam", hidden_dims=(8,), num_critics=2)
+    assert TrainConfig.preset("me-am", shared) == TrainConfig.preset("me-am", **shared)
+    assert TrainConfig.preset("me-am", shared, num_critics=3).num_critics == 3
+    with pytest.raises(ConfigError, match="num_critics is 3, but has no effect"):
+        TrainConfig.preset("bc", shared, num_critics=3)
+    with pytest.raises(ConfigError, match='no training setting "num_critic". Did you mean num_critics?'):
+        TrainConfig.preset("bc", {"num_critic": 3})
+    with pytest.raises(ConfigError, match="num_critics is 0; expected a whole number of 1 or more"):
+        TrainConfig.preset("bc", {"num_critics": 0})
+
+
+def test_settings_without_effect_of_an_earlier_version_are_put_back():
+    written = {**json.loads(TrainConfig().to_json()), "sde": "reference", "sde_steps": 5, "offline_share": 0.5}
+    assert TrainConfig.from_json(json.dumps(written)) == TrainConfig()
+    written = {**json.loads(TrainConfig.preset("bc").to_json()), "num_critics": 2, "objective": "adjoint"}
+    assert TrainConfig.from_json(json.dumps(written)) == TrainConfig.preset("bc")

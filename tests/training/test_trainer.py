@@ -28,7 +28,7 @@ from meam_training.learning.chunk_source import DeviceChunks
 from meam_training.learning.learner import clip_gradients
 from meam_training.networks.meam_networks import build_networks
 from meam_training.runs.checkpoint import Checkpoint
-from meam_training.runs.run_folder import Run
+from meam_training.runs.run_folder import Run, load_settings
 from meam_training.trainer import make_spec, train
 
 ALWAYS = {"checkpoints", "config.json", "metrics.csv", "observations.safetensors", "run.json"}
@@ -86,7 +86,7 @@ def test_the_seed_decides_the_run(dataset, make_config, tmp_path):
 
 
 OBJECTIVES = ["reweighted", "target_score", "adjoint"]
-PUBLISHED = {"sde": "reference", "solver": "euler", "confine": False, "joint_clip": True}
+PUBLISHED = {"solver": "euler", "confine": False, "joint_clip": True}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -94,24 +94,25 @@ def test_without_entropy_and_mixture_a_run_of_me_am_is_one_of_qam_bit_for_bit(
     dataset, make_config, tmp_path, objective
 ):
     common = {"pretrain_steps": 3, "steps": 8, "objective": objective}
+    scheme = {**PUBLISHED, "sde": "reference"} if objective == "adjoint" else PUBLISHED
     qam = train(make_config("qam", **common), dataset, tmp_path / "qam")
     me_am = train(
-        make_config("me-am", entropy_coef=0.0, mixture_weight=0.0, **common, **PUBLISHED), dataset, tmp_path / "me-am"
+        make_config("me-am", entropy_coef=0.0, mixture_weight=0.0, **common, **scheme), dataset, tmp_path / "me-am"
     )
     assert_bit_equal(qam, me_am)
     assert without_speed(tmp_path / "qam") == without_speed(tmp_path / "me-am")
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_bc_is_the_prior_that_other_methods_pretrain(dataset, make_config, tmp_path, objective):
-    # The objective decides how much noise is drawn: with the same one, the draws are the same.
-    bc = train(make_config("bc", steps=4, objective=objective), dataset, tmp_path / "bc")
-    config = make_config("qam", steps=5, pretrain_steps=4, checkpoint_every=4, objective=objective)
+def test_bc_is_the_prior_that_other_methods_pretrain(dataset, make_config, tmp_path):
+    # The objective decides how much noise is drawn: with that of bc, by which nothing is trained, the draws are equal.
+    bc = train(make_config("bc", steps=4), dataset, tmp_path / "bc")
+    settings = {"objective": bc.config.objective, "candidates": bc.config.candidates}
+    config = make_config("qam", steps=5, pretrain_steps=4, checkpoint_every=4, **settings)
     qam = train(config, dataset, tmp_path / "qam")
     assert {name.split(".")[0] for name in load_file(bc.path / "model.safetensors")} == {"encoder", "prior"}
     assert rows(tmp_path / "bc")[-1]["critic_loss"] == ""
     pretrained = load_file(qam.path.with_name("step_00000004") / "model.safetensors")
-    copies = ["policy.", "target_prior."] + (["target_policy."] if objective != "adjoint" else [])
+    copies = ["policy.", "target_prior.", "target_policy."]
     for name in [name for name in pretrained if name.startswith("prior.")]:
         for copy in copies:
             assert torch.equal(pretrained[name], pretrained[name.replace("prior.", copy, 1)])
@@ -230,6 +231,23 @@ def test_an_existing_run_is_not_overwritten(dataset, make_config, tmp_path):
         train(make_config(steps=3), dataset, tmp_path)
     assert all(torch.equal(before[name], tensor) for name, tensor in saved(last).items())
     assert len(rows(tmp_path)) == 3
+
+
+def test_a_run_begun_when_settings_without_effect_were_accepted_goes_on(dataset, make_config, tmp_path):
+    config = make_config(steps=3)
+    last = train(config, dataset, tmp_path)
+    for file in (tmp_path / "config.json", last.path / "train_config.json"):
+        written = json.loads(file.read_text())
+        file.write_text(json.dumps({**written, "sde_steps": 5, "offline_share": 0.5, "edit_target_entropy": 3.0}))
+    read = load_settings(tmp_path)
+    assert read == Checkpoint.load(tmp_path).config == config
+    assert train(config.changed(steps=5), dataset, tmp_path, resume=True).step == 5
+
+
+def test_a_run_of_several_stages_keeps_its_number_of_steps(dataset, make_config, tmp_path):
+    train(make_config(steps=4, mirror_stages=2), dataset, tmp_path)
+    with pytest.raises(CheckpointError, match=r"has other settings: steps: 4 there, 6 now\."):
+        train(make_config(steps=6, mirror_stages=2), dataset, tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -762,8 +780,7 @@ def gradient_norm(network):
     return math.sqrt(sum(p.grad.square().sum().item() for p in network.parameters() if p.grad is not None))
 
 
-@pytest.mark.parametrize("joint", [True, False])
-@pytest.mark.parametrize("limit", [1.0, 30.0, 0.0])
+@pytest.mark.parametrize(("joint", "limit"), [(True, 1.0), (False, 1.0), (True, 30.0), (False, 30.0), (True, 0.0)])
 def test_gradients_are_clipped_jointly_or_network_by_network(dataset, make_config, joint, limit):
     config, networks, before = with_gradients(make_config, dataset, joint_clip=joint, gradient_clip=limit)
     total = math.sqrt(sum(norm**2 for norm in before.values()))

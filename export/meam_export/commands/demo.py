@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from meam_export.demo.report import write_report
@@ -52,7 +53,7 @@ def demo(
         [_cells(row) for row in result.table],
     )
     say("The data's row is over its recorded episodes, which do not end at a goal; the others act anew.")
-    say(f"\nReport: {report}\nPolicy: {result.policy}\nTry:    meam eval {result.policy} --episodes 50")
+    say(f"\nReport: {report}\nPolicy: {result.policy}\nTry:    meam eval {quote(str(result.policy))} --episodes 50")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

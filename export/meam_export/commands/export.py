@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import tyro
@@ -139,9 +140,9 @@ def _report(arguments: ExportArguments, exported: Exported, served: Path | None)
     _print_parity(reports)
     if variants:
         _print_ladder(variants)
-    say(f"\nExported {exported}\nTry it with: meam eval {arguments.output_dir}")
+    say(f"\nExported {exported}\nTry it with: meam eval {quote(str(arguments.output_dir))}")
     if served is not None:
-        say(f"Serve it with: tritonserver --model-repository {served.parent}")
+        say(f"Serve it with: tritonserver --model-repository {quote(str(served.parent))}")
 
 
 def _ladder(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ class DemoTask:
         name: Name on the command line.
         environment_id: Environment to record, train for, and act in.
         transitions: Transitions to record.
-        settings: Settings common to the methods.
+        settings: Settings common to the methods, of which each takes those that have an effect on it.
         method_settings: Settings of single methods.
         success_reward: A recorded episode is a success if it earns this much at any step.
         state: Observation at which the action distributions are drawn.
@@ -41,9 +41,8 @@ class DemoTask:
 
     def config(self, method: str, seed: int) -> TrainConfig:
         """Training settings of a method."""
-        return TrainConfig.preset(
-            method, seed=seed, device="cpu", **{**self.settings, **self.method_settings.get(method, {})}
-        )
+        own = self.method_settings.get(method, {})
+        return TrainConfig.preset(method, self.settings, seed=seed, device="cpu", **own)
 
 
 _SMALL = MappingProxyType(

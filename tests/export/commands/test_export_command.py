@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,17 @@ def test_it_exports_and_shows_how_close_the_graph_is(
     assert f"Exported {target}" in captured.err
     assert f"meam eval {target}" in captured.err
     assert MeamPolicy.from_pretrained(target).act(np.zeros(4)).shape == (2,)
+
+
+def test_the_command_to_go_on_with_can_be_pasted_whatever_the_folder_is_called(
+    run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "it's a policy"
+    assert run(["export", run_folder, "--output-dir", str(target), "--triton", str(tmp_path / "a b" / "models")]) == 0
+    commands = dict(line.split(" with: ") for line in capsys.readouterr().err.splitlines() if " with: " in line)
+    assert shlex.split(commands["Try it"]) == ["meam", "eval", str(target)]
+    assert shlex.split(commands["Serve it"])[:2] == ["tritonserver", "--model-repository"]
+    assert len(shlex.split(commands["Serve it"])) == 3
 
 
 def test_json_is_one_line_and_nothing_else(

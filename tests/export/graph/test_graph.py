@@ -42,7 +42,7 @@ SIZES: dict[str, Any] = {
 }
 CONFIG = TrainConfig.preset("qam", **SIZES)
 KINDS = {
-    "bc": TrainConfig.preset("bc", **SIZES),
+    "bc": TrainConfig.preset("bc", SIZES),
     "qam": CONFIG,
     "qam-edit, best of 2": TrainConfig.preset("qam-edit", edit_scale=0.4, best_of=2, **SIZES),
     "qam-edit, confined": TrainConfig.preset("qam-edit", edit_scale=0.4, confine=True, **SIZES),
@@ -589,7 +589,7 @@ def two_ways() -> tuple[PolicySpec, bytes, bytes, np.ndarray]:
     """A network fitted to chunks near one of two others, m and -m; its plain graph, that which is told, and m."""
     chunk_size = 6
     way = 0.7 * (-1.0) ** np.arange(2 * chunk_size)
-    config = TrainConfig.preset("bc", **{**SIZES, "hidden_dims": (64, 64), "fourier_features": 0})
+    config = TrainConfig.preset("bc", SIZES, hidden_dims=(64, 64), fourier_features=0)
     spec = make_spec(10, (-2.0, 0.5), (1.0, 0.75), config, chunk_size=chunk_size, solver="midpoint")
     torch.manual_seed(0)
     networks = build_networks(spec, config)

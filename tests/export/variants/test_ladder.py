@@ -127,8 +127,8 @@ def test_the_sliced_distance_is_the_mean_of_that_of_the_projections(seed: int, s
 @pytest.mark.parametrize("dim", [1, 2, 10])
 def test_a_move_of_every_number_counts_much_the_same_in_any_dimension(dim: int) -> None:
     # A chunk of so many numbers, of which all move by 0.1: E|<d, 1>| over unit vectors d goes from 1 to sqrt(2 / pi).
-    config = TrainConfig.preset("bc", **{**SIZES, "chunk_size": dim}, confine=False)
-    spec = replace(SPEC, integration=replace(SPEC.integration, nfe=1, solver="euler"), chunk_size=dim, method="bc")
+    config = TrainConfig.preset("bc", SIZES, chunk_size=dim, confine=False)
+    spec = replace(SPEC, integration=Integration(1), chunk_size=dim, method="bc")
     networks = build_networks(spec, config)
     with torch.no_grad():
         for parameter in networks.deployed.parameters():

@@ -49,8 +49,9 @@ TINY: dict[str, Any] = {
 }
 
 
-def variant(name: str, nfe: int, solver: Solver = "euler", best_of: int = 1, **rest: Any) -> VariantSpec:
-    return VariantSpec(f"policy-{name}.onnx", Integration(nfe, solver, best_of=best_of), **rest)
+def variant(name: str, nfe: int, solver: Solver = "euler", **rest: Any) -> VariantSpec:
+    how = {key: rest.pop(key) for key in ("time_grid", "best_of") if key in rest}
+    return VariantSpec(f"policy-{name}.onnx", Integration(nfe, solver, **how), **rest)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +375,7 @@ def test_what_the_networks_lack_is_refused_and_nothing_is_written(dataset: Offli
     undistilled = train(TrainConfig.preset("me-am", **TINY), dataset, tmp_path / "me-am")
     with pytest.raises(ConfigError, match="no one-step policy. Train with --distill-coef above 0"):
         export_policy(undistilled, tmp_path / "policy", variants=("one-step",))
-    cloned = train(TrainConfig.preset("bc", **TINY), dataset, tmp_path / "bc")
+    cloned = train(TrainConfig.preset("bc", TINY), dataset, tmp_path / "bc")
     with pytest.raises(ConfigError, match='"best-of-4" of a bc policy: it has no critics to choose by'):
         export_policy(cloned, tmp_path / "policy", variants=("best-of-4",))
     with pytest.raises(ConfigError, match="best_of is 4; expected 1, for a bc policy has no critics"):

@@ -1,5 +1,6 @@
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -414,6 +415,12 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch)
     command.run([*arguments, "--resume"], "meam collect")
     assert "transitions/s" in capsys.readouterr().err
     assert len(OfflineDataset.from_minari(tmp_path / "meam" / "pockets-v0")) == 100
+
+
+def test_the_command_to_train_with_can_be_pasted_whatever_the_folder_is_called(tmp_path, capsys):
+    command.run([POCKETS, "--transitions", "40", "--root", str(tmp_path / "it's data")], "meam collect")
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Train with: ")]
+    assert shlex.split(line.removeprefix("Train with: "))[4] == str(tmp_path / "it's data" / "meam" / "pockets-v0")
 
 
 def test_the_root_is_minaris_own_unless_given(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import os
+import shlex
 from io import StringIO
 
 import numpy as np
@@ -8,12 +10,16 @@ from rich.console import Console
 
 from meam_policy import console
 from meam_policy.cli import run as meam
+from meam_training.commands import train as train_command
 from meam_training.commands.train import _Progress
+from meam_training.config import TrainConfig
+from meam_training.data.dataset import OfflineDataset
 from meam_training.runs.checkpoint import Checkpoint
+from meam_training.trainer import train
 
 TINY = (
-    "--hidden-dims 8 --critic-hidden-dims 8 --num-critics 2 --batch-size 16 --nfe 2 --candidates 4 "
-    "--likelihood-steps 1 --chunk-size 2 --device cpu --log-every 1 --learning-rate 0.002"
+    "--hidden-dims 8 --critic-hidden-dims 8 --num-critics 2 --batch-size 16 --nfe 2 "
+    "--chunk-size 2 --device cpu --log-every 1 --learning-rate 0.002"
 )
 
 
@@ -99,6 +105,77 @@ def test_a_run_file_of_something_else_is_refused(data, tmp_path, capsys):
         meam(["train", "--data", str(data), "--output-dir", str(tmp_path / "run"), "--steps", "3", *TINY.split()]) == 2
     )
     assert "run.json is not of a training run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [["--data", "{}"], ["--data={}"]])
+def test_a_folder_without_a_run_begins_one_with_the_data_however_they_are_written(data, tmp_path, form):
+    new = ["train", "--resume", "--output-dir", str(tmp_path / "new"), "--steps", "2", *TINY.split()]
+    assert meam([*new, *(part.format(data) for part in form)]) == 0
+    assert Checkpoint.load(tmp_path / "new").step == 2
+
+
+def test_a_run_begun_in_python_says_how_to_go_on(data, tmp_path, capsys):
+    folder = tmp_path / "run"
+    config = TrainConfig(steps=2, batch_size=16, hidden_dims=(8,), critic_hidden_dims=(8,), device="cpu", nfe=2)
+    train(config, OfflineDataset.from_ogbench(str(data)), folder)
+    resume = ["train", "--resume", "--output-dir", str(folder), "--steps", "3"]
+    assert meam(resume) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "was begun in Python" in message
+    assert "train(..., resume=True), or give its --data" in message
+    assert meam([*resume, f"--data={data}"]) == 0
+    assert Checkpoint.load(folder).step == 3
+
+
+def test_a_flag_without_effect_is_refused(data, tmp_path, capsys):
+    assert meam(["train", "--data", str(data), "--output-dir", str(tmp_path / "run"), "--sde-steps", "5"]) == 2
+    assert (
+        'sde_steps is 5, but has no effect with objective="reweighted"; leave it out, or set objective="adjoint".'
+    ) in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_drops_what_loses_its_effect_by_what_is_given(begun):
+    resume = ["train", "--resume", "--output-dir", str(begun)]
+    assert meam([*resume, "--steps", "4", "--evaluate-every", "2", "--evaluate-episodes", "3"]) == 0
+    assert Checkpoint.load(begun).config.evaluate_episodes == 3
+    assert meam([*resume, "--steps", "5", "--evaluate-every", "0"]) == 0
+    last = Checkpoint.load(begun).config
+    assert (last.evaluate_every, last.evaluate_episodes) == (0, 20)
+
+
+def test_commands_to_go_on_with_can_be_pasted_whatever_the_folder_is_called(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    new = ["train", "qam", "--data", str(data), "--output-dir", "it's a run", "--steps", "3", *TINY.split()]
+    assert meam(new) == 0
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Export with: ")]
+    assert shlex.split(line.removeprefix("Export with: "))[:3] == ["meam", "export", "it's a run"]
+
+
+def test_an_interrupted_run_is_told_how_to_go_on_once_it_has_begun(begun, data, tmp_path, monkeypatch, capsys):
+    def interrupt(*args, **others):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_command, "train", interrupt)
+    os.rename(begun, tmp_path / "it's a run")
+    capsys.readouterr()
+    assert meam(["train", "--resume", "--output-dir", "it's a run"]) == 130
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Go on with: ")]
+    assert shlex.split(line)[3:] == ["meam", "train", "--resume", "--output-dir", "it's a run"]
+    assert meam(["train", "--data", str(data), "--output-dir", "new"]) == 130
+    assert "Go on with" not in capsys.readouterr().err
+
+
+def test_the_help_lists_every_setting_as_a_flat_flag_with_its_choices(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        meam(["train", "--help"])
+    out = capsys.readouterr().out
+    for field in dataclasses.fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')}" in out
+    assert "--objective {reweighted,adjoint,target_score}" in out
+    assert "--sde-steps {None}|INT" in out
+    assert "Range(" not in out
 
 
 # Progress

@@ -34,7 +34,7 @@ def recording(lengths, seed=0):
 
 
 def both(dataset, chunk_size):
-    config = TrainConfig.preset("bc", chunk_size=chunk_size, discount=0.9)
+    config = TrainConfig.preset("qam", chunk_size=chunk_size, discount=0.9)
     spec = make_spec(config, dataset)
     return [kind(config, dataset, spec, CPU) for kind in (DeviceChunks, HostChunks)]
 

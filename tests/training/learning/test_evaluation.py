@@ -138,11 +138,13 @@ def test_every_evaluation_runs_the_same_episodes(dataset, make_config, tmp_path)
 
 
 def test_while_only_the_prior_is_trained_it_is_the_prior_that_is_evaluated(dataset, make_config, tmp_path):
-    settings = {"steps": 6, "evaluate_every": 3, "solver": "euler", "confine": False, "joint_clip": True}
-    settings |= {"objective": "adjoint", "sde": "reference"}
-    train(make_config("bc", **settings), dataset, tmp_path / "bc", env=Corridor())
+    settings = {"steps": 6, "evaluate_every": 3, "solver": "euler", "confine": False}
+    bc = make_config("bc", **settings)
+    train(bc, dataset, tmp_path / "bc", env=Corridor())
     for pretrain_steps in (2, 3, 5):
-        config = make_config("qam", pretrain_steps=pretrain_steps, **settings)
+        # With the same objective as much noise is drawn.
+        drawn = {"objective": bc.objective, "candidates": bc.candidates}
+        config = make_config("qam", pretrain_steps=pretrain_steps, **settings, **drawn)
         train(config, dataset, tmp_path / str(pretrain_steps), env=Corridor())
     prior = rows(tmp_path / "bc")[0]
     assert rows(tmp_path / "5")[0] == rows(tmp_path / "3")[0] == prior
@@ -194,8 +196,8 @@ def test_an_interrupt_gives_an_evaluation_up_and_saves(dataset, make_config, tmp
     assert env.episodes == 2
     assert Checkpoint.load(tmp_path / "cut").step == 3
     assert Checkpoint.best(tmp_path / "cut") is None
-    resumed = train(replace(config, evaluate_every=0), dataset, tmp_path / "cut", resume=True)
-    assert_bit_equal(resumed, train(replace(config, evaluate_every=0), dataset, tmp_path / "whole"))
+    resumed = train(config.changed(evaluate_every=0), dataset, tmp_path / "cut", resume=True)
+    assert_bit_equal(resumed, train(config.changed(evaluate_every=0), dataset, tmp_path / "whole"))
 
 
 def test_an_environment_of_other_spaces_and_an_unknown_one_are_refused_before_anything_is_written(

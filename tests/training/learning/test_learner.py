@@ -26,7 +26,8 @@ def learner_of(config, dataset):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bf16_gradients_point_where_float32_gradients_do(make_config, dataset, method):
-    config = make_config(method, hidden_dims=(64, 64, 64), critic_hidden_dims=(64, 64, 64), batch_size=64)
+    critics = {} if method == "bc" else {"critic_hidden_dims": (64, 64, 64)}
+    config = make_config(method, hidden_dims=(64, 64, 64), batch_size=64, **critics)
     flat = []
     for precision in ("float32", "bf16"):
         learner, chunks = learner_of(dataclasses.replace(config, precision=precision), dataset)

@@ -286,7 +286,7 @@ def test_a_run_goes_online_and_a_resumed_one_equals_an_uninterrupted_one(make_co
     config = make_config(preset, online_steps=3 * HORIZON, online_warmup=4)
     whole = train(config, leftward, tmp_path / "whole", online_env=Line())
     # Interrupted while offline, then at an episode's end.
-    train(dataclasses.replace(config, online_steps=0), leftward, tmp_path / "parts")
+    train(config.changed(online_steps=0), leftward, tmp_path / "parts")
     part = dataclasses.replace(config, online_steps=HORIZON)
     train(part, leftward, tmp_path / "parts", resume=True, online_env=Line())
     resumed = train(config, leftward, tmp_path / "parts", resume=True, online_env=Line())

@@ -1,3 +1,4 @@
+import json
 import os
 import shlex
 import signal
@@ -115,6 +116,71 @@ def test_meam_train_understands_every_command_as_the_sweep_does(write, monkeypat
         assert meam(shlex.split(run.command)[1:]) == 130
     assert seen == [(run.config, "it's a $HOME file", run.output_dir, True) for run in runs]
     assert [run.output_dir.name for run in runs][-1] == "task=odd,preset=qam-edit,critic_hidden_dims=64x32"
+
+
+def test_a_run_leaves_out_the_shared_settings_without_an_effect_on_it(write):
+    path = write("""
+        [settings]
+        num_critics = 2
+        mixture_bandwidth = 0.1
+        sde_steps = 5
+        [grid]
+        preset = ["bc", "qam", "me-am"]
+        [tasks.a]
+        data = "a"
+    """)
+    bc, qam, me_am = read_sweep(path, "runs")
+    assert [run.command.split("--resume")[1].split() for run in (bc, qam, me_am)] == [
+        [],
+        ["--num-critics", "2", "--sde-steps", "5"],
+        ["--num-critics", "2", "--mixture-bandwidth", "0.1"],
+    ]
+    assert bc.config == TrainConfig.preset("bc")
+    assert qam.config == TrainConfig.preset("qam", num_critics=2, sde_steps=5)
+    assert me_am.config == TrainConfig.preset("me-am", num_critics=2, mixture_bandwidth=0.1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[settings]\nsde_steps = 5\n[grid]\npreset = ['me-am', 'bc']\n[tasks.a]\ndata = 'a'",
+        "[grid]\npreset = ['me-am', 'qam']\nsde_steps = [5]\n[tasks.a]\ndata = 'a'",
+        "[grid]\npreset = ['me-am', 'qam']\n[tasks.a]\ndata = 'a'\nsde_steps = 5",
+    ],
+)
+def test_a_setting_without_an_effect_on_any_run_or_on_one_that_has_it_to_itself_is_refused(write, text):
+    with pytest.raises(ConfigError, match='sde_steps is 5, but has no effect with objective="reweighted"'):
+        read_sweep(write(text), "runs")
+
+
+def test_print_writes_one_line_of_json_if_asked(write, capsys):
+    path = write("[grid]\nseed = [0, 1]\n[tasks.a]\ndata = 'x/a'\n")
+    assert meam(["sweep", str(path), "--output-dir", "runs", "--print", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert json.loads(out) == {
+        "runs": [
+            {"name": run.name, "output_dir": str(run.output_dir), "command": run.command}
+            for run in read_sweep(path, "runs")
+        ]
+    }
+
+
+@pytest.mark.slow
+def test_the_outcome_of_a_sweep_is_one_line_of_json_if_asked(write, data, tmp_path, capsys):
+    path = write(f"{TINY}[tasks.broken]\ndata = 'no/such-v0'\n[tasks.good]\ndata = '{data}'\nevaluate_every = 3\n")
+    with pytest.raises(SystemExit) as caught:
+        meam(["sweep", str(path), "--output-dir", str(tmp_path / "runs"), "--json"])
+    assert caught.value.code == 1
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    broken, good = json.loads(out)["runs"]
+    folders = [str(tmp_path / "runs" / name) for name in ("task=broken", "task=good")]
+    assert broken == {"name": "task=broken", "output_dir": folders[0], "state": "failed", "metrics": {}}
+    assert (good["name"], good["output_dir"], good["state"]) == ("task=good", folders[1], "finished")
+    assert good["metrics"]["step"] == 6
+    assert {"prior_loss", "policy_loss", "action_difference"} <= good["metrics"].keys()
+    assert all(isinstance(value, float) for value in good["metrics"].values())
 
 
 def test_print_writes_one_shell_command_a_line_and_runs_nothing(write, tmp_path, capsys):

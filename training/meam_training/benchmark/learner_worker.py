@@ -35,16 +35,15 @@ def make_update(setting: Setting, **overrides: Any) -> Callable[[], object]:
         setting: Sizes.
         **overrides: Fields of `TrainConfig`; `method` names the preset.
     """
-    config = TrainConfig.preset(
-        overrides.pop("method"),
-        hidden_dims=setting.hidden_dims,
-        critic_hidden_dims=setting.hidden_dims,
-        num_critics=setting.num_critics,
-        chunk_size=setting.chunk_size,
-        batch_size=setting.batch_size,
-        nfe=setting.nfe,
-        **overrides,
-    )
+    sizes = {
+        "hidden_dims": setting.hidden_dims,
+        "critic_hidden_dims": setting.hidden_dims,
+        "num_critics": setting.num_critics,
+        "chunk_size": setting.chunk_size,
+        "batch_size": setting.batch_size,
+        "nfe": setting.nfe,
+    }
+    config = TrainConfig.preset(overrides.pop("method"), sizes, **overrides)
     dataset, device = _synthetic(setting), torch.device(config.device)
     spec = make_spec(config, dataset)
     chunks, learner = make_chunk_source(config, dataset, spec, device), Learner(spec, config, device)

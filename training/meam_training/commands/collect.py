@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import tyro
@@ -66,7 +67,7 @@ def collect_command(
     if json:
         print_json({"dataset": str(folder)})
     else:
-        say(f"Recorded {folder}\nTrain with: meam train me-am --data {folder} --output-dir runs/first")
+        say(f"Recorded {folder}\nTrain with: meam train me-am --data {quote(str(folder))} --output-dir runs/first")
 
 
 def _with_rate(advance: Callable[..., None]) -> Callable[[int, int], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from meam_policy.commands import parse
-from meam_policy.console import print_table, say
+from meam_policy.console import print_json, print_table, say
 from meam_training.runs.run_log import EVALUATIONS_FILE, METRICS_FILE
 from meam_training.runs.sweep import Outcome, SweepRun, read_sweep, run_sweep
 
@@ -28,12 +29,13 @@ def sweep_command(
     output_dir: Path | None = None,
     workers: int = 1,
     print_: Annotated[bool, tyro.conf.arg(name="print")] = False,
+    json: bool = False,
 ) -> None:
     """Train every combination of the tasks and settings in a TOML file.
 
-    The file has three tables: [settings] of every run, [grid] with a list of values for every varied setting, and
-    [tasks.NAME] with a task's data, env_id and settings. `preset` counts as a setting; paths are those of the folder in
-    which the command runs:
+    The file has three tables: [settings] of every run on which they have an effect, [grid] with a list of values for
+    every varied setting, and [tasks.NAME] with a task's data, env_id and settings. `preset` counts as a setting; paths
+    are those of the folder in which the command runs:
 
         [settings]
         preset = "me-am"
@@ -57,13 +59,21 @@ def sweep_command(
         output_dir: Folder of the sweep; by default runs/ and the file's name. Every run gets a folder in it.
         workers: Runs at a time.
         print_: Print one `meam train` command a line, for a scheduler, and run nothing.
+        json: Print one line of JSON to stdout at the end: every run with its state and the last numbers it wrote, or
+            with --print its command.
     """
     runs = read_sweep(spec, output_dir or Path("runs", spec.stem))
+    if print_ and json:
+        print_json({"runs": [{**_named(run), "command": run.command} for run in runs]})
+        return
     if print_:
         sys.stdout.writelines(f"{run.command}\n" for run in runs)
         return
     outcomes = run_sweep(runs, workers, say)
-    _show_table(outcomes)
+    if json:
+        print_json({"runs": [{**_named(run), "state": state, "metrics": _numbers(run)} for run, state in outcomes]})
+    else:
+        _show_table(outcomes)
     _show_failures(outcomes)
     states = {outcome.state for outcome in outcomes}
     if states & {"interrupted", "not started"}:
@@ -80,6 +90,17 @@ def _show_table(outcomes: Sequence[Outcome]) -> None:
     ]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     print_table("", columns, [[row.get(name, "") for name in columns] for row in rows])
+
+
+def _named(run: SweepRun) -> dict[str, str]:
+    return {"name": run.name, "output_dir": str(run.output_dir)}
+
+
+def _numbers(run: SweepRun) -> dict[str, float | None]:
+    """The last numbers of metrics.csv and evaluations.csv, None where one is not finite."""
+    row = {**_last_row(run, METRICS_FILE), **_last_row(run, EVALUATIONS_FILE)}
+    numbers = {name: float(value) for name, value in row.items()}
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
 
 def _last_row(run: SweepRun, file: str, shown: Sequence[str] | None = None) -> dict[str, str]:

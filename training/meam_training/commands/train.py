@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import tyro
@@ -22,12 +23,23 @@ from meam_training.trainer import train
 
 __all__ = ["TrainArguments", "run"]
 
+UNKNOWN = ""
+"""The data of a run that does not say where they are."""
+
 DESCRIPTION = f"""Train a policy from a data set: meam train PRESET --data DATA --output-dir DIR [settings].
 
-PRESET is one of {", ".join(PRESETS)}; without one it is me-am. Checkpoints and metrics.csv go to the output folder.
-Ctrl-C finishes the update and saves; meam train --resume --output-dir DIR goes on from there.
+PRESET is one of {", ".join(PRESETS)}; without one it is me-am, or that of the run resumed. Checkpoints and metrics.csv
+go to the output folder. Ctrl-C finishes the update and saves; meam train --resume --output-dir DIR goes on from there.
 
 Example: meam train me-am --data meam/pockets-v0 --output-dir runs/pockets --steps 2000 --chunk-size 5"""
+
+
+@dataclass(frozen=True)
+class _Draft(TrainConfig):
+    """Settings as the parser builds them; they are checked when it is known which of them were given."""
+
+    def __post_init__(self) -> None:
+        """Check nothing."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,7 @@ class TrainArguments:
     """Minari id, folder of a Minari data set, or OGBench .npz file."""
     output_dir: Path
     """Folder of the run."""
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    config: Annotated[TrainConfig, tyro.conf.arg(name="", constructor=_Draft)]
     env_id: str | None = None
     """For an .npz file: OGBench single-task name from which the rewards are computed."""
     resume: bool = False
@@ -72,8 +84,8 @@ def run(arguments: list[str], prog: str) -> None:
                 origin=origin,
             )
         except KeyboardInterrupt:
-            if first:
-                say(f"Go on with: meam train --resume --output-dir {parsed.output_dir}")
+            if first and RunRecord.load(parsed.output_dir) is not None:  # else nothing had begun
+                say(f"Go on with: meam train --resume --output-dir {quote(str(parsed.output_dir))}")
             raise
     if not first:
         return
@@ -83,11 +95,11 @@ def run(arguments: list[str], prog: str) -> None:
         print_json({"checkpoint": str(checkpoint.path), "step": checkpoint.step, **found})
         return
     say(f"Trained {checkpoint.path}{progress.evaluation}")
-    say(f"Export with: meam export {parsed.output_dir} --output-dir policies/first")
+    say(f"Export with: meam export {quote(str(parsed.output_dir))} --output-dir policies/first")
     if best is not None and best.step != checkpoint.step:
         say(
             f"The best return, {best.score:.4g}, was that of update {best.step}: "
-            f"meam export {parsed.output_dir / 'checkpoints' / 'best'}"
+            f"meam export {quote(str(parsed.output_dir / 'checkpoints' / 'best'))}"
         )
 
 
@@ -119,33 +131,41 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
     named = bool(arguments) and not arguments[0].startswith("-")
     preset = arguments[0] if named else None
     folder = _resumed(arguments)
-    settings = None if folder is None else load_settings(folder)
+    begun = None if folder is None else load_settings(folder)
     record = None if folder is None else RunRecord.load(folder)
     origin = {} if record is None else record.origin
-    if folder is not None and settings is None and "--data" not in arguments:
-        raise NotFoundError(f"{folder} holds no run to resume. Give the folder of one, or --data to begin one there.")
+    settings = begun
     if settings is None or preset not in (None, settings.method):
         settings = TrainConfig.preset(preset or "me-am")
-    return parse(
+    parsed = parse(
         TrainArguments,
         arguments[1:] if named else arguments,
         f"{prog} {preset}" if named else prog,
         description=DESCRIPTION,
         paired_flags=True,  # what a resumed run has switched on can be said again, and be refused
         default=TrainArguments(
-            data=origin.get("data") or tyro.MISSING,
+            data=origin.get("data") or (tyro.MISSING if folder is None else UNKNOWN),
             output_dir=tyro.MISSING,
-            config=settings,
+            config=_Draft(**vars(settings)),
             env_id=origin.get("env_id"),
         ),
     )
+    if parsed.data == UNKNOWN and begun is None:
+        raise NotFoundError(f"{folder} holds no run to resume. Give the folder of one, or --data to begin one there.")
+    if parsed.data == UNKNOWN:
+        raise DatasetError(
+            f"The run in {folder} was begun in Python, from arrays or without `origin`, so its data is not known here. "
+            "Go on there with train(..., resume=True), or give its --data."
+        )
+    given = {name: value for name, value in vars(parsed.config).items() if value != getattr(settings, name)}
+    return replace(parsed, config=settings.changed(**given))
 
 
 def _resumed(arguments: list[str]) -> Path | None:
     """The folder whose run the arguments ask to go on with, if they do."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--output-dir", "--output_dir", nargs="?", type=Path)
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction)
     known, _ = parser.parse_known_args(arguments)
     return known.output_dir if known.resume else None
 

@@ -15,7 +15,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import filelock
@@ -33,28 +33,11 @@ from meam_training.learning.online import OnlineLearning
 from meam_training.runs.checkpoint import OBSERVATIONS_FILE, Checkpoint
 from meam_training.runs.run_log import RunLog, SilentLog
 
-__all__ = ["FREE_SETTINGS", "Run", "RunRecord", "load_settings", "open_run"]
+__all__ = ["Run", "RunRecord", "load_settings", "open_run"]
 
 CONFIG_FILE = "config.json"
 RECORD_FILE = "run.json"
 FORMAT_VERSION = 1
-
-FREE_SETTINGS = (
-    "steps",
-    "online_steps",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "log_every",
-    "evaluate_every",
-    "evaluate_episodes",
-    "loggers",
-    "device",
-    "threads",
-    "compile",
-)
-"""Settings in which a resumed run may differ."""
-
-_ONLINE = ("online_warmup", "updates_per_step", "offline_share")
 
 
 @dataclass(frozen=True)
@@ -309,16 +292,13 @@ def _write_settings(folder: Path, record: RunRecord, config: TrainConfig) -> Non
 
 
 def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec, data: str) -> None:
-    free = {name: getattr(config, name) for name in FREE_SETTINGS}
-    if last.step <= last.config.steps:
-        free |= {name: getattr(config, name) for name in _ONLINE}  # nothing has been learned online so far
-    if config.mirror_stages > 1:
-        del free["steps"]  # it decides where the stages begin
-    if replace(last.config, **free) != config:
-        ours, theirs = asdict(config), asdict(last.config)
-        if ours["method"] != theirs["method"]:
-            ours = {"method": config.method}  # everything else follows
-        changed = [f"{k}: {theirs[k]!r} there, {ours[k]!r} now" for k in ours if k not in free and ours[k] != theirs[k]]
+    online = last.step > last.config.steps
+    ours, theirs = config.deciding(online=online), last.config.deciding(online=online)
+    if ours != theirs:
+        names = [name for name in {**theirs, **ours} if getattr(last.config, name) != getattr(config, name)]
+        if "method" in names:
+            names = ["method"]  # everything else follows
+        changed = [f"{name}: {getattr(last.config, name)!r} there, {getattr(config, name)!r} now" for name in names]
         raise CheckpointError(f"The run in {last.path.parent.parent} has other settings: {'; '.join(changed)}.")
     if last.data != data or replace(last.spec, hyperparameters={}) != replace(spec, hyperparameters={}):
         raise CheckpointError(

@@ -1,6 +1,6 @@
 """Sweeps: a training run for every combination of the tasks and settings in a TOML file.
 
-    [settings]                      # of every run
+    [settings]                      # of every run on which they have an effect
     preset = "me-am"                # the default
     steps = 100_000
     hidden_dims = [256, 256]
@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,7 +36,7 @@ from typing import Any, Literal, NamedTuple
 from meam_policy.errors import CheckpointError, ConfigError, NotFoundError, OutputError
 from meam_training.config import PRESETS, TrainConfig
 from meam_training.runs.checkpoint import Checkpoint
-from meam_training.runs.run_folder import FREE_SETTINGS, load_settings
+from meam_training.runs.run_folder import load_settings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -86,8 +86,8 @@ class SweepRun:
             return False  # the run itself says what is wrong with it
         if last is None:
             return False
-        free = {name: getattr(self.config, name) for name in FREE_SETTINGS}
-        return replace(last.config, **free) == self.config and last.step >= self.config.steps + self.config.online_steps
+        same = last.config.deciding() == self.config.deciding()
+        return same and last.step >= self.config.steps + self.config.online_steps
 
 
 class Outcome(NamedTuple):
@@ -103,7 +103,7 @@ def read_sweep(path: str | os.PathLike[str], output_dir: str | os.PathLike[str])
     Args:
         path: TOML file; its form is shown at the top of this module. A task has `data`, optionally `env_id`, as in
             `meam train`, and settings; `preset` counts as a setting everywhere. All other settings are the
-            fields of `TrainConfig`.
+            fields of `TrainConfig`. A run leaves out what has no effect on it of [settings], though not of the rest.
         output_dir: Folder of the sweep; every run gets a folder in it.
 
     Returns:
@@ -111,18 +111,23 @@ def read_sweep(path: str | os.PathLike[str], output_dir: str | os.PathLike[str])
 
     Raises:
         NotFoundError: there is no such file.
-        ConfigError: it is not such a file, a setting is unknown (with the nearest known one), out of range or
-            given twice, or two runs are the same.
+        ConfigError: it is not such a file, a setting is unknown (with the nearest known one), out of range, given
+            twice or without effect, or two runs are the same.
     """
     settings, grid, tasks = _tables(Path(path).expanduser())
     runs: dict[str, SweepRun] = {}
+    idle = settings.keys() - {"preset"}
     for task, own in tasks.items():
         for values in itertools.product(*grid.values()):
             point = dict(zip(grid, values, strict=True))
             name = ",".join(f"{key}={_readable(value)}" for key, value in {"task": task, **point}.items())
             if name in runs:
                 raise ConfigError(f"{path}: two runs are {name}; expected different values in every list of [grid].")
-            runs[name] = _run(name, Path(output_dir).expanduser() / name, {**settings, **own, **point})
+            run = _run(name, Path(output_dir).expanduser() / name, settings, {**own, **point})
+            idle = {key for key in idle if key not in own and getattr(run.config, key) != _setting(settings[key])}
+            runs[name] = run
+    for key in sorted(idle):  # those that every run leaves out
+        next(iter(runs.values())).config.changed(**{key: _setting(settings[key])})
     return list(runs.values())
 
 
@@ -209,12 +214,14 @@ def _tables(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str,
     return settings, grid, tasks
 
 
-def _run(name: str, output_dir: Path, given: Mapping[str, Any]) -> SweepRun:
-    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+def _run(name: str, output_dir: Path, shared: Mapping[str, Any], own: Mapping[str, Any]) -> SweepRun:
+    settings = {key: _setting(value) for key, value in {**shared, **own}.items()}
     preset, data, env_id = settings.pop("preset", "me-am"), settings.pop("data"), settings.pop("env_id", None)
     if preset not in PRESETS:
         raise ConfigError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}.")
-    config, default = TrainConfig.preset(preset, **settings), TrainConfig.preset(preset)
+    config = TrainConfig.preset(preset, settings, **{key: settings[key] for key in own if key in settings})
+    default = TrainConfig.preset(preset)
+    settings = {key: value for key, value in settings.items() if getattr(config, key) == value}  # with an effect
     arguments = ["train", preset, "--data", data, *(["--env-id", env_id] if env_id is not None else [])]
     arguments += ["--output-dir", str(output_dir), "--resume"]
     options = {key: _option(key, value, getattr(default, key)) for key, value in settings.items()}
@@ -222,11 +229,14 @@ def _run(name: str, output_dir: Path, given: Mapping[str, Any]) -> SweepRun:
     return SweepRun(name, output_dir, config, tuple(arguments), tuple(key for key, option in options.items() if option))
 
 
+def _setting(value: Any) -> Any:
+    """A value of TOML as a setting."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _option(name: str, value: object, default: object) -> list[str]:
     """A setting as arguments of `meam train`, where a truth value is a flag that differs from its default."""
     flag = name.replace("_", "-")
-    if isinstance(value, bool) != isinstance(default, bool):
-        raise ConfigError(f"{name} is {value!r}; expected a value like {default!r}.")
     if isinstance(value, bool):
         return [] if value == default else [f"--{flag}" if value else f"--no-{flag}"]
     return [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
