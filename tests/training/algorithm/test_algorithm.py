@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from meam_training.algorithm import prior_loss
 from meam_training.algorithm.adjoint_objective import ADJOINT_METRICS, terminal_adjoint
-from meam_training.algorithm.batch import _DRAWS, ChunkBatch, MeamNoise, draw_noise
+from meam_training.algorithm.batch import _DRAWS, ROW_AXES, ChunkBatch, MeamNoise, RowAxis, draw_noise, row_axes
 from meam_training.algorithm.critic_loss import CRITIC_METRICS
 from meam_training.algorithm.head_losses import HEAD_METRICS, distill_loss, edit_loss, head_losses
 from meam_training.algorithm.prior_loss import MIXTURE_METRICS
@@ -123,6 +124,29 @@ def test_the_noise_has_a_row_for_everything_that_is_random(make_config, batch, a
         "edit": (batch if edits else 0, act),
     }
     np.testing.assert_allclose(noise.probes @ noise.probes.T, np.eye(probes), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["qam-edit", "me-am"])
+def test_the_row_axis_of_every_noise_grows_with_the_batch(make_config, method):
+    settings = {"adaptive_mixture": True, "mixture_weight": 0.5} if method == "me-am" else {}
+    config = make_config(method, distill_coef=1.0, **settings)
+    small, large = (draw_noise(rows, 3, config, torch.Generator(), CPU)._asdict() for rows in (8, 16))
+    for name, axis in ROW_AXES.items():
+        sizes = list(large[name].shape)
+        if axis is not None:
+            sizes[axis] //= 2
+        assert list(small[name].shape) == sizes, name
+    assert tuple(ROW_AXES) == MeamNoise._fields
+
+
+@pytest.mark.parametrize("hint", [torch.Tensor, Annotated[torch.Tensor, 0], Annotated[int, RowAxis(0), RowAxis(1)]])
+def test_noise_without_one_row_axis_is_refused(hint):
+    class Noise(NamedTuple):
+        known: Annotated[torch.Tensor, RowAxis(1)]
+        forgotten: hint  # pyright: ignore[reportInvalidTypeForm]
+
+    with pytest.raises(TypeError, match=r"Noise\.forgotten declares [02] row axes; expected one"):
+        row_axes(Noise)
 
 
 def test_the_noise_is_standard_normal_and_its_times_uniform(make_config):
