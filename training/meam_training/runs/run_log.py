@@ -1,6 +1,7 @@
 """The numbers of a run: metrics.csv and evaluations.csv always, TensorBoard and Weights & Biases on request.
 
-All of them get the same numbers, rounded to nine digits, which tell any two of float32 apart.
+All of them get the same numbers, rounded to nine digits, which tell any two of float32 apart; TensorBoard keeps them in
+float32.
 """
 
 from __future__ import annotations
