@@ -30,7 +30,7 @@ from meam_training.learning.distributed import ProcessGroup
 from meam_training.learning.evaluation import Evaluation
 from meam_training.learning.learner import Learner
 from meam_training.learning.online import OnlineLearning
-from meam_training.runs.checkpoint import OBSERVATIONS_FILE, Checkpoint
+from meam_training.runs.checkpoint import OBSERVATIONS_FILE, Checkpoint, TrainingState
 from meam_training.runs.run_log import RunLog, SilentLog
 
 __all__ = ["FREE_SETTINGS", "Run", "RunRecord", "load_settings", "open_run"]
@@ -148,9 +148,9 @@ class Run:
             CheckpointError: the checkpoint is broken.
         """
         if self.last is not None:
-            self.last.restore(learner.networks, learner.optimizer, learner.generator)
-            if online is not None and self.last.step > self.config.steps:
-                online.restore(self.last.read_online())
+            restored = self.last.restore(self._state(self.last.step, learner))
+            if online is not None and restored.online is not None:
+                online.restore(restored.online)
 
     def keep_observations(self, observations: Tensor) -> None:
         """Keep raw observations [n, obs] of the data, at which the exported policy will be checked.
@@ -190,21 +190,21 @@ class Run:
             return
         score = None if evaluation is None else evaluation.score
         self.log.flush()
-        self.last = Checkpoint.save(
-            self.folder,
-            step,
-            self.config,
-            self.spec,
-            self.data,
-            learner.networks,
-            learner.optimizer,
-            learner.generator,
-            score,
-            online.state() if online is not None and step > self.config.steps else None,
-        )
+        recorded = online.state() if online is not None and step > self.config.steps else None
+        self.last = Checkpoint.save(self.folder, self._state(step, learner, score, recorded))
         if self.is_best(evaluation):
             self.best_score = score
         Checkpoint.prune(self.folder, self.config.keep_checkpoints)
+
+    def _state(
+        self,
+        step: int,
+        learner: Learner,
+        score: float | None = None,
+        online: Mapping[str, Tensor] | None = None,
+    ) -> TrainingState:
+        networks, optimizer, generator = learner.networks, learner.optimizer, learner.generator
+        return TrainingState(step, self.config, self.spec, self.data, networks, optimizer, generator, score, online)
 
 
 @contextlib.contextmanager
