@@ -25,11 +25,12 @@ from torch import Tensor
 from meam_policy.atomic_files import write_atomically
 from meam_policy.errors import CheckpointError, ConfigError, LockedError, MeamError, OutputError
 from meam_policy.spec import PolicySpec
+from meam_training.algorithm.update import METRICS
 from meam_training.config import TrainConfig
 from meam_training.learning.distributed import ProcessGroup
-from meam_training.learning.evaluation import Evaluation
+from meam_training.learning.evaluation import EVALUATION_METRICS, Evaluation
 from meam_training.learning.learner import Learner
-from meam_training.learning.online import OnlineLearning
+from meam_training.learning.online import ONLINE_METRICS, OnlineLearning
 from meam_training.runs.checkpoint import OBSERVATIONS_FILE, Checkpoint, TrainingState
 from meam_training.runs.run_log import RunLog, SilentLog
 
@@ -38,6 +39,9 @@ __all__ = ["FREE_SETTINGS", "Run", "RunRecord", "load_settings", "open_run"]
 CONFIG_FILE = "config.json"
 RECORD_FILE = "run.json"
 FORMAT_VERSION = 1
+
+UPDATE_COLUMNS = (*METRICS, *ONLINE_METRICS, "gradient_norm")
+"""Columns of `metrics.csv`: what is logged of updates, and of online episodes."""
 
 FREE_SETTINGS = (
     "steps",
@@ -277,7 +281,8 @@ def _begun(
         record = record or RunRecord()
         record = record if origin is None else replace(record, origin=origin)
         _write_settings(folder, record, config)
-        with RunLog(folder, config, 0 if last is None else last.step, record.run_id) as log:
+        step = 0 if last is None else last.step
+        with RunLog(folder, config, step, record.run_id, UPDATE_COLUMNS, EVALUATION_METRICS) as log:
             yield Run(folder, config, spec, data, log, last, None if best is None else best.score)
 
 
