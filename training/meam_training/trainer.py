@@ -123,7 +123,7 @@ def train(
                 _report(on_progress, step, run.log.write(step))
             with run.log.paused():
                 evaluation = None
-                if evaluator is not None and step % config.evaluate_every == 0:
+                if run.is_due(step):
                     evaluation = _evaluate(evaluator, run, learner, step, interrupts, on_evaluation)
                 stop = group.agree(bool(interrupts))
                 if last or stop or step % config.checkpoint_every == 0 or run.is_best(evaluation):

@@ -141,6 +141,7 @@ def test_a_process_that_only_follows_makes_up_for_no_evaluation(dataset, make_co
     config = make_config(steps=2, evaluate_every=1)
     last = train(config, dataset, tmp_path)
     run = Run(tmp_path, config, last.spec, last.data, SilentLog(), last, None, writes=False)
+    assert run.is_due(run.step)
     assert not run.lacks_evaluation()
 
 

@@ -3,7 +3,7 @@
 config.json                 the settings
 run.json                    where the data came from, and the run's id in Weights & Biases
 metrics.csv                 means of the metrics, a row every `log_every` updates
-evaluations.csv             evaluations, a row every `evaluate_every` updates
+evaluations.csv             evaluations, a row every `evaluate_every` updates and one of the last
 checkpoints/step_00010000/  see `meam_training.runs.checkpoint`
 tensorboard/, wandb/        if asked for
 """
@@ -177,10 +177,14 @@ class Run:
             return False
         return self.best_score is None or evaluation.score > self.best_score
 
+    def is_due(self, step: int) -> bool:
+        """Whether to evaluate after a step: every `evaluate_every` steps, and after the last one."""
+        every = self.config.evaluate_every
+        return bool(every) and (step % every == 0 or step == self.config.steps + self.config.online_steps)
+
     def lacks_evaluation(self) -> bool:
         """Whether the newest checkpoint was due to be evaluated and was not."""
-        every = self.config.evaluate_every
-        return bool(every and self.step and self.step % every == 0 and not self.log.has_evaluation(self.step))
+        return bool(self.step) and self.is_due(self.step) and not self.log.has_evaluation(self.step)
 
     def save(
         self, step: int, learner: Learner, evaluation: Evaluation | None, online: OnlineLearning | None = None
