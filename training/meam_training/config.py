@@ -149,7 +149,7 @@ class TrainConfig:
     loggers: tuple[Logger, ...] = ()
     """Where metrics go beside metrics.csv: tensorboard, wandb."""
     evaluate_every: int = 0
-    """Updates between evaluations, in the environment or else on the data; 0 for none."""
+    """Updates between evaluations, in the environment or else on the data, and one at the end; 0 for none."""
     evaluate_episodes: int = 20
     """Episodes of an evaluation in the environment."""
     online_steps: int = 0
