@@ -464,16 +464,10 @@ def test_episodes_shorter_than_a_chunk_are_refused_before_anything_is_written(da
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("device", ["gpu", "", "mps", "meta", "cpu:x"])
-def test_an_unknown_device_is_refused(dataset, make_config, tmp_path, device):
-    with pytest.raises(ConfigError, match=f'device is "{device}"; expected "auto", "cpu", "cuda"'):
-        train(make_config(device=device), dataset, tmp_path / "run")
-
-
-def test_a_device_that_is_not_here_is_refused(dataset, make_config, tmp_path):
-    name = f"cuda:{torch.cuda.device_count()}"
-    with pytest.raises(DeviceError, match=f'device is "{name}", but torch sees'):
-        train(make_config(device=name), dataset, tmp_path / "run")
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(dataset, make_config, tmp_path):
+    with pytest.raises(DeviceError, match="but torch sees"):
+        train(make_config(device=f"cuda:{torch.cuda.device_count()}"), dataset, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_learns_the_data(make_config, tmp_path):
@@ -718,20 +712,10 @@ def test_the_known_value_decides_what_is_learned(dataset, make_config, tmp_path)
     assert not torch.equal(saved(one)["policy.layers.2.weight"], saved(other)["policy.layers.2.weight"])
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (lambda s, a: a, r"value returned \(2, 4\) for two rows; expected a tensor of shape \(2,\)"),
-        (lambda s, a: a.sum(), r"value returned \(\) for two rows"),
-        (lambda s, a: a.sum(dim=-1).tolist(), "value returned list for two rows"),
-        (lambda s, a: a.sum(dim=-1) / 0, r"value returned \[.*inf.*\]; expected finite numbers"),
-        (lambda s, a: a.detach().sum(dim=-1), "value is not differentiable in the actions"),
-    ],
-)
-def test_a_known_value_is_tried_before_the_first_update(dataset, make_config, tmp_path, value, message):
-    with pytest.raises(ConfigError, match=message):
-        train(make_config(), dataset, tmp_path, value=value)
-    assert Checkpoint.latest(tmp_path) is None
+def test_a_known_value_is_tried_before_anything_is_written(dataset, make_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"value returned \(\) for two rows"):
+        train(make_config(), dataset, tmp_path / "run", value=lambda s, a: a.sum())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("first", [None, KnownQuadratic()])
@@ -764,16 +748,16 @@ def test_the_heads_are_trained(dataset, make_config, tmp_path):
 # Clipping
 
 
-def with_gradients(make_config, dataset, **settings):
+def with_gradients(make_config, dataset):
     """Networks with random gradients of very different sizes, and their norms by network."""
-    config = make_config("qam-edit", distill_coef=1.0, **settings)
+    config = make_config("qam-edit", distill_coef=1.0)
     networks = build_networks(make_spec(config, dataset), config)
     torch.manual_seed(0)
     sizes = {"critic": 1e3, "prior": 1e-3, "policy": 10.0, "edit_policy": 0.1, "one_step": 2.0}
     for name, size in sizes.items():
         for parameter in getattr(networks, name).parameters():
             parameter.grad = size * torch.randn_like(parameter)
-    return config, networks, {name: gradient_norm(getattr(networks, name)) for name in sizes}
+    return networks, {name: gradient_norm(getattr(networks, name)) for name in sizes}
 
 
 def gradient_norm(network):
@@ -782,9 +766,9 @@ def gradient_norm(network):
 
 @pytest.mark.parametrize(("joint", "limit"), [(True, 1.0), (False, 1.0), (True, 30.0), (False, 30.0), (True, 0.0)])
 def test_gradients_are_clipped_jointly_or_network_by_network(dataset, make_config, joint, limit):
-    config, networks, before = with_gradients(make_config, dataset, joint_clip=joint, gradient_clip=limit)
+    networks, before = with_gradients(make_config, dataset)
     total = math.sqrt(sum(norm**2 for norm in before.values()))
-    assert clip_gradients(networks, config).item() == pytest.approx(total, rel=1e-5)
+    assert clip_gradients(networks, limit or math.inf, joint).item() == pytest.approx(total, rel=1e-5)
     for name, norm in before.items():
         factor = min(1, limit / (total if joint else norm)) if limit else 1
         assert gradient_norm(getattr(networks, name)) == pytest.approx(norm * factor, rel=1e-4)
@@ -793,8 +777,8 @@ def test_gradients_are_clipped_jointly_or_network_by_network(dataset, make_confi
 def test_a_steep_critic_shortens_the_other_gradients_only_if_clipped_jointly(dataset, make_config):
     shares = {}
     for joint in (True, False):
-        config, networks, before = with_gradients(make_config, dataset, joint_clip=joint, gradient_clip=1.0)
-        clip_gradients(networks, config)
+        networks, before = with_gradients(make_config, dataset)
+        clip_gradients(networks, 1.0, joint)
         shares[joint] = gradient_norm(networks.prior) / before["prior"]
     assert shares[True] < 1e-3
     assert shares[False] == pytest.approx(1)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,13 +15,16 @@ import torch
 from torch import Tensor
 
 from meam_policy.environments.make import make_environment
-from meam_policy.errors import ConfigError, DeviceError
+from meam_policy.errors import ConfigError
 from meam_policy.spec import PolicySpec
 from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
 from meam_training.learning.chunk_source import ChunkSource, make_chunk_source
+from meam_training.learning.device import cpu_threads, training_device
 from meam_training.learning.distributed import ProcessGroup, process_group
 from meam_training.learning.evaluation import DataEvaluator, EnvironmentEvaluator, Evaluation, Evaluator
+from meam_training.learning.interrupts import collected_interrupts
+from meam_training.learning.known_value import check_known_value
 from meam_training.learning.learner import Learner
 from meam_training.learning.online import OnlineLearning
 from meam_training.networks.meam_networks import KnownValue
@@ -88,48 +89,45 @@ def train(
         MissingExtraError: the environment's simulator or a logger is not installed.
         DivergedError: a gradient is not finite; the last checkpoint is intact.
     """
-    if value is not None and config.best_of > 1:
-        raise ConfigError(f"best_of is {config.best_of}; expected 1 with a known value, which cannot be exported.")
-    device = _device(config.device)
+    device = training_device(config.device)
     spec, data = make_spec(config, dataset), dataset.fingerprint + ("" if value is None else " with a known value")
     chunks = make_chunk_source(config, dataset, spec, device)
     if value is not None:
-        _check_value(value, chunks, config, device)
-    folder = Path(output_dir).expanduser()
+        check_known_value(value, chunks, config, device)
+    folder, steps = Path(output_dir).expanduser(), config.steps + config.online_steps
     with (
         process_group(config, device) as group,
         _evaluator(config, spec, chunks, device, env, group) as evaluator,
         _online_env(config, spec, online_env) as online_env,
-        _threads(config.threads),
+        cpu_threads(config.threads),
         open_run(folder, config, spec, data, resume=resume, origin=origin, group=group) as run,
-        _finish_on_interrupt() as interrupted,
+        collected_interrupts() as interrupts,
     ):
         learner = Learner(spec, config, device, value, group)
         online = None if online_env is None else OnlineLearning(online_env, learner, chunks, spec)
         run.restore(learner, online)
         run.keep_observations(_some_observations(chunks, device))
         group.check_same_step(run.step)
-        if evaluator is not None and run.lacks_evaluation():  # an interrupt came before it
-            evaluation = _evaluate(evaluator, run, learner, run.step, interrupted, on_evaluation)
+        if run.lacks_evaluation():  # an interrupt came before it
+            evaluation = _evaluate(evaluator, run, learner, run.step, interrupts, on_evaluation)
             if run.is_best(evaluation):
                 run.save(run.step, learner, evaluation, online)
-        steps = config.steps + config.online_steps
         for step in range(run.step + 1, steps + 1):
+            last = step == steps
             if online is None or step <= config.steps:
                 run.log.add(learner.update(chunks, step))
             else:
                 for metrics in online.step(step):
                     run.log.add(metrics)
-            last = step == steps
             if group.is_first and (last or step % config.log_every == 0):
                 _report(on_progress, step, run.log.write(step))
             with run.log.paused():
                 evaluation = None
-                if evaluator is not None and step % config.evaluate_every == 0:
-                    evaluation = _evaluate(evaluator, run, learner, step, interrupted, on_evaluation)
-                stop = group.agree(bool(interrupted))
+                if run.is_due(step):
+                    evaluation = _evaluate(evaluator, run, learner, step, interrupts, on_evaluation)
+                stop = group.agree(bool(interrupts))
                 if last or stop or step % config.checkpoint_every == 0 or run.is_best(evaluation):
-                    _prepare_to_act(learner, config, step)
+                    learner.prepare_to_act(step)
                     run.save(step, learner, evaluation, online)
             if stop:
                 raise KeyboardInterrupt
@@ -208,96 +206,23 @@ def _online_env(
 
 
 def _evaluate(
-    evaluator: Evaluator,
+    evaluator: Evaluator | None,
     run: Run,
     learner: Learner,
     step: int,
-    interrupted: list[int],
+    interrupts: list[int],
     on_evaluation: Progress | None,
 ) -> Evaluation | None:
-    """Evaluate and log; an interrupt gives the evaluation up, since saving the work is more urgent."""
-    _prepare_to_act(learner, run.config, step)
-    evaluation = evaluator(learner.networks, stop=lambda: interrupted)
+    """Evaluate and log, if this process does; an interrupt gives it up, since saving the work is more urgent."""
+    if evaluator is None:
+        return None
+    learner.prepare_to_act(step)
+    evaluation = evaluator(learner.networks, stop=lambda: interrupts)
     if evaluation is not None:
         _report(on_evaluation, step, run.log.write_evaluation(step, evaluation.metrics))
     return evaluation
 
 
-def _prepare_to_act(learner: Learner, config: TrainConfig, step: int) -> None:
-    """While only the prior is trained, it is what has been learned, and what is to act."""
-    if step < config.pretrain_steps:
-        learner.networks.start_policy_from_prior()
-
-
 def _report(callback: Progress | None, step: int, row: dict[str, float]) -> None:
     if callback is not None:
         callback(step, row)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun: every process its own
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f'device is "{name}"; expected "auto", "cpu", "cuda" or "cuda:N".') from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f'device is "{name}"; expected "auto", "cpu", "cuda" or "cuda:N".')
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        seen = torch.cuda.device_count() or "no"
-        raise DeviceError(f'device is "{name}", but torch sees {seen} CUDA device(s) here. Use device="cpu" or "auto".')
-    if device.index is not None:
-        torch.cuda.set_device(device)
-    return device
-
-
-def _check_value(value: KnownValue, chunks: ChunkSource, config: TrainConfig, device: torch.device) -> None:
-    """Try a known value on a few chunks.
-
-    Raises:
-        ConfigError: it does not return one finite, differentiable number per row.
-    """
-    batch = chunks.sample(2, torch.Generator(device).manual_seed(0))
-    actions = batch.actions.requires_grad_()
-    values: object = value(batch.observations, actions)
-    seen = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-    if seen != (2,):
-        raise ConfigError(f"value returned {seen} for two rows; expected a tensor of shape (2,).")
-    assert isinstance(values, Tensor)
-    if not values.isfinite().all():
-        raise ConfigError(f"value returned {values.tolist()}; expected finite numbers.")
-    if config.trains_policy and not values.requires_grad:
-        raise ConfigError("value is not differentiable in the actions; expected PyTorch operations on them throughout.")
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _finish_on_interrupt() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of stopping in the middle of an update; a second one stops at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        if len(received) > 1:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

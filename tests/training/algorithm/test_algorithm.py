@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pytest
@@ -8,9 +9,13 @@ from hypothesis import strategies as st
 
 from meam_policy.spec import Integration
 from meam_training.algorithm import prior_loss
-from meam_training.algorithm.adjoint_objective import terminal_adjoint
-from meam_training.algorithm.batch import _DRAWS, ChunkBatch, MeamNoise, draw_noise
-from meam_training.algorithm.head_losses import distill_loss, edit_loss, head_losses
+from meam_training.algorithm.adjoint_objective import ADJOINT_METRICS, terminal_adjoint
+from meam_training.algorithm.batch import _DRAWS, ROW_AXES, ChunkBatch, MeamNoise, RowAxis, draw_noise, row_axes
+from meam_training.algorithm.critic_loss import CRITIC_METRICS
+from meam_training.algorithm.head_losses import HEAD_METRICS, distill_loss, edit_loss, head_losses
+from meam_training.algorithm.prior_loss import MIXTURE_METRICS
+from meam_training.algorithm.reweighted_objective import REWEIGHTED_METRICS
+from meam_training.algorithm.target_score_objective import TARGET_SCORE_METRICS
 from meam_training.algorithm.update import METRICS, compute_losses, pretraining_losses, update_targets
 from meam_training.config import TrainConfig
 from meam_training.flow.ode import integrate
@@ -123,6 +128,29 @@ def test_the_noise_has_a_row_for_everything_that_is_random(make_config, batch, a
     np.testing.assert_allclose(noise.probes @ noise.probes.T, np.eye(probes), atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["qam-edit", "me-am"])
+def test_the_row_axis_of_every_noise_grows_with_the_batch(make_config, method):
+    settings = {"adaptive_mixture": True, "mixture_weight": 0.5} if method == "me-am" else {}
+    config = make_config(method, distill_coef=1.0, **settings)
+    small, large = (draw_noise(rows, 3, config, torch.Generator(), CPU)._asdict() for rows in (8, 16))
+    for name, axis in ROW_AXES.items():
+        sizes = list(large[name].shape)
+        if axis is not None:
+            sizes[axis] //= 2
+        assert list(small[name].shape) == sizes, name
+    assert tuple(ROW_AXES) == MeamNoise._fields
+
+
+@pytest.mark.parametrize("hint", [torch.Tensor, Annotated[torch.Tensor, 0], Annotated[int, RowAxis(0), RowAxis(1)]])
+def test_noise_without_one_row_axis_is_refused(hint):
+    class Noise(NamedTuple):
+        known: Annotated[torch.Tensor, RowAxis(1)]
+        forgotten: hint  # pyright: ignore[reportInvalidTypeForm]
+
+    with pytest.raises(TypeError, match=r"Noise\.forgotten declares [02] row axes; expected one"):
+        row_axes(Noise)
+
+
 def test_the_noise_is_standard_normal_and_its_times_uniform(make_config):
     common = {"distill_coef": 1.0, "best_of": 2}
     seen = set()
@@ -203,7 +231,7 @@ def test_every_loss_trains_its_own_network_and_nothing_else(make_config, make_ne
     config = make_config(method, objective=objective, distill_coef=1.0, **mixture)
     networks, batch, noise = make_networks(config), random_batch(), noise_for(config)
     losses = compute_losses(networks, batch, noise, config)
-    heads = head_losses(networks, networks.encoder(batch.observations), noise, config, {})
+    heads, _ = head_losses(networks, networks.encoder(batch.observations), noise, config)
     of_heads = ("edit_policy.", "one_step.") if method == "qam-edit" else ("one_step.",)
     for loss, prefixes in (
         (losses.metrics["critic_loss"], ("critic.",)),
@@ -233,15 +261,26 @@ def test_the_total_is_the_sum_of_the_losses_and_metrics_are_named(make_config, m
     assert set(m) == named <= set(METRICS)
 
 
+def metrics_of(make_config, make_networks, method, **changes):
+    config = make_config(method, **changes)
+    return set(compute_losses(make_networks(config), random_batch(), noise_for(config), config).metrics)
+
+
 def test_every_metric_is_one_of_some_run(make_config, make_networks):
-    found = set()
-    for method, changes in (
-        ("me-am", {"distill_coef": 1.0, "adaptive_mixture": True, "mixture_weight": 0.5}),
-        ("qam-edit", {}),
-    ):
-        config = make_config(method, **changes)
-        found |= set(compute_losses(make_networks(config), random_batch(), noise_for(config), config).metrics)
-    assert found == set(METRICS)
+    mixed = metrics_of(make_config, make_networks, "me-am", distill_coef=1.0, adaptive_mixture=True, mixture_weight=0.5)
+    assert mixed | metrics_of(make_config, make_networks, "qam-edit") == set(METRICS)
+    assert len(set(METRICS)) == len(METRICS)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_loss_logs_what_its_module_names(make_config, make_networks, objective):
+    of_policy = {"adjoint": ADJOINT_METRICS, "target_score": TARGET_SCORE_METRICS, "reweighted": REWEIGHTED_METRICS}
+    always = {"critic_loss", "prior_loss", "policy_loss", *CRITIC_METRICS, *of_policy[objective]}
+    common = {"objective": objective, "distill_coef": 1.0}
+    assert metrics_of(make_config, make_networks, "qam-edit", **common) == always | set(HEAD_METRICS)
+    mixture = {"adaptive_mixture": True, "mixture_weight": 0.5}
+    of_mixture = metrics_of(make_config, make_networks, "me-am", **common, **mixture) - always
+    assert of_mixture - set(HEAD_METRICS) == set(MIXTURE_METRICS)
 
 
 def test_bc_has_and_trains_only_the_prior(make_config, make_networks):
@@ -625,7 +664,7 @@ def test_q_maximised_chunks_lie_in_the_box_within_the_trust_radius_of_their_star
     with pytest.MonkeyPatch.context() as patch:
         candidates, _ = searched_from(networks, batch, noise, config, patch)
     features = networks.encoder(batch.observations)
-    found = prior_loss._q_maximized(networks, features[:8], batch.actions, noise, config, {})
+    found, _ = prior_loss._q_maximized(networks, features[:8], batch.actions, noise, config)
     assert found.abs().max() <= 1
     distance = (found - candidates.clamp(-1, 1)).square().mean(dim=-1).sqrt()
     assert (distance.amin(dim=0) <= radius + 1e-9).all()
@@ -646,13 +685,12 @@ def test_a_chunk_is_kept_with_the_probability_of_the_variances(make_config, make
     disagreeing(networks, lambda actions: actions.square().sum(dim=-1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prior_loss, "maximize_q", lambda *args: (torch.tensor(best), torch.zeros(8)))
-        metrics: dict[str, torch.Tensor] = {}
         features = networks.encoder(batch.observations)[:8]
-        found = prior_loss._q_maximized(networks, features, batch.actions, noise, config, metrics).numpy()
+        found, metrics = prior_loss._q_maximized(networks, features, batch.actions, noise, config)
     variances = (best**2).sum(axis=1) ** 2
     seen = ((batch.actions[:8].numpy() ** 2).sum(axis=1) ** 2).mean()
     kept = noise.accept.numpy() < np.minimum(1, seen / variances)
-    np.testing.assert_allclose(found, np.where(kept[:, None], best, batch.actions[:8]), atol=1e-9)
+    np.testing.assert_allclose(found.numpy(), np.where(kept[:, None], best, batch.actions[:8]), atol=1e-9)
     assert metrics["mixture_kept"].item() == pytest.approx(kept.mean())
 
 
@@ -685,8 +723,7 @@ def test_the_heads_learn_from_the_deployed_flow(make_config, make_networks):
     config = make_config("qam-edit", objective="reweighted", distill_coef=2.0, edit_target_entropy=-3.0)
     networks, batch, noise = make_networks(config), random_batch(), noise_for(config)
     features = networks.encoder(batch.observations)
-    metrics: dict[str, torch.Tensor] = {}
-    total = head_losses(networks, features, noise, config, metrics)
+    total, metrics = head_losses(networks, features, noise, config)
     flowed = flow_of(networks, config, features, noise.head_x_0).detach()
     assert networks.edit_policy is not None
     assert networks.one_step is not None
@@ -700,7 +737,7 @@ def test_the_heads_learn_from_the_deployed_flow(make_config, make_networks):
     assert metrics.keys() == {*logged, *more}
     default = dataclasses.replace(config, edit_target_entropy=None)
     half = edit_loss(networks.edit_policy, value, features, flowed, noise.edit, 0.1, -0.5 * 4)[0]
-    torch.testing.assert_close(head_losses(networks, features, noise, default, {}), half + distill)
+    torch.testing.assert_close(head_losses(networks, features, noise, default)[0], half + distill)
 
 
 def test_networks_have_only_the_heads_of_their_settings(make_config, make_networks):

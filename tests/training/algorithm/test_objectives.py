@@ -249,8 +249,7 @@ def test_the_reweighted_loss_cannot_diverge(
         networks.target_critic.weights[-1].mul_(size)
     noise = MeamNoise(*(tensor.float() for tensor in make_noise(config, 16, seed)))
     features = networks.encoder(make_batch(16, seed).observations.float())
-    metrics: dict[str, Tensor] = {}
-    loss = reweighted_objective.reweighted_loss(networks, features, noise, config, metrics)
+    loss, metrics = reweighted_objective.reweighted_loss(networks, features, noise, config)
     loss.backward()
     assert networks.policy is not None
     # The actions lie in the box and the weights' mean is one: no loss exceeds that of the worst sample.

@@ -234,7 +234,7 @@ def test_the_parameters_after_updates_agree(case, fused):
     for update in (1, 2, 3):
         optimizer.zero_grad()
         total_loss(case).total.backward()
-        clip_gradients(case.networks, case.config)
+        clip_gradients(case.networks, case.config.gradient_clip, case.config.joint_clip)
         update_targets(case.networks, case.config.polyak)
         optimizer.step()
         if update == 2:

@@ -66,6 +66,12 @@ def test_arrays_are_kept_as_they_are():
     assert set(data.observation_boxes[0].high) == {np.inf}
 
 
+def test_a_data_set_shows_itself_in_one_line(dataset):
+    assert repr(dataset) == (
+        "OfflineDataset('tests/tiny-v0', transitions=120, episodes=6, observation_dim=3, action_dim=2)"
+    )
+
+
 def test_a_trailing_open_episode_ends_at_the_last_row_as_a_truncation():
     data = OfflineDataset.from_arrays(**arrays(truncations=np.zeros(7, bool)))
     np.testing.assert_array_equal(np.flatnonzero(data.episode_ends), [2, 6])

@@ -133,8 +133,43 @@ def test_evaluations_do_not_change_what_is_learned(dataset, make_config, tmp_pat
 def test_every_evaluation_runs_the_same_episodes(dataset, make_config, tmp_path):
     env = Corridor()
     train(make_config(steps=5, evaluate_every=2, evaluate_episodes=3), dataset, tmp_path, env=env)
-    assert env.seeds == [SEED, SEED + 1, SEED + 2] * 2
-    assert [int(row["step"]) for row in rows(tmp_path)] == [2, 4]
+    assert env.seeds == [SEED, SEED + 1, SEED + 2] * 3
+    assert [int(row["step"]) for row in rows(tmp_path)] == [2, 4, 5]
+
+
+def test_the_last_step_is_evaluated_whatever_the_interval(dataset, make_config, tmp_path):
+    config = make_config(steps=5, evaluate_every=4, evaluate_episodes=1)
+    last = train(config, dataset, tmp_path, env=Corridor([1.0, 2.0]))
+    best = Checkpoint.best(tmp_path)
+    assert best is not None
+    assert (last.step, last.score, best.step) == (5, pytest.approx(2.0), 5)
+    # Nothing is evaluated twice; what a run had as its last step before it was extended stays.
+    env = Corridor([3.0])
+    train(config, dataset, tmp_path, env=env, resume=True)
+    assert env.episodes == 0
+    train(replace(config, steps=6), dataset, tmp_path, env=env, resume=True)
+    assert [int(row["step"]) for row in rows(tmp_path)] == [4, 5, 6]
+
+
+def test_the_spread_of_an_evaluation_is_that_of_its_episodes(dataset, make_config, tmp_path):
+    config = make_config(steps=1, evaluate_every=1, evaluate_episodes=3)
+    train(config, dataset, tmp_path, env=Corridor([1.0, 4.0, 7.0]))
+    (row,) = rows(tmp_path)
+    assert float(row["return_std"]) == pytest.approx(np.sqrt(6))
+    assert float(row["length_std"]) == 0
+
+
+def test_a_resumed_run_adds_the_columns_that_its_evaluations_lacked(dataset, make_config, tmp_path):
+    config = make_config(steps=2, evaluate_every=1, evaluate_episodes=1)
+    train(config, dataset, tmp_path, env=Corridor())
+    older = [{"step": row["step"], "return_mean": row["return_mean"]} for row in rows(tmp_path)]
+    lines = ["step,return_mean", *(",".join(row.values()) for row in older)]
+    (tmp_path / "evaluations.csv").write_text("".join(f"{line}\n" for line in lines))
+    train(replace(config, steps=3), dataset, tmp_path, env=Corridor(), resume=True)
+    *kept, new = rows(tmp_path)
+    assert [{"step": row["step"], "return_mean": row["return_mean"]} for row in kept] == older
+    assert [row["return_std"] for row in kept] == ["", ""]
+    assert float(new["return_std"]) == 0
 
 
 def test_while_only_the_prior_is_trained_it_is_the_prior_that_is_evaluated(dataset, make_config, tmp_path):
@@ -311,7 +346,7 @@ def test_a_known_value_has_no_td_error(dataset, make_config, tmp_path):
 
 
 def test_every_number_has_a_column():
-    env_metrics = {"return_mean", "length_mean", "success"}
+    env_metrics = {"return_mean", "return_std", "length_mean", "length_std", "success"}
     data_metrics = {"td_error", "action_difference", "value_data", "value_policy"}
     assert set(EVALUATION_METRICS) == env_metrics | data_metrics
 
@@ -323,3 +358,12 @@ def test_an_evaluation_that_an_interrupt_cut_off_is_made_up_for(dataset, make_co
     train(config, dataset, tmp_path / "parts", resume=True)
     whole, parts = ((tmp_path / name / "evaluations.csv").read_text() for name in ("whole", "parts"))
     assert whole == parts
+
+
+def test_a_last_evaluation_that_an_interrupt_cut_off_is_made_up_for(dataset, make_config, tmp_path):
+    config = make_config(steps=3, evaluate_every=2)
+    train(config, dataset, tmp_path / "whole")
+    train(replace(config, evaluate_every=0), dataset, tmp_path / "parts")
+    train(config, dataset, tmp_path / "parts", resume=True)
+    whole, parts = ((tmp_path / name / "evaluations.csv").read_text().splitlines() for name in ("whole", "parts"))
+    assert parts == [whole[0], whole[-1]]

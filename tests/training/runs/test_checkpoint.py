@@ -15,7 +15,7 @@ import meam_training.runs.checkpoint as checkpoint_module
 from meam_policy import atomic_files
 from meam_policy.errors import CheckpointError, MeamError, NotFoundError, OutputError
 from meam_training.networks.meam_networks import build_networks
-from meam_training.runs.checkpoint import Checkpoint
+from meam_training.runs.checkpoint import Checkpoint, TrainingState
 from meam_training.trainer import make_spec, train
 
 FILES = {"policy_spec.json", "train_config.json", "model.safetensors", "trainer.safetensors", "trainer.json"}
@@ -29,6 +29,16 @@ class Gadget:
 
     def __reduce__(self):
         return (Path.touch, (self.marker,))
+
+
+def state_of(checkpoint, step, networks, score=None):
+    """A run like a checkpoint's at another step, with an optimiser that has not moved yet."""
+    optimizer = torch.optim.Adam([p for p in networks.parameters() if p.requires_grad], lr=1.0)
+    return TrainingState(step, checkpoint.config, checkpoint.spec, "ab", networks, optimizer, torch.Generator(), score)
+
+
+def save(folder, checkpoint, step, score=None):
+    return Checkpoint.save(folder, state_of(checkpoint, step, checkpoint.load_networks(), score))
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +67,27 @@ def test_a_training_folder_opens_at_its_newest_checkpoint(run, dataset, make_con
     assert checkpoint == Checkpoint.load(run / "checkpoints/step_00000005") == Checkpoint.latest(run)
     assert (checkpoint.step, checkpoint.config, checkpoint.spec) == (5, config, make_spec(config, dataset))
     assert Checkpoint.load(run / "checkpoints/step_00000002").step == 2
+
+
+def test_folders_are_strings_or_paths_and_a_tilde_is_the_home(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for step, score in ((1, 2.0), (2, 1.0), (3, 0.0)):
+        assert save("~/run", Checkpoint.load(str(run)), step, score).path.parent == tmp_path / "run/checkpoints"
+    Checkpoint.prune("~/run", 1)
+    for folder in ("~/run", str(tmp_path / "run"), tmp_path / "run"):
+        latest, best = Checkpoint.latest(folder), Checkpoint.best(folder)
+        assert latest is not None
+        assert best is not None
+        assert (Checkpoint.load(folder).step, latest.step, best.step) == (3, 3, 1)
+    assert steps(tmp_path / "run") == [1, 3]
+
+
+def test_a_checkpoint_and_a_state_show_themselves_in_one_line(run):
+    checkpoint = Checkpoint.load(run)
+    assert repr(checkpoint) == f"Checkpoint('{checkpoint.path}', step=5, method='me-am', score=None)"
+    state = state_of(checkpoint, 7, checkpoint.load_networks(), 1.5)
+    assert repr(state) == "TrainingState(step=7, method='me-am', score=1.5)"
 
 
 def test_steps_are_ordered_as_numbers(run, tmp_path):
@@ -92,11 +123,12 @@ def test_the_seed_decides_the_first_weights_and_the_global_generator_is_left_alo
 
 def test_optimiser_and_generator_come_back_as_they_were(run, dataset):
     checkpoint = Checkpoint.load(run)
-    networks = build_networks(checkpoint.spec, checkpoint.config)
-    trained = [p for p in networks.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=1.0)
-    generator = torch.Generator()
-    checkpoint.restore(networks, optimizer, generator)
+    state = state_of(checkpoint, 0, build_networks(checkpoint.spec, checkpoint.config))
+    trained = [p for p in state.networks.parameters() if p.requires_grad]
+    optimizer, generator = state.optimizer, state.generator
+    restored = checkpoint.restore(state)
+    assert (restored.step, restored.score, restored.online) == (5, None, None)
+    assert (restored.networks, restored.optimizer, restored.generator) == (state.networks, optimizer, generator)
     saved = load_file(checkpoint.path / "trainer.safetensors")
     assert torch.equal(generator.get_state(), saved["generator"])
     assert optimizer.param_groups[0]["lr"] == checkpoint.config.learning_rate
@@ -200,25 +232,18 @@ def test_an_optimiser_state_of_another_run_is_refused(copy, dataset, change):
 
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing_half_done(run, tmp_path):
     checkpoint = Checkpoint.load(run)
-    networks = checkpoint.load_networks()
-    optimizer = torch.optim.Adam([p for p in networks.parameters() if p.requires_grad])
     (tmp_path / "checkpoints").write_text("a file where a folder should be")
     with pytest.raises(OutputError, match="cannot be written"):
-        Checkpoint.save(tmp_path, 1, checkpoint.config, checkpoint.spec, "ab", networks, optimizer, torch.Generator())
+        save(tmp_path, checkpoint, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
 
 
 def test_what_an_interrupted_save_left_is_overwritten(run, tmp_path):
-    checkpoint = Checkpoint.load(run)
-    networks = checkpoint.load_networks()
-    optimizer = torch.optim.Adam([p for p in networks.parameters() if p.requires_grad])
     left = tmp_path / f"checkpoints/.step_00000007.{os.getpid()}.tmp"
     left.mkdir(parents=True)
     (left / "junk").write_text("half a file")
     assert Checkpoint.latest(tmp_path) is None
-    saved = Checkpoint.save(
-        tmp_path, 7, checkpoint.config, checkpoint.spec, "ab", networks, optimizer, torch.Generator()
-    )
+    saved = save(tmp_path, Checkpoint.load(run), 7)
     assert saved == Checkpoint.load(tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000007"]
     assert {file.name for file in saved.path.iterdir()} == FILES
@@ -234,14 +259,6 @@ def test_a_truncated_file_never_gives_an_error_of_another_library(copy, dataset,
 
 
 # Retention, and the best one
-
-
-def save(folder, checkpoint, step, score=None):
-    networks = checkpoint.load_networks()
-    optimizer = torch.optim.Adam([p for p in networks.parameters() if p.requires_grad])
-    return Checkpoint.save(
-        folder, step, checkpoint.config, checkpoint.spec, "ab", networks, optimizer, torch.Generator(), score
-    )
 
 
 def steps(folder):

@@ -7,12 +7,14 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from meam_policy.errors import MissingExtraError, OutputError
-from meam_training.runs.run_folder import RunRecord
-from meam_training.runs.run_log import RunLog
+from meam_training.learning.evaluation import EVALUATION_METRICS
+from meam_training.runs.run_folder import UPDATE_COLUMNS, Run, RunRecord
+from meam_training.runs.run_log import RunLog, SilentLog
 from meam_training.trainer import train
 
 
@@ -27,7 +29,8 @@ def metrics(norm, **others):
 
 @pytest.fixture
 def open_log(make_config, tmp_path):
-    return lambda step=0, **settings: RunLog(tmp_path, make_config(**settings), step, "run")
+    columns = UPDATE_COLUMNS, EVALUATION_METRICS
+    return lambda step=0, **settings: RunLog(tmp_path, make_config(**settings), step, "run", *columns)
 
 
 # CSV
@@ -114,11 +117,50 @@ def test_a_full_disk_is_named_and_spares_the_rows_before(open_log, tmp_path, mak
     assert [row["step"] for row in rows(tmp_path / "metrics.csv")] == ["1"]
 
 
+def test_what_is_logged_of_a_run_has_a_column(dataset, make_config, tmp_path):
+    seen = []
+    config = make_config("qam-edit", steps=2, evaluate_every=1, distill_coef=1.0)
+    train(config, dataset, tmp_path, on_progress=lambda *args: seen.append(args))
+    for (step, logged), row in zip(seen, rows(tmp_path / "metrics.csv"), strict=True):
+        assert {name: float(value) for name, value in row.items() if value} == {"step": step, **logged}
+        assert "gradient_norm" in logged
+
+
+def test_the_columns_of_a_log_are_those_it_is_told(make_config, tmp_path):
+    with RunLog(tmp_path, make_config(), 0, "run", ("gradient_norm", "warmth"), ("applause",)) as log:
+        log.add(metrics(1.0, warmth=0.5, hidden=2.0))
+        log.write(1)
+        log.write_evaluation(1, {"applause": 3.0})
+    ((metric,), (evaluation,)) = (rows(tmp_path / name) for name in ("metrics.csv", "evaluations.csv"))
+    assert list(metric) == ["step", "gradient_norm", "warmth", "updates_per_second"]
+    assert metric["warmth"] == "0.5"
+    assert evaluation == {"step": "1", "applause": "3"}
+
+
+def test_a_process_that_only_follows_makes_up_for_no_evaluation(dataset, make_config, tmp_path):
+    config = make_config(steps=2, evaluate_every=1)
+    last = train(config, dataset, tmp_path)
+    run = Run(tmp_path, config, last.spec, last.data, SilentLog(), last, None, writes=False)
+    assert run.is_due(run.step)
+    assert not run.lacks_evaluation()
+
+
 # TensorBoard
 
 
 def tensorboard_scalars(folder):
     """Every scalar of a TensorBoard folder by name, as (step, value), with what a crash left hidden."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder / "tensorboard"))
+    accumulator.Reload()
+    tags = accumulator.Tags()
+    assert tags["tensors"] == []
+    return {name: [(event.step, event.value) for event in accumulator.Scalars(name)] for name in tags["scalars"]}
+
+
+def tensorboard_page(folder):
+    """What TensorBoard's own pages show, which turn scalars into tensors as they read them."""
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util
 
@@ -131,13 +173,14 @@ def tensorboard_scalars(folder):
 
 
 def csv_scalars(folder):
+    """The numbers of the CSV files, in float32."""
     found = {}
     for group, file in (("train", "metrics.csv"), ("evaluation", "evaluations.csv")):
         for row in rows(folder / file):
             step = int(row.pop("step"))
             for name, value in row.items():
                 if value:
-                    found.setdefault(f"{group}/{name}", []).append((step, float(value)))
+                    found.setdefault(f"{group}/{name}", []).append((step, float(np.float32(value))))
     return found
 
 
@@ -145,7 +188,7 @@ def test_tensorboard_shows_exactly_the_numbers_of_the_csv_files(dataset, make_co
     train(make_config(steps=6, evaluate_every=2, loggers=("tensorboard",)), dataset, tmp_path)
     shown = tensorboard_scalars(tmp_path)
     assert {"train/critic_loss", "train/updates_per_second", "evaluation/td_error"} <= shown.keys()
-    assert shown == csv_scalars(tmp_path)
+    assert shown == tensorboard_page(tmp_path) == csv_scalars(tmp_path)
 
 
 def test_tensorboard_hides_what_came_after_the_step_from_which_a_run_is_resumed(dataset, make_config, tmp_path):
@@ -159,7 +202,7 @@ def test_tensorboard_hides_what_came_after_the_step_from_which_a_run_is_resumed(
     train(config, dataset, tmp_path, resume=True)
     shown = tensorboard_scalars(tmp_path)
     assert [step for step, _ in shown["train/prior_loss"]] == list(range(1, 9))
-    assert shown == csv_scalars(tmp_path)
+    assert shown == tensorboard_page(tmp_path) == csv_scalars(tmp_path)
 
 
 @pytest.mark.parametrize(("logger", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
@@ -183,7 +226,8 @@ from meam_training.runs.run_log import RunLog
 from pathlib import Path
 import torch
 config = TrainConfig(loggers=("wandb",))
-with RunLog(Path(sys.argv[1]), config, int(sys.argv[2]), "abc123") as log:
+columns = ("prior_loss", "gradient_norm")
+with RunLog(Path(sys.argv[1]), config, int(sys.argv[2]), "abc123", columns, ("return_mean",)) as log:
     for step in (1, 2):
         log.add({"gradient_norm": torch.tensor(step / 3), "prior_loss": torch.tensor(0.1)})
         log.write(int(sys.argv[2]) + step)

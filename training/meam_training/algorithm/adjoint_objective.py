@@ -1,4 +1,18 @@
-"""Adjoint matching: the policy's objective along its own memoryless SDE, and the terminal condition."""
+"""Adjoint matching: the policy's objective along its own memoryless SDE, and the terminal condition.
+
+A path X_0 ... X_1 is sampled from the policy's memoryless SDE, and the lean adjoint a is integrated backwards along it
+through the averaged prior's drift alone. The loss, a mean over rows and a sum over steps and components, is
+
+    |2 (v(X_t, t) - v_prior(X_t, t)) / sigma_t + sigma_t a_t|^2,
+
+which is least where the policy leaves the prior by -sigma_t^2 a_t / 2. With `sde="ancestral"` exact conditional steps
+take the place of Euler's; see `meam_training.flow.ancestral`. The adjoint ends at
+
+    a(1) = -tau grad Q(s, X_1) + lambda score_prior(s, X_1).
+
+References:
+    Domingo-Enrich et al., Adjoint Matching, arXiv:2409.08861. Li & Levine, arXiv:2601.14234 (its use for Q).
+"""
 
 from __future__ import annotations
 
@@ -14,13 +28,27 @@ from meam_training.flow.path import score_from_velocity, time_like
 from meam_training.flow.velocity import RecordedVelocity
 from meam_training.networks.meam_networks import MeamNetworks
 
-__all__ = ["adjoint_loss", "prior_score", "terminal_adjoint"]
+__all__ = ["ADJOINT_METRICS", "adjoint_loss", "prior_score", "terminal_adjoint"]
+
+ADJOINT_METRICS = ("adjoint_max", "outside_box")
+"""Names of what is logged: the largest component of the adjoint at the path's last step, and the share of components of
+X_1 outside the box."""
 
 
 def adjoint_loss(
-    n: MeamNetworks, features: Tensor, noise: MeamNoise, config: TrainConfig, metrics: dict[str, Tensor]
-) -> Tensor:
-    """Adjoint matching along the policy's own memoryless SDE, relative to the averaged prior."""
+    n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Adjoint matching along the policy's own memoryless SDE, relative to the averaged prior.
+
+    Args:
+        n: All networks; the policy is trained.
+        features: Encoded observations of the batch.
+        noise: The update's randomness.
+        config: Settings.
+
+    Returns:
+        The loss, and to log: `ADJOINT_METRICS`.
+    """
     assert n.policy is not None
     prior, policy = n.target_prior.condition(features), RecordedVelocity(n.policy.condition(features))
     if config.sde == "reference":
@@ -37,15 +65,15 @@ def adjoint_loss(
         terminal = terminal_adjoint(n, features, path[-1], config)
         adjoints, prior_velocity = ancestral_adjoint(prior, path, terminal, config.confine)
         loss = ancestral_matching_loss
-    metrics |= {
-        "adjoint_max": adjoints[-1].abs().max(),
-        "outside_box": (path[-1].abs() > 1).float().mean(),
-    }
-    return loss(torch.stack(policy.velocities), prior_velocity, adjoints)
+    metrics = {"adjoint_max": adjoints[-1].abs().max(), "outside_box": (path[-1].abs() > 1).float().mean()}
+    return loss(torch.stack(policy.velocities), prior_velocity, adjoints), metrics
 
 
 def terminal_adjoint(
-    n: MeamNetworks, features: Tensor, x_1: Float[Tensor, "batch act"], config: TrainConfig
+    n: MeamNetworks,
+    features: Float[Tensor, "batch features"],
+    x_1: Float[Tensor, "batch act"],
+    config: TrainConfig,
 ) -> Float[Tensor, "batch act"]:
     """a(1) = -tau grad Q(s, x_1) + lambda score_prior(s, x_1), with nothing that pushes out of the box.
 
@@ -65,7 +93,12 @@ def terminal_adjoint(
     return adjoint
 
 
-def prior_score(n: MeamNetworks, features: Tensor, x_1: Tensor, config: TrainConfig) -> Tensor:
+def prior_score(
+    n: MeamNetworks,
+    features: Float[Tensor, "batch features"],
+    x_1: Float[Tensor, "batch act"],
+    config: TrainConfig,
+) -> Float[Tensor, "batch act"]:
     """The averaged prior's score at t = 1 - score_eps and the clipped action, bounded by `score_limit`."""
     t, inside = 1 - config.score_eps, x_1.clamp(-1, 1)
     with torch.no_grad():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple, get_type_hints
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from meam_training.config import TrainConfig
 
-__all__ = ["ChunkBatch", "MeamNoise", "draw_noise", "mixed_rows"]
+__all__ = ["ROW_AXES", "ChunkBatch", "MeamNoise", "RowAxis", "draw_noise", "mixed_rows", "row_axes"]
 
 _DRAWS = 4
 """Interpolants of every sample: a regression row is cheap beside the sample and its density."""
@@ -36,10 +37,39 @@ class ChunkBatch(NamedTuple):
     valid: Tensor
 
 
+@dataclass(frozen=True)
+class RowAxis:
+    """Which axis of a field counts rows of the batch, by which processes share it.
+
+    Attributes:
+        index: The axis; None if the field belongs to all rows, so that every process needs the whole of it.
+    """
+
+    index: int | None
+
+
+def row_axes(fields: type) -> dict[str, int | None]:
+    """The row axis of every field of a class, as declared by `Annotated[Tensor, RowAxis(…)]`.
+
+    Raises:
+        TypeError: a field declares none, or several.
+    """
+    axes: dict[str, int | None] = {}
+    for name, hint in get_type_hints(fields, include_extras=True).items():
+        declared = [mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, RowAxis)]
+        if len(declared) != 1:
+            raise TypeError(
+                f"{fields.__name__}.{name} declares {len(declared)} row axes; expected one, by which processes share "
+                "it: Annotated[Tensor, RowAxis(0)], or RowAxis(None) if it belongs to all rows."
+            )
+        axes[name] = declared[0].index
+    return axes
+
+
 class MeamNoise(NamedTuple):
     """All randomness of one update: standard normal, but for times and `accept`, uniform in [0, 1], and `probes`.
 
-    What the settings do not use has no rows.
+    What the settings do not use has no rows. Every field says which of its axes counts rows; see `row_axes`.
 
     Attributes:
         next_x_0: Starts of the policy's ODE for the TD target [batch, best_of * act].
@@ -59,21 +89,25 @@ class MeamNoise(NamedTuple):
         edit: Noise of the edit policy [batch, act].
     """
 
-    next_x_0: Tensor
-    next_edit: Tensor
-    flow_x_0: Tensor
-    flow_t: Tensor
-    sde_x_0: Tensor
-    sde: Tensor
-    sample_x_0: Tensor
-    match_x_0: Tensor
-    match_t: Tensor
-    probes: Tensor
-    ascent_x_0: Tensor
-    bandwidth: Tensor
-    accept: Tensor
-    head_x_0: Tensor
-    edit: Tensor
+    next_x_0: Annotated[Tensor, RowAxis(0)]
+    next_edit: Annotated[Tensor, RowAxis(0)]
+    flow_x_0: Annotated[Tensor, RowAxis(0)]
+    flow_t: Annotated[Tensor, RowAxis(0)]
+    sde_x_0: Annotated[Tensor, RowAxis(0)]
+    sde: Annotated[Tensor, RowAxis(1)]
+    sample_x_0: Annotated[Tensor, RowAxis(1)]
+    match_x_0: Annotated[Tensor, RowAxis(2)]
+    match_t: Annotated[Tensor, RowAxis(2)]
+    probes: Annotated[Tensor, RowAxis(None)]
+    ascent_x_0: Annotated[Tensor, RowAxis(1)]
+    bandwidth: Annotated[Tensor, RowAxis(0)]
+    accept: Annotated[Tensor, RowAxis(0)]
+    head_x_0: Annotated[Tensor, RowAxis(0)]
+    edit: Annotated[Tensor, RowAxis(0)]
+
+
+ROW_AXES = row_axes(MeamNoise)
+"""The row axis of every field of `MeamNoise`."""
 
 
 def draw_noise(

@@ -1,4 +1,12 @@
-"""Temporal differences over chunks."""
+"""Temporal differences over chunks: the critics' loss.
+
+The mean over critics, and over the rows that lie within one episode, the others counting as zero, of
+
+    (Q_i(s, a) - y)^2,    y = r + gamma^H mask (mean_j Q'_j(s', a') - pessimism std_j Q'_j(s', a')),
+
+where a is a chunk of H actions, r its discounted reward, a' a chunk as the policy acts at the state s' after it, and Q'
+the averaged critics.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +19,10 @@ from meam_training.algorithm.q_maximizer import pessimistic_value
 from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks
 
-__all__ = ["critic_loss", "td_target"]
+__all__ = ["CRITIC_METRICS", "critic_loss", "td_target"]
+
+CRITIC_METRICS = ("value_mean", "value_std")
+"""Names of what is logged beside the loss: mean of Q over critics and batch, and the critics' standard deviation."""
 
 
 @torch.no_grad()
@@ -39,19 +50,24 @@ def td_target(
 
 def critic_loss(
     n: MeamNetworks,
-    features: Tensor,
+    features: Float[Tensor, "batch features"],
     batch: ChunkBatch,
     noise: MeamNoise,
     config: TrainConfig,
-    metrics: dict[str, Tensor],
-) -> Tensor:
-    """Pessimistic TD over the chunk, a' as the policy acts."""
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Pessimistic TD over the chunk, a' as the policy acts.
+
+    Args:
+        n: All networks; the critics are trained.
+        features: Encoded observations of the batch.
+        batch: The chunks.
+        noise: The update's randomness.
+        config: Settings.
+
+    Returns:
+        The loss, and to log: `CRITIC_METRICS`.
+    """
     target = td_target(n, batch, config, noise.next_x_0, noise.next_edit if config.edit_scale else None)
     values = n.critic(features, batch.actions)
     loss = ((values - target).square() * batch.valid).mean()
-    metrics |= {
-        "critic_loss": loss,
-        "value_mean": values.mean(),
-        "value_std": values.std(dim=0, correction=0).mean(),
-    }
-    return loss
+    return loss, {"value_mean": values.mean(), "value_std": values.std(dim=0, correction=0).mean()}

@@ -1,5 +1,11 @@
 """Losses of the heads on a flow policy: edits of its actions, and a one-step policy distilled from it.
 
+Means over the batch, with x the flow's action, u = clip(x + edit_scale e) for an edit e ~ pi of temperature alpha, and
+mu the one-step policy's action from the noise that x starts from:
+
+    edit:       -Q(u) + alpha log pi(e | s, x) + alpha (H - target_entropy),    alpha, then the entropy H held constant
+    one-step:   distill_coef |mu - x|^2 / act - Q(clip(mu))
+
 Both follow the public code of QAM (Li & Levine, arXiv:2601.14234), which uses one or the other, never both.
 """
 
@@ -17,7 +23,10 @@ from meam_training.networks.edit_policy import EditPolicy, apply_edit
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.one_step_policy import OneStepPolicy
 
-__all__ = ["Value", "distill_loss", "edit_loss", "head_losses"]
+__all__ = ["HEAD_METRICS", "Value", "distill_loss", "edit_loss", "head_losses"]
+
+HEAD_METRICS = ("edit_value", "edit_entropy", "edit_alpha", "distill_loss", "one_step_value")
+"""Names of what is logged; see `edit_loss` and `distill_loss`."""
 
 Value = Callable[[Tensor], Tensor]
 """Q(a) at a batch's observations, differentiable: normalised actions [batch, act] to values [batch].
@@ -106,15 +115,24 @@ def distill_loss(
 
 
 def head_losses(
-    n: MeamNetworks, features: Tensor, noise: MeamNoise, config: TrainConfig, metrics: dict[str, Tensor]
-) -> Tensor:
+    n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """The losses of the edit and the one-step policy, if there are any.
 
     Their values are those of the averaged critics, which stay as they are; the reference takes the critics themselves.
+
+    Args:
+        n: All networks; the heads are trained.
+        features: Encoded observations of the batch.
+        noise: The update's randomness.
+        config: Settings.
+
+    Returns:
+        The sum of the losses, 0 without heads, and to log: the `HEAD_METRICS` of the heads there are.
     """
-    total = torch.zeros_like(features[0, 0])
+    total, metrics = torch.zeros_like(features[0, 0]), {}
     if n.edit_policy is None and n.one_step is None:
-        return total
+        return total, metrics
     with torch.no_grad():
         flowed = n.flow(n.deployed, features, noise.head_x_0).clamp(-1, 1)
 
@@ -131,4 +149,4 @@ def head_losses(
         loss, logged = distill_loss(n.one_step, value, features, noise.head_x_0, flowed, config.distill_coef)
         total = total + loss
         metrics |= logged
-    return total
+    return total, metrics

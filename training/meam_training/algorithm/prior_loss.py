@@ -1,4 +1,13 @@
-"""Flow matching of the mixture prior: the data, and a share of Q-maximised chunks."""
+"""Flow matching of the mixture prior: the data, and a share of Q-maximised chunks.
+
+The mean over the batch, and over components, of
+
+    w |v(s, x_t, t) - (x_1 - x_0)|^2,    x_t = (1 - t) x_0 + t x_1,
+
+where x_0 is standard normal, t uniform, and w zero for chunks that do not lie within one episode. In the first
+rows, a share of `mixture_weight`, x_1 is the end of an ascent on the pessimistic value plus `mixture_bandwidth` times
+noise, clipped to the box; in the others it is the data's chunk. Rows are drawn at random anyway.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +24,57 @@ from meam_training.flow.path import flow_matching_loss, interpolate
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.velocity_field import VelocityField
 
-__all__ = ["mixture_prior_loss", "prior_loss"]
+__all__ = ["MIXTURE_METRICS", "mixture_prior_loss", "prior_loss"]
+
+MIXTURE_METRICS = (
+    "mixture_gain",
+    "mixture_distance",
+    "mixture_outside",
+    "mixture_disagreement",
+    "mixture_kept",
+)
+"""Names of what is logged of the Q-maximised chunks.
+
+Their gain in value over the data's own chunk, their distance (root mean square per component) to the nearest chunk of
+the batch, the share of their components outside the batch's range, the critics' standard deviation there, and with
+`adaptive_mixture` the share of them that is kept.
+"""
 
 
 def mixture_prior_loss(
     n: MeamNetworks,
-    features: Tensor,
+    features: Float[Tensor, "batch features"],
     batch: ChunkBatch,
     noise: MeamNoise,
     config: TrainConfig,
-    metrics: dict[str, Tensor],
-) -> Tensor:
-    """Flow matching on the data, with a share of Q-maximised chunks."""
-    actions, weight = batch.actions, batch.valid
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Flow matching on the data, with a share of Q-maximised chunks.
+
+    Args:
+        n: All networks; the prior is trained.
+        features: Encoded observations of the batch.
+        batch: The chunks.
+        noise: The update's randomness; as many rows are Q-maximised as it has for them.
+        config: Settings.
+
+    Returns:
+        The loss, and to log: `MIXTURE_METRICS`, if any row is Q-maximised.
+    """
+    actions, metrics = batch.actions, {}
     mixed = len(noise.bandwidth)
     if mixed:
-        guided = _q_maximized(n, features[:mixed], batch.actions, noise, config, metrics)
+        guided, metrics = _q_maximized(n, features[:mixed], batch.actions, noise, config)
         actions = torch.cat([guided, batch.actions[mixed:]])
-    loss = prior_loss(n.prior, features, actions, weight, noise)
-    metrics["prior_loss"] = loss
-    return loss
+    return prior_loss(n.prior, features, actions, batch.valid, noise), metrics
 
 
-def prior_loss(prior: VelocityField, features: Tensor, x_1: Tensor, weight: Tensor, noise: MeamNoise) -> Tensor:
+def prior_loss(
+    prior: VelocityField,
+    features: Float[Tensor, "batch features"],
+    x_1: Float[Tensor, "batch act"],
+    weight: Float[Tensor, " batch"],
+    noise: MeamNoise,
+) -> Float[Tensor, ""]:
     """Flow matching on given chunks, a weight for every row."""
     x_t = interpolate(noise.flow_x_0, x_1, noise.flow_t)
     return flow_matching_loss(prior(features, x_t, noise.flow_t), noise.flow_x_0, x_1, weight)
@@ -45,17 +82,12 @@ def prior_loss(prior: VelocityField, features: Tensor, x_1: Tensor, weight: Tens
 
 def _q_maximized(
     n: MeamNetworks,
-    features: Tensor,
-    actions: Tensor,
+    features: Float[Tensor, "mixed features"],
+    actions: Float[Tensor, "batch act"],
     noise: MeamNoise,
     config: TrainConfig,
-    metrics: dict[str, Tensor],
-) -> Float[Tensor, "mixed act"]:
-    """Chunks of high pessimistic value, blurred by the bandwidth, inside the box.
-
-    Logged with them: the gain in value over the data's own chunk, the distance (root mean square per component) to the
-    nearest chunk of the batch, the share of components outside the batch's range, the critics' standard deviation.
-    """
+) -> tuple[Float[Tensor, "mixed act"], dict[str, Tensor]]:
+    """Chunks of high pessimistic value, blurred by the bandwidth, inside the box; and `MIXTURE_METRICS`."""
     data, actions = actions, actions[: len(features)]
     flowed = n.flow(n.target_prior, features, noise.ascent_x_0[::2]) if len(noise.ascent_x_0) else noise.ascent_x_0
     candidates = torch.cat([actions[None], flowed.detach(), actions + config.ascent_spread * noise.ascent_x_0[1::2]])
@@ -73,7 +105,7 @@ def _q_maximized(
         seen, unseen = values(torch.stack([actions, best])).var(dim=0, correction=0)
         distance = torch.cdist(best, data) / math.sqrt(actions.shape[-1])
         outside = (best < data.amin(dim=0)) | (best > data.amax(dim=0))
-    metrics |= {
+    metrics = {
         "mixture_gain": gain.mean(),
         "mixture_distance": distance.amin(dim=1).mean(),
         "mixture_outside": outside.float().mean(),
@@ -81,7 +113,6 @@ def _q_maximized(
     }
     blurred = (best + config.mixture_bandwidth * noise.bandwidth).clamp(-1, 1)
     if not config.adaptive_mixture:
-        return blurred
+        return blurred, metrics
     kept = noise.accept * unseen <= seen.mean()
-    metrics["mixture_kept"] = kept.float().mean()
-    return torch.where(kept[:, None], blurred, actions)
+    return torch.where(kept[:, None], blurred, actions), metrics | {"mixture_kept": kept.float().mean()}

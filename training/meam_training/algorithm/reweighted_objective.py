@@ -1,8 +1,18 @@
-"""Flow matching on samples of policy and prior, weighted by the target's density over theirs."""
+"""Flow matching on samples of policy and prior, weighted by the target's density over theirs.
+
+For every observation n samples x_1 are drawn, a quarter from the averaged prior, the others from the averaged policy.
+The loss, a mean over observations, samples, draws and components, is
+
+    n w |v(s, x_t, t) - (x_1 - x_0)|^2,    x_t = (1 - t) x_0 + t x_1,
+    w ~ p_prior^(1 - lambda) exp(tau Q) / (p_prior / 4 + 3 p_policy / 4) at x_1,
+
+where the weights w of an observation sum to 1; see `meam_training.algorithm.sample_matching`.
+"""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from meam_training.algorithm.batch import MeamNoise
@@ -13,18 +23,30 @@ from meam_training.flow.path import flow_matching_loss, interpolate
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.velocity_field import VelocityField
 
-__all__ = ["reweighted_loss"]
+__all__ = ["REWEIGHTED_METRICS", "reweighted_loss"]
+
+REWEIGHTED_METRICS = ("effective_samples",)
+"""Names of what is logged: 1 / sum of squared weights, over the number of samples, in (0, 1]."""
 
 
 def reweighted_loss(
-    n: MeamNetworks, features: Tensor, noise: MeamNoise, config: TrainConfig, metrics: dict[str, Tensor]
-) -> Tensor:
+    n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Flow matching on samples of policy and prior, weighted by the target's density over theirs.
 
     Per observation, a quarter of the samples comes from the prior and the others from the policy, so that no mode of
     the prior is lost; the densities are the flows' own likelihoods. Scalar densities know the weights of separated
     modes, which gradients do not. Samples lie in the box and weights are bounded, so the loss cannot diverge, whatever
     lambda, tau and the critics are, as long as tau Q is a number.
+
+    Args:
+        n: All networks; the policy is trained.
+        features: Encoded observations of the batch; only the first batch // candidates are used.
+        noise: The update's randomness.
+        config: Settings.
+
+    Returns:
+        The loss, and to log: `REWEIGHTED_METRICS`.
 
     References:
         Tong et al., Improving and Generalizing Flow-Based Generative Models, arXiv:2302.00482 (weighted flow matching).
@@ -51,9 +73,10 @@ def reweighted_loss(
     weight = importance_weights(
         log_prior, log_policy, value, of_prior / count, config.entropy_coef, config.inverse_temperature
     )
-    metrics["effective_samples"] = (1 / weight.square().sum(dim=0)).mean() / count
+    effective = (1 / weight.square().sum(dim=0)).mean() / count
     x_0, t = noise.match_x_0, noise.match_t
     x_1 = x_1.expand_as(x_0)
     predicted = n.policy.condition(features)(interpolate(x_0, x_1, t), t)
     weight = (count * weight).expand(x_0.shape[:-1])
-    return flow_matching_loss(predicted.flatten(0, 2), x_0.flatten(0, 2), x_1.flatten(0, 2), weight.flatten())
+    loss = flow_matching_loss(predicted.flatten(0, 2), x_0.flatten(0, 2), x_1.flatten(0, 2), weight.flatten())
+    return loss, {"effective_samples": effective}

@@ -1,8 +1,18 @@
-"""Regression on the score of the policy's target, at the policy's own samples."""
+"""Regression on the score of the policy's target, at the policy's own samples.
+
+The mean over rows, draws and components, with x_1 a sample of the averaged policy, x_0 standard normal, t uniform and
+x_t = (1 - t) x_0 + t x_1, of
+
+    |v(s, x_t, t) - (x_1 - x_0 + (1 - t) score + t x_0)|^2,
+    score = (1 - lambda) score_prior(s, x_1) + tau grad Q(s, x_1),
+
+the target's score up to what keeps x_1 in the box; see `meam_training.algorithm.sample_matching`.
+"""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from meam_training.algorithm.adjoint_objective import prior_score, terminal_adjoint
@@ -12,13 +22,26 @@ from meam_training.config import TrainConfig
 from meam_training.flow.path import interpolate
 from meam_training.networks.meam_networks import MeamNetworks
 
-__all__ = ["target_score_loss"]
+__all__ = ["TARGET_SCORE_METRICS", "target_score_loss"]
+
+TARGET_SCORE_METRICS = ("adjoint_max",)
+"""Names of what is logged: the largest component of the terminal adjoint at the samples."""
 
 
 def target_score_loss(
-    n: MeamNetworks, features: Tensor, noise: MeamNoise, config: TrainConfig, metrics: dict[str, Tensor]
-) -> Tensor:
-    """Regression on the target's score at the policy's own samples."""
+    n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Regression on the target's score at the policy's own samples.
+
+    Args:
+        n: All networks; the policy is trained, its average draws the samples.
+        features: Encoded observations of the batch.
+        noise: The update's randomness.
+        config: Settings.
+
+    Returns:
+        The loss, and to log: `TARGET_SCORE_METRICS`.
+    """
     assert n.target_policy is not None
     assert n.policy is not None
     with torch.no_grad():
@@ -28,5 +51,5 @@ def target_score_loss(
     x_0, t = noise.match_x_0[:, 0], noise.match_t[:, 0]
     x_1, score = x_1.expand_as(x_0), score.expand_as(x_0)
     target = target_score_velocity(x_0, x_1, t, score)
-    metrics["adjoint_max"] = adjoint.abs().max()
-    return (n.policy.condition(features)(interpolate(x_0, x_1, t), t) - target).square().mean()
+    loss = (n.policy.condition(features)(interpolate(x_0, x_1, t), t) - target).square().mean()
+    return loss, {"adjoint_max": adjoint.abs().max()}

@@ -1,4 +1,7 @@
-"""One gradient update of critic, mixture prior, policy and heads, read top to bottom."""
+"""One gradient update of critic, mixture prior, policy and heads, read top to bottom.
+
+The gradient is that of the sum of the losses. Every loss trains networks of its own, and reads the others as they are.
+"""
 
 from __future__ import annotations
 
@@ -8,39 +11,37 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from meam_training.algorithm.adjoint_objective import adjoint_loss
+from meam_training.algorithm.adjoint_objective import ADJOINT_METRICS, adjoint_loss
 from meam_training.algorithm.batch import ChunkBatch, MeamNoise
-from meam_training.algorithm.critic_loss import critic_loss
-from meam_training.algorithm.head_losses import head_losses
-from meam_training.algorithm.prior_loss import mixture_prior_loss, prior_loss
-from meam_training.algorithm.reweighted_objective import reweighted_loss
-from meam_training.algorithm.target_score_objective import target_score_loss
+from meam_training.algorithm.critic_loss import CRITIC_METRICS, critic_loss
+from meam_training.algorithm.head_losses import HEAD_METRICS, head_losses
+from meam_training.algorithm.prior_loss import MIXTURE_METRICS, mixture_prior_loss, prior_loss
+from meam_training.algorithm.reweighted_objective import REWEIGHTED_METRICS, reweighted_loss
+from meam_training.algorithm.target_score_objective import TARGET_SCORE_METRICS, target_score_loss
 from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks
 
 __all__ = ["METRICS", "Losses", "compute_losses", "pretraining_losses", "update_targets"]
 
-METRICS = (
-    "prior_loss",
-    "critic_loss",
-    "policy_loss",
-    "value_mean",
-    "value_std",
-    "adjoint_max",
-    "outside_box",
-    "effective_samples",
-    "mixture_gain",
-    "mixture_distance",
-    "mixture_outside",
-    "mixture_disagreement",
-    "mixture_kept",
-    "edit_value",
-    "edit_entropy",
-    "edit_alpha",
-    "distill_loss",
-    "one_step_value",
+METRICS = tuple(
+    dict.fromkeys(
+        (
+            "prior_loss",
+            "critic_loss",
+            "policy_loss",
+            *CRITIC_METRICS,
+            *ADJOINT_METRICS,
+            *TARGET_SCORE_METRICS,
+            *REWEIGHTED_METRICS,
+            *MIXTURE_METRICS,
+            *HEAD_METRICS,
+        )
+    )
 )
-"""Names of everything that `Losses.metrics` may hold."""
+"""Names of everything that `Losses.metrics` may hold: the losses, then what their modules log beside them."""
+
+OBJECTIVES = {"adjoint": adjoint_loss, "target_score": target_score_loss, "reweighted": reweighted_loss}
+"""The policy's loss by `TrainConfig.objective`."""
 
 
 class Losses(NamedTuple):
@@ -59,23 +60,26 @@ def compute_losses(
         networks: All networks; the targets are read, never trained.
         batch: Chunks of the data.
         noise: The update's randomness.
-        config: Settings.
+        config: Settings. This is where the losses find all of theirs; `networks` knows for itself only how it is built
+            and how it acts.
         later_stage: In a stage of mirror descent after the first the prior is an earlier policy, and stays.
     """
     n = networks
     if n.policy is None:
         return pretraining_losses(n, batch, noise)
     features = n.encoder(batch.observations)
-    total, metrics = torch.zeros_like(batch.rewards[0]), {}
+    losses, metrics = {}, {}
     if n.known_value is None:
-        total = total + critic_loss(n, features, batch, noise, config, metrics)
+        losses["critic_loss"], logged = critic_loss(n, features, batch, noise, config)
+        metrics |= logged
     if not later_stage:
-        total = total + mixture_prior_loss(n, features, batch, noise, config, metrics)
-    objective = {"adjoint": adjoint_loss, "target_score": target_score_loss, "reweighted": reweighted_loss}
-    policy_loss = objective[config.objective](n, features, noise, config, metrics)
-    metrics["policy_loss"] = policy_loss
-    total = total + policy_loss + head_losses(n, features, noise, config, metrics)
-    return Losses(total, metrics)
+        losses["prior_loss"], logged = mixture_prior_loss(n, features, batch, noise, config)
+        metrics |= logged
+    losses["policy_loss"], logged = OBJECTIVES[config.objective](n, features, noise, config)
+    metrics |= logged
+    of_heads, logged = head_losses(n, features, noise, config)
+    metrics |= logged
+    return Losses(sum(losses.values(), of_heads), losses | metrics)
 
 
 def pretraining_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise) -> Losses:

@@ -180,7 +180,7 @@ class TrainConfig:
     loggers: Annotated[tuple[Logger, ...], HowItRuns()] = ()
     """Where metrics go beside metrics.csv: tensorboard, wandb."""
     evaluate_every: Annotated[int, Range(least=0), HowItRuns()] = 0
-    """Updates between evaluations, in the environment or else on the data; 0 for none."""
+    """Updates between evaluations, in the environment or else on the data, and one at the end; 0 for none."""
     evaluate_episodes: Annotated[int, Range(least=1), HowItRuns(), EVALUATES] = 20
     """Episodes of an evaluation in the environment."""
     online_steps: Annotated[int, Range(least=0)] = 0

@@ -35,7 +35,7 @@ from meam_training.data.row_check import RowCheck, action_box_spec, flags, numbe
 __all__ = ["OfflineDataset"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class OfflineDataset:
     """Recorded transitions, one row each, with the spaces they were recorded in.
 
@@ -68,6 +68,14 @@ class OfflineDataset:
     dataset_id: str | None = None
     environment_id: str | None = None
     control_rate_hz: float | None = None
+
+    def __repr__(self) -> str:
+        """One line: the arrays would fill pages."""
+        episodes = np.count_nonzero(self.episode_ends)
+        return (
+            f"OfflineDataset({self.dataset_id!r}, transitions={len(self)}, episodes={episodes}, "
+            f"observation_dim={self.observation_dim}, action_dim={self.action_dim})"
+        )
 
     def __len__(self) -> int:
         """Number of transitions."""

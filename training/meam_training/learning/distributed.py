@@ -17,15 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from meam_policy.errors import CheckpointError, ConfigError
-from meam_training.algorithm.batch import ChunkBatch, MeamNoise, mixed_rows
+from meam_training.algorithm.batch import ROW_AXES, ChunkBatch, MeamNoise, mixed_rows
 from meam_training.config import TrainConfig
 
 __all__ = ["ProcessGroup", "process_group"]
 
 CPU = torch.device("cpu")
-
-_ROW_AXES = {"sde": 1, "sample_x_0": 1, "match_x_0": 2, "match_t": 2, "probes": None, "ascent_x_0": 1}
-"""Which axis of a field of `MeamNoise` counts rows, where it is not the first."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class ProcessGroup:
         mine = slice(self.rank, None, self.size)
 
         def rows(name: str, values: Tensor) -> Tensor:
-            axis = _ROW_AXES.get(name, 0)
+            axis = ROW_AXES[name]
             return values if axis is None else values[(slice(None),) * axis + (mine,)]
 
         return ChunkBatch(*(values[mine] for values in batch)), MeamNoise(*map(rows, noise._fields, noise))

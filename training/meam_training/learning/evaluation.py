@@ -26,8 +26,10 @@ __all__ = ["EVALUATION_METRICS", "DataEvaluator", "EnvironmentEvaluator", "Evalu
 
 EVALUATION_METRICS = (
     "return_mean",
+    "return_std",
     "success",
     "length_mean",
+    "length_std",
     "td_error",
     "action_difference",
     "value_data",
@@ -67,6 +69,12 @@ class Evaluator(Protocol):
 class EnvironmentEvaluator:
     """Runs the policy in an environment, acting as it will be exported.
 
+    - return_mean, return_std: mean and standard deviation of the return over the episodes; of a single one 0.
+    - length_mean, length_std: likewise, of the number of steps.
+    - success: share of the episodes with success, if the environment reports it.
+
+    The deviations are those of the episodes run (divided by their number), not of the means.
+
     Args:
         env: The environment.
         spec: What the policy is.
@@ -92,7 +100,12 @@ class EnvironmentEvaluator:
             result = rollout(policy, self._env, self._episodes, SEED, on_episode=check)
         except _Stopped:
             return None
-        metrics = {"return_mean": result.return_mean, "length_mean": float(result.lengths.mean())}
+        metrics = {
+            "return_mean": result.return_mean,
+            "return_std": float(result.returns.std()),
+            "length_mean": float(result.lengths.mean()),
+            "length_std": float(result.lengths.std()),
+        }
         if result.success_rate is not None:
             metrics["success"] = result.success_rate
         return Evaluation(metrics, result.return_mean if math.isfinite(result.return_mean) else None)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meam_policy.errors import DivergedError
 from meam_policy.spec import PolicySpec
@@ -17,7 +17,7 @@ from meam_training.config import TrainConfig
 from meam_training.learning.chunk_source import ChunkSource, DeviceChunks
 from meam_training.learning.compilation import CapturedUpdate, compiled
 from meam_training.learning.distributed import ProcessGroup
-from meam_training.networks.meam_networks import KnownValue, MeamNetworks, build_networks
+from meam_training.networks.meam_networks import KnownValue, build_networks
 
 __all__ = ["Learner", "clip_gradients"]
 
@@ -29,6 +29,9 @@ Stage = Literal["pretraining", "first", "later"]
 class Learner:
     """Networks, optimiser and random generator of one run; `update` moves them by one gradient step.
 
+    `config` is the one place of the run's settings: losses and noise get it from here, and whoever has a learner takes
+    them from it. The networks keep only what they need to be built and to act.
+
     Args:
         spec: What the policy is.
         config: Settings; its `seed` decides the first weights and all noise.
@@ -37,6 +40,8 @@ class Learner:
         group: The processes that train together.
 
     Attributes:
+        config: Settings.
+        group: The processes that train together.
         networks: All networks.
         optimizer: Adam over everything that is trained.
         generator: Source of all randomness of the updates, batches included.
@@ -97,6 +102,11 @@ class Learner:
             self.optimizer.state.clear()
         return metrics
 
+    def prepare_to_act(self, step: int) -> None:
+        """Let what was learned by update `step` act: while only the prior is trained, make the policy a copy of it."""
+        if step < self.config.pretrain_steps:
+            self.networks.start_policy_from_prior()
+
     def _step(self, chunks: ChunkSource, stage: Stage) -> dict[str, Tensor]:
         """One update; an update whose gradient is not finite changes nothing that is trained."""
         n, c = self.networks, self.config
@@ -107,7 +117,7 @@ class Learner:
         gradients, metrics = self.group.average(gradients), self.group.average_metrics(metrics)
         for parameter, gradient in zip(self._trained, gradients, strict=True):
             parameter.grad = gradient
-        norm = clip_gradients(n, c)
+        norm = clip_gradients(n, c.gradient_clip or math.inf, c.joint_clip)
         if stage != "pretraining":
             update_targets(n, c.polyak)
         # As a GradScaler tells it: Adam skips such a step.
@@ -139,10 +149,18 @@ def _stage_starts(config: TrainConfig) -> list[int]:
     return [config.pretrain_steps + 1 + joint * stage // stages for stage in range(1, stages)]
 
 
-def clip_gradients(networks: MeamNetworks, config: TrainConfig) -> Tensor:
-    """Bound the gradients' norm, jointly or of every network on its own; returns their joint norm before."""
-    limit = config.gradient_clip or math.inf
-    if config.joint_clip:
+def clip_gradients(networks: nn.Module, limit: float, joint: bool) -> Tensor:
+    """Bound the norm of the gradients.
+
+    Args:
+        networks: Module whose children are the networks; its gradients are changed in place.
+        limit: Largest norm; infinity bounds nothing.
+        joint: Bound the norm of all gradients together, instead of every network's on its own.
+
+    Returns:
+        The joint norm before.
+    """
+    if joint:
         return torch.nn.utils.clip_grad_norm_(networks.parameters(), limit)
     parts = [[p for p in part.parameters() if p.grad is not None] for part in networks.children()]
     norms = [torch.nn.utils.clip_grad_norm_(part, limit) for part in parts if part]

@@ -35,7 +35,7 @@ from meam_policy.spec import PolicySpec
 from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks, build_networks
 
-__all__ = ["OBSERVATIONS_FILE", "Checkpoint"]
+__all__ = ["OBSERVATIONS_FILE", "Checkpoint", "TrainingState"]
 
 _SPEC, _CONFIG, _MODEL = "policy_spec.json", "train_config.json", "model.safetensors"
 _TRAINER, _STATE = "trainer.safetensors", "trainer.json"
@@ -48,7 +48,38 @@ _NAME = re.compile(r"step_(\d{8,})")
 _LATEST, _BEST = "latest", "best"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingState:
+    """Everything a checkpoint holds.
+
+    Attributes:
+        step: Updates done.
+        config: The run's settings.
+        spec: What the policy is.
+        data: Fingerprint of the training data; see `OfflineDataset.fingerprint`.
+        networks: All networks.
+        optimizer: What moves them.
+        generator: Source of the updates' randomness.
+        score: Mean return of the evaluation in the environment at this step; None if there was none.
+        online: What `OnlineLearning.state` gave; None before the first online step.
+    """
+
+    step: int
+    config: TrainConfig
+    spec: PolicySpec
+    data: str
+    networks: MeamNetworks
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    score: float | None = None
+    online: Mapping[str, Tensor] | None = None
+
+    def __repr__(self) -> str:
+        """One line: the tensors would fill pages."""
+        return f"TrainingState(step={self.step}, method={self.config.method!r}, score={self.score})"
+
+
+@dataclass(frozen=True, repr=False)
 class Checkpoint:
     """A complete checkpoint on disk.
 
@@ -67,6 +98,10 @@ class Checkpoint:
     spec: PolicySpec
     data: str
     score: float | None = None
+
+    def __repr__(self) -> str:
+        """One line: settings and spec would fill pages."""
+        return f"Checkpoint({str(self.path)!r}, step={self.step}, method={self.config.method!r}, score={self.score})"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Checkpoint:
@@ -132,8 +167,11 @@ class Checkpoint:
         return found
 
     @classmethod
-    def latest(cls, output_dir: Path) -> Checkpoint | None:
+    def latest(cls, output_dir: str | os.PathLike[str]) -> Checkpoint | None:
         """The newest checkpoint of a training folder, or None.
+
+        Args:
+            output_dir: The training folder; it need not exist.
 
         Raises:
             CheckpointError: a file of it is missing or broken.
@@ -148,8 +186,11 @@ class Checkpoint:
         return None
 
     @classmethod
-    def best(cls, output_dir: Path) -> Checkpoint | None:
+    def best(cls, output_dir: str | os.PathLike[str]) -> Checkpoint | None:
         """The checkpoint with the highest score, of equal ones the earliest; None where there are no scores.
+
+        Args:
+            output_dir: The training folder; it need not exist.
 
         Raises:
             CheckpointError: a file of it is missing or broken.
@@ -158,8 +199,12 @@ class Checkpoint:
         return cls.load(max(scores, key=lambda folder: scores[folder])) if scores else None
 
     @classmethod
-    def prune(cls, output_dir: Path, keep: int) -> None:
+    def prune(cls, output_dir: str | os.PathLike[str], keep: int) -> None:
         """Delete all checkpoints but the newest `keep` and the best one, and what killed processes left.
+
+        Args:
+            output_dir: The training folder.
+            keep: How many of the newest to keep, at least 1.
 
         Raises:
             OutputError: something cannot be deleted.
@@ -169,48 +214,40 @@ class Checkpoint:
         try:
             for folder in set(_folders(output_dir)[:-keep]) - best:
                 delete_folder(folder)
-            for left in (output_dir / "checkpoints").glob(".step_*"):
+            for left in _checkpoints(output_dir).glob(".step_*"):
                 shutil.rmtree(left)
         except OSError as error:
             raise OutputError(f"An old checkpoint cannot be deleted: {error}. Delete it by hand.") from error
 
     @classmethod
-    def save(
-        cls,
-        output_dir: Path,
-        step: int,
-        config: TrainConfig,
-        spec: PolicySpec,
-        data: str,
-        networks: MeamNetworks,
-        optimizer: torch.optim.Optimizer,
-        generator: torch.Generator,
-        score: float | None = None,
-        online: Mapping[str, Tensor] | None = None,
-    ) -> Checkpoint:
+    def save(cls, output_dir: str | os.PathLike[str], state: TrainingState) -> Checkpoint:
         """Write a checkpoint: it is there whole and on the disk, or not at all. Earlier ones are left alone.
+
+        Args:
+            output_dir: The training folder.
+            state: What to write.
 
         Raises:
             OutputError: the folder cannot be written, for instance because the disk is full.
         """
-        folder = output_dir / "checkpoints" / f"step_{step:08d}"
-        tensors, layout = _flatten_optimizer(optimizer.state_dict())
+        folder = _checkpoints(output_dir) / f"step_{state.step:08d}"
+        tensors, layout = _flatten_optimizer(state.optimizer.state_dict())
         try:
             with atomic_folder(folder, replace=True) as hidden:
-                save_file(_contiguous(networks.state_dict()), hidden / _MODEL)
-                save_file(_contiguous({**tensors, "generator": generator.get_state()}), hidden / _TRAINER)
-                if online is not None:
-                    save_file(_contiguous(online), hidden / _ONLINE)
-                (hidden / _SPEC).write_text(spec.to_json(), encoding="utf-8")
-                (hidden / _CONFIG).write_text(config.to_json(), encoding="utf-8")
-                state = {"step": step, "score": score, "data": data, "optimizer": layout}
-                (hidden / _STATE).write_text(json.dumps(state), encoding="utf-8")
-            flush_to_disk(output_dir)
+                save_file(_contiguous(state.networks.state_dict()), hidden / _MODEL)
+                save_file(_contiguous({**tensors, "generator": state.generator.get_state()}), hidden / _TRAINER)
+                if state.online is not None:
+                    save_file(_contiguous(state.online), hidden / _ONLINE)
+                (hidden / _SPEC).write_text(state.spec.to_json(), encoding="utf-8")
+                (hidden / _CONFIG).write_text(state.config.to_json(), encoding="utf-8")
+                plain = {"step": state.step, "score": state.score, "data": state.data, "optimizer": layout}
+                (hidden / _STATE).write_text(json.dumps(plain), encoding="utf-8")
+            flush_to_disk(folder.parent.parent)
         except (OSError, SafetensorError) as error:
             raise OutputError(
                 f"The checkpoint {folder} cannot be written: {error}. Earlier ones are intact."
             ) from error
-        return cls(folder, step, config, spec, data, score)
+        return cls(folder, state.step, state.config, state.spec, state.data, state.score)
 
     def load_networks(self) -> MeamNetworks:
         """The networks with the checkpoint's weights, on the CPU.
@@ -226,23 +263,31 @@ class Checkpoint:
             raise CheckpointError(f"{self.path / _MODEL} does not fit its settings: {error}") from error
         return networks
 
-    def restore(self, networks: MeamNetworks, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
-        """Put networks, optimiser and generator into the checkpoint's state.
+    def restore(self, state: TrainingState) -> TrainingState:
+        """Go on from the checkpoint: put a run's networks, optimiser and generator into the state they had.
+
+        Args:
+            state: The run now; its networks, optimiser and generator are changed in place.
+
+        Returns:
+            The run with the checkpoint's step, score and, if that step was online, what was recorded by then.
 
         Raises:
             CheckpointError: a file is missing, broken, or of another run.
         """
-        tensors = self._read(_TRAINER)
+        tensors, optimizer = self._read(_TRAINER), state.optimizer
         try:
             layout = json.loads((self.path / _STATE).read_bytes())["optimizer"]
-            networks.load_state_dict(self._read(_MODEL), strict=True)
-            _restore_generator(generator, tensors.pop("generator"), self)
+            state.networks.load_state_dict(self._read(_MODEL), strict=True)
+            _restore_generator(state.generator, tensors.pop("generator"), self)
             capturable = [group.get("capturable") for group in optimizer.param_groups]
             optimizer.load_state_dict(_unflatten_optimizer(tensors, layout))
             for group, ours in zip(optimizer.param_groups, capturable, strict=True):
                 group["capturable"] = ours  # it belongs to the device, not to the run
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"The checkpoint {self.path} does not fit this run: {error}") from error
+        online = self.read_online() if self.step > state.config.steps else None
+        return replace(state, step=self.step, score=self.score, online=online)
 
     def read_online(self) -> dict[str, Tensor]:
         """What `OnlineLearning.state` gave.
@@ -287,13 +332,17 @@ def _unflatten_optimizer(tensors: Mapping[str, Tensor], layout: Mapping[str, Any
     return {"state": state, "param_groups": layout["param_groups"]}
 
 
-def _folders(output_dir: Path) -> list[Path]:
+def _checkpoints(output_dir: str | os.PathLike[str]) -> Path:
+    return Path(output_dir).expanduser() / "checkpoints"
+
+
+def _folders(output_dir: str | os.PathLike[str]) -> list[Path]:
     """A run's checkpoint folders, oldest first."""
-    found = [path for path in (output_dir / "checkpoints").glob("step_*") if _NAME.fullmatch(path.name)]
+    found = [path for path in _checkpoints(output_dir).glob("step_*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def _scores(output_dir: Path) -> dict[Path, float]:
+def _scores(output_dir: str | os.PathLike[str]) -> dict[Path, float]:
     """The scores of the checkpoints that have one, oldest first."""
     scores = {}
     for folder in _folders(output_dir):

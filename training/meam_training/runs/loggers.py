@@ -30,7 +30,11 @@ class MetricSink(Protocol):
 
 
 class TensorBoardSink:
-    """TensorBoard's event files, in the folder `tensorboard` of the run."""
+    """TensorBoard's event files, in the folder `tensorboard` of the run.
+
+    Numbers are written as scalars of float32, which every reader of event files takes for scalars. TensorBoard's newer
+    kind, a tensor of float64, is none to most of them.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         try:
@@ -45,8 +49,7 @@ class TensorBoardSink:
     def write(self, group: str, step: int, row: Mapping[str, float]) -> None:
         """Log the numbers of a step."""
         for name, value in row.items():
-            # Only the new style has double precision.
-            self._writer.add_scalar(f"{group}/{name}", value, step, new_style=True, double_precision=True)
+            self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def close(self, failed: bool) -> None:
         """End the log."""

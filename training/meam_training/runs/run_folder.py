@@ -3,7 +3,7 @@
 config.json                 the settings
 run.json                    where the data came from, and the run's id in Weights & Biases
 metrics.csv                 means of the metrics, a row every `log_every` updates
-evaluations.csv             evaluations, a row every `evaluate_every` updates
+evaluations.csv             evaluations, a row every `evaluate_every` updates and one of the last
 checkpoints/step_00010000/  see `meam_training.runs.checkpoint`
 tensorboard/, wandb/        if asked for
 """
@@ -25,12 +25,13 @@ from torch import Tensor
 from meam_policy.atomic_files import write_atomically
 from meam_policy.errors import CheckpointError, ConfigError, LockedError, MeamError, OutputError
 from meam_policy.spec import PolicySpec
+from meam_training.algorithm.update import METRICS
 from meam_training.config import TrainConfig
 from meam_training.learning.distributed import ProcessGroup
-from meam_training.learning.evaluation import Evaluation
+from meam_training.learning.evaluation import EVALUATION_METRICS, Evaluation
 from meam_training.learning.learner import Learner
-from meam_training.learning.online import OnlineLearning
-from meam_training.runs.checkpoint import OBSERVATIONS_FILE, Checkpoint
+from meam_training.learning.online import ONLINE_METRICS, OnlineLearning
+from meam_training.runs.checkpoint import OBSERVATIONS_FILE, Checkpoint, TrainingState
 from meam_training.runs.run_log import RunLog, SilentLog
 
 __all__ = ["Run", "RunRecord", "load_settings", "open_run"]
@@ -38,6 +39,9 @@ __all__ = ["Run", "RunRecord", "load_settings", "open_run"]
 CONFIG_FILE = "config.json"
 RECORD_FILE = "run.json"
 FORMAT_VERSION = 1
+
+UPDATE_COLUMNS = (*METRICS, *ONLINE_METRICS, "gradient_norm")
+"""Columns of `metrics.csv`: what is logged of updates, and of online episodes."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +135,9 @@ class Run:
             CheckpointError: the checkpoint is broken.
         """
         if self.last is not None:
-            self.last.restore(learner.networks, learner.optimizer, learner.generator)
-            if online is not None and self.last.step > self.config.steps:
-                online.restore(self.last.read_online())
+            restored = self.last.restore(self._state(self.last.step, learner))
+            if online is not None and restored.online is not None:
+                online.restore(restored.online)
 
     def keep_observations(self, observations: Tensor) -> None:
         """Keep raw observations [n, obs] of the data, at which the exported policy will be checked.
@@ -156,10 +160,14 @@ class Run:
             return False
         return self.best_score is None or evaluation.score > self.best_score
 
+    def is_due(self, step: int) -> bool:
+        """Whether to evaluate after a step: every `evaluate_every` steps, and after the last one."""
+        every = self.config.evaluate_every
+        return bool(every) and (step % every == 0 or step == self.config.steps + self.config.online_steps)
+
     def lacks_evaluation(self) -> bool:
         """Whether the newest checkpoint was due to be evaluated and was not."""
-        every = self.config.evaluate_every
-        return bool(every and self.step and self.step % every == 0 and not self.log.has_evaluation(self.step))
+        return bool(self.step) and self.is_due(self.step) and not self.log.has_evaluation(self.step)
 
     def save(
         self, step: int, learner: Learner, evaluation: Evaluation | None, online: OnlineLearning | None = None
@@ -173,21 +181,21 @@ class Run:
             return
         score = None if evaluation is None else evaluation.score
         self.log.flush()
-        self.last = Checkpoint.save(
-            self.folder,
-            step,
-            self.config,
-            self.spec,
-            self.data,
-            learner.networks,
-            learner.optimizer,
-            learner.generator,
-            score,
-            online.state() if online is not None and step > self.config.steps else None,
-        )
+        recorded = online.state() if online is not None and step > self.config.steps else None
+        self.last = Checkpoint.save(self.folder, self._state(step, learner, score, recorded))
         if self.is_best(evaluation):
             self.best_score = score
         Checkpoint.prune(self.folder, self.config.keep_checkpoints)
+
+    def _state(
+        self,
+        step: int,
+        learner: Learner,
+        score: float | None = None,
+        online: Mapping[str, Tensor] | None = None,
+    ) -> TrainingState:
+        networks, optimizer, generator = learner.networks, learner.optimizer, learner.generator
+        return TrainingState(step, self.config, self.spec, self.data, networks, optimizer, generator, score, online)
 
 
 @contextlib.contextmanager
@@ -260,7 +268,8 @@ def _begun(
         record = record or RunRecord()
         record = record if origin is None else replace(record, origin=origin)
         _write_settings(folder, record, config)
-        with RunLog(folder, config, 0 if last is None else last.step, record.run_id) as log:
+        step = 0 if last is None else last.step
+        with RunLog(folder, config, step, record.run_id, UPDATE_COLUMNS, EVALUATION_METRICS) as log:
             yield Run(folder, config, spec, data, log, last, None if best is None else best.score)
 
 

@@ -1,23 +1,21 @@
 """The numbers of a run: metrics.csv and evaluations.csv always, TensorBoard and Weights & Biases on request.
 
-All of them get the same numbers, rounded to nine digits, which tell any two of float32 apart.
+All of them get the same numbers, rounded to nine digits, which tell any two of float32 apart; TensorBoard keeps them in
+float32.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from meam_policy.errors import OutputError
-from meam_training.algorithm.update import METRICS
 from meam_training.config import TrainConfig
-from meam_training.learning.evaluation import EVALUATION_METRICS
-from meam_training.learning.online import ONLINE_METRICS
 from meam_training.runs.csv_file import CsvFile
 from meam_training.runs.loggers import MetricSink, TensorBoardSink, WandBSink
 
@@ -38,6 +36,8 @@ class RunLog:
         config: Its settings; `loggers` says where the numbers go beside the CSV files.
         step: Updates done before.
         run_id: Id in Weights & Biases; the same one goes on with the same run.
+        metrics: Columns of `metrics.csv` after the step; the updates per second come last, unasked.
+        evaluations: Columns of `evaluations.csv` after the step.
 
     Raises:
         MissingExtraError: TensorBoard or Weights & Biases is asked for and not installed.
@@ -45,12 +45,19 @@ class RunLog:
         OutputError: a file cannot be written.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, step: int, run_id: str) -> None:
-        columns = (*METRICS, *ONLINE_METRICS, "gradient_norm", "updates_per_second")
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        step: int,
+        run_id: str,
+        metrics: Sequence[str],
+        evaluations: Sequence[str],
+    ) -> None:
         self._values: dict[str, list[Tensor]] = {}
         with _full_disk_is_an_output_error(folder):
-            self._metrics = CsvFile(folder / METRICS_FILE, columns, step)
-            self._evaluations = CsvFile(folder / EVALUATIONS_FILE, EVALUATION_METRICS, step)
+            self._metrics = CsvFile(folder / METRICS_FILE, (*metrics, "updates_per_second"), step)
+            self._evaluations = CsvFile(folder / EVALUATIONS_FILE, evaluations, step)
             self._sinks: list[MetricSink] = []
             if "tensorboard" in config.loggers:
                 self._sinks.append(TensorBoardSink(folder, step))
@@ -141,6 +148,10 @@ class SilentLog(RunLog):
     def write_evaluation(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
         """Log nothing."""
         return {}
+
+    def has_evaluation(self, step: int) -> bool:
+        """Always: this process has none to make up for."""
+        return True
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
