@@ -17,6 +17,7 @@ from meam_policy.acting.arguments import checked_noise, checked_prefix, checked_
 from meam_policy.acting.chunk_execution import ChunkExecution
 from meam_policy.acting.health import Health
 from meam_policy.acting.observation import flatten_observation
+from meam_policy.acting.rehearsal import rehearse
 from meam_policy.acting.safety import SafetySettings, SafetyShell, require_finite_chunks
 from meam_policy.environments.space_check import check_env
 from meam_policy.errors import ActionError, ConfigError, ObservationError
@@ -36,7 +37,7 @@ class MeamPolicy:
     Make one with `MeamPolicy.from_pretrained`. The object keeps a queue of actions for every environment slot, so one
     object serves one loop at a time: call `reset()` when an episode starts. Threads may share it, and wait for each
     other. In a process forked after loading it refuses to work (`ForkError`): pickle it, or start processes by spawn. A
-    pickle says only where the policy was loaded from, and loads it again.
+    pickle holds only where the policy was loaded from, and loads it again.
 
     Args:
         spec: What the policy is.
@@ -122,11 +123,13 @@ class MeamPolicy:
             seed: Seed of the noise; None draws one.
 
         Raises:
-            NotFoundError: the folder or one of its files does not exist.
+            NotFoundError: the folder or one of its files does not exist, or the name is empty.
             HubError: the Hub could not deliver; see its `kind`.
-            FormatError: a file is not what the format says (IntegrityError, VersionError among them).
+            FormatError: a file is not what the format says: IntegrityError, or VersionError, which is also a graph
+                that this onnxruntime is too old for.
             DeviceError: the device is not usable here, or no graph answers within the budget.
-            ConfigError: there is no such variant, an argument is out of range, or the safety settings do not fit.
+            ConfigError: there is no such variant, an argument has another type or is out of range, or the safety
+                settings do not fit.
             MissingExtraError: onnxruntime is not installed.
         """
         if variant is not None and latency_budget_ms is not None:
@@ -156,11 +159,20 @@ class MeamPolicy:
             spec, file = recorded.select(name)
             spec = _drawing(spec, best_of)
             session = PolicySession(read_graph(folder, recorded, file), spec, name=file, **options)
+            rehearse(spec, lambda rows, noise: session.run_all(rows, noise)["actions"])
             return cls(spec, session, seed, name, safety=safety, origin={**origin, "variant": name})
 
         if latency_budget_ms is None:
             return load(variant)
         return load_within(latency_budget_ms, recorded, load)
+
+    def __repr__(self) -> str:
+        """One line: where the policy is from, and what it takes and gives."""
+        origin = [repr(self._origin["path_or_repo_id"])] if self._origin else []
+        network = f"method={self.spec.method!r}, variant={self.variant!r}, provider={self.provider!r}"
+        boxes = {box.key: box.shape for box in self.spec.observation}
+        spaces = f"observation={boxes.get(None, boxes)}, action={self._action_shape}, chunk={self.spec.chunk_size}"
+        return f"MeamPolicy({', '.join([*origin, network, spaces])})"
 
     @property
     def provider(self) -> str:
@@ -230,9 +242,7 @@ class MeamPolicy:
 
         `SafetySettings` may put a hold or a neutral action in place of the first two.
         """
-        rows, batched = flatten_observation(self.spec, observation, finite=False)
-        actions = self._act(rows, None, deterministic)
-        return actions if batched else actions[0, ...]  # an array even for a scalar action
+        return self._act(observation, deterministic=deterministic)
 
     def select_action(self, observation: Any, noise: ArrayLike | None = None) -> NDArray[Any]:
         """Choose the next action, in LeRobot's words: `act`, with noise for the chunks that begin now.
@@ -246,13 +256,11 @@ class MeamPolicy:
             ActionError: as `act`.
             ForkError: as `act`.
         """
-        rows, batched = flatten_observation(self.spec, observation, finite=False)
-        actions = self._act(rows, None if noise is None else checked_noise(self.spec, noise, len(rows), batched))
-        return actions if batched else actions[0, ...]
+        return self._act(observation, noise)
 
     @property
     def takes_prefix(self) -> bool:
-        """Whether `predict_action_chunk` can be told how the chunk begins: the graph is an rtc variant."""
+        """Whether `predict_action_chunk` takes a prefix: the graph is one for real-time chunking, a variant `rtc`."""
         return self.session.takes_prefix
 
     def predict_action_chunk(
@@ -270,9 +278,10 @@ class MeamPolicy:
             observation: One observation, or a batch of them.
             noise: Standard normal draws [(batch,) spec.noise_dim]; None draws them.
             deterministic: Start from zero noise.
-            prefix: The chunk that is continued [(batch,) chunk_size, action_dim], environment units: element 0 is for
-                this very observation.
-            prefix_weight: How firmly each of its actions is given [(batch,) chunk_size], from 0, not at all, to 1.
+            prefix: Actions that the new chunk must continue [(batch,) chunk_size, action_dim], environment units;
+                element 0 is for this very observation.
+            prefix_weight: How strongly the chunk must equal each of them [(batch,) chunk_size], from 0, not at all,
+                to 1.
 
         Raises:
             ConfigError: the graph takes no prefix.
@@ -292,15 +301,18 @@ class MeamPolicy:
 
     def _act(
         self,
-        rows: NDArray[np.float32],
-        noise: NDArray[np.float32] | None = None,
+        observation: Any,
+        noise: ArrayLike | None = None,
         deterministic: bool = False,
-        start: NDArray[np.bool_] | None = None,
+        episode_start: ArrayLike | None = None,
     ) -> NDArray[Any]:
-        """Actions [slots, …] for observations [slots, observation_dim]."""
+        rows, batched = flatten_observation(self.spec, observation, finite=False)
+        draws = None if noise is None else checked_noise(self.spec, noise, len(rows), batched)
+        start = None if episode_start is None else checked_starts(episode_start, len(rows))
         with self._turn:
-            actions = self._execution.act(rows, self._infer, noise, deterministic, start)
-            return actions.reshape(len(rows), *self._action_shape)
+            actions = self._execution.act(rows, self._infer, draws, deterministic, start)
+        actions = actions.reshape(len(rows), *self._action_shape)
+        return actions if batched else actions[0, ...]  # an array even for a scalar action
 
     def limit_action(self, action: ArrayLike) -> NDArray[Any]:
         """Bring one action within the bounds, and within the rate limit of the one before; for a control loop.
@@ -405,10 +417,7 @@ class MeamPolicy:
         Raises:
             ObservationError: as `act`; and `episode_start` has another length than the batch.
         """
-        rows, batched = flatten_observation(self.spec, observation, finite=False)
-        start = None if episode_start is None else checked_starts(episode_start, len(rows))
-        actions = self._act(rows, None, deterministic, start)
-        return actions if batched else actions[0, ...], None
+        return self._act(observation, deterministic=deterministic, episode_start=episode_start), None
 
     @property
     def _turn(self) -> threading.RLock:
@@ -425,8 +434,7 @@ class MeamPolicy:
         self._health.inferences += 1
         found = self.session.run_all(rows, noise, *(given or ()))
         if "value" in found:
-            self._health.value = float(found["value"].min())
-            self._health.disagreement = float(found["disagreement"].max())
+            self._health.note_values(found["value"], found["disagreement"])
         return found["actions"]
 
 

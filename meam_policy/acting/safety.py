@@ -109,9 +109,9 @@ class SafetyShell:
 
     def _note(self, unfamiliarity: float) -> None:
         health = self._health
-        health.unfamiliarity = unfamiliarity
-        if unfamiliarity > health.max_unfamiliarity:
-            health.max_unfamiliarity = unfamiliarity
+        health.unfamiliarity = min(unfamiliarity, sys.float_info.max)
+        if health.max_unfamiliarity is None or health.unfamiliarity > health.max_unfamiliarity:
+            health.max_unfamiliarity = health.unfamiliarity
 
     def _judge_unusual(self, rows: NDArray[np.float32], distance: NDArray[np.float64]) -> dict[int, Reaction]:
         settings, health = self._settings, self._health

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from meam_policy.errors import IntegrityError, NotFoundError
+from meam_policy.errors import ConfigError, IntegrityError, NotFoundError
 from meam_policy.folder.hub import download_policy
 from meam_policy.spec import GRAPH_FILE, PolicySpec
 
@@ -54,9 +54,20 @@ def locate_policy(
         The folder, which exists; its contents are not checked yet.
 
     Raises:
-        NotFoundError: a path that is not a folder, or a repository without a policy.
+        NotFoundError: a path that is empty or not a folder, or a repository without a policy.
         HubError: the Hub could not deliver the policy.
+        ConfigError: it is no text and no path.
     """
+    if not isinstance(path_or_repo_id, (str, os.PathLike)):
+        raise ConfigError(
+            f"The policy is {path_or_repo_id!r}, a {type(path_or_repo_id).__name__}; expected the path of a folder, or "
+            'a Hub repo id "owner/name".'
+        )
+    if not str(path_or_repo_id).strip():
+        raise NotFoundError(
+            f"The policy's name is empty ({path_or_repo_id!r}); expected the path of a folder, or a Hub repo id "
+            '"owner/name". "." is this very folder.'
+        )
     path = Path(path_or_repo_id).expanduser()
     if path.is_dir():
         return path

@@ -85,6 +85,15 @@ def test_missing_folder_is_one_line_on_stderr(capfd, tmp_path, command):
     assert str(folder) in output.err
 
 
+@pytest.mark.parametrize("command", ["info", "eval", "verify"])
+def test_empty_name_of_a_policy_is_refused(capfd, swinger, monkeypatch, command):
+    monkeypatch.chdir(swinger.folder)
+    assert run([command, ""]) == 2
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("meam: The policy's name is empty")
+
+
 @pytest.mark.parametrize(
     "arguments", [["eval", "x", "--no-such-option"], ["info"], ["eval", "x", "--episodes", "many"]]
 )

@@ -99,7 +99,7 @@ class Clock:
     def perf_counter(self):
         return self.now
 
-    def run(self, observation, noise):
+    def run_all(self, observation, noise):
         assert (observation.shape, noise.shape) == ((1, 3), (1, 16))
         self.now += next(self.runs) / 1e3
 
