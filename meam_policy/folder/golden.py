@@ -17,6 +17,8 @@ __all__ = ["GOLDEN_FILE", "Golden"]
 
 GOLDEN_FILE = "golden.safetensors"
 
+_DRAWN = 8
+
 Rows = NDArray[np.float32]
 
 
@@ -27,12 +29,20 @@ class Golden:
     Attributes:
         observation: Raw observations [n, observation_dim].
         noise: Noise [n, noise_dim].
-        actions: Chunks [n, chunk_size, action_dim], environment units.
+        actions: Chunks [n, chunk_size, action_dim], environment units; None if the inputs were drawn here.
     """
 
     observation: Rows
     noise: Rows
-    actions: Rows
+    actions: Rows | None
+
+    @classmethod
+    def draw(cls, spec: PolicySpec) -> Golden:
+        """Draw inputs without actions, for a folder that has none: observations of the training data's spread."""
+        random = np.random.default_rng(0)
+        spread = random.standard_normal((_DRAWN, spec.observation_dim)) * np.array(spec.observation_std)
+        observation = (np.array(spec.observation_mean) + spread).astype(np.float32)
+        return cls(observation, random.standard_normal((_DRAWN, spec.noise_dim), dtype=np.float32), None)
 
     @classmethod
     def read(cls, folder: Path, spec: PolicySpec) -> Golden:

@@ -1,4 +1,4 @@
-"""The policy folder: where it is, and that its files are the ones its `config.json` speaks of."""
+"""The policy folder: where it is, and whether its files are the ones that its `config.json` speaks of."""
 
 from __future__ import annotations
 
@@ -114,15 +114,24 @@ def read_graph(folder: Path, spec: PolicySpec, file: str = GRAPH_FILE) -> bytes:
     return _read_checked(folder, file, spec.files.get(file))
 
 
-def verify_files(folder: Path, spec: PolicySpec) -> None:
-    """Check every file of which `config.json` records a hash.
+def verify_files(folder: Path, spec: PolicySpec) -> tuple[str, ...]:
+    """Check every file that is there, and of which `config.json` records a hash.
+
+    Returns:
+        What is missing of a whole policy folder, and of the files that `config.json` names. `policy.onnx` alone is
+        needed to act.
 
     Raises:
-        NotFoundError: a file is missing.
         IntegrityError: a file is not the one that `config.json` speaks of.
     """
+    names = dict.fromkeys((*POLICY_FILES, *spec.files))
+    missing = tuple(
+        name for name in names if not (folder / name).exists() and (name in spec.files or name != LADDER_FILE)
+    )
     for name, expected in spec.files.items():
-        _read_checked(folder, name, expected)
+        if name not in missing:
+            _read_checked(folder, name, expected)
+    return missing
 
 
 def _read_checked(folder: Path, name: str, expected: str | None) -> bytes:
@@ -150,9 +159,10 @@ def _read(folder: Path, name: str) -> bytes:
         return (folder / name).read_bytes()
     except FileNotFoundError as error:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
-        raise NotFoundError(
-            f"{folder} has no {name}, so it is not a policy folder; it holds: {there}. "
-            "Give the folder that `meam export` wrote."
-        ) from error
+        if name in (CONFIG_FILE, GRAPH_FILE):
+            why, remedy = ", so it is not a policy folder", "Give the folder that `meam export` wrote."
+        else:
+            why, remedy = ", which its config.json names", "Copy the whole folder, or export the policy again."
+        raise NotFoundError(f"{folder} has no {name}{why}; it holds: {there}. {remedy}") from error
     except OSError as error:
         raise NotFoundError(f"{folder / name} cannot be read: {error.strerror}.") from error

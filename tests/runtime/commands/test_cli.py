@@ -159,6 +159,21 @@ def test_info_lists_the_variants_and_checks_that_they_are_whole(capfd, swinger):
     assert "k1.onnx" in capfd.readouterr().err
 
 
+def test_info_names_what_is_missing_of_the_folder_and_checks_what_is_there(capfd, swinger):
+    assert run(["info", str(swinger.folder)]) == 0
+    output = capfd.readouterr()
+    assert output.err == ""
+    assert "missing" in output.out
+    assert "model.safetensors, golden.safetensors" in output.out.replace("\n", " ")
+    swinger.add_variant("k3", swinger.graph)
+    (swinger.folder / "k3.onnx").unlink()
+    assert run(["info", str(swinger.folder)]) == 0
+    assert "k3.onnx" in capfd.readouterr().out
+    (swinger.folder / "policy.onnx").unlink()
+    assert run(["info", str(swinger.folder)]) == 2
+    assert "has no policy.onnx, so it is not a policy folder" in capfd.readouterr().err
+
+
 def test_eval_shows_the_figures_as_a_table(capfd, swinger):
     assert run(["eval", str(swinger.folder), "--episodes", "1"]) == 0
     output = capfd.readouterr()
