@@ -63,7 +63,16 @@ def test_every_option_of_eval_is_explained(capsys):
 
 
 @pytest.mark.parametrize(
-    ("typo", "hint"), [("evl", "meam eval"), ("trian", "meam train"), ("zzz", "meam --help"), ("--evil", "meam")]
+    ("typo", "hint"),
+    [
+        ("evl", "Did you mean `meam eval`?"),
+        ("trian", "Did you mean `meam train`?"),
+        ("inof", "Did you mean `meam info`?"),
+        ("exports", "Did you mean `meam export`?"),
+        ("plot", "The commands are demo, collect, train"),
+        ("zzz", "The commands are demo"),
+        ("--evil", "meam"),
+    ],
 )
 def test_unknown_command_is_a_mistake_with_a_hint(capsys, typo, hint):
     assert run([typo]) == 2
@@ -72,6 +81,7 @@ def test_unknown_command_is_a_mistake_with_a_hint(capsys, typo, hint):
     assert output.err.count("\n") == 1
     assert f'"{typo}"' in output.err
     assert hint in output.err
+    assert "`meam --help` explains them" in output.err
 
 
 @pytest.mark.parametrize("command", ["info", "eval"])
