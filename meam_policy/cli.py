@@ -39,7 +39,7 @@ COMMANDS = {
     "eval": Command("meam_policy.commands.eval", "Run a policy in its environment.", "cpu"),
     "info": Command("meam_policy.commands.info", "Show what a policy is.", "cpu"),
     "verify": Command("meam_policy.commands.verify", "Check a policy's files, and how it acts on this machine.", "cpu"),
-    "doctor": Command("meam_policy.commands.doctor", "Look at what of this machine matters for acting.", "cpu"),
+    "doctor": Command("meam_policy.commands.doctor", "Check what of this machine matters for acting.", "cpu"),
     "bench": Command("meam_policy.commands.bench", "Measure how fast training and acting are on this machine.", "cpu"),
 }
 

@@ -203,7 +203,7 @@ class MeamPolicy:
         """
         if self._origin is None:
             raise ConfigError(
-                "The policy was made by hand, and a pickle would only say where it was loaded from. Load it with "
+                "The policy was made by hand, and a pickle holds only where a policy was loaded from. Load it with "
                 "MeamPolicy.from_pretrained, in the other process or before pickling."
             )
         return _load_again, (dict(self._origin),)
@@ -336,7 +336,7 @@ class MeamPolicy:
         return self._shell.limit(given.reshape(1, -1)).reshape(self._action_shape)
 
     def accepts(self, observation: Any) -> bool:
-        """Look at one observation as `act` does, and count it; for a control loop.
+        """Judge one observation as `act` does, and count it; for a control loop.
 
         Does not wait for an inference that another thread has begun.
 

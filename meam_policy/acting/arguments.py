@@ -33,7 +33,7 @@ def checked_mask(mask: ArrayLike, counts: Mapping[str, int]) -> NDArray[np.bool_
 
     Args:
         mask: As it was given.
-        counts: Numbers of slots that it must have, by what says so.
+        counts: Numbers of slots that it must have, by what demands them.
 
     Raises:
         ConfigError: it is not of truth values, or has another length.

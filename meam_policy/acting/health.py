@@ -45,7 +45,7 @@ class Health:
     disagreement: float | None = None
 
     def note_values(self, values: NDArray[np.float32], disagreements: NDArray[np.float32]) -> None:
-        """Record what the critics say of the chosen chunks [slots], and how far they disagree about each [slots]."""
+        """Record the values of the chosen chunks [slots], and how far the critics disagree about each [slots]."""
         self.value, self.disagreement = _finite(values.min()), _finite(disagreements.max())
 
     def to_json(self) -> dict[str, float | int | None]:

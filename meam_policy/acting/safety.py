@@ -91,7 +91,7 @@ class SafetyShell:
             self._last[mask] = np.nan
 
     def judge(self, rows: NDArray[np.float32]) -> dict[int, Reaction]:
-        """Look at observations [slots, observation_dim].
+        """Judge observations [slots, observation_dim].
 
         Returns:
             What the slots do that must not act on theirs.
@@ -134,7 +134,7 @@ class SafetyShell:
         return stopped
 
     def check_chunks(self, slots: NDArray[np.intp], chunks: NDArray[np.float32]) -> dict[int, Reaction]:
-        """Look at the chunks [k, chunk_size, action_dim] of slots [k].
+        """Judge the chunks [k, chunk_size, action_dim] of slots [k].
 
         Returns:
             What the slots do whose chunk holds NaN or infinity.

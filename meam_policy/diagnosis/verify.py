@@ -69,7 +69,7 @@ def verify_policy(
 
     Raises:
         NotFoundError: config.json, a graph or the golden actions are missing.
-        IntegrityError: a file is not the one that `config.json` speaks of.
+        IntegrityError: a file has another hash than `config.json` records.
         FormatError: a file is not what the format says; VersionError where a graph needs a newer onnxruntime.
         ParityError: a graph gives other actions than it should, or other ones every time.
         ActionError: a graph gives actions that are not finite, or out of bounds.

@@ -50,7 +50,7 @@ class Golden:
 
         Raises:
             NotFoundError: there is none.
-            IntegrityError: it is not the file that `config.json` speaks of.
+            IntegrityError: its hash is not the one that `config.json` records.
             FormatError: it is broken, or does not fit the policy.
         """
         if GOLDEN_FILE not in spec.files:

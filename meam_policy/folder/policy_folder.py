@@ -1,4 +1,4 @@
-"""The policy folder: where it is, and whether its files are the ones that its `config.json` speaks of."""
+"""The policy folder: where it is, and whether its files have the hashes that its `config.json` records."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def locate_policy(
         except NotFoundError as error:
             raise NotFoundError(
                 f"{text} at commit {folder.name} lacks one of the graphs that its config.json names: "
-                f"{', '.join(required[2:])}. Publish the policy again."
+                f"{', '.join(required[2:])}. Upload the whole policy folder again."
             ) from error
     return folder
 
@@ -109,7 +109,7 @@ def read_graph(folder: Path, spec: PolicySpec, file: str = GRAPH_FILE) -> bytes:
 
     Raises:
         NotFoundError: there is none.
-        IntegrityError: it is not the file that `config.json` speaks of.
+        IntegrityError: its hash is not the one that `config.json` records.
     """
     return _read_checked(folder, file, spec.files.get(file))
 
@@ -122,7 +122,7 @@ def verify_files(folder: Path, spec: PolicySpec) -> tuple[str, ...]:
         needed to act.
 
     Raises:
-        IntegrityError: a file is not the one that `config.json` speaks of.
+        IntegrityError: the hash of a file is not the one that `config.json` records.
     """
     names = dict.fromkeys((*POLICY_FILES, *spec.files))
     missing = tuple(

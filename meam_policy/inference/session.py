@@ -71,8 +71,8 @@ class PolicySession:
         name: The graph's file, for messages.
 
     Raises:
-        FormatError: the graph is not ONNX, holds what a policy needs not, or has other inputs and outputs than those of
-            the policy format.
+        FormatError: the graph is not ONNX, holds something that no policy needs, or has other inputs and outputs than
+            those of the policy format.
         VersionError: it needs a newer onnxruntime, or a newer meam-policy.
         DeviceError: the device is asked for by name, and not usable here.
         MissingExtraError: onnxruntime is not installed.

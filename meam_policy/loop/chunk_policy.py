@@ -92,7 +92,7 @@ def checks_of(policy: ChunkPolicy | UncheckedPolicy, unchecked: bool) -> PolicyC
         name = type(policy).__name__
         raise ConfigError(
             f"{name} has no {', '.join(missing)}; expected all of ChunkPolicy, without which neither observations are "
-            f"checked nor actions limited. If it wraps a policy, pass them on to that one; or say unchecked=True."
+            f"checked nor actions limited. If it wraps a policy, pass them on to that one; or pass unchecked=True."
         )
     return PolicyChecks(
         takes_prefix=bool(getattr(policy, "takes_prefix", False)),

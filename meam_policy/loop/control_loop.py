@@ -62,7 +62,7 @@ class ControlLoop:
     The first two ask for a chunk `execute_steps` ticks after they asked for the last one, or sooner if the running one
     would be used up before the expected delay has passed. Without gaps they need 2 * delay <= chunk_size.
 
-    What a tick gives that has no action, because no chunk has arrived in time:
+    What a tick gives where no chunk has arrived in time, so that there is no action for it:
 
     - "hold": the last executed action again; for positions.
     - "repeat": the newest chunk from its first action on, again and again; for periodic motions.
@@ -142,7 +142,7 @@ class ControlLoop:
         if not any_rate and recorded is not None and abs(rate_hz / recorded - 1) > 0.01:
             raise ConfigError(
                 f"rate_hz is {rate_hz:g}; expected {recorded:g}, the rate of the actions that the policy was trained "
-                "on. Say any_rate=True if it is meant."
+                "on. Pass any_rate=True if that is intended."
             )
         if chunking == "realtime" and not checks.takes_prefix:
             raise ConfigError(

@@ -210,7 +210,7 @@ def light_graph() -> Callable[[], bytes]:
     def make() -> bytes:
         packed = np.random.default_rng(0).integers(100, 157, (8, 1, 16)).astype(np.uint8)
         constants = {"packed": packed, "scales": np.full(8, 1 / 64, np.float32), "chunk_shape": np.array([-1, 4, 2])}
-        attributes = {"K": 3, "N": 8, "bits": 8, "block_size": 16, "accuracy_level": 4}
+        attributes: dict[str, Any] = {"K": 3, "N": 8, "bits": 8, "block_size": 16, "accuracy_level": 4}
         nodes = [
             helper.make_node(
                 "MatMulNBits", ["observation", "packed", "scales"], ["row"], domain="com.microsoft", **attributes

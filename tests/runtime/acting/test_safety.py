@@ -472,9 +472,9 @@ def test_health_as_a_dictionary_is_json_before_and_after_acting(linear, make_pol
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_value_that_is_not_finite_is_none(value):
     health = Health(value=1.0, disagreement=1.0)
-    health.note_values(np.float32([1, value, -value]), np.float32([value]))
+    health.note_values(np.array([1, value, -value], np.float32), np.array([value], np.float32))
     assert (health.value, health.disagreement) == (None, None)
-    health.note_values(np.float32([1, 2]), np.float32([0.5, 0.25]))
+    health.note_values(np.array([1, 2], np.float32), np.array([0.5, 0.25], np.float32))
     assert (health.value, health.disagreement) == (1.0, 0.5)
 
 

@@ -83,8 +83,11 @@ def test_whole_policy_passes_with_the_figures_of_its_graph(linear):
     assert (graph.max_difference, graph.rms_difference, graph.batch_difference, graph.repeat_difference) == (0, 0, 0, 0)
     assert (graph.compared, graph.near_ties, graph.failure, graph.same_spec) == (True, 0, None, None)
     model = onnx.load_from_string(linear.graph)
+    assert graph.structure is not None
     assert (graph.structure.ir_version, graph.structure.opset) == (10, 20)
     assert graph.structure.nodes == len(model.graph.node)
+    assert graph.p50_ms is not None
+    assert graph.p99_ms is not None
     assert 0 < graph.p50_ms <= graph.p99_ms
 
 

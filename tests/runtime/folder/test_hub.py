@@ -555,7 +555,8 @@ def test_variant_whose_graph_the_repository_lacks_is_not_found_by_name(load, hub
     with pytest.raises(NotFoundError) as caught:
         load(variant="k3")
     assert str(caught.value) == (
-        f"{REPO} at commit {SHA} lacks one of the graphs that its config.json names: k3.onnx. Publish the policy again."
+        f"{REPO} at commit {SHA} lacks one of the graphs that its config.json names: k3.onnx. "
+        "Upload the whole policy folder again."
     )
     assert acts_like(load(variant="k1"), variants["k1"])
 

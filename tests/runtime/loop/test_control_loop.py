@@ -937,7 +937,7 @@ def test_realtime_refuses_a_policy_that_takes_no_prefix(takes_prefix):
         ControlLoop(policy, 50)
 
 
-def without(policy, *names):
+def without(policy, *names) -> Any:
     """A wrapper that passes everything on but some attributes."""
     kept = {"spec", "predict_action_chunk", "reset", "takes_prefix", "accepts", "limit_action"} - {*names}
     return SimpleNamespace(**{name: getattr(policy, name) for name in kept})
