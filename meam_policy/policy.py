@@ -125,11 +125,9 @@ class MeamPolicy:
         Raises:
             NotFoundError: the folder or one of its files does not exist, or the name is empty.
             HubError: the Hub could not deliver; see its `kind`.
-            FormatError: a file is not what the format says: IntegrityError, or VersionError, which is also a graph
-                that this onnxruntime is too old for.
+            FormatError: a file is not what the format says; IntegrityError and VersionError (too new) among them.
             DeviceError: the device is not usable here, or no graph answers within the budget.
-            ConfigError: there is no such variant, an argument has another type or is out of range, or the safety
-                settings do not fit.
+            ConfigError: an argument has another type or is out of range, or variant or safety settings do not fit.
             MissingExtraError: onnxruntime is not installed.
         """
         if variant is not None and latency_budget_ms is not None:
@@ -280,8 +278,7 @@ class MeamPolicy:
             deterministic: Start from zero noise.
             prefix: Actions that the new chunk must continue [(batch,) chunk_size, action_dim], environment units;
                 element 0 is for this very observation.
-            prefix_weight: How strongly the chunk must equal each of them [(batch,) chunk_size], from 0, not at all,
-                to 1.
+            prefix_weight: How strongly it must equal each of them [(batch,) chunk_size], 0 (not at all) to 1.
 
         Raises:
             ConfigError: the graph takes no prefix.
@@ -387,8 +384,7 @@ class MeamPolicy:
             if noise is not None:
                 draws = checked_noise(self.spec, noise, len(rows), batched)
             elif seed is not None:
-                shape = (len(rows), self._noise_dim)
-                draws = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+                draws = np.random.default_rng(seed).standard_normal((len(rows), self._noise_dim), np.float32)
             else:
                 draws = self._execution.noise.draw_rows(len(rows))
         # Not in turn: a control loop goes on meanwhile.
