@@ -11,7 +11,7 @@ from meam_policy.acting.chunk_execution import ChunkExecution, Infer
 from meam_policy.acting.health import Health
 from meam_policy.acting.observation import flatten_observation
 from meam_policy.acting.safety import SafetySettings, SafetyShell
-from meam_policy.errors import ActionError
+from meam_policy.errors import MeamError
 from meam_policy.spec import PolicySpec
 
 __all__ = ["rehearse"]
@@ -21,7 +21,7 @@ def rehearse(spec: PolicySpec, infer: Infer) -> None:
     """Act on the mean observation, with counters, noise and queues of its own.
 
     Libraries import modules, and onnxruntime allocates buffers, when they are first used: that must not delay the first
-    tick of a control loop. An inference that fails is ignored, since acting reports it together with its observation.
+    tick of a control loop. What fails is ignored, since acting reports it for the observation that it fails at.
 
     Args:
         spec: What the policy is.
@@ -29,13 +29,13 @@ def rehearse(spec: PolicySpec, infer: Infer) -> None:
     """
     execution = ChunkExecution(spec, SafetyShell(spec, SafetySettings(), Health()))
     execution.noise.reseed(0)
-    rows, _ = flatten_observation(spec, _mean_observation(spec))
-    with contextlib.suppress(ActionError):
+    with contextlib.suppress(MeamError):
+        rows, _ = flatten_observation(spec, _mean_observation(spec))
         execution.act(rows, infer)
 
 
 def _mean_observation(spec: PolicySpec) -> Any:
     ends = np.cumsum([box.size for box in spec.observation])
-    parts = np.split(np.array(spec.observation_mean, np.float32), ends[:-1])
+    parts = np.split(np.array(spec.observation_mean), ends[:-1])
     found = {box.key: part.reshape(box.shape) for box, part in zip(spec.observation, parts, strict=True)}
     return found.get(None, found)

@@ -40,8 +40,10 @@ class Golden:
     def draw(cls, spec: PolicySpec) -> Golden:
         """Draw inputs without actions, for a folder that has none: observations of the training data's spread."""
         random = np.random.default_rng(0)
-        spread = random.standard_normal((_DRAWN, spec.observation_dim)) * np.array(spec.observation_std)
-        observation = (np.array(spec.observation_mean) + spread).astype(np.float32)
+        with np.errstate(over="ignore"):
+            spread = random.standard_normal((_DRAWN, spec.observation_dim)) * np.array(spec.observation_std)
+        most = float(np.finfo(np.float32).max)
+        observation = np.clip(np.array(spec.observation_mean) + spread, -most, most).astype(np.float32)
         return cls(observation, random.standard_normal((_DRAWN, spec.noise_dim), dtype=np.float32), None)
 
     @classmethod

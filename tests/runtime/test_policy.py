@@ -708,6 +708,12 @@ def test_graph_that_fails_at_the_mean_observation_is_loaded_and_fails_where_it_a
         policy.act(np.zeros(3))
 
 
+def test_policy_whose_mean_observation_is_beyond_float32_is_loaded(make_policy):
+    policy = make_policy(observation_mean=(1e300, 0.0, 0.0), observation_std=(1e300, 1.0, 1.0)).load()
+    assert np.isfinite(policy.act(np.zeros(3))).all()
+    assert policy.health().steps == 1
+
+
 def test_repr_is_one_line_with_source_network_and_spaces(linear, make_policy):
     linear.add_variant("best-of-3", make_policy(best_of=3).graph, best_of=3)
     shown = "provider='CPUExecutionProvider', observation=(3,), action=(2,), chunk=4)"
