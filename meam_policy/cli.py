@@ -39,9 +39,12 @@ COMMANDS = {
     "eval": Command("meam_policy.commands.eval", "Run a policy in its environment.", "cpu"),
     "info": Command("meam_policy.commands.info", "Show what a policy is.", "cpu"),
     "verify": Command("meam_policy.commands.verify", "Check a policy's files, and how it acts on this machine.", "cpu"),
-    "doctor": Command("meam_policy.commands.doctor", "Look at what of this machine matters for acting.", "cpu"),
+    "doctor": Command("meam_policy.commands.doctor", "Check what of this machine matters for acting.", "cpu"),
     "bench": Command("meam_policy.commands.bench", "Measure how fast training and acting are on this machine.", "cpu"),
 }
+
+_CLOSE = 0.7
+"""Similarity from which on a name is suggested: a slip of one key in a short name is, another word is not."""
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -86,9 +89,9 @@ def _dispatch(arguments: list[str]) -> int:
         sys.stdout.write(f"meam-policy {__version__}\n")
         return 0
     if name not in COMMANDS:
-        close = get_close_matches(name, COMMANDS, n=1)
-        hint = f"Did you mean `meam {close[0]}`?" if close else "See `meam --help`."
-        raise ConfigError(f'There is no command "{name}". {hint}')
+        close = get_close_matches(name, COMMANDS, n=1, cutoff=_CLOSE)
+        hint = f"Did you mean `meam {close[0]}`?" if close else f"The commands are {', '.join(COMMANDS)}."
+        raise ConfigError(f'There is no command "{name}". {hint} `meam --help` explains them.')
     load_command(COMMANDS[name], f"meam {name}").run(arguments[1:], prog=f"meam {name}")
     return 0
 

@@ -21,7 +21,7 @@ __all__ = ["print_json", "print_mapping", "print_table", "progress_bar", "say"]
 
 
 def say(message: str) -> None:
-    """Tell the user what is going on, on stderr."""
+    """Print what is going on to stderr."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 

@@ -60,7 +60,7 @@ class FormatError(MeamError, ValueError):
 
 
 class VersionError(FormatError):
-    """The file was written by a version of the format that this package does not read."""
+    """A file is of a format version that this package does not read, or a graph needs a newer onnxruntime."""
 
 
 class IntegrityError(FormatError):

@@ -13,10 +13,12 @@ import gymnasium
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from meam_policy.acting.action_queue import ActionChunkQueue
+from meam_policy.acting.arguments import checked_noise, checked_prefix, checked_seeds, checked_starts
+from meam_policy.acting.chunk_execution import ChunkExecution
 from meam_policy.acting.health import Health
 from meam_policy.acting.observation import flatten_observation
-from meam_policy.acting.safety import Reaction, SafetySettings, SafetyShell, require_finite_chunks
+from meam_policy.acting.rehearsal import rehearse
+from meam_policy.acting.safety import SafetySettings, SafetyShell, require_finite_chunks
 from meam_policy.environments.space_check import check_env
 from meam_policy.errors import ActionError, ConfigError, ObservationError
 from meam_policy.folder.policy_folder import locate_policy, read_graph, read_spec
@@ -35,7 +37,7 @@ class MeamPolicy:
     Make one with `MeamPolicy.from_pretrained`. The object keeps a queue of actions for every environment slot, so one
     object serves one loop at a time: call `reset()` when an episode starts. Threads may share it, and wait for each
     other. In a process forked after loading it refuses to work (`ForkError`): pickle it, or start processes by spawn. A
-    pickle says only where the policy was loaded from, and loads it again.
+    pickle holds only where the policy was loaded from, and loads it again.
 
     Args:
         spec: What the policy is.
@@ -74,9 +76,7 @@ class MeamPolicy:
         self._shell = SafetyShell(spec, safety or SafetySettings(), self._health)
         self._origin = origin
         self._process, self._lock = os.getpid(), threading.RLock()
-        self._queue: ActionChunkQueue | None = None
-        self._seeds = np.random.SeedSequence()
-        self._generators: list[np.random.Generator] = []
+        self._execution = ChunkExecution(spec, self._shell)
         self.reset(seed=seed)
 
     @classmethod
@@ -123,11 +123,11 @@ class MeamPolicy:
             seed: Seed of the noise; None draws one.
 
         Raises:
-            NotFoundError: the folder or one of its files does not exist.
+            NotFoundError: the folder or one of its files does not exist, or the name is empty.
             HubError: the Hub could not deliver; see its `kind`.
-            FormatError: a file is not what the format says (IntegrityError, VersionError among them).
+            FormatError: a file is not what the format says; IntegrityError and VersionError (too new) among them.
             DeviceError: the device is not usable here, or no graph answers within the budget.
-            ConfigError: there is no such variant, an argument is out of range, or the safety settings do not fit.
+            ConfigError: an argument has another type or is out of range, or variant or safety settings do not fit.
             MissingExtraError: onnxruntime is not installed.
         """
         if variant is not None and latency_budget_ms is not None:
@@ -157,11 +157,20 @@ class MeamPolicy:
             spec, file = recorded.select(name)
             spec = _drawing(spec, best_of)
             session = PolicySession(read_graph(folder, recorded, file), spec, name=file, **options)
+            rehearse(spec, lambda rows, noise: session.run_all(rows, noise)["actions"])
             return cls(spec, session, seed, name, safety=safety, origin={**origin, "variant": name})
 
         if latency_budget_ms is None:
             return load(variant)
         return load_within(latency_budget_ms, recorded, load)
+
+    def __repr__(self) -> str:
+        """One line: where the policy is from, and what it takes and gives."""
+        origin = [repr(self._origin["path_or_repo_id"])] if self._origin else []
+        network = f"method={self.spec.method!r}, variant={self.variant!r}, provider={self.provider!r}"
+        boxes = {box.key: box.shape for box in self.spec.observation}
+        spaces = f"observation={boxes.get(None, boxes)}, action={self._action_shape}, chunk={self.spec.chunk_size}"
+        return f"MeamPolicy({', '.join([*origin, network, spaces])})"
 
     @property
     def provider(self) -> str:
@@ -192,7 +201,7 @@ class MeamPolicy:
         """
         if self._origin is None:
             raise ConfigError(
-                "The policy was made by hand, and a pickle would only say where it was loaded from. Load it with "
+                "The policy was made by hand, and a pickle holds only where a policy was loaded from. Load it with "
                 "MeamPolicy.from_pretrained, in the other process or before pickling."
             )
         return _load_again, (dict(self._origin),)
@@ -209,47 +218,9 @@ class MeamPolicy:
         Raises:
             ConfigError: a seed is no whole number of 0 or more, or there is not one mask, or seed, for each slot.
         """
-        seeds = seed.tolist() if isinstance(seed, np.ndarray) else seed
-        if seeds is not None:
-            for each in seeds if isinstance(seeds, Sequence) else [seeds]:
-                _check_seed(each)
+        seeds = checked_seeds(seed)
         with self._turn:
-            chosen = None if mask is None else self._checked_mask(mask, seeds)
-            self._reseed(seeds, chosen)
-            if chosen is None:
-                # As many slots as there are seeds: one without would go on with its old noise.
-                self._queue = self._new_queue(len(seeds)) if isinstance(seeds, Sequence) else None
-                self._shell.reset()
-            elif self._queue is not None:
-                self._queue.clear(chosen)
-                self._shell.reset(chosen)
-
-    def _checked_mask(self, mask: ArrayLike, seeds: int | Sequence[int] | None) -> NDArray[np.bool_]:
-        chosen = np.asarray(mask)
-        if chosen.dtype != bool:
-            raise ConfigError(f"mask has type {chosen.dtype}; expected true or false for each slot.")
-        counts = {"seeds": len(seeds)} if isinstance(seeds, Sequence) else {}
-        if self._queue is not None:
-            counts["slots of this episode"] = self._queue.slots
-        if chosen.ndim != 1 or not chosen.size or set(counts.values()) - {chosen.size}:
-            given = " and ".join(f"{count} {what}" for what, count in counts.items()) or "slots in one axis"
-            raise ConfigError(f"mask has shape {chosen.shape}, for {given}; expected one entry for each slot.")
-        return chosen
-
-    def _reseed(self, seeds: int | Sequence[int] | None, mask: NDArray[np.bool_] | None) -> None:
-        if seeds is None:
-            return
-        if isinstance(seeds, Sequence):
-            streams = [np.random.SeedSequence(seed).spawn(1)[0] for seed in seeds]
-        elif mask is not None:
-            streams = np.random.SeedSequence(seeds).spawn(len(mask))
-        else:
-            self._seeds, self._generators = np.random.SeedSequence(seeds), []
-            return
-        for slot, stream in enumerate(streams):
-            self._generator(slot)
-            if mask is None or mask[slot]:
-                self._generators[slot] = np.random.default_rng(stream)
+            self._execution.reset(seeds, mask)
 
     def act(self, observation: Any, *, deterministic: bool = False) -> NDArray[Any]:
         """Choose the next action; runs the network only when the current chunk is used up.
@@ -269,9 +240,7 @@ class MeamPolicy:
 
         `SafetySettings` may put a hold or a neutral action in place of the first two.
         """
-        rows, batched = flatten_observation(self.spec, observation, finite=False)
-        actions = self._act(rows, None, deterministic)
-        return actions if batched else actions[0, ...]  # an array even for a scalar action
+        return self._act(observation, deterministic=deterministic)
 
     def select_action(self, observation: Any, noise: ArrayLike | None = None) -> NDArray[Any]:
         """Choose the next action, in LeRobot's words: `act`, with noise for the chunks that begin now.
@@ -285,13 +254,11 @@ class MeamPolicy:
             ActionError: as `act`.
             ForkError: as `act`.
         """
-        rows, batched = flatten_observation(self.spec, observation, finite=False)
-        actions = self._act(rows, None if noise is None else self._given_noise(noise, len(rows), batched))
-        return actions if batched else actions[0, ...]
+        return self._act(observation, noise)
 
     @property
     def takes_prefix(self) -> bool:
-        """Whether `predict_action_chunk` can be told how the chunk begins: the graph is an rtc variant."""
+        """Whether `predict_action_chunk` takes a prefix: the graph is one for real-time chunking, a variant `rtc`."""
         return self.session.takes_prefix
 
     def predict_action_chunk(
@@ -309,9 +276,9 @@ class MeamPolicy:
             observation: One observation, or a batch of them.
             noise: Standard normal draws [(batch,) spec.noise_dim]; None draws them.
             deterministic: Start from zero noise.
-            prefix: The chunk that is continued [(batch,) chunk_size, action_dim], environment units: element 0 is for
-                this very observation.
-            prefix_weight: How firmly each of its actions is given [(batch,) chunk_size], from 0, not at all, to 1.
+            prefix: Actions that the new chunk must continue [(batch,) chunk_size, action_dim], environment units;
+                element 0 is for this very observation.
+            prefix_weight: How strongly it must equal each of them [(batch,) chunk_size], 0 (not at all) to 1.
 
         Raises:
             ConfigError: the graph takes no prefix.
@@ -324,45 +291,25 @@ class MeamPolicy:
             noise = np.zeros((len(rows), self._noise_dim) if batched else self._noise_dim)
         given = None
         if prefix is not None or prefix_weight is not None:
-            given = self._given_prefix(prefix, prefix_weight, len(rows), batched)
+            if not self.takes_prefix:
+                raise ConfigError("The graph takes no prefix. Export the variant rtc, and load it by variant=.")
+            given = checked_prefix(self.spec, prefix, prefix_weight, len(rows), batched)
         return self._chunks(rows, batched, noise, None, given, count=True)
 
     def _act(
         self,
-        rows: NDArray[np.float32],
-        noise: NDArray[np.float32] | None = None,
+        observation: Any,
+        noise: ArrayLike | None = None,
         deterministic: bool = False,
-        start: NDArray[np.bool_] | None = None,
+        episode_start: ArrayLike | None = None,
     ) -> NDArray[Any]:
-        """Actions [slots, …] for observations [slots, observation_dim]."""
+        rows, batched = flatten_observation(self.spec, observation, finite=False)
+        draws = None if noise is None else checked_noise(self.spec, noise, len(rows), batched)
+        start = None if episode_start is None else checked_starts(episode_start, len(rows))
         with self._turn:
-            # First of all: whatever comes of this observation, nothing of an old episode is executed.
-            if start is not None and start.all():
-                self.reset()
-            elif start is not None and self._queue is not None and self._queue.slots == len(start):
-                self.reset(mask=start)
-            stopped = self._shell.judge(rows)
-            queue = self._queue_of(len(rows))
-            ready = queue.empty_slots()
-            if stopped:
-                ready = np.setdiff1d(ready, list(stopped))
-            if ready.size:
-                draws = self._noise(ready, deterministic) if noise is None else noise[ready]
-                chunks = self._infer(rows if len(ready) == len(rows) else rows[ready], draws)
-                stopped |= self._shell.check_chunks(ready, chunks)
-                queue.put(ready, chunks)
-            actions = self._pop_around(queue, stopped) if stopped else queue.pop()
-            return self._shell.limit(actions).reshape(len(rows), *self._action_shape)
-
-    def _pop_around(self, queue: ActionChunkQueue, stopped: Mapping[int, Reaction]) -> NDArray[np.float64]:
-        halted = np.zeros(queue.slots, dtype=bool)
-        halted[list(stopped)] = True
-        actions = np.empty((queue.slots, self.spec.action_dim))
-        actions[list(stopped)] = self._shell.instead(stopped)
-        actions[~halted] = queue.pop(np.flatnonzero(~halted))
-        # What is left of a stopped slot's chunk is for a state that it has left.
-        queue.clear(halted)
-        return actions
+            actions = self._execution.act(rows, self._infer, draws, deterministic, start)
+        actions = actions.reshape(len(rows), *self._action_shape)
+        return actions if batched else actions[0, ...]  # an array even for a scalar action
 
     def limit_action(self, action: ArrayLike) -> NDArray[Any]:
         """Bring one action within the bounds, and within the rate limit of the one before; for a control loop.
@@ -386,7 +333,7 @@ class MeamPolicy:
         return self._shell.limit(given.reshape(1, -1)).reshape(self._action_shape)
 
     def accepts(self, observation: Any) -> bool:
-        """Look at one observation as `act` does, and count it; for a control loop.
+        """Judge one observation as `act` does, and count it; for a control loop.
 
         Does not wait for an inference that another thread has begun.
 
@@ -419,7 +366,7 @@ class MeamPolicy:
         """
         rows, batched = flatten_observation(self.spec, observation)
         if seed is not None:
-            _check_seed(seed)
+            checked_seeds([seed])
         if noise is not None and seed is not None:
             raise ObservationError("Both noise and seed are given; expected at most one of them.")
         return self._chunks(rows, batched, noise, seed, None, count=False)
@@ -435,31 +382,15 @@ class MeamPolicy:
     ) -> NDArray[np.float32]:
         with self._turn:
             if noise is not None:
-                draws = self._given_noise(noise, len(rows), batched)
+                draws = checked_noise(self.spec, noise, len(rows), batched)
+            elif seed is not None:
+                draws = np.random.default_rng(seed).standard_normal((len(rows), self._noise_dim), np.float32)
             else:
-                generator = self._generator(0) if seed is None else np.random.default_rng(seed)
-                draws = generator.standard_normal((len(rows), self._noise_dim), dtype=np.float32)
+                draws = self._execution.noise.draw_rows(len(rows))
         # Not in turn: a control loop goes on meanwhile.
         chunks = self._infer(rows, draws, given) if count else self.session.run_all(rows, draws)["actions"]
         require_finite_chunks(chunks)
         return chunks if batched else chunks[0]
-
-    def _given_prefix(
-        self, prefix: ArrayLike | None, weight: ArrayLike | None, rows: int, batched: bool
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        if not self.takes_prefix:
-            raise ConfigError("The policy's graph takes no prefix. Export the variant rtc, and load it by variant=.")
-        shape = (self.spec.chunk_size, self.spec.action_dim)
-        found = []
-        for name, value, expected in (("prefix", prefix, shape), ("prefix_weight", weight, shape[:1])):
-            array, wanted = _array(name, value), (rows, *expected) if batched else expected
-            low, high = (0, 1) if name == "prefix_weight" else (-np.inf, np.inf)
-            fits = array.shape == wanted and bool(np.isfinite(array).all())
-            if not fits or (array < low).any() or (array > high).any():
-                extra = " from 0 to 1" if name == "prefix_weight" else ""
-                raise ObservationError(f"{name} has shape {array.shape}; expected finite numbers{extra} {wanted}.")
-            found.append(array.reshape(rows, *expected))
-        return found[0], found[1]
 
     def predict(
         self,
@@ -482,54 +413,13 @@ class MeamPolicy:
         Raises:
             ObservationError: as `act`; and `episode_start` has another length than the batch.
         """
-        rows, batched = flatten_observation(self.spec, observation, finite=False)
-        start = None
-        if episode_start is not None:
-            start = np.atleast_1d(np.asarray(episode_start, dtype=bool))
-            if start.shape != (len(rows),):
-                raise ObservationError(f"episode_start has shape {start.shape}, expected ({len(rows)},).")
-        actions = self._act(rows, None, deterministic, start)
-        return actions if batched else actions[0, ...], None
+        return self._act(observation, deterministic=deterministic, episode_start=episode_start), None
 
     @property
     def _turn(self) -> threading.RLock:
         # Checked first: a lock that another thread held while the process was forked is never released.
         require_process(self._process)
         return self._lock
-
-    def _queue_of(self, slots: int) -> ActionChunkQueue:
-        if self._queue is None:
-            self._queue = self._new_queue(slots)
-        elif self._queue.slots != slots:
-            raise ObservationError(
-                f"Observation batch is {slots}, but this episode began with {self._queue.slots}. Call policy.reset()."
-            )
-        return self._queue
-
-    def _given_noise(self, noise: ArrayLike, rows: int, batched: bool) -> NDArray[np.float32]:
-        draws, size = _array("Noise", noise), self._noise_dim
-        expected = (rows, size) if batched else (size,)
-        if draws.shape != expected:
-            raise ObservationError(f"Noise has shape {draws.shape}; expected {expected}.")
-        if not np.isfinite(draws).all():
-            raise ObservationError("Noise holds NaN or infinity; expected finite numbers.")
-        return draws.reshape(rows, size)
-
-    def _new_queue(self, slots: int) -> ActionChunkQueue:
-        return ActionChunkQueue(slots, self.spec.chunk_size, self.spec.execute_steps, self.spec.action_dim)
-
-    def _generator(self, slot: int) -> np.random.Generator:
-        # One stream a slot: what happens in one environment never changes the noise of another.
-        while len(self._generators) <= slot:
-            self._generators.append(np.random.default_rng(self._seeds.spawn(1)[0]))
-        return self._generators[slot]
-
-    def _noise(self, slots: NDArray[np.intp], deterministic: bool) -> NDArray[np.float32]:
-        draws = np.zeros((len(slots), self._noise_dim), dtype=np.float32)
-        if not deterministic:
-            for row, slot in zip(draws, slots.tolist(), strict=True):
-                self._generator(slot).standard_normal(dtype=np.float32, out=row)
-        return draws
 
     def _infer(
         self,
@@ -540,26 +430,8 @@ class MeamPolicy:
         self._health.inferences += 1
         found = self.session.run_all(rows, noise, *(given or ()))
         if "value" in found:
-            self._health.value = float(found["value"].min())
-            self._health.disagreement = float(found["disagreement"].max())
+            self._health.note_values(found["value"], found["disagreement"])
         return found["actions"]
-
-
-def _array(name: str, value: ArrayLike | None) -> NDArray[np.float32]:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ObservationError(f"{name} is ragged; expected an array of real numbers.") from error
-    if array.dtype.kind not in "fiu":
-        raise ObservationError(f"{name} has type {array.dtype}; expected an array of real numbers.")
-    with np.errstate(all="ignore"):
-        return array.astype(np.float32)
-
-
-def _check_seed(seed: Any) -> None:
-    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-    if not (whole and seed >= 0):
-        raise ConfigError(f"seed is {seed!r}; expected a whole number of 0 or more.")
 
 
 def _drawing(spec: PolicySpec, best_of: int | None) -> PolicySpec:

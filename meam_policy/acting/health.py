@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Health"]
 
@@ -11,6 +13,8 @@ __all__ = ["Health"]
 @dataclass
 class Health:
     """What happened since the policy was loaded; a vector environment counts once for each of its slots.
+
+    Every field is a finite number, or None where it is not known: `json.dumps(dataclasses.asdict(health))` is JSON.
 
     Attributes:
         steps: Actions returned.
@@ -20,10 +24,12 @@ class Health:
         unfamiliar: Observations above `unfamiliarity_limit`.
         rate_limited: Actions that the rate limit changed.
         replaced: Actions held or neutral instead of the policy's.
-        unfamiliarity: Of the last observation, the largest over its slots.
-        max_unfamiliarity: The largest so far.
-        value: Mean value of the last chosen chunk, the lowest over its slots; NaN unless the graph chooses by value.
-        disagreement: Standard deviation of the critics about it, the largest over its slots.
+        unfamiliarity: Of the last observation, the largest over its slots, in standard deviations of the training
+            data; None before the first. What is beyond float64 is its largest number.
+        max_unfamiliarity: The largest so far; None before the first observation.
+        value: Mean value of the last chosen chunk, the lowest over its slots; None before the first, where the graph
+            does not choose by value, and where it is not finite.
+        disagreement: Standard deviation of the critics about it, the largest over its slots; None as `value`.
     """
 
     steps: int = 0
@@ -33,12 +39,19 @@ class Health:
     unfamiliar: int = 0
     rate_limited: int = 0
     replaced: int = 0
-    unfamiliarity: float = 0.0
-    max_unfamiliarity: float = 0.0
-    value: float = math.nan
-    disagreement: float = math.nan
+    unfamiliarity: float | None = None
+    max_unfamiliarity: float | None = None
+    value: float | None = None
+    disagreement: float | None = None
+
+    def note_values(self, values: NDArray[np.float32], disagreements: NDArray[np.float32]) -> None:
+        """Record the values of the chosen chunks [slots], and how far the critics disagree about each [slots]."""
+        self.value, self.disagreement = _finite(values.min()), _finite(disagreements.max())
 
     def to_json(self) -> dict[str, float | int | None]:
-        """The counters as JSON data; a number that is not known, or not finite, is null."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in found.items()}
+        """The fields as JSON data; what is not known is null."""
+        return asdict(self)
+
+
+def _finite(number: np.float32) -> float | None:
+    return float(number) if np.isfinite(number) else None

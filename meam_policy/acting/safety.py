@@ -91,7 +91,7 @@ class SafetyShell:
             self._last[mask] = np.nan
 
     def judge(self, rows: NDArray[np.float32]) -> dict[int, Reaction]:
-        """Look at observations [slots, observation_dim].
+        """Judge observations [slots, observation_dim].
 
         Returns:
             What the slots do that must not act on theirs.
@@ -109,9 +109,9 @@ class SafetyShell:
 
     def _note(self, unfamiliarity: float) -> None:
         health = self._health
-        health.unfamiliarity = unfamiliarity
-        if unfamiliarity > health.max_unfamiliarity:
-            health.max_unfamiliarity = unfamiliarity
+        health.unfamiliarity = min(unfamiliarity, sys.float_info.max)
+        if health.max_unfamiliarity is None or health.unfamiliarity > health.max_unfamiliarity:
+            health.max_unfamiliarity = health.unfamiliarity
 
     def _judge_unusual(self, rows: NDArray[np.float32], distance: NDArray[np.float64]) -> dict[int, Reaction]:
         settings, health = self._settings, self._health
@@ -134,7 +134,7 @@ class SafetyShell:
         return stopped
 
     def check_chunks(self, slots: NDArray[np.intp], chunks: NDArray[np.float32]) -> dict[int, Reaction]:
-        """Look at the chunks [k, chunk_size, action_dim] of slots [k].
+        """Judge the chunks [k, chunk_size, action_dim] of slots [k].
 
         Returns:
             What the slots do whose chunk holds NaN or infinity.

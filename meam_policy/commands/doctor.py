@@ -18,7 +18,7 @@ _STYLES: dict[Level, str] = {"ok": "green", "note": "cyan", "warning": "yellow",
 
 
 def doctor(device: Device = "cpu", rate_hz: float = 50.0, json: bool = False) -> None:
-    """Look at what of this machine matters for acting, and say what could be better.
+    """Check what of this machine matters for acting, and what could be better.
 
     Versions and wheels, which execution providers really work, cores and limits, memory, clock speed, scheduling, how
     late the ticks of a control loop are, and the environment. A note may be worth knowing, a warning costs time or
@@ -58,5 +58,5 @@ def _sentence(problem: Finding) -> str:
 
 
 def run(arguments: list[str], prog: str) -> None:
-    """Parse the arguments and look."""
+    """Parse the arguments and report."""
     parse(doctor, arguments, prog)

@@ -16,7 +16,7 @@ __all__ = ["info", "run"]
 
 
 def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = None, json: bool = False) -> None:
-    """Show what a policy is, after checking that its files are whole and that it loads here.
+    """Show what a policy is, after checking that the files that are there are whole and that it loads here.
 
     Example: meam info policies/pockets
 
@@ -28,7 +28,7 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
     folder = locate_policy(policy, revision=revision, variants=None)
     loaded = MeamPolicy.from_pretrained(folder)
     spec, how = loaded.spec, loaded.spec.integration
-    verify_files(folder, spec)
+    missing = verify_files(folder, spec)
     if json:
         print_json(json_module.loads(spec.to_json()))
         return
@@ -47,7 +47,8 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
             "control rate": rate,
             "runs on": loaded.provider,
             "variants": ", ".join(spec.variants) or "none",
-            "files": ", ".join(f"{name} {digest[:8]}" for name, digest in spec.files.items()),
+            "files": ", ".join(f"{name} {digest[:8]}" for name, digest in spec.files.items() if name not in missing),
+            **({"missing": ", ".join(missing)} if missing else {}),
         },
     )
 

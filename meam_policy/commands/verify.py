@@ -32,7 +32,11 @@ def verify(
     Every file must have the hash that config.json records, and every graph must pass the structural check. Then the
     inputs of golden.safetensors are run, all at once and one by one, each twice. The policy as trained must give the
     golden actions; variants that act differently on purpose must give finite actions, within the bounds, and the same
-    ones every time. Exits with 0 if all is well, else with 2 and one sentence about the first thing that is wrong.
+    ones every time. A graph that fails, or cannot be loaded here, does not keep the others from being checked. Exits
+    with 0 if all is well, else with 2 and one sentence about the first thing that is wrong.
+
+    A folder without golden.safetensors is checked with drawn inputs, and fails: its actions were compared with nothing.
+    Other files that are missing are only named.
 
     Differences are shares of the action's half width. "largest" and "rms" are those from the golden actions, "batch"
     is the largest one between an input alone and among others, "again" between the same input twice. Times are of one
@@ -61,8 +65,9 @@ def verify(
 
 def _plain(report: VerifyReport) -> dict[str, Any]:
     return {
-        "passed": all(graph.failure is None for graph in report.graphs),
+        "passed": report.failure is None,
         "files": list(report.files),
+        "missing": list(report.missing),
         "inputs": report.inputs,
         "tolerance": report.tolerance,
         "graphs": [_plain_graph(graph) for graph in report.graphs],
@@ -70,10 +75,11 @@ def _plain(report: VerifyReport) -> dict[str, Any]:
 
 
 def _plain_graph(graph: GraphReport) -> dict[str, Any]:
-    structure, failure = graph.structure, graph.failure
+    made, failure = graph.structure, graph.failure
+    structure = made and {**vars(made), "metadata": dict(made.metadata), "operators": dict(made.operators)}
     return {
         **vars(graph),
-        "structure": {**vars(structure), "metadata": dict(structure.metadata), "operators": dict(structure.operators)},
+        "structure": structure,
         "failure": None if failure is None else {"error": type(failure).__name__, "message": str(failure)},
     }
 
@@ -87,33 +93,43 @@ def _print_report(policy: str, report: VerifyReport) -> None:
     )
     print()
     _print_table(
-        f"{report.inputs} golden inputs: differences, at most {report.tolerance:g}, and times in ms",
+        f"{report.inputs} {'drawn' if report.uncompared else 'golden'} inputs: differences, at most "
+        f"{report.tolerance:g}, and times in ms",
         ["graph", "on", "largest", "rms", "batch", "again", "p50", "p99", ""],
         [_figures(graph) for graph in report.graphs],
         left=("graph", "on", ""),
     )
+    if report.missing:
+        print(f"missing: {', '.join(report.missing)}")
     for graph in report.graphs:
+        if graph.provider is None:
+            print(f"{graph.file} was not run: {graph.failure}")
         if graph.near_ties:
             print(f"{graph.file}: {graph.near_ties} inputs left out; their best two chunks are worth nearly the same.")
         if graph.same_spec is False:
             print(f"{graph.file}: config.json has been changed since the export.")
-    if not all(graph.compared for graph in report.graphs):
+    if not report.uncompared and not all(graph.compared for graph in report.graphs if graph.provider):
         print("* acts differently on purpose: so it may differ from the golden actions")
 
 
 def _structure(graph: GraphReport) -> list[str]:
     made = graph.structure
+    if made is None:
+        return [graph.variant or "policy", *["-"] * 5]
     counts = (made.ir_version, made.opset, made.nodes)
     operators = ", ".join(f"{name} {count}" for name, count in made.operators.items())
     return [graph.variant or "policy", *map(str, counts), _size(made.weight_bytes), operators]
 
 
 def _figures(graph: GraphReport) -> list[str]:
+    if graph.provider is None:
+        return [graph.variant or "policy", *["-"] * 7, "FAILS"]
     differences = (graph.max_difference, graph.rms_difference, graph.batch_difference, graph.repeat_difference)
     shown = ["-" if value is None else f"{value:.1g}" for value in differences]
     verdict = "FAILS" if graph.failure else "ok" if graph.compared else "ok *"
     provider = graph.provider.removesuffix("ExecutionProvider")
-    return [graph.variant or "policy", provider, *shown, f"{graph.p50_ms:.3g}", f"{graph.p99_ms:.3g}", verdict]
+    times = [f"{ms:.3g}" for ms in (graph.p50_ms, graph.p99_ms) if ms is not None]
+    return [graph.variant or "policy", provider, *shown, *times, verdict]
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]], left: tuple[str, ...]) -> None:

@@ -1,1 +1,1 @@
-"""Looking at a policy and at a machine before they act."""
+"""Checking a policy, and a machine, before they act."""

@@ -66,7 +66,7 @@ class Finding:
 
 
 def diagnose(device: Device = "cpu", rate_hz: float = 50.0) -> list[Finding]:
-    """Look at everything about this machine that matters for acting; takes a second or two.
+    """Check everything about this machine that matters for acting; takes a second or two.
 
     Execution providers count as working only after they have run a graph, in a session made as a policy makes it.
     Nothing is changed, no network is used, and no other libraries are loaded than those of onnxruntime.

@@ -1,6 +1,6 @@
 """What a machine offers a control loop: cores, memory, scheduling, and how late it wakes a sleeper.
 
-Everything is read, nothing is changed. What a system does not tell is None, or empty. `root` stands for the root of
+Everything is read, nothing is changed. What a system does not report is None, or empty. `root` stands for the root of
 the file system.
 """
 
@@ -107,7 +107,7 @@ def may_use_realtime(root: Path = _ROOT) -> bool | None:
 
 
 def tick_lateness_ms(rate_hz: float, seconds: float = 1.0) -> NDArray[np.float64]:
-    """Sleep to the ticks of a control loop that does nothing else, and tell how late each wake-up was.
+    """Sleep to the ticks of a control loop that does nothing else, and measure how late each wake-up was.
 
     Args:
         rate_hz: Ticks a second, 1 to 10,000.

@@ -1,4 +1,4 @@
-"""A small graph, built without onnx, that tells whether an execution provider works on this machine."""
+"""A small graph, built without onnx, which shows whether an execution provider works on this machine."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meam_policy.diagnosis.verify_report import GraphReport, VerifyReport
-from meam_policy.errors import ActionError, ConfigError, ParityError
+from meam_policy.errors import ActionError, ConfigError, FormatError, MeamError, NotFoundError, ParityError
 from meam_policy.folder.golden import Golden
 from meam_policy.folder.policy_folder import locate_policy, read_graph, read_spec, verify_files
 from meam_policy.graph.graph_check import check_graph
@@ -53,7 +54,8 @@ def verify_policy(
     """Check a policy's files and graphs, and that they act here as they did where they were exported.
 
     The policy as trained, and variants in float32 that are integrated like it, must give the golden actions. Others
-    act differently on purpose: their actions must be finite, within the bounds, and the same every time.
+    act differently on purpose: their actions must be finite, within the bounds, and the same every time. What fails
+    does not keep the other graphs from being checked, and neither does a missing file but `config.json`.
 
     Args:
         path_or_repo_id: A policy folder, or a Hub repo id "owner/name".
@@ -66,9 +68,9 @@ def verify_policy(
         strict: Raise for a graph that fails; False only reports it, see `VerifyReport.check`.
 
     Raises:
-        NotFoundError: a file is missing, the golden actions among them.
-        IntegrityError: a file is not the one that `config.json` speaks of.
-        FormatError: a file is not what the format says.
+        NotFoundError: config.json, a graph or the golden actions are missing.
+        IntegrityError: a file has another hash than `config.json` records.
+        FormatError: a file is not what the format says; VersionError where a graph needs a newer onnxruntime.
         ParityError: a graph gives other actions than it should, or other ones every time.
         ActionError: a graph gives actions that are not finite, or out of bounds.
         DeviceError: the device is not usable here.
@@ -82,17 +84,57 @@ def verify_policy(
     folder = locate_policy(path_or_repo_id, revision=revision, variants=None if variant is None else (variant,))
     spec = read_spec(folder)
     spec.select(variant)
-    verify_files(folder, spec)
-    golden = Golden.read(folder, spec)
+    missing = verify_files(folder, spec)
+    try:
+        golden, uncompared = Golden.read(folder, spec), None
+    except NotFoundError as error:
+        golden, uncompared = Golden.draw(spec), error
     graphs = []
     for name in [None, *spec.variants] if variant is None else [variant]:
         selected, file = spec.select(name)
-        session = PolicySession(read_graph(folder, spec, file), selected, device, threads, name=file)
-        graphs.append(_measure_graph(folder, spec, name, session, golden, tolerance, calls))
-    report = VerifyReport(folder, tuple(spec.files), len(golden.actions), tolerance, tuple(graphs))
+        try:
+            session = PolicySession(read_graph(folder, spec, file), selected, device, threads, name=file)
+        except (NotFoundError, FormatError) as error:
+            graphs.append(_unloaded_graph(folder, spec, name, error))
+        else:
+            graphs.append(_measure_graph(folder, spec, name, session, golden, tolerance, calls))
+    report = VerifyReport(
+        folder=folder,
+        files=tuple(name for name in spec.files if name not in missing),
+        missing=missing,
+        inputs=len(golden.observation),
+        tolerance=tolerance,
+        graphs=tuple(graphs),
+        uncompared=uncompared,
+    )
     if strict:
         report.check()
     return report
+
+
+def _unloaded_graph(folder: Path, spec: PolicySpec, variant: str | None, failure: MeamError) -> GraphReport:
+    """What is known of a graph that is missing, or cannot be loaded here."""
+    _, file = spec.select(variant)
+    structure = None
+    with contextlib.suppress(NotFoundError, FormatError):
+        structure = check_graph(read_graph(folder, spec, file), file)
+    return GraphReport(
+        variant=variant,
+        file=file,
+        structure=structure,
+        same_spec=None,
+        provider=None,
+        precision=spec.variants[variant].precision if variant else "fp32",
+        compared=False,
+        max_difference=None,
+        rms_difference=None,
+        near_ties=0,
+        batch_difference=None,
+        repeat_difference=None,
+        p50_ms=None,
+        p99_ms=None,
+        failure=failure,
+    )
 
 
 def _measure_graph(
@@ -108,7 +150,7 @@ def _measure_graph(
     structure = check_graph(read_graph(folder, spec, file), file)
     exported_with = structure.metadata.get("spec_sha256")
     actions = _Actions(session, spec, selected, golden, tolerance)
-    compared = _acts_as_trained(spec, variant)
+    compared = golden.actions is not None and _acts_as_trained(spec, variant)
     precision = spec.variants[variant].precision if variant else "fp32"
     failure = (
         _refuse_values(actions, file, session.provider)
@@ -155,7 +197,7 @@ class _Actions:
         near_ties: [n], inputs at which the best two chunks have nearly the same value.
         batch_errors: [n], differences between all at once and one by one, 0 at near ties.
         errors: Differences [2, m, chunk_size, action_dim] from the golden actions but at near ties; None if all are,
-            and for a graph that takes other noise.
+            for a graph that takes other noise, and without golden actions.
     """
 
     def __init__(
@@ -164,6 +206,7 @@ class _Actions:
         self.session, self.spec = session, selected
         self.observation, self.noise = golden.observation, golden.noise
         same_noise = spec.integration.best_of == selected.integration.best_of
+        comparable = same_noise and golden.actions is not None
         if not same_noise:
             shape = (len(golden.noise), selected.noise_dim)
             self.noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
@@ -172,13 +215,14 @@ class _Actions:
         scale = np.array(spec.action_scale)
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are refused by name
             repeats = np.abs(self.found.astype(np.float64) - again) / scale
-            errors = np.abs(self.found.astype(np.float64) - golden.actions) / scale
+            expected = self.found[0] if golden.actions is None else golden.actions
+            errors = np.abs(self.found.astype(np.float64) - expected) / scale
             batches = (np.abs(self.found[1].astype(np.float64) - self.found[0]) / scale).max(axis=(1, 2))
         self.repeat_difference = 0.0 if self.found.tobytes() == again.tobytes() else float(repeats.max())
-        suspicious = batches.max() > tolerance or (same_noise and errors.max() > tolerance)
+        suspicious = batches.max() > tolerance or (comparable and errors.max() > tolerance)
         self.near_ties = self._find_near_ties() if suspicious else np.zeros(len(self.noise), dtype=bool)
         self.batch_errors = np.where(self.near_ties, 0.0, batches)
-        self.errors = errors[:, ~self.near_ties] if same_noise and not self.near_ties.all() else None
+        self.errors = errors[:, ~self.near_ties] if comparable and not self.near_ties.all() else None
 
     def _run(self) -> Rows:
         rows = (slice(i, i + 1) for i in range(len(self.noise)))
@@ -191,7 +235,7 @@ class _Actions:
         if samples == 1:
             return np.zeros(len(self.noise), dtype=bool)
         draws = self.noise.reshape(len(self.noise), samples, -1)
-        # Given one chunk's noise for all of them, the graph has to choose that chunk, and tells its value.
+        # Given one chunk's noise for all of them, the graph has to choose that chunk, and returns its value.
         each = (np.tile(draws[:, sample], (1, samples)) for sample in range(samples))
         values = np.stack([self.session.run_all(self.observation, noise)["value"] for noise in each]).astype(np.float64)
         second, first = np.sort(values, axis=0)[-2:]
@@ -218,17 +262,17 @@ def _refuse_values(actions: _Actions, file: str, provider: str) -> ActionError |
 
 
 def _refuse_prefix(actions: _Actions, golden: Golden, file: str, tolerance: float) -> ParityError | None:
-    """A graph that is told its whole chunk has to return it, whatever the observation is."""
-    told = np.roll(golden.actions, 1, axis=0)
-    weight = np.ones(told.shape[:2], np.float32)
-    found = actions.session.run_all(actions.observation, actions.noise, told, weight)["actions"]
+    """A graph whose prefix is a whole chunk, with full weight, has to return that chunk, whatever it observes."""
+    prefix = np.roll(actions.found[0] if golden.actions is None else golden.actions, 1, axis=0)
+    weight = np.ones(prefix.shape[:2], np.float32)
+    found = actions.session.run_all(actions.observation, actions.noise, prefix, weight)["actions"]
     with np.errstate(invalid="ignore", over="ignore"):
-        error = float((np.abs(found.astype(np.float64) - told) / np.array(actions.spec.action_scale)).max())
+        error = float((np.abs(found.astype(np.float64) - prefix) / np.array(actions.spec.action_scale)).max())
     if error <= tolerance:
         return None
     return ParityError(
-        f"{file} returns a chunk that is {error:.2g} of the action's half width from the one that it was told to "
-        f"continue on {actions.session.provider}; expected at most {tolerance:g}. Use another device, or export again."
+        f"{file} returns a chunk that is {error:.2g} of the action's half width from its prefix on "
+        f"{actions.session.provider}; expected at most {tolerance:g}. Use another device, or export again."
     )
 
 

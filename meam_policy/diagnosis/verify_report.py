@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from meam_policy.errors import MeamError
+from meam_policy.errors import MeamError, NotFoundError
 from meam_policy.graph.graph_check import GraphSummary
 from meam_policy.spec import Precision
 
@@ -19,12 +19,14 @@ class GraphReport:
     Attributes:
         variant: Its name; None for the policy as trained.
         file: Its file.
-        structure: What it is made of.
-        same_spec: Whether it was exported with this very `config.json`; None if it does not say.
-        provider: The execution provider that ran it.
+        structure: What it is made of; None if it is missing, or broken.
+        same_spec: Whether it was exported with this very `config.json`; None if it does not record that, or was not
+            loaded.
+        provider: The execution provider that ran it; None if it cannot be loaded. Then nothing below is known.
         precision: Of its weights.
         compared: Whether it must give the golden actions: it is integrated like the policy as trained, in float32.
-        max_difference: Largest difference from the golden actions; None where it takes other noise.
+        max_difference: Largest difference from the golden actions; None where it takes other noise, and where there are
+            none.
         rms_difference: Root mean square of it.
         near_ties: Inputs left out, since two chunks have nearly the same value.
         batch_difference: Largest difference between inputs one by one and all at once.
@@ -36,9 +38,9 @@ class GraphReport:
 
     variant: str | None
     file: str
-    structure: GraphSummary
+    structure: GraphSummary | None
     same_spec: bool | None
-    provider: str
+    provider: str | None
     precision: Precision
     compared: bool
     max_difference: float | None
@@ -46,8 +48,8 @@ class GraphReport:
     near_ties: int
     batch_difference: float | None
     repeat_difference: float | None
-    p50_ms: float
-    p99_ms: float
+    p50_ms: float | None
+    p99_ms: float | None
     failure: MeamError | None
 
 
@@ -58,24 +60,35 @@ class VerifyReport:
     Attributes:
         folder: The policy folder on this machine.
         files: Files whose hashes are those of `config.json`.
-        inputs: Golden inputs.
+        missing: Files that a whole policy folder has, or that `config.json` names, and that are not there.
+        inputs: Golden inputs; without golden actions, inputs that were drawn here.
         tolerance: Accepted difference.
         graphs: What each graph does.
+        uncompared: Why there are no golden actions to compare with; None if there are.
     """
 
     folder: Path
     files: tuple[str, ...]
+    missing: tuple[str, ...]
     inputs: int
     tolerance: float
     graphs: tuple[GraphReport, ...]
+    uncompared: NotFoundError | None = None
+
+    @property
+    def failure(self) -> MeamError | None:
+        """What is wrong with the first graph that fails, or that there are no golden actions; None if all is well."""
+        failures = (graph.failure for graph in self.graphs if graph.failure is not None)
+        return next(failures, self.uncompared)
 
     def check(self) -> None:
-        """Raise what is wrong with the first graph that fails.
+        """Raise what is wrong.
 
         Raises:
-            ParityError: it gives other actions than it should.
-            ActionError: it gives actions that are not finite, or out of bounds.
+            ParityError: a graph gives other actions than it should.
+            ActionError: a graph gives actions that are not finite, or out of bounds.
+            FormatError: a graph cannot be loaded; VersionError if only here.
+            NotFoundError: a graph, or the golden actions, are missing.
         """
-        for graph in self.graphs:
-            if graph.failure is not None:
-                raise graph.failure
+        if self.failure is not None:
+            raise self.failure

@@ -39,7 +39,7 @@ def make_filmed_environment(environment_id: str, folder: Path) -> gymnasium.Env[
         NotFoundError: there is no such environment.
     """
     if importlib.util.find_spec("moviepy") is None:
-        raise MissingExtraError("Videos need moviepy: pip install moviepy.")
+        raise MissingExtraError("Videos need moviepy, which is not installed: pip install 'meam-policy[video]'.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = any(folder.iterdir())

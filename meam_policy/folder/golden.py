@@ -17,6 +17,8 @@ __all__ = ["GOLDEN_FILE", "Golden"]
 
 GOLDEN_FILE = "golden.safetensors"
 
+_DRAWN = 8
+
 Rows = NDArray[np.float32]
 
 
@@ -27,12 +29,22 @@ class Golden:
     Attributes:
         observation: Raw observations [n, observation_dim].
         noise: Noise [n, noise_dim].
-        actions: Chunks [n, chunk_size, action_dim], environment units.
+        actions: Chunks [n, chunk_size, action_dim], environment units; None if the inputs were drawn here.
     """
 
     observation: Rows
     noise: Rows
-    actions: Rows
+    actions: Rows | None
+
+    @classmethod
+    def draw(cls, spec: PolicySpec) -> Golden:
+        """Draw inputs without actions, for a folder that has none: observations of the training data's spread."""
+        random = np.random.default_rng(0)
+        with np.errstate(over="ignore"):
+            spread = random.standard_normal((_DRAWN, spec.observation_dim)) * np.array(spec.observation_std)
+        most = float(np.finfo(np.float32).max)
+        observation = np.clip(np.array(spec.observation_mean) + spread, -most, most).astype(np.float32)
+        return cls(observation, random.standard_normal((_DRAWN, spec.noise_dim), dtype=np.float32), None)
 
     @classmethod
     def read(cls, folder: Path, spec: PolicySpec) -> Golden:
@@ -40,7 +52,7 @@ class Golden:
 
         Raises:
             NotFoundError: there is none.
-            IntegrityError: it is not the file that `config.json` speaks of.
+            IntegrityError: its hash is not the one that `config.json` records.
             FormatError: it is broken, or does not fit the policy.
         """
         if GOLDEN_FILE not in spec.files:

@@ -36,8 +36,9 @@ def download_policy(
 ) -> Path:
     """Download the named files of a model repository into the Hub cache.
 
-    A full commit hash that is in the cache makes no request. A branch or tag does; if the Hub then fails, what the
-    cache last saw of it is used, with a warning that names the commit.
+    What is in the cache is used without a request for a full commit hash, and where requests are forbidden: by
+    `local_files_only`, or by HF_HUB_OFFLINE in the environment. Else a branch or tag makes one; if the Hub then fails,
+    what the cache last saw of it is used, with a warning that names the commit.
 
     Args:
         repo_id: "owner/name".
@@ -69,7 +70,8 @@ def download_policy(
     try:
         cached = _cached(repo_id, required, revision, cache)
         complete = len(cached) == len(required)
-        if complete and (local_files_only or (not force_download and _COMMIT.fullmatch(revision or ""))):
+        unasked = hub_constants.HF_HUB_OFFLINE or _COMMIT.fullmatch(revision or "") is not None
+        if complete and (local_files_only or (unasked and not force_download)):
             return cached[0].parent
         if local_files_only:
             raise hub_errors.OfflineModeIsEnabled("local_files_only=True")
@@ -93,12 +95,14 @@ def download_policy(
             raise problem from error
         cached = _cached(repo_id, required, revision, cache)
         if len(cached) == len(required):
-            warnings.warn(f"{problem} Using commit {cached[0].parent.name} from the cache.", stacklevel=2)
+            failure = f"The Hub cannot be reached for {repo_id}." if problem.kind == "offline" else problem
+            warnings.warn(f"{failure} Using commit {cached[0].parent.name} from the cache.", stacklevel=2)
             return cached[0].parent
         if cached and problem.kind == "offline":
+            missing = ", ".join(name for name in required if name not in {path.name for path in cached})
             raise HubError(
-                f"The download of {repo_id} was interrupted, and the Hub cannot be reached to complete it. "
-                "Try again with a network.",
+                f"{repo_id} is only partly in the local cache: {missing} is missing, of an interrupted download or a "
+                "variant that was never loaded, and the Hub cannot be asked. Try again with a network.",
                 "incomplete",
             ) from error
         raise problem from error
@@ -136,7 +140,14 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> MeamError:
         return HubError(f"The Hub answered {status} for {where}. Try again later.", "server")
     if "Timeout" in name:
         return HubError(f"The Hub did not answer in time for {where}. Check the network, and try again.", "timeout")
-    if isinstance(error, hub_errors.LocalEntryNotFoundError | hub_errors.OfflineModeIsEnabled) or "Connect" in name:
+    if isinstance(error, hub_errors.OfflineModeIsEnabled):
+        setting = "local_files_only=True" if "local_files_only" in str(error) else "HF_HUB_OFFLINE in the environment"
+        return HubError(
+            f"{where} is not a folder here and not in the local cache, and {setting} forbids to ask the Hub. "
+            "Check the path, allow the request, or download it beforehand.",
+            "offline",
+        )
+    if isinstance(error, hub_errors.LocalEntryNotFoundError) or "Connect" in name:
         return HubError(
             f"{where} is not a folder here, is not in the local cache, and the Hub cannot be reached. "
             "Check the path or the network, or download it beforehand.",

@@ -1,4 +1,4 @@
-"""The policy folder: where it is, and that its files are the ones its `config.json` speaks of."""
+"""The policy folder: where it is, and whether its files have the hashes that its `config.json` records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from meam_policy.errors import IntegrityError, NotFoundError
+from meam_policy.errors import ConfigError, IntegrityError, NotFoundError
 from meam_policy.folder.hub import download_policy
 from meam_policy.spec import GRAPH_FILE, PolicySpec
 
@@ -54,9 +54,20 @@ def locate_policy(
         The folder, which exists; its contents are not checked yet.
 
     Raises:
-        NotFoundError: a path that is not a folder, or a repository without a policy.
+        NotFoundError: a path that is empty or not a folder, or a repository without a policy.
         HubError: the Hub could not deliver the policy.
+        ConfigError: it is no text and no path.
     """
+    if not isinstance(path_or_repo_id, (str, os.PathLike)):
+        raise ConfigError(
+            f"The policy is {path_or_repo_id!r}, a {type(path_or_repo_id).__name__}; expected the path of a folder, or "
+            'a Hub repo id "owner/name".'
+        )
+    if not str(path_or_repo_id).strip():
+        raise NotFoundError(
+            f"The policy's name is empty ({path_or_repo_id!r}); expected the path of a folder, or a Hub repo id "
+            '"owner/name". "." is this very folder.'
+        )
     path = Path(path_or_repo_id).expanduser()
     if path.is_dir():
         return path
@@ -78,7 +89,7 @@ def locate_policy(
         except NotFoundError as error:
             raise NotFoundError(
                 f"{text} at commit {folder.name} lacks one of the graphs that its config.json names: "
-                f"{', '.join(required[2:])}. Publish the policy again."
+                f"{', '.join(required[2:])}. Upload the whole policy folder again."
             ) from error
     return folder
 
@@ -98,20 +109,29 @@ def read_graph(folder: Path, spec: PolicySpec, file: str = GRAPH_FILE) -> bytes:
 
     Raises:
         NotFoundError: there is none.
-        IntegrityError: it is not the file that `config.json` speaks of.
+        IntegrityError: its hash is not the one that `config.json` records.
     """
     return _read_checked(folder, file, spec.files.get(file))
 
 
-def verify_files(folder: Path, spec: PolicySpec) -> None:
-    """Check every file of which `config.json` records a hash.
+def verify_files(folder: Path, spec: PolicySpec) -> tuple[str, ...]:
+    """Check every file that is there, and of which `config.json` records a hash.
+
+    Returns:
+        What is missing of a whole policy folder, and of the files that `config.json` names. `policy.onnx` alone is
+        needed to act.
 
     Raises:
-        NotFoundError: a file is missing.
-        IntegrityError: a file is not the one that `config.json` speaks of.
+        IntegrityError: the hash of a file is not the one that `config.json` records.
     """
+    names = dict.fromkeys((*POLICY_FILES, *spec.files))
+    missing = tuple(
+        name for name in names if not (folder / name).exists() and (name in spec.files or name != LADDER_FILE)
+    )
     for name, expected in spec.files.items():
-        _read_checked(folder, name, expected)
+        if name not in missing:
+            _read_checked(folder, name, expected)
+    return missing
 
 
 def _read_checked(folder: Path, name: str, expected: str | None) -> bytes:
@@ -139,9 +159,10 @@ def _read(folder: Path, name: str) -> bytes:
         return (folder / name).read_bytes()
     except FileNotFoundError as error:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
-        raise NotFoundError(
-            f"{folder} has no {name}, so it is not a policy folder; it holds: {there}. "
-            "Give the folder that `meam export` wrote."
-        ) from error
+        if name in (CONFIG_FILE, GRAPH_FILE):
+            why, remedy = ", so it is not a policy folder", "Give the folder that `meam export` wrote."
+        else:
+            why, remedy = ", which its config.json names", "Copy the whole folder, or export the policy again."
+        raise NotFoundError(f"{folder} has no {name}{why}; it holds: {there}. {remedy}") from error
     except OSError as error:
         raise NotFoundError(f"{folder / name} cannot be read: {error.strerror}.") from error

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from meam_policy.errors import ConfigError, DeviceError
+from meam_policy.errors import ConfigError, DeviceError, VersionError
 from meam_policy.inference.session import Session
 from meam_policy.spec import GRAPH_FILE, PolicySpec
 
@@ -39,7 +40,7 @@ def load_within(budget_ms: float, spec: PolicySpec, load: Callable[[str | None],
     """Load the graph closest to policy.onnx that answers within a time on this machine.
 
     Variants are tried in the order of their `action_error`. One without that figure acts differently on purpose, such
-    as by choosing among more chunks: it is never taken.
+    as by choosing among more chunks: it is never taken. One that needs a newer onnxruntime is left out with a warning.
 
     Args:
         budget_ms: Longest accepted answer, milliseconds.
@@ -49,13 +50,15 @@ def load_within(budget_ms: float, spec: PolicySpec, load: Callable[[str | None],
     Raises:
         ConfigError: the budget is not a time.
         DeviceError: no graph is fast enough.
+        VersionError: every graph needs a newer onnxruntime.
     """
     if not (budget_ms > 0 and math.isfinite(budget_ms)):
         raise ConfigError(f"latency_budget_ms is {budget_ms}; expected milliseconds above 0.")
     errors: dict[str | None, float] = {None: 0.0}
     others = {name: v for name, v in spec.variants.items() if v.file != GRAPH_FILE}
     errors |= {name: v.measured["action_error"] for name, v in others.items() if "action_error" in v.measured}
-    seen = {}
+    seen: dict[str, float] = {}
+    too_new: VersionError | None = None
     for name in sorted(errors, key=lambda name: errors[name]):
         try:
             policy = load(name)
@@ -63,9 +66,15 @@ def load_within(budget_ms: float, spec: PolicySpec, load: Callable[[str | None],
             if name is None:
                 raise
             continue  # this device cannot run the variant's operators
+        except VersionError as error:
+            too_new = too_new or error
+            warnings.warn(f"{error} It is left out.", RuntimeWarning, stacklevel=3)
+            continue
         seen[name or "policy.onnx"] = answer_time_ms(policy)
         if seen[name or "policy.onnx"] <= budget_ms:
             return policy
+    if too_new is not None and not seen:
+        raise too_new
     fastest = sorted(seen, key=lambda name: seen[name])[:3]
     times = ", ".join(f"{name} {seen[name]:.3g} ms" for name in fastest)
     raise DeviceError(

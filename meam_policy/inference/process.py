@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from meam_policy.errors import ForkError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["require_process"]
 

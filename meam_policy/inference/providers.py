@@ -102,7 +102,7 @@ def require_provider(device: Device, seen: Sequence[str]) -> None:
     if _CUDA in import_onnxruntime().get_available_providers():
         warnings.warn(
             f'device="auto" runs on {seen[0]}: this onnxruntime was built for CUDA, but could not start it. Check the '
-            'CUDA and cuDNN libraries, or say device="cpu".',
+            'CUDA and cuDNN libraries, or use device="cpu".',
             RuntimeWarning,
             stacklevel=2,
         )

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from meam_policy.errors import ActionError, ConfigError, DeviceError, FormatError
-from meam_policy.graph.graph_check import check_graph
+from meam_policy.errors import ActionError, ConfigError, DeviceError, FormatError, VersionError
+from meam_policy.graph.graph_check import GraphSummary, check_graph
+from meam_policy.inference.process import require_process
 from meam_policy.inference.providers import Device, import_onnxruntime, needs_gpu, provider_list, require_provider
+from meam_policy.inference.versions import load_failure
 from meam_policy.spec import GRAPH_FILE, PolicySpec
 
 if TYPE_CHECKING:
     import onnxruntime
-from meam_policy.inference.process import require_process
 
 __all__ = ["Optimization", "PolicySession", "Session"]
 
@@ -34,7 +35,7 @@ class Session(Protocol):
     """What computes a policy's chunks: the graph of a policy folder, or networks in training."""
 
     takes_prefix: bool
-    """Whether it takes the chunk that is continued."""
+    """Whether it takes a prefix: the actions that the new chunk must continue."""
 
     @property
     def provider(self) -> str:
@@ -54,7 +55,7 @@ class PolicySession:
     One run at a time; other threads wait.
 
     Attributes:
-        takes_prefix: Whether the graph can be told how the chunk begins.
+        takes_prefix: Whether the graph takes a prefix: the actions that the new chunk must continue.
 
     Args:
         graph: The bytes of the ONNX file.
@@ -70,8 +71,9 @@ class PolicySession:
         name: The graph's file, for messages.
 
     Raises:
-        FormatError: the graph is not ONNX, holds what a policy needs not, or has other inputs and outputs than those of
-            the policy format.
+        FormatError: the graph is not ONNX, holds something that no policy needs, or has other inputs and outputs than
+            those of the policy format.
+        VersionError: it needs a newer onnxruntime, or a newer meam-policy.
         DeviceError: the device is asked for by name, and not usable here.
         MissingExtraError: onnxruntime is not installed.
     """
@@ -96,11 +98,11 @@ class PolicySession:
             raise ConfigError(f"optimization is {optimization!r}; expected one of {', '.join(get_args(Optimization))}.")
         self._spec, self._name, self._fixed_batch = spec, name, fixed_batch
         providers = provider_list(device, fixed_batch=fixed_batch is not None, tf32=tf32)
-        check_graph(graph, name)
+        summary = check_graph(graph, name)
         options = _options(threads, fixed_batch, spec.integration.best_of, optimization)
         if needs_gpu(device):
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if fixed_batch else "0")
-        self._session = _create_session(graph, options, providers, device, name)
+        self._session = _create_session(graph, summary, options, providers, device, name)
         require_provider(device, self._session.get_providers())
         self.takes_prefix = any(node.name == "prefix" for node in self._session.get_inputs())
         self._check_signature()
@@ -125,8 +127,9 @@ class PolicySession:
         Args:
             observation: Raw observations [batch, observation_dim].
             noise: Standard normal [batch, noise_dim].
-            prefix: If the graph takes it, the chunk that is continued [batch, chunk_size, action_dim]; None for none.
-            prefix_weight: How firmly each of its actions is given [batch, chunk_size].
+            prefix: Where the graph takes one, actions that the new chunk must continue [batch, chunk_size, action_dim],
+                environment units; None for none.
+            prefix_weight: How strongly it must equal each of them [batch, chunk_size], 0 (not at all) to 1.
 
         Returns:
             `actions`, as from `run`; where one chunk of several is chosen (best_of > 1) also its `value` [batch], and
@@ -251,18 +254,24 @@ def _options(
 
 
 def _create_session(
-    graph: bytes, options: onnxruntime.SessionOptions, providers: list[Any], device: Device, name: str
+    graph: bytes,
+    summary: GraphSummary,
+    options: onnxruntime.SessionOptions,
+    providers: list[Any],
+    device: Device,
+    name: str,
 ) -> onnxruntime.InferenceSession:
     ort = import_onnxruntime()
     try:
         # Its own fallback prints to stdout.
         return ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime raises its own types, which share no base class
-        if needs_gpu(device):
+        if len(providers) > 1 and device == "auto":  # `require_provider` reports that it came to this
+            return _create_session(graph, summary, options, providers[-1:], device, name)
+        failure = load_failure(name, summary, ort.__version__, str(error), on_cpu=not needs_gpu(device))
+        if needs_gpu(device) and not isinstance(failure, VersionError):
             raise DeviceError(f'device="{device}" cannot run {name}: {_line(error)}') from error
-        if len(providers) > 1:  # "auto", of which `require_provider` tells that it came to this
-            return _create_session(graph, options, providers[-1:], device, name)
-        raise FormatError(f"{name} cannot be loaded by onnxruntime: {_line(error)}") from error
+        raise failure from error
 
 
 def _line(error: Exception) -> str:

@@ -5,50 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meam_policy.errors import ActionError, MeamError
-from meam_policy.spec import PolicySpec
+from meam_policy.loop.chunk_policy import UncheckedPolicy
 
-__all__ = ["BackgroundInference", "ChunkAnswer", "ChunkPolicy", "ChunkRequest", "SimulatedInference"]
+__all__ = ["BackgroundInference", "ChunkAnswer", "ChunkRequest", "SimulatedInference"]
 
 Prefix = tuple[NDArray[np.float32], NDArray[np.float32]]
-
-
-class ChunkPolicy(Protocol):
-    """What a control loop needs of a policy; `chunking="realtime"` also a true attribute `takes_prefix`.
-
-    If it has a method `accepts`, every observation passes it, and if it has `limit_action`, every action that the loop
-    gives; neither may wait for an inference.
-    """
-
-    @property
-    def spec(self) -> PolicySpec:
-        """What the policy is."""
-        ...
-
-    def predict_action_chunk(
-        self,
-        observation: Any,
-        *,
-        prefix: NDArray[np.float32] | None = None,
-        prefix_weight: NDArray[np.float32] | None = None,
-    ) -> NDArray[Any]:
-        """Sample one chunk [chunk_size, action_dim], in environment units and within the action bounds.
-
-        Args:
-            observation: One observation.
-            prefix: Actions [chunk_size, action_dim] that the chunk is to continue, in environment units.
-            prefix_weight: How strongly it must equal each of them [chunk_size], 0 (not at all) to 1.
-        """
-        ...
-
-    def reset(self, seed: int | None = None) -> None:
-        """Start a new episode."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +63,7 @@ class BackgroundInference:
         clock: Seconds, monotonic.
     """
 
-    def __init__(self, policy: ChunkPolicy, clock: Callable[[], float]) -> None:
+    def __init__(self, policy: UncheckedPolicy, clock: Callable[[], float]) -> None:
         self._policy, self._clock = _CheckedPolicy(policy), clock
         self._changed = threading.Condition()
         # All of these are read and written under `_changed` only.
@@ -152,7 +119,11 @@ class BackgroundInference:
             return answer
 
     def close(self, timeout_s: float) -> None:
-        """End the thread, and wait for that so many seconds at most."""
+        """End the thread.
+
+        Args:
+            timeout_s: Longest time to wait for its end, seconds.
+        """
         with self._changed:
             self._closed = True
             self._discard()
@@ -183,7 +154,7 @@ class SimulatedInference:
         delay: Ticks until a chunk arrives; those that open an episode arrive at once.
     """
 
-    def __init__(self, policy: ChunkPolicy, delay: int) -> None:
+    def __init__(self, policy: UncheckedPolicy, delay: int) -> None:
         self._policy, self._delay = policy, delay
         self._checked_policy = _CheckedPolicy(policy)
         self._answer: ChunkAnswer | None = None
@@ -223,7 +194,7 @@ class SimulatedInference:
 class _CheckedPolicy:
     """Turns requests into answers, whatever the policy does."""
 
-    def __init__(self, policy: ChunkPolicy) -> None:
+    def __init__(self, policy: UncheckedPolicy) -> None:
         self._policy = policy
         self._shape = (policy.spec.chunk_size, policy.spec.action_dim)
         space = policy.spec.action_space
@@ -242,7 +213,7 @@ class _CheckedPolicy:
             return ChunkAnswer(request, chunk=self._checked(actions), seconds=seconds)
         except MeamError as error:
             return ChunkAnswer(request, error=error)
-        except BaseException as error:  # whatever it is, the control loop goes on and says so
+        except BaseException as error:  # whatever it is, the control loop goes on, and reports it
             failure = ActionError(f"The inference failed; no action comes of it: {type(error).__name__}: {error}")
             failure.__cause__ = error
             return ChunkAnswer(request, error=failure)

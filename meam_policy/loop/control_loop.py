@@ -16,13 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meam_policy.errors import ActionError, ConfigError, MeamError, ObservationError
-from meam_policy.loop.chunk_inference import (
-    BackgroundInference,
-    ChunkAnswer,
-    ChunkPolicy,
-    ChunkRequest,
-    SimulatedInference,
-)
+from meam_policy.loop.chunk_inference import BackgroundInference, ChunkAnswer, ChunkRequest, SimulatedInference
+from meam_policy.loop.chunk_policy import ChunkPolicy, UncheckedPolicy, checks_of
 from meam_policy.loop.chunk_schedule import Chunking, ChunkSchedule
 from meam_policy.loop.loop_health import HealthRecorder, LoopHealth
 
@@ -53,21 +48,21 @@ class ControlLoop:
 
     A tick takes one observation and gives one action. How chunks follow each other:
 
-    - "realtime": the next chunk is asked for while the running one is executed, and continues it: the policy is given
-      the rest of the running chunk, with the weights of `prefix_weights`. It takes over in the tick in which it is
-      there, at the action of that tick: those whose time has passed are skipped.
+    - "realtime": real-time chunking (RTC). The next chunk is asked for while the running one is executed, and continues
+      it: the rest of the running chunk is its prefix, with the weights of `prefix_weights`. It takes over in the tick
+      in which it arrives, at the action of that tick: those whose time has passed are skipped.
     - "naive": the same without continuing, for every policy; actions may jump where the new chunk takes over.
     - "blocking": the loop waits for the next chunk when `execute_steps` actions of the running one are executed. The
       robot keeps its last command meanwhile, for as long as that takes.
 
-    Every observation is looked at by `policy.accepts`, and one that it refuses is treated like one that is too old.
-    Every action passes `policy.limit_action`, so the policy's rate limit holds in the loop too; the first action of an
+    Every observation is judged by `policy.accepts`, and one that it refuses is treated like one that is too old. Every
+    action passes `policy.limit_action`, so the policy's rate limit holds in the loop too; the first action of an
     episode is free. What a chunk continues is what the chunk before it asked for, not what the limit made of it.
 
     The first two ask for a chunk `execute_steps` ticks after they asked for the last one, or sooner if the running one
     would be used up before the expected delay has passed. Without gaps they need 2 * delay <= chunk_size.
 
-    What a tick gives that has no action, because no chunk has arrived in time:
+    What a tick gives where no chunk has arrived in time, so that there is no action for it:
 
     - "hold": the last executed action again; for positions.
     - "repeat": the newest chunk from its first action on, again and again; for periodic motions.
@@ -82,7 +77,7 @@ class ControlLoop:
     policy until the loop is closed.
 
     Args:
-        policy: Such as a `MeamPolicy`.
+        policy: Such as a `MeamPolicy`, or a wrapper around one.
         rate_hz: Ticks a second.
         chunking: See above; "realtime" needs a policy that takes a prefix.
         overrun: See above.
@@ -93,12 +88,14 @@ class ControlLoop:
         simulated_delay: Ticks that every inference takes, in a simulation: no thread, and no clock but the ticks. The
             same seeds then give the same actions. None for real time.
         any_rate: Accept another rate than that of the actions that the policy was trained on.
+        unchecked: Accept a policy without all of `ChunkPolicy`, and do without what it lacks: then it takes no prefix,
+            every observation is accepted, and no action is limited.
         clock: Seconds, monotonic.
-        sleep: Waits so many seconds.
+        sleep: Sleeps for the given time, seconds.
 
     Raises:
-        ConfigError: an argument is unknown or out of range, the policy was trained on actions of another rate, or it
-            takes no prefix.
+        ConfigError: an argument is unknown or out of range; or the policy was trained on actions of another rate, takes
+            no prefix, or has no `accepts`, `limit_action` or `takes_prefix`.
 
     Example:
         >>> with ControlLoop(policy, rate_hz=50, overrun="zero") as loop:  # doctest: +SKIP
@@ -107,7 +104,7 @@ class ControlLoop:
 
     def __init__(
         self,
-        policy: ChunkPolicy,
+        policy: ChunkPolicy | UncheckedPolicy,
         rate_hz: float,
         *,
         chunking: Chunking = "realtime",
@@ -117,9 +114,11 @@ class ControlLoop:
         expected_delay: int | None = None,
         simulated_delay: int | None = None,
         any_rate: bool = False,
+        unchecked: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        checks = checks_of(policy, unchecked)
         chunk_size = policy.spec.chunk_size
         steps = policy.spec.execute_steps if execute_steps is None else execute_steps
         _check_choice("chunking", chunking, get_args(Chunking))
@@ -143,20 +142,20 @@ class ControlLoop:
         if not any_rate and recorded is not None and abs(rate_hz / recorded - 1) > 0.01:
             raise ConfigError(
                 f"rate_hz is {rate_hz:g}; expected {recorded:g}, the rate of the actions that the policy was trained "
-                "on. Say any_rate=True if it is meant."
+                "on. Pass any_rate=True if that is intended."
             )
-        if chunking == "realtime" and not getattr(policy, "takes_prefix", False):
+        if chunking == "realtime" and not checks.takes_prefix:
             raise ConfigError(
-                'chunking="realtime" needs a policy that can continue a chunk, and this one takes no prefix. '
+                'chunking="realtime" needs a policy that takes a prefix, and this one takes no prefix. '
                 'Use chunking="naive", or export the variant rtc and load it with variant="rtc".'
             )
+        self._policy = policy
         self._rate_hz, self._chunking, self._overrun, self._max_age = rate_hz, chunking, overrun, max_observation_age_s
         self._simulated, self._clock, self._sleep = simulated_delay is not None, clock, sleep
         self._given_delay = simulated_delay if expected_delay is None else expected_delay
         self._delay = 1 if self._given_delay is None else self._given_delay
         self._delays: deque[int] = deque(maxlen=_RECENT_DELAYS)
-        self._accepts: Callable[[Any], bool] = getattr(policy, "accepts", lambda _observation: True)
-        self._limit: Callable[[NDArray[Any]], NDArray[Any]] = getattr(policy, "limit_action", np.asarray)
+        self._accepts, self._limit = checks.accepts, checks.limit_action
         space = policy.spec.action_space
         self._neutral = np.zeros_like(space.low)
         np.clip(self._neutral, space.low, space.high, out=self._neutral)
@@ -169,6 +168,14 @@ class ControlLoop:
             BackgroundInference(policy, clock)
             if simulated_delay is None
             else SimulatedInference(policy, simulated_delay)
+        )
+
+    def __repr__(self) -> str:
+        """One line: what acts, and how."""
+        state = "closed" if self._closed else "stopped" if self._stopped is not None else "running"
+        return (
+            f"ControlLoop({self._policy!r}, rate_hz={self._rate_hz:g}, chunking={self._chunking!r}, "
+            f"overrun={self._overrun!r}, {state})"
         )
 
     def step(self, observation: Any, timestamp: float | None = None) -> NDArray[Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.ma  # np.percentile would import it in the loop, which takes 10 ms
 
 from meam_policy.errors import MeamError
 
@@ -36,7 +37,7 @@ class LoopHealth:
         latency_p99_ms: 99th percentile of the same.
         delay_ticks: Ticks that the next chunk is expected to take.
         stopped: Whether the loop gives no more actions until it is reset.
-        last_error: The newest error of an inference; None if there was none.
+        last_error: The newest error of an inference; None if there was none. `to_json` has its text.
     """
 
     ticks: int
@@ -51,6 +52,12 @@ class LoopHealth:
     delay_ticks: int
     stopped: bool
     last_error: MeamError | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON data; the error as its type and message, and what is not known as null."""
+        error = self.last_error
+        shown = None if error is None else {"error": type(error).__name__, "message": str(error)}
+        return {**vars(self), "last_error": shown}
 
 
 class HealthRecorder:

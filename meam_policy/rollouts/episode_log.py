@@ -78,7 +78,7 @@ class EpisodeLog:
             observation: The observation after it, which nobody may change any more.
             reward: The reward.
             terminated: Whether the task ended.
-            flag: Whether the environment reported success; None if it did not say.
+            flag: Whether the environment reported success; None if it did not report.
         """
         self.rewards.append(float(reward))
         if flag is not None:

@@ -19,7 +19,7 @@ class RolloutResult:
         returns: Undiscounted return of every episode [episodes].
         lengths: Steps of every episode [episodes].
         successes: Whether the environment reported success at any step (`info["success"]` or `info["is_success"]`)
-            [episodes]; None if it never says.
+            [episodes]; None if it never does.
         latencies: Seconds of every `act` call that ran the network, in a vector environment for all slots that needed
             it; the calls in between only take queued actions.
         observations: The observations of every episode, each [steps + 1, observation_dim], if they were recorded.
@@ -30,6 +30,14 @@ class RolloutResult:
     successes: NDArray[np.bool_] | None
     latencies: NDArray[np.float64]
     observations: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """One line: how many episodes, and their means."""
+        success = "None" if self.success_rate is None else f"{self.success_rate:.4g}"
+        return (
+            f"RolloutResult(episodes={len(self.returns)}, return_mean={self.return_mean:.4g}, "
+            f"success_rate={success}, length_mean={self.lengths.mean():.4g})"
+        )
 
     @property
     def return_mean(self) -> float:

@@ -110,12 +110,12 @@ def _last_observation(observation: Any, info: Mapping[str, Any], slot: int) -> A
 
 
 def _flag(info: Mapping[str, Any], slot: int) -> Any:
-    """Whether the slot reported success; None if it did not say."""
+    """Whether the slot reported success; None if it did not report."""
     if _has(info, "final_info", slot):
         info = info["final_info"]
     return next((info[name][slot] for name in ("success", "is_success") if _has(info, name, slot)), None)
 
 
 def _has(info: Mapping[str, Any], name: str, slot: int) -> bool:
-    """Whether the slot's info has a key: `info["_KEY"]` says so, in Gymnasium's convention."""
+    """Whether the slot's info has a key: `info["_KEY"]` marks it, in Gymnasium's convention."""
     return name in info and (f"_{name}" not in info or bool(info[f"_{name}"][slot]))

@@ -358,7 +358,7 @@ def test_by_default_the_network_runs_beside_the_node(arm: Path, start: Callable[
     node.close()
     node = ros2.PolicyNode()
     try:
-        assert opened[1] == ("realtime" if getattr(policy, "takes_prefix", False) else "naive")
+        assert opened[1] == ("realtime" if policy.takes_prefix else "naive")
         for step, observation in enumerate(trajectory(20, 4)):
             node.arm(observation)
             assert step or node.enable() == ""

@@ -99,6 +99,12 @@ class CountingPolicy:
     def reset(self, seed: int | None = None) -> None:
         self.chunks = 0
 
+    def accepts(self, observation: Any) -> bool:
+        return True
+
+    def limit_action(self, action: Any) -> Any:
+        return action
+
 
 class TwelveSteps(gymnasium.Env[Any, Any]):
     """Pays 1 a step for 12 steps, and reports success at the fifth alone."""

@@ -477,7 +477,7 @@ def test_verify_tells_a_graph_that_continues_a_chunk_from_one_that_does_not(
         return run_all(session, observation, noise)
 
     monkeypatch.setattr(PolicySession, "run_all", deaf)
-    with pytest.raises(ParityError, match="from the one that it was told to continue"):
+    with pytest.raises(ParityError, match="of the action's half width from its prefix"):
         verify_policy(folder, calls=2)
 
 

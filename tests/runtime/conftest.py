@@ -212,6 +212,54 @@ def make_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Linea
 
 
 @pytest.fixture
+def light_graph() -> Callable[[], bytes]:
+    """Make a graph with 8-bit weights, for the policy that `policy_spec` describes."""
+
+    def make() -> bytes:
+        packed = np.random.default_rng(0).integers(100, 157, (8, 1, 16)).astype(np.uint8)
+        constants = {"packed": packed, "scales": np.full(8, 1 / 64, np.float32), "chunk_shape": np.array([-1, 4, 2])}
+        attributes: dict[str, Any] = {"K": 3, "N": 8, "bits": 8, "block_size": 16, "accuracy_level": 4}
+        nodes = [
+            helper.make_node(
+                "MatMulNBits", ["observation", "packed", "scales"], ["row"], domain="com.microsoft", **attributes
+            ),
+            helper.make_node("Add", ["row", "noise"], ["flat"]),
+            helper.make_node("Reshape", ["flat", "chunk_shape"], ["chunks"]),
+            helper.make_node("Clip", ["chunks", "low", "high"], ["actions"]),
+        ]
+        constants |= {"low": np.array(-1, np.float32), "high": np.array(1, np.float32)}
+        shapes = {"observation": ["batch", 3], "noise": ["batch", 8], "actions": ["batch", 4, 2]}
+        *inputs, output = (helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in shapes.items())
+        weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+        graph = helper.make_graph(nodes, "light", inputs, [output], weights)
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+    return make
+
+
+@pytest.fixture
+def old_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have onnxruntime refuse graphs with 8-bit weights as its version 1.20.1 does; its message."""
+    import onnxruntime
+
+    message = (
+        "[ONNXRuntimeError] : 1 : FAIL : Load model failed: Fatal error: com.microsoft:MatMulNBits(-1) is not a "
+        "registered function/op"
+    )
+    real = onnxruntime.InferenceSession
+
+    def create(graph: bytes, *arguments: Any, **options: Any) -> Any:
+        if b"MatMulNBits" in graph:
+            raise RuntimeError(message)
+        return real(graph, *arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", create)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.20.1")
+    return message
+
+
+@pytest.fixture
 def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run Python code, or `python -m`, in a process of its own."""
 

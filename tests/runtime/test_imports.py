@@ -40,6 +40,39 @@ def test_acting_imports_neither_torch_nor_onnx(run_python, make_policy):
     assert result.stdout == "[]\n"
 
 
+def test_the_first_tick_imports_nothing(run_python, make_policy):
+    linear = make_policy()
+    code = (
+        "import sys, meam_policy\n"
+        "import onnxruntime\n"
+        f"policy = meam_policy.MeamPolicy.from_pretrained({str(linear.folder)!r})\n"
+        "loop = meam_policy.ControlLoop(policy, 50, chunking='naive', simulated_delay=0)\n"
+        "before = set(sys.modules)\n"
+        "policy.act([0.0, 0.0, 0.0])\n"
+        "policy.sample([0.0, 0.0, 0.0])\n"
+        "policy.predict([0.0, 0.0, 0.0])\n"
+        "loop.step([0.0, 0.0, 0.0])\n"
+        "policy.health(), loop.health()\n"
+        "print(sorted(set(sys.modules) - before))"
+    )
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "[]\n"
+
+
+def test_measuring_latencies_imports_nothing(run_python):
+    code = (
+        "import sys\n"
+        "from meam_policy.loop.loop_health import HealthRecorder\n"
+        "recorder, before = HealthRecorder(), set(sys.modules)\n"
+        "recorder.add_latency(0.001)\n"
+        "recorder.read(delay_ticks=1, stopped=False)\n"
+        "print(sorted(set(sys.modules) - before))"
+    )
+    result = run_python("-c", code)
+    assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
 def runtime_modules():
     folder = importlib.resources.files("meam_policy")
     return sorted(str(path) for path in folder.rglob("*.py"))  # pyright: ignore[reportAttributeAccessIssue]

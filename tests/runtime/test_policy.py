@@ -13,6 +13,7 @@ from meam_policy import (
     BoxSpec,
     ConfigError,
     FormatError,
+    Health,
     IntegrityError,
     MeamPolicy,
     NotFoundError,
@@ -684,6 +685,45 @@ def test_health_is_readable_while_another_thread_acts(linear):
         reader.start()
         reader.join(5)
         assert not reader.is_alive()
+
+
+def test_loading_leaves_counters_and_noise_untouched(make_policy):
+    linear = make_policy(observation_mean=(0.5, -1.0, 2.0))
+    policy = linear.load(seed=3)
+    by_hand = MeamPolicy(linear.spec, PolicySession(linear.graph, linear.spec), seed=3)
+    assert policy.health() == Health()
+    assert policy.inferences == 0
+    np.testing.assert_array_equal(act_along(policy, OBSERVATIONS), act_along(by_hand, OBSERVATIONS))
+    np.testing.assert_array_equal(policy.sample(OBSERVATIONS[0]), by_hand.sample(OBSERVATIONS[0]))
+    assert policy.health() == by_hand.health()
+
+
+def test_graph_that_fails_at_the_mean_observation_is_loaded_and_fails_where_it_acts(linear, monkeypatch):
+    def fail(*_, **__):
+        raise ActionError("the graph failed")
+
+    monkeypatch.setattr(PolicySession, "run_all", fail)
+    policy = linear.load()
+    with pytest.raises(ActionError, match="the graph failed"):
+        policy.act(np.zeros(3))
+
+
+def test_policy_whose_mean_observation_is_beyond_float32_is_loaded(make_policy):
+    policy = make_policy(observation_mean=(1e300, 0.0, 0.0), observation_std=(1e300, 1.0, 1.0)).load()
+    assert np.isfinite(policy.act(np.zeros(3))).all()
+    assert policy.health().steps == 1
+
+
+def test_repr_is_one_line_with_source_network_and_spaces(linear, make_policy):
+    linear.add_variant("best-of-3", make_policy(best_of=3).graph, best_of=3)
+    shown = "provider='CPUExecutionProvider', observation=(3,), action=(2,), chunk=4)"
+    assert repr(linear.load()) == f"MeamPolicy('{linear.folder}', method='by hand', variant=None, {shown}"
+    assert f"variant='best-of-3', {shown}" in repr(linear.load(variant="best-of-3"))
+    by_hand = MeamPolicy(linear.spec, PolicySession(linear.graph, linear.spec))
+    assert repr(by_hand) == f"MeamPolicy(method='by hand', variant=None, {shown}"
+    boxes = [BoxSpec((n,), "float32", (-np.inf,) * n, (np.inf,) * n, key) for key, n in (("joints", 3), ("goal", 1))]
+    keyed = make_policy(observation=boxes)
+    assert "observation={'joints': (3,), 'goal': (1,)}" in repr(keyed.load())
 
 
 def test_pickle_says_only_where_the_policy_is(linear):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import re
@@ -266,7 +267,7 @@ def test_judging_warns_of_nothing(make_policy):
     np.testing.assert_array_equal(policy.act(signalling), [0, 0])
     policy.act([1e30, 0, 0])
     assert (policy.health().bad_observations, policy.health().unfamiliar) == (1, 1)
-    assert policy.health().to_json()["max_unfamiliarity"] is None
+    assert policy.health().max_unfamiliarity == np.finfo(np.float64).max
 
 
 @pytest.mark.parametrize("limit", [10.0, math.inf])
@@ -453,7 +454,7 @@ def test_health_is_a_copy_and_json_data(linear):
     before = policy.health()
     assert before == Health()
     assert before.to_json()["value"] is None
-    assert before.to_json()["unfamiliarity"] == 0
+    assert before.to_json()["unfamiliarity"] is None
     act_along(policy, OBSERVATIONS[:5])
     seen = policy.health()
     assert before.steps == 0
@@ -461,6 +462,23 @@ def test_health_is_a_copy_and_json_data(linear):
     assert json.loads(json.dumps(seen.to_json())) == {**vars(seen), "value": None, "disagreement": None}
     seen.steps = 0
     assert policy.health().steps == 15
+
+
+def test_health_as_a_dictionary_is_json_before_and_after_acting(linear, make_policy):
+    for policy in (linear.load(), make_policy(best_of=3).load()):
+        for _ in range(2):
+            found = dataclasses.asdict(policy.health())
+            assert json.loads(json.dumps(found, allow_nan=False)) == found == policy.health().to_json()
+            policy.act(OBSERVATIONS[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_value_that_is_not_finite_is_none(value):
+    health = Health(value=1.0, disagreement=1.0)
+    health.note_values(np.array([1, value, -value], np.float32), np.array([value], np.float32))
+    assert (health.value, health.disagreement) == (None, None)
+    health.note_values(np.array([1, 2], np.float32), np.array([0.5, 0.25], np.float32))
+    assert (health.value, health.disagreement) == (1.0, 0.5)
 
 
 def test_sampled_chunks_are_not_counted(linear):
@@ -474,7 +492,7 @@ def test_sampled_chunks_are_not_counted(linear):
 def test_graph_that_chooses_by_value_tells_value_and_disagreement(make_policy):
     linear = make_policy(best_of=3)
     policy = linear.load(seed=0)
-    assert math.isnan(policy.health().value)
+    assert policy.health().value is None
     noise = np.random.default_rng(0).integers(-8, 9, (3, 24)) / 8
     policy.select_action(OBSERVATIONS[0], noise=noise)
     sums = linear.samples(OBSERVATIONS[0], noise).sum(axis=(2, 3))
@@ -486,5 +504,5 @@ def test_graph_that_chooses_by_value_tells_value_and_disagreement(make_policy):
 def test_graph_that_does_not_choose_has_no_value(linear):
     policy = linear.load()
     policy.act(OBSERVATIONS[0])
-    assert math.isnan(policy.health().value)
-    assert math.isnan(policy.health().disagreement)
+    assert policy.health().value is None
+    assert policy.health().disagreement is None

@@ -63,7 +63,16 @@ def test_every_option_of_eval_is_explained(capsys):
 
 
 @pytest.mark.parametrize(
-    ("typo", "hint"), [("evl", "meam eval"), ("trian", "meam train"), ("zzz", "meam --help"), ("--evil", "meam")]
+    ("typo", "hint"),
+    [
+        ("evl", "Did you mean `meam eval`?"),
+        ("trian", "Did you mean `meam train`?"),
+        ("inof", "Did you mean `meam info`?"),
+        ("exports", "Did you mean `meam export`?"),
+        ("plot", "The commands are demo, collect, train"),
+        ("zzz", "The commands are demo"),
+        ("--evil", "meam"),
+    ],
 )
 def test_unknown_command_is_a_mistake_with_a_hint(capsys, typo, hint):
     assert run([typo]) == 2
@@ -72,6 +81,7 @@ def test_unknown_command_is_a_mistake_with_a_hint(capsys, typo, hint):
     assert output.err.count("\n") == 1
     assert f'"{typo}"' in output.err
     assert hint in output.err
+    assert "`meam --help` explains them" in output.err
 
 
 @pytest.mark.parametrize("command", ["info", "eval"])
@@ -83,6 +93,15 @@ def test_missing_folder_is_one_line_on_stderr(capfd, tmp_path, command):
     assert output.err.count("\n") == 1
     assert output.err.startswith("meam: ")
     assert str(folder) in output.err
+
+
+@pytest.mark.parametrize("command", ["info", "eval", "verify"])
+def test_empty_name_of_a_policy_is_refused(capfd, swinger, monkeypatch, command):
+    monkeypatch.chdir(swinger.folder)
+    assert run([command, ""]) == 2
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("meam: The policy's name is empty")
 
 
 @pytest.mark.parametrize(
@@ -148,6 +167,21 @@ def test_info_lists_the_variants_and_checks_that_they_are_whole(capfd, swinger):
     (swinger.folder / "k1.onnx").write_bytes(b"damaged")
     assert run(["info", str(swinger.folder)]) == 2
     assert "k1.onnx" in capfd.readouterr().err
+
+
+def test_info_names_what_is_missing_of_the_folder_and_checks_what_is_there(capfd, swinger):
+    assert run(["info", str(swinger.folder)]) == 0
+    output = capfd.readouterr()
+    assert output.err == ""
+    assert "missing" in output.out
+    assert "model.safetensors, golden.safetensors" in output.out.replace("\n", " ")
+    swinger.add_variant("k3", swinger.graph)
+    (swinger.folder / "k3.onnx").unlink()
+    assert run(["info", str(swinger.folder)]) == 0
+    assert "k3.onnx" in capfd.readouterr().out
+    (swinger.folder / "policy.onnx").unlink()
+    assert run(["info", str(swinger.folder)]) == 2
+    assert "has no policy.onnx, so it is not a policy folder" in capfd.readouterr().err
 
 
 def test_eval_shows_the_figures_as_a_table(capfd, swinger):

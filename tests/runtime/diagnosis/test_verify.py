@@ -18,6 +18,7 @@ from meam_policy import (
     NotFoundError,
     ParityError,
     PolicySpec,
+    VersionError,
 )
 from meam_policy.commands.verify import run
 from meam_policy.diagnosis import verify
@@ -82,8 +83,11 @@ def test_whole_policy_passes_with_the_figures_of_its_graph(linear):
     assert (graph.max_difference, graph.rms_difference, graph.batch_difference, graph.repeat_difference) == (0, 0, 0, 0)
     assert (graph.compared, graph.near_ties, graph.failure, graph.same_spec) == (True, 0, None, None)
     model = onnx.load_from_string(linear.graph)
+    assert graph.structure is not None
     assert (graph.structure.ir_version, graph.structure.opset) == (10, 20)
     assert graph.structure.nodes == len(model.graph.node)
+    assert graph.p50_ms is not None
+    assert graph.p99_ms is not None
     assert 0 < graph.p50_ms <= graph.p99_ms
 
 
@@ -198,6 +202,86 @@ def test_golden_actions_that_do_not_fit_the_policy_are_refused(linear, changes, 
     with pytest.raises(FormatError, match=message) as caught:
         verify_policy(linear.folder)
     assert str(caught.value).startswith("golden.safetensors")
+
+
+def test_graph_that_needs_a_newer_onnxruntime_fails_alone(linear, light_graph, old_onnxruntime, capfd):
+    linear.add_variant("int8", light_graph(), precision="int8")
+    linear.add_variant("k3", linear.graph)
+    with pytest.raises(VersionError, match=r"int8\.onnx .* onnxruntime 1\.20\.1: .*1\.22 or newer"):
+        verify_policy(linear.folder, calls=1)
+    report = verify_policy(linear.folder, calls=1, strict=False)
+    assert [(graph.variant, type(graph.failure)) for graph in report.graphs] == [
+        (None, type(None)),
+        ("int8", VersionError),
+        ("k3", type(None)),
+    ]
+    light = report.graphs[1]
+    assert light.structure is not None
+    assert light.structure.operators["com.microsoft.MatMulNBits"] == 1
+    assert (light.provider, light.p50_ms, light.max_difference, light.compared) == (None, None, None, False)
+    with pytest.raises(VersionError):
+        run([str(linear.folder)], "meam verify")
+    lines = capfd.readouterr().out.splitlines()
+    assert sum(line.startswith("int8") and line.rstrip().endswith("FAILS") for line in lines) == 1
+    assert sum(line.startswith("k3") and line.rstrip().endswith("ok") for line in lines) == 1
+    assert any(line.startswith("int8.onnx was not run: int8.onnx cannot be loaded") for line in lines)
+
+
+def test_graph_that_is_broken_fails_alone(linear):
+    linear.add_variant("k1", b"not a graph")
+    linear.add_variant("k3", linear.graph)
+    report = verify_policy(linear.folder, calls=1, strict=False)
+    assert [type(graph.failure) for graph in report.graphs] == [type(None), FormatError, type(None)]
+    assert report.graphs[1].structure is None
+    assert report.failure is report.graphs[1].failure
+
+
+def test_missing_graph_of_a_variant_fails_alone(linear):
+    linear.add_variant("k3", linear.graph)
+    (linear.folder / "k3.onnx").unlink()
+    report = verify_policy(linear.folder, calls=1, strict=False)
+    assert [type(graph.failure) for graph in report.graphs] == [type(None), NotFoundError]
+    assert "has no k3.onnx, which its config.json names" in str(report.failure)
+    with pytest.raises(NotFoundError, match=r"has no k3\.onnx"):
+        verify_policy(linear.folder, calls=1)
+
+
+def test_folder_with_nothing_but_config_and_graph_is_checked_with_drawn_inputs(make_policy, capfd):
+    linear = make_policy()
+    report = verify_policy(linear.folder, calls=1, strict=False)
+    assert report.missing == ("model.safetensors", "golden.safetensors", "README.md")
+    assert (report.files, report.inputs) == (("policy.onnx",), 8)
+    (graph,) = report.graphs
+    assert (graph.failure, graph.compared, graph.max_difference) == (None, False, None)
+    assert (graph.batch_difference, graph.repeat_difference) == (0, 0)
+    with pytest.raises(NotFoundError, match="golden.safetensors"):
+        run([str(linear.folder), "--json"], "meam verify")
+    data = json.loads(capfd.readouterr().out)
+    assert (data["passed"], data["missing"]) == (False, list(report.missing))
+    with pytest.raises(NotFoundError, match="golden.safetensors"):
+        run([str(linear.folder)], "meam verify")
+    output = capfd.readouterr().out
+    assert "missing: model.safetensors, golden.safetensors, README.md" in output
+    assert "8 drawn inputs" in output
+
+
+def test_what_is_there_of_an_incomplete_folder_is_checked(make_policy):
+    broken = make_policy(through="Sqrt")
+    with pytest.raises(ActionError, match="NaN or infinity"):
+        verify_policy(broken.folder, calls=1)
+    damaged = make_policy()
+    put(damaged.folder, "model.safetensors", b"networks")
+    (damaged.folder / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(IntegrityError, match=r"model\.safetensors has SHA-256"):
+        verify_policy(damaged.folder, calls=1)
+
+
+def test_missing_weights_and_card_are_named_and_no_failure(linear):
+    put(linear.folder, "model.safetensors", b"networks")
+    (linear.folder / "model.safetensors").unlink()
+    report = verify_policy(linear.folder, calls=1)
+    assert report.missing == ("model.safetensors", "README.md")
+    assert set(report.files) == {"policy.onnx", "golden.safetensors"}
 
 
 def test_broken_golden_file_is_refused(linear):

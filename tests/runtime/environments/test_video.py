@@ -1,5 +1,7 @@
 import importlib.util
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -49,9 +51,14 @@ def test_every_episode_becomes_a_video_with_a_picture_for_every_observation(run_
 
 @pytest.mark.skipif(MOVIEPY, reason="moviepy is installed")
 def test_without_moviepy_it_is_named(tmp_path):
-    with pytest.raises(MissingExtraError, match="moviepy: pip install moviepy"):
+    with pytest.raises(MissingExtraError, match=r"need moviepy, .*: pip install 'meam-policy\[video\]'"):
         make_filmed_environment("Pendulum-v1", tmp_path / "videos")
     assert not (tmp_path / "videos").exists()
+
+
+def test_the_extra_that_is_named_brings_moviepy():
+    project = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    assert re.search(r'^video = \["moviepy>=', project, re.MULTILINE)
 
 
 def test_folder_that_holds_something_is_refused(with_moviepy, tmp_path):

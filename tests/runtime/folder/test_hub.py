@@ -273,8 +273,36 @@ def test_cached_branch_is_used_with_a_warning_when_the_server_fails(load, hub, l
 def test_cached_branch_is_used_with_a_warning_when_the_server_is_gone(load, hub, linear):
     load()
     hub.stop()
-    with pytest.warns(UserWarning, match=SHA):
+    with pytest.warns(UserWarning, match=SHA) as caught:
         assert acts_like(load(), linear)
+    expected = f"The Hub cannot be reached for {REPO}. Using commit {SHA} from the cache."
+    assert [str(warning.message) for warning in caught] == [expected]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"revision": "v1"}, {"revision": SHA}, {"variant": "k3"}])
+def test_offline_environment_loads_silently_from_the_cache(load, hub, variants, monkeypatch, arguments):
+    load(**arguments)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load(**arguments).variant == arguments.get("variant")
+    assert hub.requests == []
+
+
+def test_offline_environment_without_a_cache_is_named(load, hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    error = hub_error(load)
+    assert error.kind == "offline"
+    assert "not in the local cache, and HF_HUB_OFFLINE in the environment forbids to ask the Hub" in str(error)
+    assert "local_files_only=True forbids" in str(hub_error(load, local_files_only=True))
+    assert hub.requests == []
+
+
+def test_offline_environment_never_replaces_a_forced_download(load, hub, monkeypatch):
+    load()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub_error(load, force_download=True).kind == "offline"
 
 
 def test_force_download_never_falls_back_to_the_cache(load, hub):
@@ -411,7 +439,7 @@ def test_partial_snapshot_is_incomplete_offline_and_completed_online(load, hub, 
     for revision in (None, SHA):
         error = hub_error(load, local_files_only=True, revision=revision)
         assert error.kind == "incomplete"
-        assert "interrupted" in str(error)
+        assert "policy.onnx is missing, of an interrupted download" in str(error)
     assert acts_like(load(), linear)
 
 
@@ -527,7 +555,8 @@ def test_variant_whose_graph_the_repository_lacks_is_not_found_by_name(load, hub
     with pytest.raises(NotFoundError) as caught:
         load(variant="k3")
     assert str(caught.value) == (
-        f"{REPO} at commit {SHA} lacks one of the graphs that its config.json names: k3.onnx. Publish the policy again."
+        f"{REPO} at commit {SHA} lacks one of the graphs that its config.json names: k3.onnx. "
+        "Upload the whole policy folder again."
     )
     assert acts_like(load(variant="k1"), variants["k1"])
 
@@ -574,7 +603,8 @@ def test_offline_environment_variable_is_respected(load, hub, linear, run_python
     load()
     hub.requests.clear()
     full = run_python("-c", CODE, REPO, str(tmp_path / "cache"), **environment)
-    assert full.stdout == f"{linear.chunks([OBSERVATION])[0, 0].tolist()}\n", full.stderr
+    assert full.stdout == f"{linear.chunks([OBSERVATION])[0, 0].tolist()}\n"
+    assert full.stderr == ""
     assert hub.requests == []
 
 

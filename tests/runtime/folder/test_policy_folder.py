@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from meam_policy import FormatError, HubError, IntegrityError, MeamError, MeamPolicy, NotFoundError
+from meam_policy import ConfigError, FormatError, HubError, IntegrityError, MeamError, MeamPolicy, NotFoundError
 from meam_policy.folder.policy_folder import locate_policy, read_graph, read_spec, sha256
 
 
@@ -38,6 +38,22 @@ def test_missing_folder_is_not_found_and_never_asks_the_hub(tmp_path, monkeypatc
     assert "does not exist" in message
     assert "Repo id must be" not in message
     assert isinstance(caught.value, FileNotFoundError)
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t\n"])
+@pytest.mark.parametrize("find", [locate_policy, MeamPolicy.from_pretrained])
+def test_empty_name_is_not_this_folder(make_policy, monkeypatch, name, find):
+    monkeypatch.chdir(make_policy().folder)
+    with pytest.raises(NotFoundError, match="The policy's name is empty"):
+        find(name)
+    assert locate_policy(".") == Path(".")
+
+
+@pytest.mark.parametrize("value", [None, 3, b"policies/pockets", ["policies/pockets"], False])
+@pytest.mark.parametrize("find", [locate_policy, MeamPolicy.from_pretrained])
+def test_what_is_no_text_and_no_path_is_refused_by_its_type(value, find):
+    with pytest.raises(ConfigError, match=f"a {type(value).__name__}; expected the path of a folder"):
+        find(value)
 
 
 def test_missing_folder_given_as_a_path_object_is_not_a_repo_id(tmp_path, monkeypatch):

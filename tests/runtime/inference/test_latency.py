@@ -3,7 +3,7 @@ import types
 import numpy as np
 import pytest
 
-from meam_policy import ConfigError, DeviceError, MeamPolicy
+from meam_policy import ConfigError, DeviceError, IntegrityError, MeamPolicy, VersionError
 from meam_policy.inference import latency
 from meam_policy.inference.latency import answer_time_ms
 
@@ -76,6 +76,32 @@ def test_budget_that_is_not_a_time_is_refused(ladder, timed, budget):
 def test_variant_and_budget_exclude_each_other_before_anything_is_looked_for(tmp_path):
     with pytest.raises(ConfigError, match='variant="k3" and latency_budget_ms are given; expected at most one'):
         MeamPolicy.from_pretrained(tmp_path / "missing", variant="k3", latency_budget_ms=5)
+
+
+def test_graph_that_needs_a_newer_onnxruntime_is_left_out_with_a_warning(ladder, timed, light_graph, old_onnxruntime):
+    ladder.add_variant("int8", light_graph(), precision="int8", measured={"action_error": 0.001})
+    with pytest.warns(
+        RuntimeWarning, match=r"int8\.onnx .* onnxruntime 1\.20\.1: .*1\.22 or newer.*left out"
+    ) as caught:
+        policy = ladder.load(latency_budget_ms=4)
+    assert len(caught) == 1
+    assert (policy.variant, timed) == ("k5", [None, "k5"])
+
+
+def test_policy_of_which_every_graph_needs_a_newer_onnxruntime_is_refused(
+    make_policy, timed, light_graph, old_onnxruntime
+):
+    linear = make_policy()
+    linear.replace_graph(light_graph())
+    with pytest.warns(RuntimeWarning), pytest.raises(VersionError, match=r"policy\.onnx .* 1\.22 or newer"):
+        linear.load(latency_budget_ms=4)
+    assert timed == []
+
+
+def test_damaged_graph_is_not_left_out(ladder, timed):
+    (ladder.folder / "k5.onnx").write_bytes(b"damaged")
+    with pytest.raises(IntegrityError):
+        ladder.load(latency_budget_ms=4)
 
 
 def test_policy_chosen_by_its_time_acts_as_if_nothing_had_been_timed(ladder, monkeypatch):

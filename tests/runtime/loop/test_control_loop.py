@@ -1,7 +1,9 @@
 import itertools
+import json
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -67,6 +69,12 @@ class NumberedPolicy:
 
     def reset(self, seed=None):
         self.resets.append((len(self.observations), seed))
+
+    def accepts(self, observation):
+        return True
+
+    def limit_action(self, action):
+        return action
 
 
 class Clock:
@@ -880,7 +888,7 @@ def test_process_ends_while_an_inference_hangs(run_python, make_policy):
         "    def predict_action_chunk(self, observation):\n"
         "        threading.Event().wait() if observation else None\n"
         "        return np.zeros((4, 2))\n"
-        "loop = ControlLoop(Hanging(), 50, chunking='naive')\n"
+        "loop = ControlLoop(Hanging(), 50, chunking='naive', unchecked=True)\n"
         "print([loop.step(tick).tolist() for tick in range(6)][-1])"
     )
     result = run_python("-c", code)
@@ -928,6 +936,64 @@ def test_realtime_refuses_a_policy_that_takes_no_prefix(takes_prefix):
     policy.takes_prefix = takes_prefix
     with pytest.raises(ConfigError, match=r'this one takes no prefix. Use chunking="naive"'):
         ControlLoop(policy, 50)
+
+
+def without(policy, *names) -> Any:
+    """A wrapper that passes everything on but some attributes."""
+    kept = {"spec", "predict_action_chunk", "reset", "takes_prefix", "accepts", "limit_action"} - {*names}
+    return SimpleNamespace(**{name: getattr(policy, name) for name in kept})
+
+
+@pytest.mark.parametrize(
+    "names", [["accepts"], ["limit_action"], ["takes_prefix"], ["takes_prefix", "accepts", "limit_action"]]
+)
+@pytest.mark.parametrize("chunking", ["naive", "realtime"])
+def test_wrapper_that_forgets_a_check_is_refused_by_its_name_with_what_to_do(make_policy, names, chunking):
+    wrapper = without(make_policy().load(), *names)
+    with pytest.raises(ConfigError) as caught:
+        ControlLoop(wrapper, 50, chunking=chunking)
+    assert f"SimpleNamespace has no {', '.join(names)}; expected all of ChunkPolicy" in str(caught.value)
+    assert "pass them on" in str(caught.value)
+    assert "unchecked=True" in str(caught.value)
+
+
+def test_unchecked_policy_is_taken_where_that_is_said(make_policy):
+    policy = make_policy(chunk_size=4, execute_steps=4).load(safety=SafetySettings(rate_limit=0.05), seed=0)
+    bare = without(policy, "takes_prefix", "accepts", "limit_action")
+    loop = ControlLoop(bare, 50, chunking="naive", simulated_delay=0, unchecked=True)
+    actions = [loop.step(np.sin(np.arange(3) + tick)) for tick in range(10)]
+    assert np.abs(np.diff(actions, axis=0)).max() > 0.05
+    assert policy.health().rate_limited == 0
+    with pytest.raises(ConfigError, match="takes no prefix"):
+        ControlLoop(bare, 50, chunking="realtime", unchecked=True)
+
+
+def test_checks_that_an_unchecked_policy_has_are_in_force(make_policy):
+    policy = make_policy(chunk_size=4, execute_steps=4).load(safety=SafetySettings(rate_limit=0.05), seed=0)
+    loop = ControlLoop(without(policy, "takes_prefix"), 50, chunking="naive", simulated_delay=0, unchecked=True)
+    actions = [loop.step(np.sin(np.arange(3) + tick)) for tick in range(10)]
+    assert np.abs(np.diff(np.array(actions, np.float64), axis=0)).max() <= 0.05 + 1e-6
+    assert policy.health().rate_limited > 0
+
+
+def test_repr_is_one_line_with_the_policy_and_how_it_acts(make_policy):
+    policy = make_policy().load()
+    loop = ControlLoop(policy, 50, chunking="naive", simulated_delay=1)
+    assert repr(loop) == f"ControlLoop({policy!r}, rate_hz=50, chunking='naive', overrun='hold', running)"
+    loop.close()
+    assert repr(loop).endswith("closed)")
+
+
+def test_health_as_json_has_the_text_of_the_last_error():
+    loop = ControlLoop(NumberedPolicy(results={2: ActionError("no")}), 50, chunking="naive", simulated_delay=0)
+    fresh = loop.health().to_json()
+    assert json.loads(json.dumps(fresh, allow_nan=False)) == fresh
+    assert (fresh["last_error"], fresh["latency_p50_ms"]) == (None, None)
+    pairs(loop, 3)
+    found = loop.health().to_json()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["last_error"] == {"error": "ActionError", "message": "no"}
+    assert (found["ticks"], found["failed_inferences"]) == (3, 1)
 
 
 def test_negative_seed_is_refused(make_loop):

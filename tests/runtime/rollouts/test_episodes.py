@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meam_policy import BoxSpec, ConfigError, SpaceError, rollout
-from meam_policy.rollouts.result import mean_interval
+from meam_policy.rollouts.result import RolloutResult, mean_interval
 
 PENDULUM = BoxSpec.from_space(spaces.Box(np.array([-1, -1, -8], np.float32), np.array([1, 1, 8], np.float32)))
 TORQUE = BoxSpec((1,), "float32", (-2.0,), (2.0,))
@@ -179,6 +179,13 @@ def test_summary_is_the_figures_as_json_data(make_policy):
     assert summary["success"] == 1
     assert summary["length_mean"] == 4
     assert 0 < summary["latency_p50_ms"] <= summary["latency_p99_ms"] == result.latency_ms(99)
+
+
+def test_repr_of_a_result_is_one_line_of_means():
+    result = RolloutResult(np.array([1.0, 2.5]), np.array([3, 5]), np.array([True, False]), np.zeros(2))
+    assert repr(result) == "RolloutResult(episodes=2, return_mean=1.75, success_rate=0.5, length_mean=4)"
+    silent = RolloutResult(np.ones(900), np.ones(900, int), None, np.zeros(9), [np.zeros((2, 3), np.float32)] * 900)
+    assert repr(silent) == "RolloutResult(episodes=900, return_mean=1, success_rate=None, length_mean=1)"
 
 
 def test_rollout_checks_the_spaces_before_the_first_step(make_policy):

@@ -1,0 +1,130 @@
+"""Executing the chunks of a policy under its safety shell, slot by slot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meam_policy.acting.action_queue import ActionChunkQueue
+from meam_policy.acting.arguments import checked_mask
+from meam_policy.acting.noise_streams import NoiseStreams
+from meam_policy.acting.safety import Reaction, SafetyShell
+from meam_policy.errors import ObservationError
+from meam_policy.spec import PolicySpec
+
+__all__ = ["ChunkExecution", "Infer"]
+
+Rows = NDArray[np.float32]
+
+Infer = Callable[[Rows, Rows], Rows]
+"""Computes chunks [k, chunk_size, action_dim] from observations [k, observation_dim] and noise [k, noise_dim]."""
+
+
+class ChunkExecution:
+    """What every slot executes: its queue of actions, its noise, and what the shell makes of them.
+
+    Args:
+        spec: Sizes of chunks and actions.
+        shell: Judges observations and chunks, and limits actions.
+
+    Attributes:
+        noise: The noise of every slot.
+    """
+
+    def __init__(self, spec: PolicySpec, shell: SafetyShell) -> None:
+        self.noise = NoiseStreams(spec.noise_dim)
+        self._spec, self._shell = spec, shell
+        self._noise_dim = spec.noise_dim
+        self._queue: ActionChunkQueue | None = None
+
+    def reset(self, seeds: int | Sequence[int] | None = None, mask: NDArray[np.bool_] | None = None) -> None:
+        """Begin a new episode: see `MeamPolicy.reset`.
+
+        Raises:
+            ConfigError: there is not one mask, or seed, for each slot.
+        """
+        several = isinstance(seeds, Sequence)
+        if mask is None:
+            self.noise.reseed(seeds)
+            # As many slots as there are seeds: one without would go on with its old noise.
+            self._queue = self._new_queue(len(seeds)) if several else None
+            self._shell.reset()
+            return
+        counts = {"seeds": len(seeds)} if several else {}
+        if self._queue is not None:
+            counts["slots of this episode"] = self._queue.slots
+        chosen = checked_mask(mask, counts)
+        self.noise.reseed(seeds, chosen)
+        if self._queue is not None:
+            self._queue.clear(chosen)
+            self._shell.reset(chosen)
+
+    def act(
+        self,
+        rows: Rows,
+        infer: Infer,
+        noise: Rows | None = None,
+        deterministic: bool = False,
+        start: NDArray[np.bool_] | None = None,
+    ) -> NDArray[Any]:
+        """Take the next action of every slot.
+
+        Args:
+            rows: Observations [slots, observation_dim].
+            infer: Called for the slots whose queue is empty.
+            noise: Noise [slots, noise_dim] of the chunks that begin now; None draws it.
+            deterministic: Zero noise instead of a draw.
+            start: Slots [slots] whose episode begins.
+
+        Returns:
+            Actions [slots, action_dim], limited by the shell and of the action box's type; a fresh array.
+
+        Raises:
+            ObservationError: another number of slots than before, or as the shell reacts.
+            ActionError: as the shell reacts.
+        """
+        # First of all: whatever comes of this observation, nothing of an old episode is executed.
+        if start is not None and start.all():
+            self.reset()
+        elif start is not None and self._queue is not None and self._queue.slots == len(start):
+            self.reset(mask=start)
+        stopped = self._shell.judge(rows)
+        queue = self._queue_of(len(rows))
+        ready = queue.empty_slots()
+        if stopped:
+            ready = np.setdiff1d(ready, list(stopped))
+        if ready.size:
+            draws = self._draws(ready, deterministic) if noise is None else noise[ready]
+            chunks = infer(rows if len(ready) == len(rows) else rows[ready], draws)
+            stopped |= self._shell.check_chunks(ready, chunks)
+            queue.put(ready, chunks)
+        return self._shell.limit(self._pop_around(queue, stopped) if stopped else queue.pop())
+
+    def _draws(self, slots: NDArray[np.intp], deterministic: bool) -> Rows:
+        return np.zeros((len(slots), self._noise_dim), np.float32) if deterministic else self.noise.draw(slots)
+
+    def _pop_around(self, queue: ActionChunkQueue, stopped: Mapping[int, Reaction]) -> NDArray[np.float64]:
+        halted = np.zeros(queue.slots, dtype=bool)
+        halted[list(stopped)] = True
+        actions = np.empty((queue.slots, self._spec.action_dim))
+        actions[list(stopped)] = self._shell.instead(stopped)
+        actions[~halted] = queue.pop(np.flatnonzero(~halted))
+        # What is left of a stopped slot's chunk is for a state that it has left.
+        queue.clear(halted)
+        return actions
+
+    def _queue_of(self, slots: int) -> ActionChunkQueue:
+        if self._queue is None:
+            self._queue = self._new_queue(slots)
+        elif self._queue.slots != slots:
+            raise ObservationError(
+                f"Observation batch is {slots}, but this episode began with {self._queue.slots}. Call policy.reset()."
+            )
+        return self._queue
+
+    def _new_queue(self, slots: int) -> ActionChunkQueue:
+        spec = self._spec
+        return ActionChunkQueue(slots, spec.chunk_size, spec.execute_steps, spec.action_dim)

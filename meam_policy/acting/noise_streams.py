@@ -1,0 +1,64 @@
+"""The noise of a policy: one random stream for every environment slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["NoiseStreams"]
+
+
+class NoiseStreams:
+    """Standard normal draws, from a stream of its own for every slot.
+
+    What happens in one environment never changes the noise of another. The streams begin unseeded: call `reseed` for
+    noise that can be repeated.
+
+    Args:
+        size: Numbers in the noise of one decision.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._seeds = np.random.SeedSequence()
+        self._generators: list[np.random.Generator] = []
+
+    def reseed(self, seeds: int | Sequence[int] | None, mask: NDArray[np.bool_] | None = None) -> None:
+        """Begin streams anew.
+
+        Args:
+            seeds: Seed from which every slot gets its stream, 0 or more; a sequence has one for each slot, which then
+                draws what a single slot with that seed would draw. None leaves all streams as they are.
+            mask: Slots [slots] that are concerned; None for all.
+        """
+        if seeds is None:
+            return
+        if isinstance(seeds, Sequence):
+            streams = [np.random.SeedSequence(seed).spawn(1)[0] for seed in seeds]
+        elif mask is not None:
+            streams = np.random.SeedSequence(seeds).spawn(len(mask))
+        else:
+            self._seeds, self._generators = np.random.SeedSequence(seeds), []
+            return
+        for slot, stream in enumerate(streams):
+            self._generator(slot)
+            if mask is None or mask[slot]:
+                self._generators[slot] = np.random.default_rng(stream)
+
+    def draw(self, slots: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Draw noise for slots [k], each from its stream: [k, size]."""
+        draws = np.empty((len(slots), self._size), dtype=np.float32)
+        for row, slot in zip(draws, slots.tolist(), strict=True):
+            self._generator(slot).standard_normal(dtype=np.float32, out=row)
+        return draws
+
+    def draw_rows(self, rows: int) -> NDArray[np.float32]:
+        """Draw noise [rows, size], all of it from the stream of the first slot."""
+        return self._generator(0).standard_normal((rows, self._size), dtype=np.float32)
+
+    def _generator(self, slot: int) -> np.random.Generator:
+        while len(self._generators) <= slot:
+            self._generators.append(np.random.default_rng(self._seeds.spawn(1)[0]))
+        return self._generators[slot]

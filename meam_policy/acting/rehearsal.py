@@ -1,0 +1,41 @@
+"""Acting once while a policy is loaded, so that its first tick is not slower than the others."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+
+from meam_policy.acting.chunk_execution import ChunkExecution, Infer
+from meam_policy.acting.health import Health
+from meam_policy.acting.observation import flatten_observation
+from meam_policy.acting.safety import SafetySettings, SafetyShell
+from meam_policy.errors import MeamError
+from meam_policy.spec import PolicySpec
+
+__all__ = ["rehearse"]
+
+
+def rehearse(spec: PolicySpec, infer: Infer) -> None:
+    """Act on the mean observation, with counters, noise and queues of its own.
+
+    Libraries import modules, and onnxruntime allocates buffers, when they are first used: that must not delay the first
+    tick of a control loop. What fails is ignored, since acting reports it for the observation that it fails at.
+
+    Args:
+        spec: What the policy is.
+        infer: Computes its chunks, and leaves its counters alone.
+    """
+    execution = ChunkExecution(spec, SafetyShell(spec, SafetySettings(), Health()))
+    execution.noise.reseed(0)
+    with contextlib.suppress(MeamError):
+        rows, _ = flatten_observation(spec, _mean_observation(spec))
+        execution.act(rows, infer)
+
+
+def _mean_observation(spec: PolicySpec) -> Any:
+    ends = np.cumsum([box.size for box in spec.observation])
+    parts = np.split(np.array(spec.observation_mean), ends[:-1])
+    found = {box.key: part.reshape(box.shape) for box, part in zip(spec.observation, parts, strict=True)}
+    return found.get(None, found)
