@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from meam_export.demo.labels import method_labels
 from meam_export.demo.tasks import METHODS, DemoTask
 from meam_export.export import export_policy
 from meam_policy.environments.make import make_environment
@@ -58,6 +59,22 @@ class DemoResult:
     checkpoints: dict[str, Checkpoint]
     rollouts: dict[str, RolloutResult]
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """What the rows of the table are called: the data, and the methods as `method_labels` names them."""
+        return {"data": "data"} | method_labels({method: saved.config for method, saved in self.checkpoints.items()})
+
+    @property
+    def about_returns(self) -> str:
+        """What the returns of the table are means over."""
+        ends = self.dataset.episode_ends
+        past_the_goal = bool((self.dataset.terminations & ~ends).any())
+        return (
+            f"Returns are means over {_count(self.episodes, 'episode')} of every policy, and over the "
+            f"{_count(int(ends.sum()), 'recorded episode')} of the data"
+            + (", which go on past the goal where the policies' episodes end." if past_the_goal else ".")
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The machine-readable result."""
         return {"policy": str(self.policy), "env_id": self.task.environment_id, "table": self.table}
@@ -100,6 +117,10 @@ def run_demo(
         env.close()
     (folder / TABLE_FILE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return DemoResult(folder / "policies" / "me-am", task, seed, count, table, dataset, checkpoints, rollouts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
