@@ -1,4 +1,4 @@
-"""The stages of the demo. Each leaves its result behind, so that an interrupted demo goes on where it stopped."""
+"""The stages of the demo. Each leaves its result behind, so that an interrupted demo resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from meam_policy.folder.policy_folder import CONFIG_FILE
 from meam_policy.policy import MeamPolicy
 from meam_policy.rollouts.episodes import rollout
 from meam_policy.rollouts.result import RolloutResult, mean_interval
-from meam_training.collection.collect import collect, default_dataset_id
+from meam_training.collection.collect import collect
+from meam_training.collection.dataset_folder import default_dataset_id
 from meam_training.data.dataset import OfflineDataset
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.trainer import train
