@@ -91,7 +91,7 @@ def _command(result: DemoResult) -> str:
 
 
 def _settings(result: DemoResult) -> dict[str, str]:
-    """The settings that differ from the presets: those of all methods, then what each has besides."""
+    """The settings that differ from the presets: those that all methods share, then those of each method."""
     configs = {method: checkpoint.config for method, checkpoint in result.checkpoints.items()}
     shared = shared_settings(configs)
     own = {

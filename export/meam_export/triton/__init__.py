@@ -29,7 +29,7 @@ A policy that chooses among several chunks takes noise [batch, n, chunk_dim] for
 `disagreement` [batch, 1]; requests with the same n are batched.
 
 `GET /v2/models/arm/config` answers the configuration; its `parameters` named `policy_…` hold what a client needs to
-know besides shapes, such as how many actions of a chunk to execute and at which rate. They describe the version
+know beyond shapes, such as how many actions of a chunk to execute and at which rate. They describe the version
 `policy_version`; a response's `model_version` says which version made it.
 """
 

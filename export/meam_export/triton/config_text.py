@@ -39,7 +39,7 @@ def config_text(
     Args:
         name: Name of the model.
         signature: Tensors of its graph.
-        spec: What clients need to know besides.
+        spec: The policy; clients read its chunk size, rate and so on among the parameters.
         version: Version that `spec` describes.
         max_batch_size: See `write_triton_repository`, as for the arguments below.
         instances: Copies that run side by side.

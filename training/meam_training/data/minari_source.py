@@ -38,7 +38,7 @@ def minari_recording(folder: Path) -> Recording:
 
 
 def _minari_blocks(source: MinariSource, rows: int) -> Iterator[tuple[Any, ...]]:
-    """Join episodes to blocks of at least so many rows, in the order of `RowCheck`'s arguments."""
+    """Join episodes into blocks of at least the given number of rows, in the order of `RowCheck`'s arguments."""
     pending, pending_rows, empty = [], 0, True
     for episode in source.episodes:
         length = len(episode.rewards)

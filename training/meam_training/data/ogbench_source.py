@@ -57,7 +57,7 @@ def _ogbench_members(file: NpzFile, path: Path, environment_id: str | None) -> d
     members = {name: file.open(name) for name in wanted if name in file.names}
     terminals = members["terminals"].shape
     if len(terminals) != 1:
-        raise DatasetError(f"{path}: terminals has shape {terminals}; expected one flag a row.")
+        raise DatasetError(f"{path}: terminals has shape {terminals}; expected one flag per row.")
     for name, member in members.items():
         if member.shape[:1] != terminals:
             raise DatasetError(

@@ -1,4 +1,4 @@
-"""What is known of a recording besides its rows, as JSON data beside the cached arrays."""
+"""The spaces and the origin of a recording, kept as JSON data beside the cached arrays."""
 
 from __future__ import annotations
 
