@@ -19,6 +19,7 @@ from meam_export.demo.labels import method_labels
 from meam_export.demo.report import write_report
 from meam_export.demo.run import DemoResult, run_demo
 from meam_export.demo.tasks import METHODS, TASKS, DemoTask
+from meam_export.demo.video import render_video
 from meam_policy import ConfigError, MeamPolicy, OutputError
 from meam_policy.console import print_table
 
@@ -167,6 +168,12 @@ def test_the_tables_of_the_benchmark_name_the_methods_as_the_demo_does() -> None
 def test_the_help_names_the_default_episodes_of_every_task() -> None:
     counts = ", ".join(f"{task.episodes} in {name}" for name, task in TASKS.items())
     assert f"by default {counts}." in (demo.__doc__ or "")
+
+
+def test_a_video_that_is_not_made_says_why(tmp_path: Path) -> None:
+    why = render_video(tmp_path / "nowhere", "meam/Pockets-v0", tmp_path / "rollout.webp", seed=0)
+    assert why is not None
+    assert f"{tmp_path / 'nowhere'} does not exist" in why
 
 
 def test_directions_are_counted_by_the_largest_component() -> None:

@@ -28,8 +28,8 @@ def demo(
 ) -> None:
     """Run the whole way on real data: record, train BC, QAM and ME-AM, export, and act with the exported files.
 
-    No network connection is needed. It takes a few minutes on two cores, prints one table, and writes report.html. Ctrl-C at any
-    time is safe: the same command resumes where it stopped.
+    No network connection is needed. It takes a few minutes on two cores, prints one table, and writes report.html.
+    Ctrl-C at any time is safe: the same command resumes where it stopped.
 
     pointmaze is OGBench's published task pointmaze-medium-navigate-singletask-task3-v0. pockets is a small task of
     this package, in which demonstrations seldom go where it pays most.

@@ -90,7 +90,9 @@ def _read_tensor(value: Any, file: str) -> Tensor:
     element = onnx.TensorProto.DataType.Name(tensor.elem_type)
     if element not in _DATA_TYPES:
         expected = ", ".join(_DATA_TYPES)
-        raise FormatError(f'{file}: "{value.name}" has elements {element}; expected one of {expected}. Export the policy again.')
+        raise FormatError(
+            f'{file}: "{value.name}" has elements {element}; expected one of {expected}. Export the policy again.'
+        )
     sizes = [axis.dim_value if axis.HasField("dim_value") else -1 for axis in tensor.shape.dim]
     if sizes[:1] != [-1] or 0 in sizes:
         raise FormatError(

@@ -252,7 +252,7 @@ def test_variants_on_one_point_are_all_seen_and_named() -> None:
     figure = ladder_figure(variants)
     for axes in figure.axes:
         drawn = [line for line in axes.get_lines() if line.get_marker() not in ("None", "")]
-        there = [line for line in drawn if list(line.get_xdata()) == [4]]
+        there = [line for line in drawn if np.array_equal(line.get_xdata(), [4])]
         assert len(drawn) == len(variants)
         assert len({line.get_markersize() for line in there}) == 3
         outer = sorted(there, key=lambda line: line.get_markersize())[1:]

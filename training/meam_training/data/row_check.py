@@ -127,7 +127,7 @@ def _rows(array: NDArray[Any], box: BoxSpec, name: str, where: _Where) -> NDArra
     """Check an array [n, …] against its box and flatten it to rows [n, size]."""
     shapes = [(where.rows, *box.shape)] + ([(where.rows,)] if box.shape == (1,) else [])
     if array.shape not in shapes:
-        raise DatasetError(f"{name} has shape {array.shape}; expected {shapes[-1]}: a row per transition, each shaped as its space.")
+        raise DatasetError(f"{name} has shape {array.shape}; expected {shapes[-1]}: a row per transition.")
     wide = array.reshape(where.rows, box.size)
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(wide, dtype=np.float32)
