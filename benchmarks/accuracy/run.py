@@ -4,7 +4,7 @@
     python benchmarks/accuracy/report.py out/accuracy
 
 Every (method, critic, run, seed) is one job: it trains, exports, samples, and leaves one JSON file and one .npz under
-OUTPUT/jobs. A job whose file is there is not done again, so an interrupted suite goes on where it stopped.
+OUTPUT/jobs. A job whose file is there is not done again, so an interrupted suite resumes where it stopped.
 """
 
 from __future__ import annotations

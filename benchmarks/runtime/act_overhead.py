@@ -63,7 +63,7 @@ class Overhead:
 
 
 def measure_overhead(folder: Path, rounds: int, calls: int, seed: int = 0) -> Overhead:
-    """Time all of them at batch 1: in every round each has its turn, in an order drawn anew."""
+    """Time all of them at batch 1: each has its turn in every round, in a new random order."""
     loaded = MeamPolicy.from_pretrained(folder)
     spec, session = loaded.spec, loaded.session
     every = MeamPolicy(replace(spec, execute_steps=1), session, seed)

@@ -179,7 +179,7 @@ class LoopTimes:
 
 
 def measure_loops(folder: Path, rate_hz: float, seconds: float, rounds: int, seed: int = 0) -> LoopTimes:
-    """Run every loop for so many seconds, in parts: in every round each has its turn, in an order drawn anew."""
+    """Run every loop for the given time, in parts: each has its turn in every round, in a new random order."""
     runs = {"sleep only": sleep_only, "`act`": act_in_loop(folder), "`ControlLoop`, naive": control_loop(folder)}
     steps = max(2, round(rate_hz * seconds / rounds))
     found = {(name, loaded): Ticks(rate_hz) for loaded in (False, True) for name in runs}

@@ -64,7 +64,7 @@ class Throughput:
 
 
 def measure_throughput(folder: Path, slots: int, rounds: int, steps: int, seed: int = 0) -> Throughput:
-    """Step a vector environment with both; in every round each has its turn, in an order drawn anew.
+    """Step a vector environment with both; each has its turn in every round, in a new random order.
 
     The single policies share one session, so that the network's weights are not read from many places.
 

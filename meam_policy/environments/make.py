@@ -8,11 +8,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from meam_policy.environments.headless import disable_dm_control_drawing
 from meam_policy.errors import MissingExtraError, NotFoundError
 
 __all__ = ["make_environment"]
 
 _OGBENCH_FAMILIES = ("pointmaze", "antmaze", "humanoidmaze", "antsoccer", "cube", "scene", "puzzle")
+_DM_CONTROL_FAMILIES = ("cube", "scene", "puzzle")
 
 
 def make_environment(environment_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
@@ -35,6 +37,8 @@ def make_environment(environment_id: str, **kwargs: Any) -> gymnasium.Env[Any, A
     ogbench_name = environment_id.startswith(_OGBENCH_FAMILIES)
     if ogbench_name:
         _import_ogbench(environment_id)
+    if environment_id.startswith(_DM_CONTROL_FAMILIES):
+        disable_dm_control_drawing()
     name = _gymnasium_id(environment_id) if ogbench_name else environment_id
     try:
         env = gymnasium.make(name, **kwargs)

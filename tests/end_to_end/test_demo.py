@@ -13,11 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meam_export.demo.figures import direction_shares, rewarding_directions
+from meam_export.commands.demo import COLUMNS, cells, demo
+from meam_export.demo.figures import curves, direction_shares, rewarding_directions
+from meam_export.demo.labels import method_labels
 from meam_export.demo.report import write_report
 from meam_export.demo.run import DemoResult, run_demo
 from meam_export.demo.tasks import METHODS, TASKS, DemoTask
+from meam_export.demo.video import render_video
 from meam_policy import ConfigError, MeamPolicy, OutputError
+from meam_policy.console import print_table
 
 SMALL = {"hidden_dims": (16,), "critic_hidden_dims": (16,), "num_critics": 2, "batch_size": 16, "log_every": 2}
 
@@ -31,6 +35,18 @@ def toy(name: str) -> DemoTask:
 
 def silent(description: str, total: int) -> nullcontext[Callable[..., None]]:
     return nullcontext(lambda *args: None)
+
+
+def words(report: Path) -> str:
+    """The text that a reader of the report sees, in one line."""
+    html = report.read_text(encoding="utf-8").split("</style>")[1]
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+def legend(result: DemoResult) -> list[str]:
+    """Labels of the policies' losses in the figure of the training curves."""
+    axes = curves(result).axes[2]
+    return [str(line.get_label()) for line in axes.get_lines()]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +108,72 @@ def test_the_report_is_one_file_that_needs_no_network(pockets: tuple[Path, DemoR
     assert "http" not in re.sub(r'src="data:[^"]*"', "", html)
     for row in pockets[1].table:
         assert f"{row['return_mean']:.2f}" in html
+
+
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_the_report_says_how_many_episodes_were_run_and_drawn(
+    pockets: tuple[Path, DemoResult], tmp_path: Path, episodes: int
+) -> None:
+    result = run_demo(toy("pockets"), pockets[0], seed=3, episodes=episodes, progress=silent)
+    text = words(write_report(result, tmp_path / "report.html", video=False))
+    noun = "episode" if episodes == 1 else "episodes"
+    assert f"means over {episodes} {noun} of every policy, and over the 50 recorded episodes of the data." in text
+    assert f"20 of the data, {episodes} of BC flow, {episodes} of QAM, {episodes} of ME-AM. Dots" in text
+    asked = " --episodes 1" if episodes == 1 else ""
+    assert f"meam demo --task pockets --seed 3{asked} 1000 recorded" in text.replace("1,000", "1000")
+    assert not re.search(r"(?i)twenty|three|goal", text)
+
+
+def test_the_report_names_methods_and_losses_after_their_settings(
+    pockets: tuple[Path, DemoResult], tmp_path: Path
+) -> None:
+    task = toy("pockets")
+    steps = {**task.method_settings, "me-am": {**task.method_settings["me-am"], "objective": "adjoint"}}
+    result = run_demo(replace(task, method_settings=steps), tmp_path / "demo", seed=3, episodes=1, progress=silent)
+    text = words(write_report(result, tmp_path / "report.html", video=False))
+    assert "ME-AM (objective adjoint)" in text
+    assert "ME-AM (" not in words(write_report(pockets[1], tmp_path / "default.html", video=False))
+    assert legend(result) == ["QAM: adjoint matching", "ME-AM: adjoint matching"]
+    assert legend(pockets[1]) == ["QAM: adjoint matching", "ME-AM: reweighted flow matching"]
+
+
+def test_the_report_lists_the_settings_that_leave_the_presets(pockets: tuple[Path, DemoResult], tmp_path: Path) -> None:
+    text = words(write_report(pockets[1], tmp_path / "report.html", video=False))
+    everyone = text.split("all methods ")[1]
+    assert "chunk size 5" in everyone
+    assert "hidden dims 16" in everyone
+    assert "batch size 16" in everyone
+
+
+def test_the_printed_table_fits_a_terminal_and_says_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    task = TASKS["pointmaze"]
+    labels = method_labels({method: task.config(method, 0) for method in METHODS})
+    row = dict.fromkeys(("return_mean", "ci_low", "ci_high"), -1000.0) | {"success": 1.0}
+    row |= {"latency_p50_ms": 12.345, "latency_p99_ms": 12.345}
+    print_table("", COLUMNS, [cells(label, row) for label in labels.values()])
+    printed = capsys.readouterr().out
+    assert "(objective adjoint)" in printed
+    assert printed.count("-1000.00 … -1000.00") == len(METHODS)
+
+
+def test_the_tables_of_the_benchmark_name_the_methods_as_the_demo_does() -> None:
+    readme = (Path(__file__).parents[2] / "benchmarks" / "demo" / "README.md").read_text(encoding="utf-8")
+    for task in TASKS.values():
+        section = readme.split(f"## {task.environment_id}")[1].split("\n## ")[0]
+        rows = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("|")][2:]
+        labels = method_labels({method: task.config(method, 0) for method in METHODS})
+        assert rows == ["data", *labels.values()]
+
+
+def test_the_help_names_the_default_episodes_of_every_task() -> None:
+    counts = ", ".join(f"{task.episodes} in {name}" for name, task in TASKS.items())
+    assert f"by default {counts}." in (demo.__doc__ or "")
+
+
+def test_a_video_that_is_not_made_says_why(tmp_path: Path) -> None:
+    why = render_video(tmp_path / "nowhere", "meam/Pockets-v0", tmp_path / "rollout.webp", seed=0)
+    assert why is not None
+    assert f"{tmp_path / 'nowhere'} does not exist" in why
 
 
 def test_directions_are_counted_by_the_largest_component() -> None:

@@ -141,6 +141,18 @@ def test_nothing_of_the_template_is_left(spec: PolicySpec) -> None:
     assert "\n\n\n" not in card
 
 
+@pytest.mark.parametrize("method", ["bc", "qam", "me-am"])
+def test_the_limits_are_one_sentence_that_judges_no_method(method: str) -> None:
+    limits = render(replace(SPEC, method=method)).split("## Limits")[1].strip()
+    assert limits.count(".") == 1
+    assert limits == render(replace(SPEC, method="qam-edit")).split("## Limits")[1].strip()
+
+
+def test_the_template_beside_the_cards_is_the_one_that_is_filled() -> None:
+    root = Path(__file__).parents[2]
+    assert (root / "model_cards/template.md").samefile(root / "export/meam_export/model_card_template.md")
+
+
 def test_the_shape_of_the_noise_is_told() -> None:
     assert "[batch, 15] (standard normal)" in render()
     assert "disagreement" not in render()
@@ -156,7 +168,7 @@ def test_steps_rate_and_training_are_told() -> None:
     assert "unrolled to 8 network evaluations (heun method)" in card
     assert "predicts 5 actions, of which\n4 are executed" in card
     assert "33.333 actions a second" in card
-    assert "1234 updates" in card
+    assert "1,234 gradient steps" in card
     one = render(replace(SPEC, chunk_size=1, execute_steps=1))
     assert "predicts 1 action, of which\n1 is executed" in one
 

@@ -12,6 +12,7 @@ import numpy as np
 from meam_export.benchmark.contestants import Conditions
 from meam_export.benchmark.race import Latencies, Outcome
 from meam_training.benchmark import processor
+from meam_training.benchmark.tables import Section, markdown_report, three_digits
 
 __all__ = [
     "BRIEF",
@@ -176,9 +177,9 @@ def cells(row: Row) -> list[str]:
     ratios = (row.over_eager, row.over_compiled, row.of_floor)
     return [
         row.name,
-        *("" if seconds is None else _number(1e3 * seconds) for seconds in times),
+        *("" if seconds is None else three_digits(1e3 * seconds) for seconds in times),
         *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
-        "" if row.chunks_per_second is None else _number(row.chunks_per_second),
+        "" if row.chunks_per_second is None else three_digits(row.chunks_per_second),
     ]
 
 
@@ -186,8 +187,8 @@ def notes(outcome: Outcome, conditions: Conditions) -> list[str]:
     """Lines below the table: the floor, the goals, and who is missing."""
     floor, found = measured_floor(outcome), []
     if floor is not None:
-        rate = f", {_number(floor.bytes_per_second / 1e9)} GB/s" if outcome.setting.batch == 1 else ""
-        read = f"{floor.weight_bytes / 1e6:.3g} MB in {_number(1e3 * floor.seconds)} ms{rate}"
+        rate = f", {three_digits(floor.bytes_per_second / 1e9)} GB/s" if outcome.setting.batch == 1 else ""
+        read = f"{floor.weight_bytes / 1e6:.3g} MB in {three_digits(1e3 * floor.seconds)} ms{rate}"
         found.append(f"Floor: {floor.name} reads {read}.")
     for goal in goals(outcome, conditions):
         aim = _IN_WORDS[goal.figure].format(f"{goal.bound:g}")
@@ -203,7 +204,7 @@ def sizes(outcome: Outcome, conditions: Conditions) -> str:
     paced = f", then {paced_calls(conditions)} at {conditions.rate:g} Hz" if conditions.rate else ""
     return (
         f"Observation {s.observation_dim}, action {s.action_dim}, chunk {s.chunk_size}; hidden layers "
-        f"{' '.join(map(str, s.hidden_dims))}, flow steps {s.nfe}, critics {s.num_critics}, batch {s.batch}; "
+        f"{' '.join(map(str, s.hidden_dims))}, NFE {s.nfe}, critics {s.num_critics}, batch {s.batch}; "
         f"rounds {rounds}, calls a round {conditions.calls}{paced}."
     )
 
@@ -225,14 +226,19 @@ def machine(outcomes: Sequence[Outcome], conditions: Conditions) -> dict[str, An
 
 def markdown(outcomes: Sequence[Outcome], conditions: Conditions) -> str:
     """The tables, and what they belong to, as Markdown."""
-    about = machine(outcomes, conditions)
-    lines = [", ".join(f"{name} {value}" for name, value in about.items()), ""]
-    for outcome in outcomes:
-        lines += [f"## {outcome.setting.name}", "", sizes(outcome, conditions), ""]
-        lines += ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
-        lines += ["| " + " | ".join(cells(row)) + " |" for row in summarise(outcome)]
-        lines += ["", *(f"- {note}" for note in notes(outcome, conditions)), ""]
-    return "\n".join(lines)
+    return markdown_report(
+        machine(outcomes, conditions),
+        [
+            Section(
+                outcome.setting.name,
+                sizes(outcome, conditions),
+                COLUMNS,
+                list(map(cells, summarise(outcome))),
+                notes(outcome, conditions),
+            )
+            for outcome in outcomes
+        ],
+    )
 
 
 def to_json(outcomes: Sequence[Outcome], conditions: Conditions) -> dict[str, Any]:
@@ -309,7 +315,3 @@ def _pooled(latencies: Latencies) -> list[float]:
 def _quantiles(latencies: Latencies) -> Quantiles:
     middle, high, highest = np.quantile(_pooled(latencies), _QUANTILES).tolist()
     return middle, high, highest
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -33,14 +33,14 @@ WARM_SECONDS = 0.3
 
 
 def steady(act: Act, inputs: Inputs, calls: int) -> list[float]:
-    """Seconds of each of so many calls, one after the other."""
+    """Seconds that each of the calls takes, one after the other."""
     for observation, noise in itertools.islice(inputs, WARM_CALLS):
         act(observation, noise)
     return [_timed(act, inputs) for _ in range(calls)]
 
 
 def paced(act: Act, inputs: Inputs, calls: int, rate: float) -> list[float]:
-    """Seconds of each of so many calls at the ticks of a control loop, which sleeps between them.
+    """Seconds that each of the calls takes at the ticks of a control loop, which sleeps between them.
 
     Args:
         act: What is timed.

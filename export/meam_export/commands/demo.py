@@ -13,7 +13,10 @@ from meam_export.demo.tasks import TASKS
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_table, progress_bar, say
 
-__all__ = ["demo", "run"]
+__all__ = ["COLUMNS", "cells", "demo", "run"]
+
+COLUMNS = ("method", "return", "95 % interval", "success", "p50", "p99")
+"""Columns of the printed table; latencies in milliseconds."""
 
 
 def demo(
@@ -26,8 +29,8 @@ def demo(
 ) -> None:
     """Run the whole way on real data: record, train BC, QAM and ME-AM, export, and act with the exported files.
 
-    No network is needed. It takes a few minutes on two cores, prints one table, and writes report.html. Ctrl-C at any
-    time is safe: the same command goes on where it stopped.
+    No network connection is needed. It takes a few minutes on two cores, prints one table, and writes report.html.
+    Ctrl-C at any time is safe: the same command resumes where it stopped.
 
     pointmaze is OGBench's published task pointmaze-medium-navigate-singletask-task3-v0. pockets is a small task of
     this package, in which demonstrations seldom go where it pays most.
@@ -48,20 +51,27 @@ def demo(
         print_json(result.to_json())
         return
     print_table(
-        f"{result.task.environment_id}, seed {seed}",
-        ["method", "return", "95 % interval", "success", "latency p50, ms", "p99, ms"],
-        [_cells(row) for row in result.table],
+        f"{result.task.environment_id}, seed {seed}; latency in ms",
+        COLUMNS,
+        [cells(result.labels[row["method"]], row) for row in result.table],
     )
-    say("The data's row is over its recorded episodes, which do not end at a goal; the others act anew.")
+    say(result.about_returns)
     say(f"\nReport: {report}\nPolicy: {result.policy}\nTry:    meam eval {quote(str(result.policy))} --episodes 50")
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def cells(label: str, row: dict[str, Any]) -> list[str]:
+    """A row of the printed table, under `COLUMNS`.
+
+    Args:
+        label: What the row is called.
+        row: Its figures; see `DemoResult.table`.
+    """
+
     def number(name: str, form: str) -> str:
         return "" if row[name] is None else format(row[name], form)
 
     return [
-        {"data": "data", "bc": "BC flow", "qam": "QAM", "me-am": "ME-AM"}[row["method"]],
+        label.replace(" (", "\n("),  # with its settings below, the table is 80 characters wide
         number("return_mean", ".2f"),
         f"{row['ci_low']:.2f} … {row['ci_high']:.2f}",
         number("success", ".0%"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from meam_export.demo.labels import NAMES, OBJECTIVES
 from meam_export.demo.run import DemoResult
 from meam_policy.environments.make import make_environment
 from meam_policy.environments.pockets import ARENA_HALF_WIDTH, POCKET_RADIUS, POCKETS, POST_RADIUS, POSTS
@@ -25,21 +25,29 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DIRECTIONS",
-    "LABELS",
+    "NEIGHBOURS",
+    "SAMPLES",
+    "curves",
     "direction_shares",
     "draw_actions",
     "draw_curves",
     "draw_rollouts",
+    "episode_paths",
     "first_actions",
     "rewarding_directions",
 ]
 
-LABELS = {"data": "data", "prior": "ME-AM prior", "bc": "BC flow", "qam": "QAM", "me-am": "ME-AM"}
 COLOURS = {"data": "#6b7280", "prior": "#b45309", "bc": "#2563eb", "qam": "#7c3aed", "me-am": "#dc2626"}
 DIRECTIONS = {"west": (-1.0, 0.0), "east": (1.0, 0.0), "north": (0.0, 1.0), "south": (0.0, -1.0)}
 
 SAMPLES = 1000
+"""Chunks drawn from every policy at the state."""
+
 NEIGHBOURS = 500
+"""Recorded chunks nearest to the state."""
+
+MAX_PATHS = 20
+"""Episodes drawn from above, at most."""
 
 
 def first_actions(result: DemoResult, state: tuple[float, ...]) -> dict[str, NDArray[np.float64]]:
@@ -50,8 +58,8 @@ def first_actions(result: DemoResult, state: tuple[float, ...]) -> dict[str, NDA
         state: Observation [obs].
 
     Returns:
-        Mean actions [samples, 2] by name: those of the recorded chunks nearest to the state, of the mixture prior
-        (from the checkpoint), and of the exported policies.
+        Mean actions [samples, 2] by name: "data", those of the recorded chunks nearest to the state; "prior", those of
+        ME-AM's prior (from the checkpoint); and those of the exported policies by method.
     """
     dataset, checkpoint = result.dataset, result.checkpoints["me-am"]
     chunk_size = checkpoint.spec.chunk_size
@@ -72,7 +80,7 @@ def first_actions(result: DemoResult, state: tuple[float, ...]) -> dict[str, NDA
     for method in result.checkpoints:
         policy = MeamPolicy.from_pretrained(result.policy.parent / method)
         found[method] = policy.sample(observations, seed=0).mean(axis=1).astype(np.float64)
-    return {name: found[name] for name in LABELS}
+    return found
 
 
 def direction_shares(actions: NDArray[np.float64]) -> dict[str, float]:
@@ -82,12 +90,15 @@ def direction_shares(actions: NDArray[np.float64]) -> dict[str, float]:
     return {name: float(count / len(actions)) for name, count in zip(DIRECTIONS, counts, strict=True)}
 
 
-def draw_actions(actions: Mapping[str, NDArray[np.float64]], rewarding: Mapping[str, str]) -> bytes:
+def draw_actions(
+    actions: Mapping[str, NDArray[np.float64]], rewarding: Mapping[str, str], labels: Mapping[str, str]
+) -> bytes:
     """Draw the action distributions, and how they divide over the directions; rewarding ones are marked.
 
     Args:
         actions: From `first_actions`.
         rewarding: Label of every direction that leads to reward.
+        labels: What data, prior and methods are called.
     """
     figure = _figure(len(actions) * 2.5, 5.2)
     grid = figure.add_gridspec(2, len(actions), height_ratios=(2.2, 1))
@@ -99,7 +110,8 @@ def draw_actions(actions: Mapping[str, NDArray[np.float64]], rewarding: Mapping[
             axes.annotate(
                 label, (x * 0.97, y * 0.97), ha="center", va="center", fontsize=8, color="#15803d", weight="bold"
             )
-        axes.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal", title=LABELS[name], xticks=[-1, 0, 1])
+        axes.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal", xticks=[-1, 0, 1])
+        axes.set_title(labels[name], fontsize=10)
         axes.set_yticks([-1, 0, 1], [] if column else ["-1", "0", "1"])
         axes.axhline(0, color="#e5e7eb", zorder=0)
         axes.axvline(0, color="#e5e7eb", zorder=0)
@@ -114,40 +126,53 @@ def draw_actions(actions: Mapping[str, NDArray[np.float64]], rewarding: Mapping[
     return _png(figure)
 
 
-def draw_curves(runs: Mapping[str, Path]) -> bytes:
+def draw_curves(result: DemoResult) -> bytes:
     """Draw the training curves from the runs' metrics.csv."""
+    return _png(curves(result))
+
+
+def curves(result: DemoResult) -> Figure:
+    """The training curves, a panel a metric; a policy's loss is named after its objective."""
     panels = {
         "prior_loss": "prior: flow-matching loss",
         "critic_loss": "critic: TD loss",
-        "policy_loss": "policy: adjoint-matching loss",
+        "policy_loss": "policy: loss of its objective",
         "value_mean": "mean value of the data",
     }
     figure = _figure(12.5, 2.9)
     for axes, (column, title) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
-        for method, run in runs.items():
+        for method, checkpoint in result.checkpoints.items():
+            run = checkpoint.path.parent.parent
             if not (run / METRICS_FILE).is_file():
                 continue
             with (run / METRICS_FILE).open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if row.get(column)]
             if rows:
                 steps, values = zip(*((int(row["step"]), float(row[column])) for row in rows), strict=True)
-                axes.plot(steps, values, color=COLOURS[method], label=LABELS[method], linewidth=1.2)
+                label = result.labels[method]
+                if column == "policy_loss":
+                    label = f"{NAMES[method]}: {OBJECTIVES[checkpoint.config.objective]}"
+                axes.plot(steps, values, color=COLOURS[method], label=label, linewidth=1.2)
         if column in ("critic_loss", "policy_loss"):
             axes.set_yscale("log")
         axes.set_title(title, fontsize=9)
-        axes.set_xlabel("updates", fontsize=8)
+        axes.set_xlabel("gradient steps", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.legend(fontsize=7, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return figure
+
+
+def episode_paths(result: DemoResult) -> dict[str, list[NDArray[Any]]]:
+    """Observations [steps + 1, observation_dim] of the first episodes, at most `MAX_PATHS`, by "data" and method."""
+    ends = np.flatnonzero(result.dataset.episode_ends)[:MAX_PATHS] + 1
+    recorded = np.split(result.dataset.observations[: ends[-1]], ends[:-1])
+    return {"data": recorded} | {name: list(acted.observations[:MAX_PATHS]) for name, acted in result.rollouts.items()}
 
 
 def draw_rollouts(result: DemoResult) -> bytes:
     """Draw from above where the recorded and the policies' episodes went."""
-    figure = _figure(12.5, 3.5)
-    ends = np.flatnonzero(result.dataset.episode_ends)[:20] + 1
-    recorded = np.split(result.dataset.observations[: ends[-1]], ends[:-1])
-    paths = {"data": recorded} | {method: r.observations[:20] for method, r in result.rollouts.items()}
+    figure, paths = _figure(12.5, 3.5), episode_paths(result)
     env_id = result.task.environment_id
     scene = _pockets_scene if env_id == "meam/Pockets-v0" else _maze_scene(env_id)
     for axes, (name, episodes) in zip(np.ravel(figure.subplots(1, len(paths))), paths.items(), strict=True):
@@ -155,7 +180,8 @@ def draw_rollouts(result: DemoResult) -> bytes:
         for path in episodes:
             axes.plot(path[:, 0], path[:, 1], color=COLOURS[name], alpha=0.45, linewidth=0.9)
             axes.plot(*path[0, :2], "o", color="#111827", markersize=2.5)
-        axes.set(title=LABELS[name], xticks=[], yticks=[], aspect="equal")
+        axes.set(xticks=[], yticks=[], aspect="equal")
+        axes.set_title(result.labels[name], fontsize=10)
     return _png(figure)
 
 

@@ -9,13 +9,16 @@ from importlib.resources import files
 from pathlib import Path
 
 from meam_export.demo.figures import (
-    LABELS,
+    NEIGHBOURS,
+    SAMPLES,
     draw_actions,
     draw_curves,
     draw_rollouts,
+    episode_paths,
     first_actions,
     rewarding_directions,
 )
+from meam_export.demo.labels import NAMES, changed_settings, setting_text, shared_settings
 from meam_export.demo.run import DemoResult
 from meam_export.demo.video import render_video
 from meam_policy.errors import MissingExtraError, OutputError
@@ -42,7 +45,9 @@ def write_report(result: DemoResult, output: Path, *, video: bool) -> Path:
     except ImportError as error:
         raise MissingExtraError("The report needs jinja2: pip install 'meam-policy[export]'.") from error
     env_id, state = result.task.environment_id, result.task.state
-    actions = first_actions(result, state)
+    actions, rewarding = first_actions(result, state), rewarding_directions(env_id, state)
+    config = result.checkpoints["me-am"].config
+    prior = f"{NAMES['me-am']}'s {'mixture ' if config.mixture_weight else ''}prior"
     clip, no_clip = None, "No video was asked for."
     if video:
         clip = output.with_name("rollout.webp")
@@ -53,11 +58,19 @@ def write_report(result: DemoResult, output: Path, *, video: bool) -> Path:
     html = template.render(
         result=result,
         env_id=env_id,
-        labels=LABELS,
+        command=_command(result),
+        methods=[NAMES[method] for method in result.checkpoints],
+        settings=_settings(result),
+        shown=NAMES["me-am"],
+        prior=prior,
+        neighbours=min(NEIGHBOURS, len(actions["data"])),
+        samples=SAMPLES,
+        ranked=len(rewarding) > 1,
+        episodes={name: len(paths) for name, paths in episode_paths(result).items()},
         state=", ".join(f"{number:g}" for number in state),
         chunk_size=result.checkpoints["me-am"].spec.chunk_size,
-        curves=_data_url(draw_curves({m: c.path.parent.parent for m, c in result.checkpoints.items()}), "png"),
-        actions=_data_url(draw_actions(actions, rewarding_directions(env_id, state)), "png"),
+        curves=_data_url(draw_curves(result), "png"),
+        actions=_data_url(draw_actions(actions, rewarding, {**result.labels, "prior": prior}), "png"),
         rollouts=_data_url(draw_rollouts(result), "png"),
         video=None if no_clip or clip is None else _data_url(clip.read_bytes(), "webp"),
         no_video=no_clip,
@@ -69,6 +82,23 @@ def write_report(result: DemoResult, output: Path, *, video: bool) -> Path:
     except OSError as error:
         raise OutputError(f"The report {output} cannot be written: {error.strerror}.") from error
     return output
+
+
+def _command(result: DemoResult) -> str:
+    """The command that repeats the demo."""
+    episodes = "" if result.episodes == result.task.episodes else f" --episodes {result.episodes}"
+    return f"meam demo --task {result.task.name} --seed {result.seed}{episodes}"
+
+
+def _settings(result: DemoResult) -> dict[str, str]:
+    """The settings that differ from the presets: those that all methods share, then those of each method."""
+    configs = {method: checkpoint.config for method, checkpoint in result.checkpoints.items()}
+    shared = shared_settings(configs)
+    own = {
+        NAMES[method]: {name: value for name, value in changed_settings(config).items() if name not in shared}
+        for method, config in configs.items()
+    }
+    return {name: setting_text(given) for name, given in {"all methods": shared, **own}.items() if given}
 
 
 def _data_url(data: bytes, kind: str) -> str:

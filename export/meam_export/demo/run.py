@@ -1,4 +1,4 @@
-"""The stages of the demo. Each leaves its result behind, so that an interrupted demo goes on where it stopped."""
+"""The stages of the demo. Each leaves its result behind, so that an interrupted demo resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from meam_export.demo.labels import method_labels
 from meam_export.demo.tasks import METHODS, DemoTask
 from meam_export.export import export_policy
 from meam_policy.environments.make import make_environment
@@ -20,7 +21,8 @@ from meam_policy.folder.policy_folder import CONFIG_FILE
 from meam_policy.policy import MeamPolicy
 from meam_policy.rollouts.episodes import rollout
 from meam_policy.rollouts.result import RolloutResult, mean_interval
-from meam_training.collection.collect import collect, default_dataset_id
+from meam_training.collection.collect import collect
+from meam_training.collection.dataset_folder import default_dataset_id
 from meam_training.data.dataset import OfflineDataset
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.trainer import train
@@ -57,6 +59,22 @@ class DemoResult:
     dataset: OfflineDataset
     checkpoints: dict[str, Checkpoint]
     rollouts: dict[str, RolloutResult]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What the rows of the table are called: the data, and the methods as `method_labels` names them."""
+        return {"data": "data"} | method_labels({method: saved.config for method, saved in self.checkpoints.items()})
+
+    @property
+    def about_returns(self) -> str:
+        """What the returns of the table are means over."""
+        ends = self.dataset.episode_ends
+        past_the_goal = bool((self.dataset.terminations & ~ends).any())
+        return (
+            f"Returns are means over {_count(self.episodes, 'episode')} of every policy, and over the "
+            f"{_count(int(ends.sum()), 'recorded episode')} of the data"
+            + (", which go on past the goal where the policies' episodes end." if past_the_goal else ".")
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The machine-readable result."""
@@ -100,6 +118,10 @@ def run_demo(
         env.close()
     (folder / TABLE_FILE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return DemoResult(folder / "policies" / "me-am", task, seed, count, table, dataset, checkpoints, rollouts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:

@@ -27,18 +27,21 @@ def render_video(policy: Path, env_id: str, output: Path, seed: int) -> str | No
         seed: Seed of the rollout.
 
     Returns:
-        None, or in one sentence why there is no video.
+        None, or why there is no video.
     """
     environment = {"MUJOCO_GL": "egl", **os.environ}
     command = [sys.executable, "-m", "meam_export.demo.video", str(policy), env_id, str(output), str(seed)]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=4 * TIME_LIMIT_S, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=4 * TIME_LIMIT_S, check=False
+        )
     except subprocess.TimeoutExpired:
-        return "No video: drawing took too long on this machine."
+        return f"No video: drawing took longer than {4 * TIME_LIMIT_S:g} s on this machine."
     if done.returncode or not output.is_file():
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return (
-            "No video: this machine cannot draw off-screen. "
-            "On Debian: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri."
+            f"No video: {reason.rstrip('.')}. If this machine cannot draw off-screen, on Debian: "
+            "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri."
         )
     return None
 

@@ -22,7 +22,7 @@ from meam_export.graph.parity import check_parity, draw_noise, random_observatio
 from meam_export.graph.policy_graph import build_graph
 from meam_export.variants.build import BuiltVariant, build_variant
 from meam_export.variants.ladder import FIGURES, LadderTask, measure_ladder, sliced_wasserstein
-from meam_export.variants.ladder_figure import draw_ladder
+from meam_export.variants.ladder_figure import draw_ladder, ladder_figure
 from meam_policy import BoxSpec, MeamPolicy, PolicySpec, make_environment, rollout
 from meam_policy.spec import Integration, VariantSpec
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, collect, train
@@ -249,3 +249,25 @@ def test_the_picture_has_a_panel_for_every_kind_of_figure(names: list[str], pane
 def test_the_picture_depends_on_the_figures_only() -> None:
     assert draw_ladder(EVERY_KIND) == draw_ladder(EVERY_KIND)
     assert draw_ladder(EVERY_KIND) != draw_ladder({**EVERY_KIND, "k1": entry(1, 0.4, returns=RETURNS)})
+
+
+def test_variants_on_one_point_are_all_seen_and_named() -> None:
+    """A prefix of no weight changes nothing, so that the variant which takes one lies where the other does."""
+    measured = {"action_error": 0.01, "latency_p50_ms": 0.1, "latency_p99_ms": 0.2}
+    alike = VariantSpec("policy-x.onnx", 4, "midpoint", measured=measured)
+    variants = {
+        "k1": entry(1, 0.5),
+        "k4-midpoint": alike,
+        "k4-midpoint-rtc": replace(alike, takes_prefix=True),
+        "k4-midpoint-rtc-int8": replace(alike, takes_prefix=True, precision="int8"),
+    }
+    figure = ladder_figure(variants)
+    for axes in figure.axes:
+        drawn = [line for line in axes.get_lines() if line.get_marker() not in ("None", "")]
+        there = [line for line in drawn if np.array_equal(line.get_xdata(), [4])]
+        assert len(drawn) == len(variants)
+        assert len({line.get_markersize() for line in there}) == 3
+        outer = sorted(there, key=lambda line: line.get_markersize())[1:]
+        assert [line.get_markerfacecolor() for line in outer] == ["none", "none"]
+    named = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert named == {"euler, fp32", "midpoint, fp32", "rtc, fp32", "rtc, int8"}

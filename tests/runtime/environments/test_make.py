@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 
 import gymnasium
@@ -131,3 +133,17 @@ def test_reset_of_a_maze_without_a_seed_goes_on():
 def test_an_environment_whose_simulator_is_gone_is_explained():
     with pytest.raises(MissingExtraError, match=r"Ant-v2 needs something that is not installed"):
         make_environment("Ant-v2")
+
+
+@pytest.mark.parametrize("chosen", [{}, {"MUJOCO_GL": "egl"}, {"DISPLAY": ":7"}])
+def test_drawing_stays_as_the_process_has_chosen_it(chosen):
+    pytest.importorskip("dm_control")
+    code = (
+        "import os, sys; from meam_policy.environments.headless import disable_dm_control_drawing as disable; "
+        "disable(); print('dm_control' in sys.modules, 'mujoco' in sys.modules, os.environ.get('MUJOCO_GL'))"
+    )
+    drawing = ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL")
+    environment = {name: value for name, value in os.environ.items() if name not in drawing} | chosen
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    headless = not chosen and sys.platform == "linux"
+    assert done.stdout.split() == [str(headless), "False", str(chosen.get("MUJOCO_GL"))]

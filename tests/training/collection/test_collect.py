@@ -17,8 +17,9 @@ from meam_export import export_policy
 from meam_policy import MeamPolicy
 from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError, DatasetError, LockedError, NotFoundError, OutputError, SpaceError
-from meam_training.collection import recording
-from meam_training.collection.collect import collect, default_dataset_id
+from meam_training.collection import partial_recording
+from meam_training.collection.collect import collect
+from meam_training.collection.dataset_folder import default_dataset_id
 from meam_training.collection.demonstrators import Episode, PocketsDemonstrator, PointmazeDemonstrator
 from meam_training.collection.demonstrators import pointmaze as pointmaze_module
 from meam_training.commands import collect as command
@@ -201,7 +202,7 @@ def test_nothing_recorded_leaves_nothing_behind(tmp_path, monkeypatch):
 )
 def test_a_resumed_recording_is_the_uninterrupted_one(tmp_path, monkeypatch, environment, transitions, stops):
     whole = OfflineDataset.from_minari(collect(environment, transitions, seed=3, root=tmp_path / "whole"))
-    monkeypatch.setattr(recording, "SHARD_TRANSITIONS", 500)
+    monkeypatch.setattr(partial_recording, "SHARD_TRANSITIONS", 500)
     for count in stops:
         with pytest.raises(KeyboardInterrupt):
             collect(
@@ -218,9 +219,9 @@ def test_a_resumed_recording_is_the_uninterrupted_one(tmp_path, monkeypatch, env
 
 KILLED = """
 import sys
-from meam_training.collection import recording
+from meam_training.collection import partial_recording
 from meam_training.collection.collect import collect
-recording.SHARD_TRANSITIONS = 200
+partial_recording.SHARD_TRANSITIONS = 200
 say = lambda done, total: print(done, flush=True)
 collect("meam/Pockets-v0", 6000, seed=3, root=sys.argv[1], resume=True, on_progress=say)
 """
@@ -323,7 +324,7 @@ def test_shards_keep_the_episodes_of_dict_observations(tmp_path):
         )
         for n in (3, 1, 5)
     ]
-    with recording.PartialRecording.open(tmp_path / "partial", {}, resume=False) as partial:
+    with partial_recording.PartialRecording.open(tmp_path / "partial", {}, resume=False) as partial:
         for episode in episodes:
             partial.add(episode, [])
         partial.flush()
@@ -339,7 +340,7 @@ def test_shards_keep_the_episodes_of_dict_observations(tmp_path):
 
 
 def test_memory_holds_no_more_than_a_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "SHARD_TRANSITIONS", 100)
+    monkeypatch.setattr(partial_recording, "SHARD_TRANSITIONS", 100)
     with pytest.raises(KeyboardInterrupt):
         collect(POCKETS, 1000, root=tmp_path, on_progress=interrupt_at(250))
     names = sorted(path.name for path in tmp_path.rglob("*.npz"))
@@ -411,7 +412,7 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch)
         patch.setattr(command, "collect", interrupted)
         with pytest.raises(KeyboardInterrupt):
             command.run(arguments, "meam collect")
-    assert "--resume to go on" in capsys.readouterr().err
+    assert "--resume to continue" in capsys.readouterr().err
     command.run([*arguments, "--resume"], "meam collect")
     assert "transitions/s" in capsys.readouterr().err
     assert len(OfflineDataset.from_minari(tmp_path / "meam" / "pockets-v0")) == 100

@@ -1,4 +1,8 @@
+import json
+import os
 import re
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -200,3 +204,19 @@ def test_the_goal_is_met_now_and_then_and_left_again(tmp_path, monkeypatch):
     np.testing.assert_array_equal(data.terminations, data.rewards == 0)
     assert 0 < data.terminations.mean() < 0.2
     assert (data.terminations[:-1] & ~data.terminations[1:] & ~data.episode_ends[:-1]).any()
+
+
+def test_recording_needs_no_display_and_does_not_ask_for_one(tmp_path):
+    """A process of its own: what draws is chosen when it is imported."""
+    drawing = ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL")
+    environment = {name: value for name, value in os.environ.items() if name not in drawing}
+    code = (
+        "import sys; from meam_policy.cli import run; from meam_training.collection.demonstrators import manipulation; "
+        "manipulation.EPISODE_STEPS = 5; sys.exit(run(['collect', sys.argv[1], '--transitions', '1', '--json', "
+        "'--root', sys.argv[2]]))"
+    )
+    command = [sys.executable, "-c", code, CUBE, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert (tmp_path / "cube" / "single-play-singletask-task1-v0").samefile(json.loads(done.stdout)["dataset"])

@@ -15,8 +15,9 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
-import meam_training.data.dataset as dataset_module
 import meam_training.data.dataset_cache as dataset_cache
+import meam_training.data.minari_source as minari_source
+import meam_training.data.ogbench_source as ogbench_source
 from meam_policy.errors import DatasetError
 from meam_training.data.dataset import OfflineDataset
 
@@ -108,8 +109,9 @@ def test_the_second_opening_maps_what_the_first_one_wrote_and_reads_nothing_else
     open_data, _ = source
     expected = in_memory(open_data, monkeypatch)
     assert_same(open_data(), expected)
-    for name in ("open_minari", "NpzFile", "RowCheck"):
-        monkeypatch.setattr(dataset_module, name, None)
+    for module, name in ((minari_source, "open_minari"), (ogbench_source, "NpzFile")):
+        monkeypatch.setattr(module, name, None)
+        monkeypatch.setattr(module, "RowCheck", None)
     again = open_data()
     assert_same(again, expected)
     assert all(isinstance(getattr(again, name), np.memmap) for name in COLUMNS)
@@ -265,7 +267,7 @@ def test_a_broken_cache_is_written_anew(maze, monkeypatch, damage):
     assert_same(data, expected)
     assert folder_of(data) == folder
     assert not any(path.is_symlink() for path in folder.iterdir())
-    monkeypatch.setattr(dataset_module, "NpzFile", None)
+    monkeypatch.setattr(ogbench_source, "NpzFile", None)
     assert_same(OfflineDataset.from_ogbench(maze), expected)
 
 
@@ -273,7 +275,7 @@ def test_a_place_that_cannot_be_written_is_replaced_by_the_users_cache(maze, use
     (maze.parent / ".meam-cache").touch()
     data = OfflineDataset.from_ogbench(maze)
     assert folder_of(data).is_relative_to(user_cache / "meam-policy")
-    monkeypatch.setattr(dataset_module, "NpzFile", None)
+    monkeypatch.setattr(ogbench_source, "NpzFile", None)
     assert_same(OfflineDataset.from_ogbench(maze), data)
 
 
@@ -330,20 +332,20 @@ def test_what_an_interrupted_conversion_left_is_deleted_by_the_next(maze):
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(maze, monkeypatch):
-    read = dataset_module._ogbench_blocks
+    read = ogbench_source._ogbench_blocks
 
     def disturbed(*arguments):
         yield from read(*arguments)
         os.utime(maze)
 
-    monkeypatch.setattr(dataset_module, "_ogbench_blocks", disturbed)
+    monkeypatch.setattr(ogbench_source, "_ogbench_blocks", disturbed)
     with pytest.raises(DatasetError, match=r"maze-v0\.npz changed while it was read"):
         OfflineDataset.from_ogbench(maze)
     assert not caches(maze.parent)
 
 
 def test_of_two_that_open_the_data_at_once_one_converts_and_the_other_waits(maze, monkeypatch):
-    read, conversions, opened = dataset_module._ogbench_blocks, [], []
+    read, conversions, opened = ogbench_source._ogbench_blocks, [], []
     both_here = threading.Barrier(2, timeout=30)
     places = dataset_cache._places
 
@@ -355,7 +357,7 @@ def test_of_two_that_open_the_data_at_once_one_converts_and_the_other_waits(maze
         both_here.wait()
         return places(source)
 
-    monkeypatch.setattr(dataset_module, "_ogbench_blocks", counted)
+    monkeypatch.setattr(ogbench_source, "_ogbench_blocks", counted)
     monkeypatch.setattr(dataset_cache, "_places", meet)
     threads = [threading.Thread(target=lambda: opened.append(OfflineDataset.from_ogbench(maze))) for _ in range(2)]
     for thread in threads:

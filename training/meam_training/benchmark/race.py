@@ -180,7 +180,7 @@ def race(
 
 
 def turns(contestants: Sequence[Contestant], rounds: int) -> Iterator[Contestant]:
-    """Everyone once a round, in an order drawn anew for every round, the same in every run."""
+    """Everyone once per round, in a new random order every round, which is the same in every run."""
     generator = random.Random(0)
     for _ in range(rounds):
         yield from generator.sample(contestants, len(contestants))

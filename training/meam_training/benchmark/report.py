@@ -15,6 +15,7 @@ import numpy as np
 from meam_training.benchmark.contestants import PRODUCTS, REFERENCES
 from meam_training.benchmark.race import Contestant, Outcome
 from meam_training.benchmark.settings import PROGRAMS, Setting
+from meam_training.benchmark.tables import Section, markdown_report, three_digits
 
 __all__ = [
     "COLUMNS",
@@ -103,8 +104,8 @@ def cells(row: Row) -> list[str]:
         return [row.name, "failed", *[""] * (len(COLUMNS) - 2)]
     return [
         row.name,
-        _number(row.median),
-        "" if row.quartiles is None else " to ".join(map(_number, row.quartiles)),
+        "" if row.median is None else three_digits(row.median),
+        "" if row.quartiles is None else " to ".join(map(three_digits, row.quartiles)),
         "" if row.ratio is None else f"{row.ratio:.2f}",
         "" if row.share is None else f"{row.share:.0%}",
         "" if row.first_seconds is None else f"{row.first_seconds:.1f}",
@@ -121,7 +122,7 @@ def notes(outcome: Outcome) -> list[str]:
 def _describe(limit: Limit) -> str:
     return (
         f"Limit, {limit.method} in {limit.precision}: {limit.flops / 1e9:.3g} GFLOP an update at "
-        f"{_number(limit.flops_per_second / 1e9)} GFLOP/s is {_number(limit.updates_per_second)} updates/s."
+        f"{three_digits(limit.flops_per_second / 1e9)} GFLOP/s is {three_digits(limit.updates_per_second)} updates/s."
     )
 
 
@@ -138,13 +139,13 @@ def machine(outcomes: Sequence[Outcome], threads: int, *, tf32: bool) -> dict[st
 
 def markdown(outcomes: Sequence[Outcome], about: dict[str, Any]) -> str:
     """The tables, and what they belong to, as Markdown."""
-    lines = [", ".join(f"{name} {value}" for name, value in about.items()), ""]
-    for outcome in outcomes:
-        lines += [f"## {outcome.setting.name}", "", sizes(outcome), ""]
-        lines += ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
-        lines += ["| " + " | ".join(cells(row)) + " |" for row in summarise(outcome)]
-        lines += ["", *(f"- {note}" for note in notes(outcome)), ""]
-    return "\n".join(lines)
+    return markdown_report(
+        about,
+        [
+            Section(outcome.setting.name, sizes(outcome), COLUMNS, list(map(cells, summarise(outcome))), notes(outcome))
+            for outcome in outcomes
+        ],
+    )
 
 
 def to_json(outcomes: Sequence[Outcome], about: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def sizes(outcome: Outcome) -> str:
     return (
         f"Observation {setting.observation_dim}, action {setting.action_dim}, chunk {setting.chunk_size}; hidden "
         f"layers {' '.join(map(str, setting.hidden_dims))}, critics {setting.num_critics}, batch {setting.batch_size}, "
-        f"flow steps {setting.nfe}; rounds {rounds}, updates a round {setting.updates}."
+        f"NFE {setting.nfe}; rounds {rounds}, updates a round {setting.updates}."
     )
 
 
@@ -218,12 +219,6 @@ def _median_ratio(rates: Sequence[float], others: Sequence[float]) -> float:
 def _product_flops(setting: Setting) -> int:
     rows, inner, columns = setting.product
     return 2 * rows * inner * columns
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def processor() -> str:

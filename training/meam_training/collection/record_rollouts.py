@@ -16,9 +16,10 @@ from meam_policy.environments.space_check import AnyEnv, control_rate
 from meam_policy.rollouts.episode_log import ActingPolicy, Trajectory
 from meam_policy.rollouts.episodes import rollout
 from meam_policy.rollouts.result import RolloutResult
-from meam_training.collection.collect import new_dataset_folder
+from meam_training.collection.dataset_folder import new_dataset_folder
 from meam_training.collection.demonstrators import Episode
-from meam_training.collection.recording import Metadata, PartialRecording, write_minari
+from meam_training.collection.minari_writer import Metadata, write_minari
+from meam_training.collection.partial_recording import PartialRecording
 
 __all__ = ["record_rollouts"]
 

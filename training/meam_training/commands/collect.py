@@ -33,7 +33,7 @@ def collect_command(
 
     There are demonstrators for meam/Pockets-v0, and for OGBench's pointmaze, cube, scene and puzzle tasks with a fixed
     task. The same seed gives the same data. The data set appears when it is complete; what was recorded before Ctrl-C
-    is kept, and --resume goes on from there.
+    is kept, and --resume continues from there.
 
     Example: meam collect cube-single-play-singletask-task1-v0 --transitions 1000000
 
@@ -45,7 +45,7 @@ def collect_command(
         dataset_id: Minari id, such as pockets/rare-north-v0; by default made from the environment's name.
         root: Folder of the Minari data sets; by default MINARI_DATASETS_PATH, or ~/.minari/datasets.
         mode_shares: Pockets only: how often each pocket is aimed at, as in west=0.5 east=0.45 north=0.05.
-        resume: Go on with the unfinished recording of this data set, if there is one.
+        resume: Continue the unfinished recording of this data set, if there is one.
         json: Print one line of JSON to stdout.
     """
     try:
@@ -62,7 +62,7 @@ def collect_command(
                 on_progress=_with_rate(advance),
             )
     except KeyboardInterrupt:
-        say("Give the same command with --resume to go on.")
+        say("Repeat the command with --resume to continue.")
         raise
     if json:
         print_json({"dataset": str(folder)})

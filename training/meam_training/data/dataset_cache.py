@@ -43,7 +43,7 @@ COLUMNS = {
     "terminations": "|b1",
     "episode_ends": "|b1",
 }
-"""The arrays of a recording, a row a transition, and their element types, in the order of the fingerprint.
+"""The arrays of a recording, a row per transition, and their element types, in the order of the fingerprint.
 
 Observations are stored twice, as seen before and after the action: twice the size, but an array each that may be
 indexed as if it were in memory.
@@ -60,7 +60,7 @@ class Recording(NamedTuple):
     """Checked transitions, as they come out of a source.
 
     Attributes:
-        about: What is known of them besides, as JSON data.
+        about: Their spaces and origin, as JSON data.
         blocks: Consecutive rows of all `COLUMNS`, in order; iterated once.
     """
 
@@ -195,7 +195,7 @@ def _load(folder: Path, make: Callable[[dict[str, Any], Columns], T]) -> T | Non
         columns = {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in COLUMNS}
         seen = {name: [array.dtype.str, list(array.shape)] for name, array in columns.items()}
         return make(metadata["about"], columns) if seen == metadata["columns"] else None
-    except Exception:  # json, mmap and NumPy raise a dozen kinds when a file is broken; it is written anew then
+    except Exception:  # json, mmap and NumPy raise a dozen kinds when a file is broken; it is then written again
         return None
 
 

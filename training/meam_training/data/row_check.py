@@ -19,7 +19,7 @@ BOUND_TOLERANCE = 1e-4
 
 
 class RowCheck:
-    """Checks transitions against their boxes and flattens them, a block of consecutive rows a call.
+    """Checks transitions against their boxes and flattens them, one block of consecutive rows per call.
 
     Attributes:
         observation_boxes: The observation's boxes in the order of flattening.
@@ -105,7 +105,7 @@ def numbers(values: ArrayLike, name: str) -> NDArray[Any]:
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise DatasetError(f"{name} is ragged; expected one array with a row a transition.") from error
+        raise DatasetError(f"{name} is ragged; expected one array with a row per transition.") from error
     if array.dtype.kind not in "fiub":
         raise DatasetError(f"{name} has type {array.dtype}; expected real numbers.")
     return array
@@ -119,7 +119,7 @@ def flags(values: ArrayLike, name: str) -> NDArray[np.bool_]:
     """
     array = numbers(values, name)
     if array.ndim != 1 or not np.isin(array, (0, 1)).all():
-        raise DatasetError(f"{name} has shape {array.shape} or values other than 0 and 1; expected one flag a row.")
+        raise DatasetError(f"{name} has shape {array.shape} or values other than 0 and 1; expected one flag per row.")
     return array.astype(bool)
 
 
@@ -127,7 +127,7 @@ def _rows(array: NDArray[Any], box: BoxSpec, name: str, where: _Where) -> NDArra
     """Check an array [n, …] against its box and flatten it to rows [n, size]."""
     shapes = [(where.rows, *box.shape)] + ([(where.rows,)] if box.shape == (1,) else [])
     if array.shape not in shapes:
-        raise DatasetError(f"{name} has shape {array.shape}; expected {shapes[-1]}: a row a transition, as its space.")
+        raise DatasetError(f"{name} has shape {array.shape}; expected {shapes[-1]}: a row per transition.")
     wide = array.reshape(where.rows, box.size)
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(wide, dtype=np.float32)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 __all__ = ["Episode", "Observations", "episode_generator", "record_steps", "seeded_globally"]
 
 Observations = NDArray[Any] | dict[str, NDArray[Any]]
-"""One row an observation; one array a key for a Dict space."""
+"""A row per observation; for a Dict space, an array per key."""
 
 
 class Episode(NamedTuple):

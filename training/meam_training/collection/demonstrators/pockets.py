@@ -31,14 +31,14 @@ class PocketsDemonstrator:
     different actions: the demonstrations are multi-modal, not merely diverse in their starts.
 
     Args:
-        mode_shares: probability of aiming at each pocket; pockets left out are never aimed at.
+        mode_shares: Probability of aiming at each pocket; pockets left out are never aimed at.
             None takes `DEFAULT_MODE_SHARES`.
-        noise: standard deviation of the Gaussian noise on each motor command, before clipping to [-1, 1].
-        seed: of the generator that draws pockets and noise.
+        noise: Standard deviation of the Gaussian noise on each motor command, before clipping to [-1, 1].
+        seed: Seed of the generator that draws pockets and noise.
 
     Attributes:
-        pocket: name of the pocket that this episode aims at. A first one is drawn on construction.
-        generator: the generator; between episodes, its state is all that the next one depends on.
+        pocket: Name of the pocket that this episode aims at. A first one is drawn on construction.
+        generator: The generator; between episodes, its state is all that the next one depends on.
 
     Raises:
         ConfigError: a pocket does not exist, a share is negative, the shares do not sum to 1, or the noise is

@@ -1,4 +1,4 @@
-"""Episodes on their way into a Minari data set: kept in shards while they are recorded, then written at once.
+"""Episodes on their way into a data set: kept in shards while they are recorded, then written at once.
 
 .NAME.partial/              beside the data set NAME; hidden, so that Minari does not list it
 00000000.npz, …             shards of whole episodes, named by their first one
@@ -6,15 +6,13 @@
 minari/                     the data set while it is being written; moved away when it is complete
 
 A shard is written whole or not at all, and holds all that the episodes after it depend on: a process may be killed at
-any time, and the next one goes on from the last shard.
+any time, and the next one continues from the last shard.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +20,6 @@ from typing import Any, Final, NamedTuple
 from zipfile import BadZipFile
 
 import filelock
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,7 +27,7 @@ from meam_policy.atomic_files import atomic_file, flush_to_disk
 from meam_policy.errors import ConfigError, DatasetError, LockedError, OutputError
 from meam_training.collection.demonstrators import Episode
 
-__all__ = ["Metadata", "PartialRecording", "write_minari"]
+__all__ = ["PartialRecording"]
 
 SHARD_TRANSITIONS: Final = 5000
 """Transitions that are kept in memory, and lost when the process is killed."""
@@ -45,14 +42,6 @@ class Progress(NamedTuple):
     episodes: int = 0
     transitions: int = 0
     generators: GeneratorStates | None = None
-
-
-class Metadata(NamedTuple):
-    """What a data set says about itself."""
-
-    algorithm: str
-    description: str
-    further: dict[str, Any]
 
 
 class PartialRecording:
@@ -75,12 +64,12 @@ class PartialRecording:
     @classmethod
     @contextmanager
     def open(cls, folder: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterator[PartialRecording]:
-        """Start a recording, or go on with one; on the way out, what was recorded is saved.
+        """Start a recording, or continue one; on the way out, what was recorded is saved.
 
         Args:
             folder: Its folder.
             settings: All that decides about the data, as JSON data.
-            resume: Go on with what is there, if anything is.
+            resume: Continue the recording that is there, if there is one.
 
         Raises:
             OutputError: there is an unfinished recording and `resume` is false, or the folder cannot be written.
@@ -229,74 +218,3 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> list[Episode]:
         named = {name.partition("/")[2]: parts[index] for name, parts in seen.items()}
         episodes.append(Episode(named.get("", named), actions, rewards, terminations))
     return episodes
-
-
-def write_minari(recording: PartialRecording, name: str, env: gymnasium.Env[Any, Any], metadata: Metadata) -> Path:
-    """Write a recording as a Minari data set into its own folder, one shard in memory at a time.
-
-    Args:
-        recording: The recording.
-        name: Minari id.
-        env: The environment, for its specification and spaces.
-        metadata: What the data set says about itself.
-
-    Returns:
-        The folder of the data set.
-
-    Raises:
-        OutputError: the folder cannot be written.
-    """
-    import minari
-
-    staging, shards = recording.folder / "minari", recording.shards()
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        with _minari_root(staging), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about metadata that a local data set does not need
-            dataset = minari.create_dataset_from_buffers(
-                dataset_id=name,
-                buffer=_buffers(next(shards)),
-                env=env.unwrapped,
-                observation_space=env.observation_space,
-                action_space=env.action_space,
-                algorithm_name=metadata.algorithm,
-                description=metadata.description,
-                data_format="hdf5",
-            )
-        for episodes in shards:
-            dataset.storage.update_episodes(_buffers(episodes))
-        dataset.storage.update_metadata(metadata.further)
-    except OSError as error:
-        raise OutputError(f"The data set {name} cannot be written into {staging}: {error}.") from error
-    return staging / name
-
-
-def _buffers(episodes: list[Episode]) -> list[Any]:
-    from minari.data_collector.episode_buffer import EpisodeBuffer
-
-    return [
-        EpisodeBuffer(
-            observations={key: list(array) for key, array in e.observations.items()}
-            if isinstance(e.observations, dict)
-            else list(e.observations),
-            actions=list(e.actions),
-            rewards=list(e.rewards),
-            terminations=list(e.terminations),
-            truncations=[False] * (len(e.rewards) - 1) + [not e.terminations[-1]],
-        )
-        for e in episodes
-    ]
-
-
-@contextmanager
-def _minari_root(folder: Path) -> Iterator[None]:
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(folder)  # minari has no other way to say where
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("MINARI_DATASETS_PATH", None)
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +19,11 @@ import onnxruntime
 import pytest
 import torch
 from google.protobuf import text_format
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from meam_export import triton
 from meam_export.graph.policy_graph import build_graph
-from meam_export.triton import write_triton_repository
+from meam_export.triton import repository, write_triton_repository
 from meam_policy import BoxSpec, ConfigError, FormatError, IntegrityError, NotFoundError, OutputError, PolicySpec
 from meam_policy.folder.policy_folder import sha256
 from meam_policy.spec import Integration
@@ -402,7 +399,7 @@ def test_a_writer_that_fails_leaves_the_model_as_it_was(
     models = tmp_path / "models"
     model = write_triton_repository(policy, models)
     before = (model / "config.pbtxt").read_bytes()
-    next_version = triton._next_version
+    next_version = repository._next_version
 
     def overtaken(model: Path, signature: Any) -> int:
         version = next_version(model, signature)
@@ -410,7 +407,7 @@ def test_a_writer_that_fails_leaves_the_model_as_it_was(
         (model / str(version) / "model.onnx").write_text("another writer was faster")
         return version
 
-    monkeypatch.setattr(triton, "_next_version", overtaken)
+    monkeypatch.setattr(repository, "_next_version", overtaken)
     with pytest.raises(OutputError, match="models/arm cannot be written"):
         write_triton_repository(policy, models)
     assert (model / "config.pbtxt").read_bytes() == before
@@ -492,55 +489,11 @@ def test_a_changed_graph_and_a_missing_policy_are_refused(policy: Path, tmp_path
         write_triton_repository(tmp_path / "nowhere", tmp_path / "models")
 
 
-TINY = hand_made()
-any_text = st.text() | st.text(alphabet="\"\\\n\r\t\0'#{}é\u2028\U0001f916ab0 ")
-
-
-@settings(max_examples=100, deadline=None)
-@given(environment_id=any_text, method=any_text, key=any_text)
-def test_any_text_comes_back_from_the_configuration(environment_id: str, method: str, key: str) -> None:
-    box = replace(SPEC.observation[0], shape=(3,), low=(-np.inf,) * 3, high=(np.inf,) * 3, key=key)
-    with tempfile.TemporaryDirectory() as folder:
-        policy = make_policy(
-            Path(folder) / "arm", TINY, environment_id=environment_id, method=method, observation=(box,)
-        )
-        found = parameters(write_triton_repository(policy, Path(folder) / "models"))
-    assert found["policy_environment_id"] == environment_id
-    assert found["policy_method"] == method
-    assert json.loads(found["policy_observation"]) == [{"key": key, "shape": [3]}]
-
-
 def test_half_of_a_surrogate_pair_is_refused(tmp_path: Path) -> None:
-    policy = make_policy(tmp_path / "arm", TINY, environment_id="a\ud800")
+    policy = make_policy(tmp_path / "arm", hand_made(), environment_id="a\ud800")
     with pytest.raises(FormatError, match=r"'a\\ud800' is not Unicode text"):
         write_triton_repository(policy, tmp_path / "models")
     assert not (tmp_path / "models").exists()
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    max_batch_size=st.integers(1, 2**31 - 1) | st.integers(1, 300),
-    instances=st.integers(1, 2**31 - 1),
-    delay=st.integers(0, 2**31 - 1),
-)
-def test_numbers_come_back_and_no_warm_up_is_larger_than_a_batch(
-    max_batch_size: int, instances: int, delay: int
-) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        model = write_triton_repository(
-            make_policy(Path(folder) / "arm", TINY),
-            Path(folder) / "models",
-            max_batch_size=max_batch_size,
-            instances=instances,
-            max_queue_delay_us=delay,
-        )
-        config = read_config(model)
-    assert config.max_batch_size == max_batch_size
-    assert config.instance_group[0].count == instances
-    assert config.dynamic_batching.max_queue_delay_microseconds == delay
-    sizes = [sample.batch_size for sample in config.model_warmup]
-    assert sizes == sorted({1, max_batch_size, *sizes})
-    assert sizes[-1] == max_batch_size
 
 
 class OneModel(service_grpc.GRPCInferenceServiceServicer):

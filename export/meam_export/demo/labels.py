@@ -1,0 +1,65 @@
+"""What the demo calls its methods: their names, and the settings in which they leave their presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from meam_training.config import TrainConfig
+
+__all__ = ["NAMES", "OBJECTIVES", "changed_settings", "method_labels", "setting_text", "shared_settings"]
+
+NAMES = {"bc": "BC flow", "qam": "QAM", "qam-edit": "QAM-EDIT", "me-am": "ME-AM"}
+"""What the field calls the methods."""
+
+OBJECTIVES = {"adjoint": "adjoint matching", "target_score": "target score", "reweighted": "reweighted flow matching"}
+"""How `TrainConfig.objective` trains a policy."""
+
+_LENGTHS = ("steps", "pretrain_steps")
+
+
+def changed_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that differ from those of the method's preset, by name."""
+    preset, given = dataclasses.asdict(TrainConfig.preset(config.method)), dataclasses.asdict(config)
+    return {name: value for name, value in given.items() if value != preset[name]}
+
+
+def shared_settings(configs: Mapping[str, TrainConfig]) -> dict[str, Any]:
+    """The changed settings that all methods have in common.
+
+    Args:
+        configs: Settings of every method, at least one.
+    """
+    first, *others = (changed_settings(config) for config in configs.values())
+    return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+
+
+def method_labels(configs: Mapping[str, TrainConfig]) -> dict[str, str]:
+    """Names of the methods, each with the changed settings that set it apart, such as "ME-AM (objective adjoint)".
+
+    What all methods share, and how long each is trained, is left out.
+
+    Args:
+        configs: Settings of every method.
+    """
+    apart = {*shared_settings(configs), *_LENGTHS}
+    labels = {}
+    for method, config in configs.items():
+        own = {name: value for name, value in changed_settings(config).items() if name not in apart}
+        name = NAMES.get(method, method)
+        labels[method] = f"{name} ({setting_text(own)})" if own else name
+    return labels
+
+
+def setting_text(settings: Mapping[str, Any]) -> str:
+    """Settings as words: `{"objective": "adjoint", "steps": 6000}` gives "objective adjoint, steps 6000"."""
+    return ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in settings.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (tuple, list)):
+        return " ".join(_value(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

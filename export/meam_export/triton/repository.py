@@ -1,0 +1,177 @@
+"""A Triton model repository: its models, and their numbered versions."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import get_args
+
+from meam_export.triton.config_text import TritonDevice, config_text, is_as_written
+from meam_export.triton.signature import Signature, Tensor, check_signature, read_signature
+from meam_policy.atomic_files import atomic_folder, write_atomically
+from meam_policy.errors import ConfigError, OutputError
+from meam_policy.folder.policy_folder import GRAPH_FILE, locate_policy, read_graph, read_spec
+
+__all__ = ["write_triton_repository"]
+
+_CONFIG, _MODEL = "config.pbtxt", "model.onnx"
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_VERSION = re.compile(r"[1-9][0-9]*")
+
+
+def write_triton_repository(
+    policy_folder: str | os.PathLike[str],
+    repository: str | os.PathLike[str],
+    *,
+    model_name: str | None = None,
+    max_batch_size: int = 256,
+    instances: int = 1,
+    device: TritonDevice = "cpu",
+    max_queue_delay_us: int = 0,
+) -> Path:
+    """Add a policy to a Triton model repository: as a new model, or as the next version of the one of that name.
+
+    A new model appears whole. A new version of a model must take and give the same tensors. It appears whole too, and
+    `config.pbtxt` is then replaced by one made from these arguments; Triton serves the newest version. Settings of
+    your own belong into `configs/NAME.pbtxt` in the model's folder, which is left alone (`--model-config-name=NAME`):
+    a `config.pbtxt` edited by hand is not overwritten.
+
+    Args:
+        policy_folder: What `meam export` wrote, or a Hub repo id "owner/name".
+        repository: The model repository; made if need be.
+        model_name: Name of the model; by default that of the policy folder, in which characters other than ASCII
+            letters, digits, "_", "." and "-" become "_".
+        max_batch_size: Most rows that Triton runs at once, and that one request may have; 1 or more.
+        instances: Copies of the model that run side by side, on the CPU with one thread each; on GPUs, for each GPU.
+        device: "cpu" or "gpu".
+        max_queue_delay_us: How long a request may wait for others to be batched with, microseconds. With 0, a batch
+            is what has arrived while the instances were busy; with more, every request waits this long unless a
+            full batch gathers sooner.
+
+    Returns:
+        The model's folder, `repository / model_name`.
+
+    Raises:
+        NotFoundError: there is no such policy.
+        HubError: the Hub could not deliver the policy.
+        FormatError: the policy is broken, or Triton could not batch its graph.
+        ConfigError: an argument is out of range, or no model name can be made of the folder's.
+        OutputError: the model that is there has other inputs or outputs, was not written by `meam export` or was
+            edited since, or the repository cannot be written.
+        MissingExtraError: onnx is not installed.
+
+    References:
+        Triton's model_repository.md, model_configuration.md, batcher.md, the comments of model_config.proto, and the
+        README of its onnxruntime backend.
+    """
+    _check_numbers(
+        max_batch_size=(max_batch_size, 1), instances=(instances, 1), max_queue_delay_us=(max_queue_delay_us, 0)
+    )
+    if device not in get_args(TritonDevice):
+        raise ConfigError(f"device is {device!r}; expected one of {', '.join(get_args(TritonDevice))}.")
+    folder = locate_policy(policy_folder)
+    spec = read_spec(folder)
+    graph = read_graph(folder, spec)
+    signature = read_signature(graph, GRAPH_FILE)
+    check_signature(signature, spec)
+    model = Path(repository).expanduser().absolute() / _model_name(policy_folder, model_name)
+    version = _next_version(model, signature)
+    config = config_text(
+        model.name,
+        signature,
+        spec,
+        version,
+        max_batch_size=max_batch_size,
+        instances=instances,
+        device=device,
+        max_queue_delay_us=max_queue_delay_us,
+    )
+    _write(model, version, graph, config)
+    return model
+
+
+def _check_numbers(**numbers: tuple[int, int]) -> None:
+    for name, (number, least) in numbers.items():
+        if not least <= number < 2**31:
+            raise ConfigError(f"{name} is {number}; expected {least} to {2**31 - 1}.")
+
+
+def _model_name(policy_folder: str | os.PathLike[str], given: str | None) -> str:
+    """The given name, or one made of the last part of the path: Triton's names become folders and parts of URLs."""
+    source = os.path.basename(os.path.abspath(os.path.expanduser(policy_folder)))
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", source).lstrip(".-") if given is None else given
+    if not _MODEL_NAME.fullmatch(name) or (given is None and not name.strip("_")):
+        made = "" if given is not None else f", made of the folder's name {source!r}"
+        raise ConfigError(
+            f'The model name is {name!r}{made}; expected letters, digits, "_", "." and "-", the first not "." or "-". '
+            "Give another model name."
+        )
+    return name
+
+
+def _next_version(model: Path, signature: Signature) -> int:
+    """1 for a new model; otherwise one more than the newest version, which must have the same signature.
+
+    Raises:
+        OutputError: the folder is not a model that `meam export` wrote, or its signature is another.
+    """
+    remedy = "Choose another model name, or delete it first."
+    try:
+        there = sorted(file.name for file in model.iterdir()) if model.exists() or model.is_symlink() else []
+        if not there:
+            return 1
+        versions = [int(name) for name in there if _VERSION.fullmatch(name)]
+        if not versions or _CONFIG not in there:
+            raise OutputError(f"{model} holds {', '.join(there[:10])}; expected {_CONFIG} and versions. {remedy}")
+        _check_seal(model / _CONFIG)
+        newest = model / str(max(versions)) / _MODEL
+        _check_same(read_signature(newest.read_bytes(), str(newest)), signature, model, remedy)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"The model {model} cannot be read: {error.strerror or error}. {remedy}") from error
+    return max(versions) + 1
+
+
+def _check_same(old: Signature, new: Signature, model: Path, remedy: str) -> None:
+    for kind in ("inputs", "outputs"):
+        before, now = ({tensor.name: tensor for tensor in getattr(side, kind)} for side in (old, new))
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name):
+                raise OutputError(
+                    f'{model} has among its {kind} "{name}" as {_describe(before.get(name))}; this policy has it as '
+                    f"{_describe(now.get(name))}, and versions of one model must agree. {remedy}"
+                )
+
+
+def _describe(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else f"{tensor.data_type} {['batch', *tensor.shape]}"
+
+
+def _check_seal(config: Path) -> None:
+    """Refuse to replace what somebody has edited.
+
+    Raises:
+        OutputError: the file is not as `meam export` wrote it.
+    """
+    if not is_as_written(config.read_bytes()):
+        raise OutputError(
+            f"{config} was edited, or not written by `meam export`; expected it as written, for a new version replaces "
+            "it. Move your settings to configs/NAME.pbtxt beside it, or choose another model name."
+        )
+
+
+def _write(model: Path, version: int, graph: bytes, config: bytes) -> None:
+    """Write a version. It appears before its configuration, for only one writer can make it."""
+    try:
+        with atomic_folder(model if version == 1 else model / str(version)) as hidden:
+            folder = hidden / str(version) if version == 1 else hidden
+            folder.mkdir(exist_ok=True)
+            (folder / _MODEL).write_bytes(graph)
+            if version == 1:
+                (hidden / _CONFIG).write_bytes(config)
+        if version > 1:
+            write_atomically(model / _CONFIG, config)
+    except OSError as error:
+        raise OutputError(f"The Triton model {model} cannot be written: {error.strerror or error}.") from error

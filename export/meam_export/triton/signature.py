@@ -1,0 +1,102 @@
+"""The inputs and outputs that an ONNX file declares, as Triton names their types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from meam_policy.errors import FormatError, MissingExtraError
+from meam_policy.spec import PolicySpec
+
+__all__ = ["Signature", "Tensor", "check_signature", "read_signature"]
+
+_DATA_TYPES = {
+    "FLOAT": "TYPE_FP32",
+    "FLOAT16": "TYPE_FP16",
+    "DOUBLE": "TYPE_FP64",
+    "INT32": "TYPE_INT32",
+    "INT64": "TYPE_INT64",
+    "BOOL": "TYPE_BOOL",
+}
+"""Triton's names of ONNX element types."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of the graph; its shape is without the batch axis, -1 where the size varies."""
+
+    name: str
+    data_type: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What goes into a graph and what comes out of it, in the order of its declarations."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+def read_signature(graph: bytes, file: str) -> Signature:
+    """Read the tensors that an ONNX file itself declares.
+
+    Args:
+        graph: Contents of the file.
+        file: What messages call it.
+
+    Raises:
+        FormatError: the graph is not ONNX, or a tensor is of a type or shape that Triton could not batch.
+        MissingExtraError: onnx is not installed.
+    """
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError as error:
+        raise MissingExtraError("Triton's configuration needs onnx: pip install 'meam-policy[export]'.") from error
+    try:
+        declared = onnx.load_from_string(graph).graph
+    except DecodeError as error:
+        raise FormatError(f"{file} is not a valid ONNX file: {error}. Export the policy again.") from error
+    inputs, outputs = (
+        tuple(_read_tensor(value, file) for value in values) for values in (declared.input, declared.output)
+    )
+    return Signature(inputs, outputs)
+
+
+def check_signature(signature: Signature, spec: PolicySpec) -> None:
+    """Refuse a graph that is not of the policy which `config.json`, by which clients go, describes.
+
+    Raises:
+        FormatError: the graph takes other observations or returns other actions.
+    """
+    for kind, tensors, name, shape in (
+        ("input", signature.inputs, "observation", (spec.observation_dim,)),
+        ("output", signature.outputs, "actions", (spec.chunk_size, spec.action_dim)),
+    ):
+        seen = {tensor.name: tensor.shape for tensor in tensors}
+        if seen.get(name) != shape:
+            listed = ", ".join(f'"{other}" {["batch", *sizes]}' for other, sizes in seen.items()) or "none"
+            raise FormatError(
+                f'policy.onnx has the {kind}s {listed}; expected "{name}" {["batch", *shape]}, as config.json says. '
+                "Export the policy again."
+            )
+
+
+def _read_tensor(value: Any, file: str) -> Tensor:
+    import onnx
+
+    tensor = value.type.tensor_type
+    element = onnx.TensorProto.DataType.Name(tensor.elem_type)
+    if element not in _DATA_TYPES:
+        expected = ", ".join(_DATA_TYPES)
+        raise FormatError(
+            f'{file}: "{value.name}" has elements {element}; expected one of {expected}. Export the policy again.'
+        )
+    sizes = [axis.dim_value if axis.HasField("dim_value") else -1 for axis in tensor.shape.dim]
+    if sizes[:1] != [-1] or 0 in sizes:
+        raise FormatError(
+            f'{file}: "{value.name}" has the shape {sizes}; expected a first axis of any size, for the batch, and no '
+            "empty axis. Export it with `meam export`."
+        )
+    return Tensor(value.name, _DATA_TYPES[element], tuple(sizes[1:]))

@@ -1,0 +1,49 @@
+"""Where a recorded data set goes: its Minari id and its folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from meam_policy.errors import ConfigError, MissingExtraError, OutputError
+from meam_training.data.minari_files import minari_root
+
+__all__ = ["default_dataset_id", "new_dataset_folder"]
+
+
+def default_dataset_id(environment_id: str) -> str:
+    """The Minari id under which `collect` records an environment; "meam/Pockets-v0" gives "meam/pockets-v0"."""
+    stem, _, version = environment_id.rpartition("-v")
+    namespace, _, name = stem.partition("/") if "/" in stem else stem.partition("-")
+    return f"{namespace}/{name or 'demonstrations'}-v{version}".lower()
+
+
+def new_dataset_folder(name: str, root: str | os.PathLike[str] | None) -> Path:
+    """The folder of a data set that is to be written; finds out before recording whether that can be done.
+
+    Args:
+        name: Minari id.
+        root: Folder of the Minari data sets; None takes Minari's own.
+
+    Raises:
+        ConfigError: the name is not a Minari id.
+        OutputError: the data set exists already, or the root cannot be written.
+        MissingExtraError: minari is not installed.
+    """
+    try:
+        from minari.dataset.minari_dataset import DATASET_ID_RE
+    except ImportError as error:
+        raise MissingExtraError("Recording needs minari: pip install 'meam-policy[train]'.") from error
+    match = DATASET_ID_RE.fullmatch(name)
+    if match is None or match["version"] is None:
+        raise ConfigError(f'"{name}" is not a Minari id; expected one such as "namespace/name-v0".')
+    base = (minari_root() if root is None else Path(root).expanduser()).absolute()
+    if (base / name).exists():
+        raise OutputError(f"The data set {base / name} exists already. Delete it, or choose another id or folder.")
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {base} cannot be made: {error.strerror}.") from error
+    if not os.access(base, os.W_OK):
+        raise OutputError(f"The folder {base} is not writable. Choose another one.")
+    return base / name

@@ -1,0 +1,98 @@
+"""OGBench's `.npz` files as transitions: rows paired with their successors, and labelled with rewards if need be."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from meam_policy.errors import DatasetError
+from meam_training.data.dataset_cache import Recording, rows_per_block
+from meam_training.data.npz_files import NpzFile, NpzMember
+from meam_training.data.ogbench_rewards import STATES, ogbench_rewards
+from meam_training.data.recording_description import describe_recording
+from meam_training.data.row_check import RowCheck, action_box_spec, flags, numbers, observation_box_specs, unit_box
+
+__all__ = ["ogbench_recording"]
+
+
+def ogbench_recording(path: Path, environment_id: str | None) -> Recording:
+    """Begin to read a file in OGBench's format.
+
+    Args:
+        path: The `.npz` file.
+        environment_id: OGBench single-task name from whose goal rewards and masks are computed; None takes the file's.
+
+    Returns:
+        The recording, whose blocks are read as they are asked for.
+
+    Raises:
+        DatasetError: an array is missing or of another length; while the blocks are read, also where rows do not fit
+            the spaces or the last trajectory has no end.
+    """
+    with NpzFile(path) as file:
+        members = _ogbench_members(file, path, environment_id)
+        shapes = {name: member.shape for name, member in members.items()}
+    unbounded = spaces.Box(-np.inf, np.inf, shapes["observations"][1:] or (1,), np.float32)
+    boxes, action_box = observation_box_specs(unbounded, ()), action_box_spec(unit_box(shapes["actions"]))
+    check, rows = RowCheck(boxes, action_box), rows_per_block(boxes[0].size)
+    return Recording(
+        describe_recording(boxes, action_box, path.stem, environment_id, None),
+        (check(*block) for block in _ogbench_blocks(path, environment_id, rows)),
+    )
+
+
+def _ogbench_members(file: NpzFile, path: Path, environment_id: str | None) -> dict[str, NpzMember]:
+    """Open the arrays that are needed, all of one length."""
+    missing = sorted({"observations", "actions", "terminals"} - file.names)
+    if missing:
+        raise DatasetError(f"{path} has no {missing}; expected OGBench's observations, actions and terminals.")
+    if environment_id is None and "rewards" not in file.names:
+        raise DatasetError(f"{path} holds no rewards; pass environment_id= with a single-task OGBench name.")
+    wanted = ("terminals", "observations", "actions", *(("rewards", "masks") if environment_id is None else STATES))
+    members = {name: file.open(name) for name in wanted if name in file.names}
+    terminals = members["terminals"].shape
+    if len(terminals) != 1:
+        raise DatasetError(f"{path}: terminals has shape {terminals}; expected one flag per row.")
+    for name, member in members.items():
+        if member.shape[:1] != terminals:
+            raise DatasetError(
+                f"{path}: {name} has shape {member.shape}; expected {terminals[0]} rows, as terminals has."
+            )
+    return members
+
+
+def _ogbench_blocks(path: Path, environment_id: str | None, rows: int) -> Iterator[tuple[Any, ...]]:
+    """Turn rows into transitions, in the order of `RowCheck`'s arguments."""
+    with contextlib.ExitStack() as stack:
+        members = _ogbench_members(stack.enter_context(NpzFile(path)), path, environment_id)
+        label = None if environment_id is None else stack.enter_context(ogbench_rewards(environment_id))
+        total, found = members["terminals"].shape[0], False
+        last = {name: member.read(1) for name, member in members.items()}
+        for _ in range(1, total, rows):
+            # Begin with the row before, whose successor is the first one of this block.
+            data = {name: np.concatenate([last[name], member.read(rows)]) for name, member in members.items()}
+            last = {name: values[-1:] for name, values in data.items()}
+            if label is not None:
+                data |= label({name: data[name] for name in STATES if name in data})
+            terminals = flags(data["terminals"], "terminals")
+            kept = np.flatnonzero(~terminals[:-1])
+            if len(kept):
+                found = True
+                masks = numbers(data["masks"][kept], "masks") if "masks" in data else np.ones(len(kept))
+                yield (
+                    data["observations"][kept],
+                    data["actions"][kept],
+                    data["rewards"][kept],
+                    data["observations"][kept + 1],
+                    masks == 0,
+                    terminals[kept + 1],
+                )
+        if not total or not flags(last["terminals"], "terminals")[-1]:
+            raise DatasetError(f"{path}: the last row is not terminal; expected every trajectory to end with one.")
+        if not found:
+            raise DatasetError(f"{path} has no transitions; expected trajectories of two or more rows.")

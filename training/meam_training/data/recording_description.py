@@ -1,0 +1,42 @@
+"""The spaces and the origin of a recording, kept as JSON data beside the cached arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from meam_policy.spec import BoxSpec
+
+__all__ = ["describe_recording", "described_boxes"]
+
+
+def describe_recording(
+    observation_boxes: Sequence[BoxSpec],
+    action_box: BoxSpec,
+    dataset_id: str | None,
+    environment_id: str | None,
+    control_rate_hz: float | None,
+) -> dict[str, Any]:
+    """The description of a recording, as `Recording.about` takes it; see `OfflineDataset` for the arguments."""
+    return {
+        "observation_boxes": [asdict(box) for box in observation_boxes],
+        "action_box": asdict(action_box),
+        "dataset_id": dataset_id,
+        "environment_id": environment_id,
+        "control_rate_hz": control_rate_hz,
+    }
+
+
+def described_boxes(about: dict[str, Any]) -> tuple[tuple[BoxSpec, ...], BoxSpec]:
+    """The observation's boxes and the action's box of a description, also of one that was read from JSON.
+
+    Raises:
+        KeyError, TypeError, MeamError: the description is of another shape.
+    """
+    return tuple(_box_spec(box) for box in about["observation_boxes"]), _box_spec(about["action_box"])
+
+
+def _box_spec(box: dict[str, Any]) -> BoxSpec:
+    tuples = {name: tuple(box[name]) for name in ("shape", "low", "high")}
+    return BoxSpec(**{**box, **tuples})
