@@ -159,9 +159,8 @@ def _notes(outside: Iterable[str]) -> list[str]:
     for target in outside:
         package, _, name = target.partition(".")
         by_package.setdefault(package, []).extend([name] if name else [])
-    return [
-        f"imports from {package}: {', '.join(names)}" for package, names in sorted(by_package.items(), reverse=True)
-    ]
+    lines = (f"imports from {package}: {', '.join(names)}" for package, names in sorted(by_package.items())[::-1])
+    return [line for text in lines for line in wrap(text, NOTE_LETTERS, subsequent_indent="    ")]
 
 
 def _levels(imports: Mapping[str, set[str]]) -> dict[str, int]:
