@@ -221,7 +221,7 @@ def test_troubleshooting_has_a_section_for_every_error() -> None:
 @pytest.mark.parametrize("name", [name for name in errors.__all__ if name != "MeamError"])
 def test_the_typical_message_of_an_error_is_one_that_the_sources_raise(name: str) -> None:
     text = section("docs/troubleshooting.md", f"`{name}`")
-    shown = re.findall(r"^```text\n(.*?)\n```$", text, re.DOTALL | re.MULTILINE)
+    shown = re.findall(r"^```console\n(.*?)\n```$", text, re.DOTALL | re.MULTILINE)
     assert len(shown) == 1
     known = raised_messages()[name]
     assert any(re.fullmatch(message, shown[0]) for message in known), f"no {name} says: {shown[0]}"
