@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-fast lint format clean
+.PHONY: help install demo test test-fast lint format docs clean
 
 help:
 	@echo "make install    prepare $(VENV) with everything for development"
@@ -12,6 +12,7 @@ help:
 	@echo "make test       lint, type-check, and run all tests"
 	@echo "make test-fast  run the quick tests only"
 	@echo "make format     format the code"
+	@echo "make docs       build the documentation into site/"
 	@echo "make clean      delete $(VENV), caches and the demo's output"
 
 install: $(STAMP)
@@ -46,5 +47,8 @@ test: lint
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow'
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist demo-output
+	rm -rf site $(VENV) .pytest_cache .ruff_cache .hypothesis dist demo-output

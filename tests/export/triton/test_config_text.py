@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from meam_export.triton.config_text import config_text, is_as_written
 from meam_export.triton.signature import Signature, Tensor
 from meam_policy import BoxSpec, PolicySpec
+from meam_policy.spec import Integration
 
 # A generated module, whose members pyright cannot see.
 schema: Any = importlib.import_module("tritonclient.grpc.model_config_pb2")
 
 SPEC = PolicySpec(
+    integration=Integration(nfe=4, solver="euler"),
     observation=(BoxSpec((3,), "float32", (-np.inf,) * 3, (np.inf,) * 3, key="arm"),),
     action=BoxSpec((2,), "float32", (-1.0, -1.0), (1.0, 1.0)),
     chunk_size=3,
@@ -29,8 +31,6 @@ SPEC = PolicySpec(
     observation_std=(1.0,) * 3,
     action_offset=(0.0,) * 2,
     action_scale=(1.0,) * 2,
-    nfe=4,
-    solver="euler",
     method="qam",
     environment_id="meam/Arm-v0",
     files={"policy.onnx": "0" * 64},

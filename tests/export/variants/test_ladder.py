@@ -254,7 +254,7 @@ def test_the_picture_depends_on_the_figures_only() -> None:
 def test_variants_on_one_point_are_all_seen_and_named() -> None:
     """A prefix of no weight changes nothing, so that the variant which takes one lies where the other does."""
     measured = {"action_error": 0.01, "latency_p50_ms": 0.1, "latency_p99_ms": 0.2}
-    alike = VariantSpec("policy-x.onnx", 4, "midpoint", measured=measured)
+    alike = VariantSpec("policy-x.onnx", integration=Integration(4, "midpoint"), measured=measured)
     variants = {
         "k1": entry(1, 0.5),
         "k4-midpoint": alike,
