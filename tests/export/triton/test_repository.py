@@ -251,7 +251,6 @@ def test_axes_of_any_size_and_one_number_a_row_are_declared_as_triton_wants_them
 def test_a_policy_that_chooses_among_chunks_declares_their_number_as_free(tmp_path: Path) -> None:
     spec, config = replace(SPEC, integration=replace(SPEC.integration, best_of=3)), replace(CONFIG, best_of=3)
     torch.manual_seed(0)
-    graph = build_graph(PolicyModule(build_networks(spec, config), spec), spec)
     model = write_triton_repository(
         make_policy(tmp_path / "arm", graph, integration=spec.integration), tmp_path / "models"
     )
