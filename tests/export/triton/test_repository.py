@@ -251,9 +251,9 @@ def test_axes_of_any_size_and_one_number_a_row_are_declared_as_triton_wants_them
 def test_a_policy_that_chooses_among_chunks_declares_their_number_as_free(tmp_path: Path) -> None:
     spec, config = replace(SPEC, integration=replace(SPEC.integration, best_of=3)), replace(CONFIG, best_of=3)
     torch.manual_seed(0)
-    model = write_triton_repository(
-        make_policy(tmp_path / "arm", graph, integration=spec.integration), tmp_path / "models"
-    )
+    graph = build_graph(PolicyModule(build_networks(spec, config), spec), spec)
+    folder = make_policy(tmp_path / "arm", graph, integration=spec.integration)
+    model = write_triton_repository(folder, tmp_path / "models")
     read = read_config(model)
     assert tensors(read.input)["noise"] == (schema.TYPE_FP32, [-1, 6])
     assert {entry.name: list(entry.dims) for entry in read.output} == {
