@@ -1,12 +1,20 @@
-"""Shape checks of the mathematics while testing; installed here, before any test imports meam_training."""
+"""Threads, shape checks and order of the tests; set here, before any test imports numpy, torch or meam_training."""
 
 import os
 import signal
+from pathlib import Path
+
+# As many processes as cores run tests (see the Makefile): threads of their own would only get in each other's way.
+# The commands that tests start inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import jaxtyping
+import pytest
 
 SHAPE_CHECKED = ("meam_training.flow", "meam_training.networks", "meam_training.algorithm")
-"""Packages; every module in them is checked."""
+"""Packages; every module in them is checked: see training/test_shape_checks.py."""
 
 if (
     "MEAM_WITHOUT_SHAPE_CHECKS" not in os.environ
@@ -15,3 +23,12 @@ if (
 
 # A shell starts its background jobs with SIGINT ignored, and they would hand that on to the commands under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+LONGEST = ("training/learning/test_compilation.py",)
+"""The files that take longest, longest first. A file is one worker's: begun last, it would keep the others waiting."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    rank = {here / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
