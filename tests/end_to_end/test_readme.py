@@ -34,29 +34,30 @@ def execute(code: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_the_robot_example_runs_to_the_end_of_an_episode(tmp_path: Path) -> None:
-    dataset = OfflineDataset.from_minari(collect("meam/Pockets-v0", 100, root=tmp_path / "data"))
-    config = TrainConfig.preset("bc", steps=2, hidden_dims=(8,), chunk_size=2)
-    export_policy(train(config, dataset, tmp_path / "run"), tmp_path / "demo-output" / "policies" / "me-am")
-    assert execute(block("robot") + "print(len(observation), done)", tmp_path) == "4 True\n"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with the policies that the examples name."""
+    folder = tmp_path_factory.mktemp("readme")
+    dataset = OfflineDataset.from_minari(collect("meam/Pockets-v0", 100, root=folder / "data"))
+    run = train(TrainConfig.preset("bc", steps=2, hidden_dims=(8,), chunk_size=4), dataset, folder / "run")
+    export_policy(run, folder / "demo-output" / "policies" / "me-am")
+    export_policy(run, folder / "policies" / "ladder", variants=("k3-grid",))
+    return folder
 
 
-def test_the_loop_example_reports_its_health(tmp_path: Path) -> None:
-    dataset = OfflineDataset.from_minari(collect("meam/Pockets-v0", 100, root=tmp_path / "data"))
-    config = TrainConfig.preset("bc", steps=2, hidden_dims=(8,), chunk_size=4)
-    export_policy(train(config, dataset, tmp_path / "run"), tmp_path / "demo-output" / "policies" / "me-am")
-    assert "ticks=20" in execute(block("loop"), tmp_path)
+def test_the_robot_example_runs_to_the_end_of_an_episode(folder: Path) -> None:
+    assert execute(block("robot") + "print(len(observation), done)", folder) == "4 True\n"
 
 
-def test_the_variants_example_loads_one_by_name_and_one_in_time(tmp_path: Path) -> None:
-    dataset = OfflineDataset.from_minari(collect("meam/Pockets-v0", 100, root=tmp_path / "data"))
-    config = TrainConfig.preset("bc", steps=2, hidden_dims=(8,), chunk_size=2)
-    run = train(config, dataset, tmp_path / "run")
-    export_policy(run, tmp_path / "policies" / "ladder", variants=("k3-grid",))
+def test_the_loop_example_reports_its_health(folder: Path) -> None:
+    assert "ticks=20" in execute(block("loop"), folder)
+
+
+def test_the_variants_example_loads_one_by_name_and_one_in_time(folder: Path) -> None:
     lines = block("variants").splitlines()
     named = next(index for index, line in enumerate(lines) if "variant=" in line)
     lines.insert(named + 1, "print(policy.variant, policy.spec.nfe)")
-    assert execute("\n".join([*lines, "print(policy.variant)"]), tmp_path) == "k3-grid 3\nNone\n"
+    assert execute("\n".join([*lines, "print(policy.variant)"]), folder) == "k3-grid 3\nNone\n"
 
 
 @pytest.mark.slow
