@@ -208,7 +208,8 @@ MUTATIONS = st.lists(
 )
 
 
-@settings(max_examples=1000, deadline=1000)
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None)
 @given(MUTATIONS)
 def test_changed_file_is_refused_or_read_as_onnx_reads_it(mutations):
     graph = GOOD_BYTES
@@ -217,6 +218,7 @@ def test_changed_file_is_refused_or_read_as_onnx_reads_it(mutations):
     assert_refused_or_read_as_onnx_does(graph)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_refused_or_read_as_onnx_reads_it():
     for position in range(len(GOOD_BYTES)):
         for bit in range(8):
@@ -225,7 +227,7 @@ def test_every_flipped_bit_is_refused_or_read_as_onnx_reads_it():
             assert_refused_or_read_as_onnx_does(bytes(changed))
 
 
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_read_as_onnx_reads_them(graph):
     assert_refused_or_read_as_onnx_does(graph)

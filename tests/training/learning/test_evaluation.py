@@ -137,6 +137,7 @@ def test_every_evaluation_runs_the_same_episodes(dataset, make_config, tmp_path)
     assert [int(row["step"]) for row in rows(tmp_path)] == [2, 4]
 
 
+@pytest.mark.slow
 def test_while_only_the_prior_is_trained_it_is_the_prior_that_is_evaluated(dataset, make_config, tmp_path):
     settings = {"steps": 6, "evaluate_every": 3, "solver": "euler", "confine": False, "joint_clip": True}
     settings |= {"objective": "adjoint", "sde": "reference"}
