@@ -38,9 +38,15 @@ def test_everything_marked_compiled_passes_without_shape_checks():
     marked = [
         str(file) for file in sorted(tests.rglob("test_*.py")) if "@pytest.mark.compiled" in file.read_text("utf-8")
     ]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "compiled", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    options = ["-q", "-m", "compiled", "-p", "no:cacheprovider", "-p", "no:xdist", "--show-capture=no", "--timeout=0"]
     environment = {**os.environ, "MEAM_WITHOUT_SHAPE_CHECKS": "1"}
-    result = subprocess.run([*command, *marked], env=environment, capture_output=True, text=True, cwd=tests.parent)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *marked],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=tests.parent,
+    )
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout
     assert "skipped" not in result.stdout
