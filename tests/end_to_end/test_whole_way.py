@@ -125,7 +125,8 @@ def test_the_command_line_goes_the_whole_way(
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        return meam([*arguments]), *capsys.readouterr()
+        code, shown = meam([*arguments]), capsys.readouterr()
+        return code, shown.out, shown.err
 
     code, out, err = run("collect", "meam/Pockets-v0", "--transitions", "400", "--root", "data", "--json")
     assert code == 0, err
