@@ -407,7 +407,7 @@ def test_a_training_in_another_process_locks_the_folder_and_survives_being_kille
 @pytest.mark.parametrize("file", ["model.safetensors", "trainer.json", "metrics.csv"])
 def test_a_disk_that_fills_up_ends_the_run_and_costs_no_checkpoint(dataset, make_config, tmp_path, file):
     resource = pytest.importorskip("resource")
-    config = make_config(steps=40, checkpoint_every=1)
+    config = make_config(steps=12, checkpoint_every=1)
     whole = train(config, dataset, tmp_path / "whole")
     first = tmp_path / "whole" / "checkpoints" / "step_00000001"
     cut, before = tmp_path / "cut", resource.getrlimit(resource.RLIMIT_FSIZE)
