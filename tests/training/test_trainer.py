@@ -200,6 +200,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_of_any_kind_equals_an_uninterrupted_one(dataset, make_config, tmp_path, kind):
     method, settings = KINDS[kind]
@@ -404,6 +405,7 @@ def test_a_training_in_another_process_locks_the_folder_and_survives_being_kille
 # A full disk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["model.safetensors", "trainer.json", "metrics.csv"])
 def test_a_disk_that_fills_up_ends_the_run_and_costs_no_checkpoint(dataset, make_config, tmp_path, file):
     resource = pytest.importorskip("resource")

@@ -281,6 +281,7 @@ def test_an_environment_with_other_spaces_is_refused(make_config, leftward):
         OnlineCollector(gymnasium.make("Pendulum-v1"), run.learner.networks, run.spec, run.online.chunks, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["me-am", "qam-edit"])
 def test_a_run_goes_online_and_a_resumed_one_equals_an_uninterrupted_one(make_config, leftward, tmp_path, preset):
     config = make_config(preset, online_steps=3 * HORIZON, online_warmup=4)
