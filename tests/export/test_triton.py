@@ -494,6 +494,7 @@ TINY = hand_made()
 any_text = st.text() | st.text(alphabet="\"\\\n\r\t\0'#{}é\u2028\U0001f916ab0 ")
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(environment_id=any_text, method=any_text, key=any_text)
 def test_any_text_comes_back_from_the_configuration(environment_id: str, method: str, key: str) -> None:

@@ -460,6 +460,7 @@ def test_a_device_that_is_not_here_is_refused(dataset, make_config, tmp_path):
         train(make_config(device=name), dataset, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_training_learns_the_data(make_config, tmp_path):
     generator = np.random.default_rng(0)
     observations = generator.choice([-1.0, 1.0], size=(400, 1))

@@ -605,6 +605,7 @@ def two_ways() -> tuple[PolicySpec, bytes, bytes, np.ndarray]:
     return spec, plain, told, way.reshape(chunk_size, 2)
 
 
+@pytest.mark.slow
 def test_a_chunk_goes_on_the_way_that_most_of_it_was_given_for_every_noise() -> None:
     spec, plain, told, way = two_ways()
     offset, scale = np.array(spec.action_offset), np.array(spec.action_scale)

@@ -174,6 +174,7 @@ def test_an_euler_step_in_float32_adds_just_the_velocity_over_their_number(steps
 # Confinement
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @settings(max_examples=100, deadline=None)
@@ -191,6 +192,7 @@ def test_a_confined_flow_ends_in_the_box_whatever_the_velocity_is(
     assert reached.abs().max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["euler", "midpoint"])
 @settings(max_examples=100, deadline=None)
 @given(times=GRIDS, start=st.floats(-50, 50), data=st.data())
@@ -307,6 +309,7 @@ def test_a_flow_to_one_point_ends_between_it_and_what_is_given_as_the_weight_say
     np.testing.assert_allclose(reached, (1 - weight) * centre + weight * known, rtol=0, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("confine", [False, True])
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
 @settings(deadline=None)

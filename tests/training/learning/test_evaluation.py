@@ -118,6 +118,7 @@ def test_networks_in_training_act_as_the_exported_policy(dataset, make_config, t
     assert live.inferences == exported.inferences == 10  # chunks of two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pretrain_steps", [0, 5])
 def test_evaluations_do_not_change_what_is_learned(dataset, make_config, tmp_path, pretrain_steps):
     config = make_config(steps=8, pretrain_steps=pretrain_steps)
