@@ -173,6 +173,7 @@ def whole(request, dataset, make_config, tmp_path_factory):
     return config, folder, train(config, dataset, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [2, 4, 5, 8, 12])
 def test_a_resumed_run_equals_an_uninterrupted_one(whole, dataset, tmp_path, at):
     config, folder, end = whole
@@ -274,6 +275,7 @@ def test_resuming_on_other_data_is_refused(dataset, make_config, tmp_path):
 # Interruption
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("at", [2, 5, 12])
 def test_an_interrupt_saves_the_update_it_met_and_the_run_goes_on_from_there(

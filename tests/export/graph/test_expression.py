@@ -79,6 +79,7 @@ def combine(name: str, a: Any, b: Any, number: float) -> Any:
     return a
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(program=st.lists(STEPS, min_size=1, max_size=14), seed=st.integers(0, 1000), last=st.randoms())
 def test_any_sum_of_sums_scales_clips_and_products_is_what_numpy_computes(
@@ -169,6 +170,7 @@ HARD_GRIDS: dict[str, Callable[[int], Sequence[float]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 10, pytest.param(25, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("grid", HARD_GRIDS)
 @pytest.mark.parametrize("confine", [False, True])

@@ -627,6 +627,7 @@ def test_a_chunk_goes_on_the_way_that_most_of_it_was_given_for_every_noise() -> 
 # Bounds
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10_000), size=st.floats(0.1, 1e4))
 def test_actions_stay_within_the_bounds_for_any_input(seed: int, size: float) -> None:

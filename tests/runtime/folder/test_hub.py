@@ -555,6 +555,7 @@ except HubError as error:
 """
 
 
+@pytest.mark.slow
 def test_offline_environment_variable_is_respected(load, hub, linear, run_python, tmp_path):
     environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "1"}
     empty = run_python("-c", CODE, REPO, str(tmp_path / "cache"), **environment)

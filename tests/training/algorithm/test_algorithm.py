@@ -143,6 +143,7 @@ def test_the_noise_is_standard_normal_and_its_times_uniform(make_config):
     assert seen == set(MeamNoise._fields) - {"probes"}
 
 
+@pytest.mark.slow
 def test_directions_of_the_divergence_are_unbiased(make_config):
     # On average over the draws the projection act / probes Q Q^T is the identity.
     config, generator = make_config(divergence_probes=2), torch.Generator().manual_seed(0)

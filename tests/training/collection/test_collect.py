@@ -364,6 +364,7 @@ def rolled_out(policy, tmp_path_factory):
     return OfflineDataset.from_minari(folder), folder
 
 
+@pytest.mark.slow
 def test_a_policys_recording_is_what_the_policy_does(policy, rolled_out):
     data, folder = rolled_out
     assert (len(data), data.environment_id, data.control_rate_hz) == (400, POCKETS, 10)

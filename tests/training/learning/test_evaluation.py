@@ -151,6 +151,7 @@ def test_while_only_the_prior_is_trained_it_is_the_prior_that_is_evaluated(datas
     assert rows(tmp_path / "2")[0] != prior
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_has_the_highest_return_and_is_kept(dataset, make_config, tmp_path):
     settings = {"evaluate_every": 2, "evaluate_episodes": 1, "keep_checkpoints": 1, "checkpoint_every": 5}
     config, scores = make_config(steps=12, **settings), [1.0, 6.0, 3.0, 6.0, 2.0, 4.0]

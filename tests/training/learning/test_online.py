@@ -301,6 +301,7 @@ def test_a_run_goes_online_and_a_resumed_one_equals_an_uninterrupted_one(make_co
     assert [row["step"] for row in rows if row["online_return"]] == [str(config.steps + HORIZON * n) for n in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_online_keeps_its_number_of_offline_updates(make_config, leftward, tmp_path):
     config = make_config(online_steps=HORIZON)
     train(config, leftward, tmp_path, online_env=Line())
