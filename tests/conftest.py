@@ -1,17 +1,58 @@
-"""Shape checks of the mathematics while testing; installed here, before any test imports meam_training."""
+"""Threads, shape checks and order of the tests; set here, before any test imports numpy, torch or meam_training."""
 
 import os
 import signal
+from pathlib import Path
 
+# As many processes as cores run tests (see the Makefile): threads of their own would only get in each other's way.
+# The commands that tests start inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+import hypothesis
 import jaxtyping
+import pytest
 
 SHAPE_CHECKED = ("meam_training.flow", "meam_training.networks", "meam_training.algorithm")
-"""Packages; every module in them is checked."""
+"""Packages; every module in them is checked: see training/test_shape_checks.py."""
 
-if (
-    "MEAM_WITHOUT_SHAPE_CHECKS" not in os.environ
-):  # torch.compile cannot trace them: see training/learning/test_compilation.py
+# torch.compile cannot trace them: see training/learning/test_compilation.py
+if "MEAM_WITHOUT_SHAPE_CHECKS" not in os.environ:
     jaxtyping.install_import_hook(SHAPE_CHECKED, "beartype.beartype")
 
 # A shell starts its background jobs with SIGINT ignored, and they would hand that on to the commands under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No test depends on a clock; the first call of many a torch operation would take longer than Hypothesis allows.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
+
+LONGEST = (
+    "training/learning/test_compilation.py",
+    "training/collection/test_oracles.py",
+    "training/test_trainer.py",
+    "training/collection/test_collect.py",
+    "training/runs/test_sweep.py",
+    "training/runs/test_kill.py",
+    "training/learning/test_online.py",
+    "training/learning/test_distributed.py",
+    "training/benchmark/test_accuracy_suite.py",
+    "training/algorithm/test_bandit.py",
+    "end_to_end/test_wheel.py",
+    "end_to_end/test_demo.py",
+    "export/graph/test_graph.py",
+    "export/graph/test_expression.py",
+    "export/benchmark/test_bench_infer.py",
+    "runtime/graph/test_graph_check.py",
+)
+"""The files that take longest, longest first. A file is one worker's: begun last, it would keep the others waiting."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    rank = {here / name: number for number, name in enumerate(LONGEST)}
+    gone = [str(file) for file in rank if not file.is_file()]
+    if gone:
+        raise pytest.UsageError(f"LONGEST in {__file__} names files that are gone: {', '.join(gone)}")
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))

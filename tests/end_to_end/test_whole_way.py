@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from safetensors.numpy import load_file
 
 from meam_export import export_policy
 from meam_policy import MeamPolicy, OutputError, make_environment, rollout
+from meam_policy.cli import run as meam
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, collect, train
 from meam_training.networks.policy_module import PolicyModule
 
@@ -119,26 +118,28 @@ def test_every_method_goes_the_whole_way(method: str, data_folder: Path, tmp_pat
     assert policy.act(np.zeros(4)).shape == (2,)
 
 
-def meam(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "meam_policy", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+def test_the_command_line_goes_the_whole_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
 
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code, shown = meam([*arguments]), capsys.readouterr()
+        return code, shown.out, shown.err
 
-@pytest.mark.slow
-def test_the_command_line_goes_the_whole_way(tmp_path: Path) -> None:
-    done = meam("collect", "meam/Pockets-v0", "--transitions", "400", "--root", "data", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    data = json.loads(done.stdout)["dataset"]
+    code, out, err = run("collect", "meam/Pockets-v0", "--transitions", "400", "--root", "data", "--json")
+    assert code == 0, err
+    data = json.loads(out)["dataset"]
     sizes = ["--hidden-dims", "16", "--critic-hidden-dims", "16", "--num-critics", "2", "--batch-size", "16"]
     train_arguments = ["--data", data, "--output-dir", "run", "--steps", "5", "--chunk-size", "4", *sizes]
-    done = meam("train", "qam", *train_arguments, "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["step"] == 5
-    done = meam("train", "qam", *train_arguments, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "already holds a run" in done.stderr
-    done = meam("export", "run", "--output-dir", "policy", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    done = meam("eval", "policy", "--episodes", "2", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["episodes"] == 2
+    code, out, err = run("train", "qam", *train_arguments, "--json")
+    assert code == 0, err
+    assert json.loads(out)["step"] == 5
+    code, out, err = run("train", "qam", *train_arguments)
+    assert (code, out) == (2, "")
+    assert "already holds a run" in err
+    code, out, err = run("export", "run", "--output-dir", "policy", "--json")
+    assert code == 0, err
+    code, out, err = run("eval", "policy", "--episodes", "2", "--json")
+    assert code == 0, err
+    assert json.loads(out)["episodes"] == 2

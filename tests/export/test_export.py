@@ -390,6 +390,7 @@ def test_a_graph_is_checked_at_the_observations_of_the_run(checkpoint: Checkpoin
     ]
 
 
+@pytest.mark.slow
 def test_of_a_run_that_kept_no_observations_random_ones_suffice(checkpoint: Checkpoint, tmp_path: Path) -> None:
     shutil.copytree(checkpoint.path.parent.parent, tmp_path / "run")
     (tmp_path / "run/observations.safetensors").unlink()

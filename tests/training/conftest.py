@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -23,10 +22,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("compiled") and "MEAM_WITHOUT_SHAPE_CHECKS" not in os.environ:
         pytest.skip("compiled code cannot be shape-checked: test_compilation.py runs this in a process of its own")
 
-
-# The first call of many a torch operation takes longer than Hypothesis allows.
-hypothesis.settings.register_profile("training", deadline=None)
-hypothesis.settings.load_profile("training")
 
 MakeConfig = Callable[..., TrainConfig]
 

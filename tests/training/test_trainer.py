@@ -174,6 +174,7 @@ def whole(request, dataset, make_config, tmp_path_factory):
     return config, folder, train(config, dataset, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [2, 4, 5, 8, 12])
 def test_a_resumed_run_equals_an_uninterrupted_one(whole, dataset, tmp_path, at):
     config, folder, end = whole
@@ -201,6 +202,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_of_any_kind_equals_an_uninterrupted_one(dataset, make_config, tmp_path, kind):
     method, settings = KINDS[kind]
@@ -291,6 +293,7 @@ def test_resuming_on_other_data_is_refused(dataset, make_config, tmp_path):
 # Interruption
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("at", [2, 5, 12])
 def test_an_interrupt_saves_the_update_it_met_and_the_run_goes_on_from_there(
@@ -422,10 +425,11 @@ def test_a_training_in_another_process_locks_the_folder_and_survives_being_kille
 # A full disk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["model.safetensors", "trainer.json", "metrics.csv"])
 def test_a_disk_that_fills_up_ends_the_run_and_costs_no_checkpoint(dataset, make_config, tmp_path, file):
     resource = pytest.importorskip("resource")
-    config = make_config(steps=40, checkpoint_every=1)
+    config = make_config(steps=12, checkpoint_every=1)
     whole = train(config, dataset, tmp_path / "whole")
     first = tmp_path / "whole" / "checkpoints" / "step_00000001"
     cut, before = tmp_path / "cut", resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -470,6 +474,7 @@ def test_a_device_that_is_not_here_is_refused_before_anything_is_written(dataset
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_training_learns_the_data(make_config, tmp_path):
     generator = np.random.default_rng(0)
     observations = generator.choice([-1.0, 1.0], size=(400, 1))

@@ -520,6 +520,7 @@ def test_a_policy_without_critics_does_not_choose(problem: Problem) -> None:
     assert reason == "a bc policy has no critics to choose by"
 
 
+@pytest.mark.slow
 def test_a_batch_is_answered_as_a_whole(tmp_path: Path) -> None:
     outcome = raced(random_problem(replace(TINY, batch=40)), ["numpy", "lean", "floor-c", "floor-numpy"], tmp_path)
     assert outcome.failures == {}
@@ -587,6 +588,7 @@ def test_the_names_of_the_command_line_are_those_of_the_entrants() -> None:
             assert BenchInferArguments(contestants=(name,), device=device).contestants == (name,)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -620,6 +622,7 @@ def test_a_wrong_contestant_ends_the_command_with_its_name(
     assert "p50" in output.out  # what was measured before is shown
 
 
+@pytest.mark.slow
 def test_training_does_not_load_export() -> None:
     modules = "meam_training.commands.bench_train, meam_policy.commands.bench"
     code = f"import sys, {modules}; assert 'meam_export' not in sys.modules"

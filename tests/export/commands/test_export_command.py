@@ -108,6 +108,7 @@ def test_json_is_one_line_and_nothing_else(
     assert found["variants"]["k1"]["measured"]["action_error"] > 0
 
 
+@pytest.mark.slow
 def test_the_ladder_without_episodes_has_no_returns(
     run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,7 +79,8 @@ def combine(name: str, a: Any, b: Any, number: float) -> Any:
     return a
 
 
-@settings(max_examples=400, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
 @given(program=st.lists(STEPS, min_size=1, max_size=14), seed=st.integers(0, 1000), last=st.randoms())
 def test_any_sum_of_sums_scales_clips_and_products_is_what_numpy_computes(
     program: list[tuple[str, int, int, float]], seed: int, last: Any
@@ -144,7 +145,7 @@ class Toy:
 
 @pytest.mark.parametrize("confine", [False, True])
 @pytest.mark.parametrize("solver", SOLVERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     lengths=st.lists(st.floats(0.05, 1), min_size=1, max_size=8),
@@ -169,7 +170,8 @@ HARD_GRIDS: dict[str, Callable[[int], Sequence[float]]] = {
 }
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 10, 40])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 2, 10, pytest.param(25, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("grid", HARD_GRIDS)
 @pytest.mark.parametrize("confine", [False, True])
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -177,7 +179,7 @@ def test_in_float32_symbols_round_little_more_than_tensors(
     solver: Solver, confine: bool, grid: str, steps: int
 ) -> None:
     times, ours, theirs = HARD_GRIDS[grid](steps), [], []
-    for seed in range(4):
+    for seed in range(3):
         toy = Toy(seed)
         exact = toy.on_tensors(times, solver, confine, torch.float64)
         found, _ = toy.on_symbols(times, solver, confine, "float32")
@@ -214,14 +216,14 @@ def counts(solver: Solver, confine: bool, steps: int) -> dict[str, int]:
     return dict(Toy(0).on_symbols(times, solver, confine, "float64")[1].counts)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 25, 49, 100])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 49, 100])
 def test_free_euler_and_midpoint_steps_are_their_products_and_nothing_else(steps: int) -> None:
     # The one addition is that of all biases, at the end.
     assert counts("euler", False, steps) == {"Gemm": steps, "Add": 1}
     assert counts("midpoint", False, steps) == {"Gemm": 2 * steps, "Add": 1}
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 25, 49, 100])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 49, 100])
 def test_a_confined_euler_step_is_a_product_a_clip_and_an_addition_and_the_last_one_only_clips(steps: int) -> None:
     expected = {"Gemm": steps, "Clip": steps, "Add": steps - 1}
     assert counts("euler", True, steps) == {name: count for name, count in expected.items() if count}

@@ -298,7 +298,7 @@ def test_the_graph_computes_what_the_definition_says(kind: str, solver: Solver, 
     assert check_graph(graph).opset == OPSET
 
 
-@pytest.mark.parametrize("steps", [1, 2, 100])
+@pytest.mark.parametrize("steps", [1, 2, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["qam", "me-am", "qam-edit, best of 2"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_few_and_many_steps_are_right_too(kind: str, solver: Solver, steps: int) -> None:
@@ -326,6 +326,7 @@ def test_very_unequal_steps_lose_hardly_more_than_in_pytorch(
     assert_close(run(start(graph), observation, noise), {"actions": expected}, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qam", "qam-edit, confined", "me-am, best of 3", "one step"])
 def test_pytorchs_own_export_computes_the_same(kind: str) -> None:
     spec = make_spec(config=KINDS[kind])
@@ -609,6 +610,7 @@ def two_ways() -> tuple[PolicySpec, bytes, bytes, np.ndarray]:
     return spec, plain, told, way.reshape(chunk_size, 2)
 
 
+@pytest.mark.slow
 def test_a_chunk_goes_on_the_way_that_most_of_it_was_given_for_every_noise() -> None:
     spec, plain, told, way = two_ways()
     offset, scale = np.array(spec.action_offset), np.array(spec.action_scale)
@@ -630,6 +632,7 @@ def test_a_chunk_goes_on_the_way_that_most_of_it_was_given_for_every_noise() -> 
 # Bounds
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10_000), size=st.floats(0.1, 1e4))
 def test_actions_stay_within_the_bounds_for_any_input(seed: int, size: float) -> None:
@@ -783,6 +786,7 @@ print(hashlib.sha256(build_graph(PolicyModule(build_networks(spec, config), spec
 """
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_bytes(tmp_path: Path) -> None:
     config = KINDS["qam-edit, best of 2"]
     spec = make_spec(config=config)

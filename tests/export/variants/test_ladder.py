@@ -74,6 +74,7 @@ def in_torch(networks: MeamNetworks, spec: PolicySpec, rows: np.ndarray, noise: 
         return PolicyModule(networks, spec)(torch.from_numpy(rows), torch.from_numpy(noise)).numpy()
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_an_independent_computation() -> None:
     networks = make_networks()
     variants = build(networks, SPEC, "k1", "k2-midpoint", "int8")
@@ -182,6 +183,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return train(config, dataset, tmp_path_factory.mktemp("run"))
 
 
+@pytest.mark.slow
 def test_figures_are_recorded_and_returns_are_those_of_a_rollout(checkpoint: Checkpoint, tmp_path: Path) -> None:
     env = make_environment("meam/Pockets-v0")
     task = LadderTask(env, episodes=2, seed=3)
@@ -246,6 +248,7 @@ def test_the_picture_has_a_panel_for_every_kind_of_figure(names: list[str], pane
         assert (panel < 200).sum() > 1000  # something is drawn in every one
 
 
+@pytest.mark.slow
 def test_the_picture_depends_on_the_figures_only() -> None:
     assert draw_ladder(EVERY_KIND) == draw_ladder(EVERY_KIND)
     assert draw_ladder(EVERY_KIND) != draw_ladder({**EVERY_KIND, "k1": entry(1, 0.4, returns=RETURNS)})

@@ -81,6 +81,7 @@ def error(
     return float((difference / 2).square().mean())
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 1000), steps=st.sampled_from([2, 3, 4]))
 def test_what_is_found_is_never_worse_than_equal_steps_by_any_solver_tried(seed: int, steps: int) -> None:
@@ -134,6 +135,7 @@ def test_steps_stay_equal_where_the_flow_is_straight() -> None:
     assert search_integration(networks, make_spec(), 4, ["euler"], ROWS).time_grid == (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [ROWS, None])
 def test_the_search_is_deterministic(rows: np.ndarray | None) -> None:
     first, second = (search_integration(random_networks(), make_spec(), 3, ["euler", "ab2"], rows) for _ in range(2))

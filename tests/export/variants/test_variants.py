@@ -273,6 +273,7 @@ NAMES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["distilled", "choosing"])
 def test_every_variant_acts_as_its_networks_do(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     checkpoint: Checkpoint = request.getfixturevalue(kind)

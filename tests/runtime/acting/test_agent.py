@@ -211,6 +211,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "answer"), [("process", "True"), ("spawn", "[True, True]"), ("forkserver", "[True, True]")]
 )

@@ -35,6 +35,7 @@ def without_latency(summary):
     return {name: value for name, value in summary.items() if not name.startswith("latency")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--num-envs", 3], ["--num-envs", 2, "--async-envs"], ["--async-envs"]])
 def test_figures_do_not_depend_on_how_many_environments_run_at_a_time(capfd, swinger, options):
     arguments = [swinger.folder, "--episodes", 5, "--seed", 9]
@@ -117,6 +118,7 @@ def test_videos_are_written_beside_the_figures(capfd, run_python, make_policy, t
     assert sorted(os.listdir(tmp_path / "videos")) == ["rollout-episode-0.mp4", "rollout-episode-1.mp4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--num-envs", "2"], ["--num-envs", "2", "--async-envs"]])
 def test_interrupt_of_several_environments_ends_without_a_traceback(swinger, options):
     command = [sys.executable, "-m", "meam_policy", "eval", str(swinger.folder), "--episodes", "300", *options]

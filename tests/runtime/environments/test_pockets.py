@@ -189,6 +189,7 @@ env.close()
 """
 
 
+@pytest.mark.slow
 def test_rendering_shows_the_ball_and_the_north_pocket_where_they_are():
     pytest.importorskip("mujoco")
     # MuJoCo reads MUJOCO_GL once, on import: hence another process.

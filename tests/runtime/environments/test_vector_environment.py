@@ -19,6 +19,7 @@ def test_environments_are_those_of_the_name_and_closed_at_the_end(asynchronous):
     assert env.closed
 
 
+@pytest.mark.slow
 def test_name_that_gymnasium_does_not_have_registered_in_a_new_process_is_made_there():
     pytest.importorskip("mujoco")
     with open_vector_environment("meam/Pockets-v0", 2, asynchronous=True) as env:

@@ -98,6 +98,7 @@ NUMBERS = st.lists(st.integers(0, 8), max_size=3)
 ENTRIES = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "F16"]), "shape": NUMBERS, "data_offsets": NUMBERS})
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(st.dictionaries(st.text(max_size=2), ENTRIES | JSON, max_size=3) | JSON, st.integers(0, 16))
 def test_arbitrary_header_is_read_as_the_library_does_or_refused(header, size):

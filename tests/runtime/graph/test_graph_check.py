@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.metadata
-import time
+import sys
 from collections import Counter
 
 import numpy as np
@@ -54,10 +54,8 @@ def node(operator, *inputs, **attributes):
 
 def refusal(graph, kind=FormatError):
     """The message of the refusal, which keeps the error contract."""
-    started = time.perf_counter()
     with pytest.raises(MeamError) as caught:
         check_graph(graph)
-    assert time.perf_counter() - started < 5
     assert type(caught.value) is kind
     message = str(caught.value)
     assert message.startswith("policy.onnx ")
@@ -209,7 +207,8 @@ MUTATIONS = st.lists(
 )
 
 
-@settings(max_examples=1000, deadline=1000)
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None)
 @given(MUTATIONS)
 def test_changed_file_is_refused_or_read_as_onnx_reads_it(mutations):
     graph = GOOD_BYTES
@@ -218,6 +217,7 @@ def test_changed_file_is_refused_or_read_as_onnx_reads_it(mutations):
     assert_refused_or_read_as_onnx_does(graph)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_refused_or_read_as_onnx_reads_it():
     for position in range(len(GOOD_BYTES)):
         for bit in range(8):
@@ -226,7 +226,7 @@ def test_every_flipped_bit_is_refused_or_read_as_onnx_reads_it():
             assert_refused_or_read_as_onnx_does(bytes(changed))
 
 
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_read_as_onnx_reads_them(graph):
     assert_refused_or_read_as_onnx_does(graph)
@@ -360,7 +360,7 @@ def test_operators_that_run_subgraphs_are_refused_by_name(operator):
     assert "subgraphs" in message
 
 
-def test_endless_loop_is_refused_at_once(make_policy):
+def test_endless_loop_is_refused_without_being_run(make_policy):
     body = helper.make_graph(
         [helper.make_node("Identity", ["go_on"], ["again"])],
         "body",
@@ -369,10 +369,8 @@ def test_endless_loop_is_refused_at_once(make_policy):
     )
     linear = make_policy()
     linear.replace_graph(make_bytes([helper.make_node("Loop", ["", "true"], [], body=body)], {"true": np.array(True)}))
-    started = time.perf_counter()
     with pytest.raises(FormatError, match="Loop"):
         check_graph((linear.folder / "policy.onnx").read_bytes())
-    assert time.perf_counter() - started < 1
 
 
 @pytest.mark.parametrize("attributes", [{"body": subgraph()}, {"bodies": [subgraph(), subgraph()]}])
@@ -419,11 +417,12 @@ def test_default_domain_may_be_called_by_its_long_name():
     assert (summary.opset, summary.operators) == (20, {"Neg": 1})
 
 
-@pytest.mark.parametrize("operator", sorted(graph_check.OPERATORS[b""]))
-def test_allowed_operators_are_those_of_onnx(operator):
-    schema = onnx.defs.get_schema(operator.decode(), 20)
-    assert not schema.deprecated
-    assert not any(attribute.type == onnx.defs.OpSchema.AttrType.GRAPH for attribute in schema.attributes.values())
+def test_allowed_operators_are_those_of_onnx():
+    for operator in sorted(graph_check.OPERATORS[b""]):
+        schema = onnx.defs.get_schema(operator.decode(), 20)
+        assert not schema.deprecated, operator
+        kinds = {attribute.type for attribute in schema.attributes.values()}
+        assert onnx.defs.OpSchema.AttrType.GRAPH not in kinds, operator
 
 
 def test_functions_are_refused_with_domain_and_name():
@@ -924,17 +923,17 @@ def test_transposed_and_dequantised_weights_are_no_growth():
     check_graph(make_bytes(nodes, weights))
 
 
-@pytest.mark.parametrize("operator", sorted(graph_check.OPERATORS[b""] | graph_check.OPERATORS[b"com.microsoft"]))
 @pytest.mark.parametrize("inputs", [[], [""], ["", "w"], ["w"], ["x"], ["w"] * 4, ["x"] * 4], ids=str)
-def test_nodes_with_too_few_or_odd_inputs_end_in_a_summary_or_a_refusal(operator, inputs):
-    domain = "" if operator in graph_check.OPERATORS[b""] else "com.microsoft"
-    made = helper.make_node(operator.decode(), inputs, [], domain=domain)
-    graph = make_bytes([made], {"w": integers([2])}, domains=[("com.microsoft", 1)])
-    with contextlib.suppress(FormatError):
-        assert check_graph(graph).nodes == 1
+def test_nodes_with_too_few_or_odd_inputs_end_in_a_summary_or_a_refusal(inputs):
+    for operator in sorted(graph_check.OPERATORS[b""] | graph_check.OPERATORS[b"com.microsoft"]):
+        domain = "" if operator in graph_check.OPERATORS[b""] else "com.microsoft"
+        made = helper.make_node(operator.decode(), inputs, [], domain=domain)
+        graph = make_bytes([made], {"w": integers([2])}, domains=[("com.microsoft", 1)])
+        with contextlib.suppress(FormatError):
+            assert check_graph(graph).nodes == 1, operator
 
 
-# Numbers of things, and time
+# Numbers of things, and work
 
 
 def test_nodes_weights_and_fields_are_limited(monkeypatch):
@@ -952,19 +951,20 @@ def test_nodes_weights_and_fields_are_limited(monkeypatch):
     [field(7, b"\x0a\x00" * 2_200_000), field(7, b"") + b"\x72\x00" * 2_200_000],
     ids=["nodes", "metadata"],
 )
-def test_millions_of_empty_messages_are_refused_in_time(content):
+def test_millions_of_empty_messages_are_refused_by_their_number(content):
     assert "protobuf fields" in refusal(HEAD + content)
 
 
-def test_weights_are_checked_at_memory_speed():
+def test_weights_are_checked_by_thousands_at_a_time():
     graph = make_bytes(weights={f"w{i}": np.ones((500, 500), np.float32) for i in range(10)})
-    assert len(graph) > 10**7
-    best = 1.0
-    for _ in range(5):
-        started = time.perf_counter()
+    calls = Counter()
+    profiler = sys.getprofile()
+    sys.setprofile(lambda frame, event, function: calls.update([event]))
+    try:
         check_graph(graph)
-        best = min(best, time.perf_counter() - started)
-    assert best < 0.05  # a tenth of it where nothing else runs
+    finally:
+        sys.setprofile(profiler)
+    assert 0 < calls["call"] + calls["c_call"] < 2_500_000 / 500
 
 
 def test_a_good_policy_loads_and_acts_after_refusals(make_policy):

@@ -205,6 +205,7 @@ def test_interval_agrees_with_normal_theory():
     assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
 
 
+@pytest.mark.slow
 def test_interval_covers_the_mean_as_often_as_it_says():
     random = np.random.default_rng(2)
     intervals = [mean_interval(random.exponential(1.0, 50), resamples=1000) for _ in range(300)]

@@ -274,6 +274,7 @@ def test_real_environments_give_the_same_in_a_vector(make_policy, real_makers, n
     assert (len(set(single[0].lengths.tolist())) > 1) == (name == "InvertedPendulum-v5")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared_memory", [True, False])
 @pytest.mark.parametrize("mode", MODES)
 def test_subprocesses_give_the_same(make_policy, real_makers, mode, shared_memory):

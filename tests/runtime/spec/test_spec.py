@@ -188,6 +188,7 @@ def outcome_of(text):
         return str(error)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(specs())
 def test_json_round_trip_changes_nothing(spec):

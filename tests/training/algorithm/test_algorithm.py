@@ -173,6 +173,7 @@ def test_the_noise_is_standard_normal_and_its_times_uniform(make_config):
     assert seen == set(MeamNoise._fields) - {"probes"}
 
 
+@pytest.mark.slow
 def test_directions_of_the_divergence_are_unbiased(make_config):
     # On average over the draws the projection act / probes Q Q^T is the identity.
     config, generator = make_config(divergence_probes=2), torch.Generator().manual_seed(0)
@@ -357,6 +358,7 @@ def test_a_later_stage_of_mirror_descent_has_the_deployed_policy_as_its_prior_an
     assert {name.split(".")[0] for name in moved} == {"critic", "policy"}
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(weight=st.floats(0, 0.99), seed=st.integers(0, 100))
 def test_the_mixture_replaces_exactly_its_share_of_rows(make_config, make_networks, weight, seed):
@@ -442,6 +444,7 @@ def test_the_value_term_is_the_scaled_gradient_of_the_mean_critic_and_vanishes_o
     assert not adjoint[outside].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "network"), [("critic_loss", "critic"), ("prior_loss", "prior")])
 def test_the_gradients_of_the_critic_and_prior_losses_are_right(make_config, make_networks, loss, network):
     config = make_config(
@@ -652,6 +655,7 @@ def test_the_search_starts_at_the_data_samples_of_the_prior_and_copies_of_the_da
     torch.testing.assert_close(candidates, torch.stack([data, *flowed, *copies]))
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(seed=st.integers(0, 100), radius=st.floats(0.01, 0.3), spread=st.floats(0, 2), step=st.floats(0.01, 1))
 def test_q_maximised_chunks_lie_in_the_box_within_the_trust_radius_of_their_starts(

@@ -23,6 +23,7 @@ def target_mass(entropy_coef):
     return density[x > 0].sum() / density.sum()
 
 
+@pytest.mark.slow
 def test_the_rare_mode_gets_its_mass(tmp_path):
     generator = np.random.default_rng(0)
     modes = MODES[(np.arange(4000) % 10 == 0).astype(int)]

@@ -273,6 +273,7 @@ def test_training_brings_the_entropy_to_its_target_and_the_actions_up_the_value(
     assert -0.3 < edited[1] < -0.1
 
 
+@pytest.mark.slow
 def test_a_linear_flow_is_distilled_into_one_evaluation():
     torch.manual_seed(0)
     policy = OneStepPolicy(2, 2, (32,))

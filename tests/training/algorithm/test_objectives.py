@@ -280,6 +280,7 @@ def expected_gradient(networks: MeamNetworks, config: TrainConfig, rows: int, ba
     return gradients.mean(dim=0), gradients.std(dim=0) / math.sqrt(batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.5])
 @pytest.mark.parametrize("objective", ["reweighted", "target_score"])
 def test_the_tilted_gaussian_is_the_fixed_point(objective: str, entropy_coef: float) -> None:
@@ -334,6 +335,7 @@ def freeze_path(monkeypatch: pytest.MonkeyPatch, networks: MeamNetworks, config:
     policy_loss(networks, config, rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "sde"), OBJECTIVES)
 def test_the_gradient_of_the_policys_loss_is_right(objective: str, sde: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(objective=objective, sde=sde, hidden_dims=(3,), entropy_coef=0.4, batch_size=4)

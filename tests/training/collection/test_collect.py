@@ -79,6 +79,7 @@ def test_the_rate_is_that_of_the_environment(pockets):
     assert pockets[0].control_rate_hz == 10
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_data_and_another_seed_other_data(pockets, tmp_path):
     same = OfflineDataset.from_minari(collect(POCKETS, 2000, seed=3, root=tmp_path / "same"))
     other = OfflineDataset.from_minari(collect(POCKETS, 2000, seed=4, root=tmp_path / "other"))
@@ -87,6 +88,7 @@ def test_the_same_seed_gives_the_same_data_and_another_seed_other_data(pockets, 
     assert not np.array_equal(pockets[0].actions, other.actions)
 
 
+@pytest.mark.slow
 def test_the_ball_is_steered_as_often_to_a_pocket_as_its_share_says(tmp_path):
     shares = {"east": 0.75, "west": 0.25}
     data = OfflineDataset.from_minari(collect(POCKETS, 6000, root=tmp_path, mode_shares=shares))
@@ -196,6 +198,7 @@ def test_nothing_recorded_leaves_nothing_behind(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.rglob("*")] == ["meam"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "transitions", "stops"),
     [(POCKETS, 2000, (20, 700, 1500)), pytest.param(POINTMAZE, 4000, (1000, 2000), marks=pytest.mark.slow)],
@@ -363,6 +366,7 @@ def rolled_out(policy, tmp_path_factory):
     return OfflineDataset.from_minari(folder), folder
 
 
+@pytest.mark.slow
 def test_a_policys_recording_is_what_the_policy_does(policy, rolled_out):
     data, folder = rolled_out
     assert (len(data), data.environment_id, data.control_rate_hz) == (400, POCKETS, 10)

@@ -17,7 +17,7 @@ from meam_training.data.dataset import OfflineDataset
 
 pytest.importorskip("ogbench")
 # OGBench makes the action space anew at every step, from float64 bounds.
-pytestmark = pytest.mark.filterwarnings("ignore:.*precision lowered by casting:UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*precision lowered by casting:UserWarning")]
 
 CUBE = "cube-single-play-singletask-task1-v0"
 SCENE = "scene-play-singletask-task2-v0"

@@ -112,6 +112,7 @@ def test_docstring_example_runs():
     assert doctest.testmod(pockets).failed == 0
 
 
+@pytest.mark.slow
 def test_importing_the_demonstrator_leaves_mujoco_alone():
     code = "import sys, meam_training.collection.demonstrators; assert 'mujoco' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

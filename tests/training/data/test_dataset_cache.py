@@ -129,6 +129,7 @@ def test_the_fingerprint_and_the_moments_are_those_of_the_numbers(source):
     np.testing.assert_allclose(data.observation_moments, [wide.mean(axis=0), wide.std(axis=0)], rtol=1e-12)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=8), st.integers(0, 2**31))
 def test_data_of_many_blocks_are_those_of_one(tmp_path_factory, lengths, seed):
     given_arrays = trajectories(lengths, seed)

@@ -221,6 +221,7 @@ def test_hdf5_groups_that_hold_themselves_are_visited_once(folder):
     assert len(list(open_minari(folder).episodes)) == 2
 
 
+@pytest.mark.slow
 def test_hdf5_groups_nested_very_deeply_are_checked(folder):
     with h5py.File(folder / "main_data.hdf5", "r+") as file:
         group = file.create_group("deep")
@@ -244,6 +245,7 @@ def test_compressed_hdf5_is_read(folder):
     np.testing.assert_array_equal(OfflineDataset.from_minari(folder).rewards[:3], 0)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(min_size=1, max_size=3), st.floats(0, 1))
 def test_changed_bytes_never_give_an_error_of_another_library(recorded, folder, patch, position):
@@ -422,6 +424,7 @@ def test_a_columnar_file_that_is_a_link_out_of_the_folder_is_refused(columnar, t
         open_minari(columnar)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(st.binary(min_size=1, max_size=3), st.floats(0, 1))
 def test_changed_bytes_of_columnar_data_never_give_an_error_of_another_library(columnar, patch, position):

@@ -226,6 +226,7 @@ def test_the_denoised_action_is_the_mean_of_the_ends(t):
     np.testing.assert_allclose(denoise(velocity, tensor(x)[:, None], t, True)[:, 0], expected.clip(-1, 1), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 @given(seed=st.integers(0, 1000), steps=st.integers(1, 5))
 def test_confining_changes_nothing_where_the_denoised_actions_lie_in_the_box(solver, seed, steps):
@@ -270,6 +271,7 @@ def test_the_log_density_of_a_resting_flow_is_that_of_the_noise():
     np.testing.assert_allclose(found, (-0.5 * x**2 - 0.5 * np.log(2 * np.pi)).sum(axis=1), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("std", "tolerance"), [((1.0, 1.0), 0.002), ((0.5, 0.7), 0.006), ((0.3, 0.2), 0.05)])
 def test_the_log_density_of_a_gaussian_converges_to_its_closed_form(std, tolerance):
     velocity, log_density = diagonal_gaussian((0.3, -0.5), std)
@@ -298,6 +300,7 @@ def test_the_density_of_a_random_network_flow_integrates_to_one():
     assert (density - torch.exp(-0.5 * grid**2) / math.sqrt(2 * math.pi)).abs().max() > 0.1  # no resting flow
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 1000), steps=st.integers(1, 6), act=st.integers(1, 4))
 def test_with_as_many_probes_as_components_the_divergence_is_the_exact_trace(seed, steps, act):
     field, x_1 = Curved(seed, act), np.random.default_rng(seed + 1).normal(size=(3, act))
@@ -314,6 +317,7 @@ def test_with_as_many_probes_as_components_the_divergence_is_the_exact_trace(see
         np.testing.assert_allclose(log_likelihood(field, tensor(x_1), probes, steps), expected, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 1000), count=st.sampled_from([1, 2, 3]))
 def test_few_probes_are_right_on_average_over_an_orthonormal_basis(seed, count):
     field, x_1 = Curved(seed, 6), tensor(np.random.default_rng(seed).normal(size=(4, 6)))
@@ -337,6 +341,7 @@ def test_the_density_of_rotated_actions_is_that_of_the_others():
     torch.testing.assert_close(turned, log_likelihood(field, x_1, eye(3), 4), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @given(order=st.permutations(range(6)))
 def test_every_row_has_its_own_density_whatever_the_shape_of_the_batch(order):
     field, x_1 = Curved(11), tensor(np.random.default_rng(12).normal(size=(6, 3)))

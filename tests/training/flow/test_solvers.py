@@ -158,6 +158,7 @@ def test_uniform_times_take_the_asked_number_of_evaluations(solver: Solver, step
     np.testing.assert_allclose(np.diff(times), 1 / steps, rtol=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(steps=st.integers(1, 1000), seed=st.integers(0, 10_000))
 def test_an_euler_step_in_float32_adds_just_the_velocity_over_their_number(steps: int, seed: int) -> None:
@@ -174,6 +175,7 @@ def test_an_euler_step_in_float32_adds_just_the_velocity_over_their_number(steps
 # Confinement
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @settings(max_examples=100, deadline=None)
@@ -191,6 +193,7 @@ def test_a_confined_flow_ends_in_the_box_whatever_the_velocity_is(
     assert reached.abs().max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["euler", "midpoint"])
 @settings(max_examples=100, deadline=None)
 @given(times=GRIDS, start=st.floats(-50, 50), data=st.data())
@@ -286,6 +289,7 @@ def test_what_is_given_with_weight_one_is_the_result_whatever_the_velocity_is(
     np.testing.assert_allclose(reached[:2], known[:2], rtol=0, atol=1000 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("confine", [False, True])
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
 @settings(deadline=None)
@@ -307,6 +311,7 @@ def test_a_flow_to_one_point_ends_between_it_and_what_is_given_as_the_weight_say
     np.testing.assert_allclose(reached, (1 - weight) * centre + weight * known, rtol=0, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("confine", [False, True])
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
 @settings(deadline=None)

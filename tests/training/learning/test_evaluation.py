@@ -118,6 +118,7 @@ def test_networks_in_training_act_as_the_exported_policy(dataset, make_config, t
     assert live.inferences == exported.inferences == 10  # chunks of two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pretrain_steps", [0, 5])
 def test_evaluations_do_not_change_what_is_learned(dataset, make_config, tmp_path, pretrain_steps):
     config = make_config(steps=8, pretrain_steps=pretrain_steps)
@@ -172,6 +173,7 @@ def test_a_resumed_run_adds_the_columns_that_its_evaluations_lacked(dataset, mak
     assert float(new["return_std"]) == 0
 
 
+@pytest.mark.slow
 def test_while_only_the_prior_is_trained_it_is_the_prior_that_is_evaluated(dataset, make_config, tmp_path):
     settings = {"steps": 6, "evaluate_every": 3, "solver": "euler", "confine": False}
     bc = make_config("bc", **settings)
@@ -186,6 +188,7 @@ def test_while_only_the_prior_is_trained_it_is_the_prior_that_is_evaluated(datas
     assert rows(tmp_path / "2")[0] != prior
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_has_the_highest_return_and_is_kept(dataset, make_config, tmp_path):
     settings = {"evaluate_every": 2, "evaluate_episodes": 1, "keep_checkpoints": 1, "checkpoint_every": 5}
     config, scores = make_config(steps=12, **settings), [1.0, 6.0, 3.0, 6.0, 2.0, 4.0]

@@ -129,6 +129,7 @@ def same(ours, theirs):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=6),
     seed=st.integers(0, 99),
@@ -241,6 +242,7 @@ def test_updates_begin_after_the_warm_up(make_config, leftward):
     assert not same(run.learner.networks.state_dict(), before)
 
 
+@pytest.mark.slow
 def test_a_run_resumed_at_an_episodes_end_is_bit_equal(make_config, leftward):
     config = make_config(online_steps=2 * HORIZON, online_warmup=4)
     whole, first, second = (begin(config, leftward) for _ in range(3))
@@ -281,6 +283,7 @@ def test_an_environment_with_other_spaces_is_refused(make_config, leftward):
         OnlineCollector(gymnasium.make("Pendulum-v1"), run.learner.networks, run.spec, run.online.chunks, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["me-am", "qam-edit"])
 def test_a_run_goes_online_and_a_resumed_one_equals_an_uninterrupted_one(make_config, leftward, tmp_path, preset):
     config = make_config(preset, online_steps=3 * HORIZON, online_warmup=4)
@@ -298,6 +301,7 @@ def test_a_run_goes_online_and_a_resumed_one_equals_an_uninterrupted_one(make_co
     assert [row["step"] for row in rows if row["online_return"]] == [str(config.steps + HORIZON * n) for n in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_online_keeps_its_number_of_offline_updates(make_config, leftward, tmp_path):
     config = make_config(online_steps=HORIZON)
     train(config, leftward, tmp_path, online_env=Line())
@@ -339,6 +343,7 @@ def test_online_learning_takes_a_policy_far_beyond_its_data(make_config, leftwar
     assert online > offline + 1.2
 
 
+@pytest.mark.slow
 def test_an_offline_run_may_still_choose_how_it_goes_online(make_config, leftward, tmp_path):
     train(make_config(), leftward, tmp_path)
     config = make_config(online_steps=HORIZON, online_warmup=2, offline_share=0.5, updates_per_step=2)
