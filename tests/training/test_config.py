@@ -243,7 +243,7 @@ def test_a_solver_takes_a_multiple_of_the_evaluations_of_its_step(solver, togeth
     if steps % together == 0:
         assert TrainConfig(nfe=steps, solver=solver).nfe == steps
         return
-    expected = f'nfe is {steps}; expected a multiple of {together}, as {solver} takes so many.*solver="euler"'
+    expected = f'nfe is {steps}; expected a multiple of {together}, the evaluations per step of solver="{solver}"'
     with pytest.raises(ConfigError, match=expected):
         TrainConfig(nfe=steps, solver=solver)
 
@@ -529,7 +529,7 @@ def test_methods_share_settings_of_which_each_takes_what_has_an_effect_on_it():
         TrainConfig.preset("bc", {"num_critics": 0})
 
 
-def test_settings_without_effect_of_an_earlier_version_are_put_back():
+def test_settings_without_effect_of_an_earlier_version_are_reset():
     written = {**json.loads(TrainConfig().to_json()), "sde": "reference", "sde_steps": 5, "offline_share": 0.5}
     assert TrainConfig.from_json(json.dumps(written)) == TrainConfig()
     written = {**json.loads(TrainConfig.preset("bc").to_json()), "num_critics": 2, "objective": "adjoint"}
