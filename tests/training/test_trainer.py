@@ -271,7 +271,7 @@ def test_steps_and_intervals_may_change_when_resuming(dataset, make_config, tmp_
 
 def test_resuming_with_fewer_updates_than_done_is_refused(dataset, make_config, tmp_path):
     train(make_config(steps=3), dataset, tmp_path)
-    with pytest.raises(CheckpointError, match="done 3 steps already"):
+    with pytest.raises(CheckpointError, match="already done 3 steps"):
         train(make_config(steps=2), dataset, tmp_path, resume=True)
 
 
@@ -489,7 +489,7 @@ def test_training_learns_the_data(make_config, tmp_path):
 
 def test_a_folder_with_something_else_in_it_is_left_alone(dataset, make_config, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(OutputError, match=r"already holds config.json, which is not of a training run"):
+    with pytest.raises(OutputError, match=r"already holds config.json, which is not part of a training run"):
         train(make_config(), dataset, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
