@@ -160,10 +160,10 @@ def test_an_interrupted_run_is_told_how_to_go_on_once_it_has_begun(begun, data, 
     os.rename(begun, tmp_path / "it's a run")
     capsys.readouterr()
     assert meam(["train", "--resume", "--output-dir", "it's a run"]) == 130
-    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Go on with: ")]
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Resume with: ")]
     assert shlex.split(line)[3:] == ["meam", "train", "--resume", "--output-dir", "it's a run"]
     assert meam(["train", "--data", str(data), "--output-dir", "new"]) == 130
-    assert "Go on with" not in capsys.readouterr().err
+    assert "Resume with" not in capsys.readouterr().err
 
 
 def test_the_help_lists_every_setting_as_a_flat_flag_with_its_choices(capsys, monkeypatch):
