@@ -453,7 +453,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_costs_no_checkpoint(dataset, make
 def test_an_output_folder_that_is_a_file_is_refused(dataset, make_config, tmp_path):
     (tmp_path / "file").write_text("kept")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OutputError, match="cannot be made"):
+        with pytest.raises(OutputError, match="cannot be created"):
             train(make_config(), dataset, path)
     assert (tmp_path / "file").read_text() == "kept"
 

@@ -161,7 +161,7 @@ def test_an_interrupted_run_is_told_how_to_go_on_once_it_has_begun(begun, data, 
     capsys.readouterr()
     assert meam(["train", "--resume", "--output-dir", "it's a run"]) == 130
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Resume with: ")]
-    assert shlex.split(line)[3:] == ["meam", "train", "--resume", "--output-dir", "it's a run"]
+    assert shlex.split(line)[2:] == ["meam", "train", "--resume", "--output-dir", "it's a run"]
     assert meam(["train", "--data", str(data), "--output-dir", "new"]) == 130
     assert "Resume with" not in capsys.readouterr().err
 

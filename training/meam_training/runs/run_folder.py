@@ -279,7 +279,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"The output folder {folder} cannot be made: {error.strerror}.") from error
+        raise OutputError(f"The output folder {folder} cannot be created: {error.strerror}.") from error
 
 
 def _check_empty(folder: Path) -> None:
