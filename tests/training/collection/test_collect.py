@@ -126,7 +126,7 @@ def test_nothing_to_record_is_refused(tmp_path, transitions):
 def test_a_root_that_is_a_file_is_refused(tmp_path):
     root = tmp_path / "file"
     root.write_text("kept")
-    with pytest.raises(OutputError, match="cannot be made"):
+    with pytest.raises(OutputError, match="cannot be created"):
         collect(POCKETS, 10, root=root)
     assert root.read_text() == "kept"
 
@@ -278,7 +278,7 @@ def unfinished(tmp_path):
 
 def test_an_unfinished_recording_is_not_overwritten(tmp_path, unfinished):
     before = {file.name: file.read_bytes() for file in unfinished.iterdir()}
-    with pytest.raises(OutputError, match=rf"unfinished recording is in {unfinished}. Go on with it \(--resume"):
+    with pytest.raises(OutputError, match=rf"unfinished recording is in {unfinished}. Continue it \(--resume"):
         collect(POCKETS, 300, seed=3, root=tmp_path)
     assert {file.name: file.read_bytes() for file in unfinished.iterdir()} == before
 
