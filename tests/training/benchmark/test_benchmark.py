@@ -281,7 +281,7 @@ def test_arguments_out_of_range_are_refused(fields, error):
 
 
 def test_a_python_that_is_not_there_is_refused(checkout):
-    with pytest.raises(NotFoundError, match="is no program"):
+    with pytest.raises(NotFoundError, match="is not an executable"):
         BenchTrainArguments(reference=checkout, reference_python=checkout / "python")
 
 
