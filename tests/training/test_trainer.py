@@ -556,7 +556,7 @@ def kept(folder):
 
 @pytest.mark.parametrize(("episodes", "expected"), [(6, 119), (100, 1000)])
 def test_a_run_keeps_some_raw_observations_of_its_data(make_config, tmp_path, episodes, expected):
-    rows = 20 * episodes  # at all of which a chunk of two may begin, but for the last
+    rows = 20 * episodes  # a chunk of two may start at all but the last
     generator = np.random.default_rng(0)
     observations = generator.normal(5, 3, (rows, 3)).astype(np.float32)
     data = OfflineDataset.from_arrays(

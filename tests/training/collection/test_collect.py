@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_data_and_another_seed_other_data(pockets, 
     assert not np.array_equal(pockets[0].actions, other.actions)
 
 
-def test_the_ball_is_steered_as_often_to_a_pocket_as_its_share_says(tmp_path):
+def test_pockets_are_aimed_at_in_proportion_to_their_shares(tmp_path):
     shares = {"east": 0.75, "west": 0.25}
     data = OfflineDataset.from_minari(collect(POCKETS, 6000, root=tmp_path, mode_shares=shares))
     ends = data.next_observations[data.episode_ends]
@@ -403,7 +403,7 @@ def test_a_policy_of_another_environment_is_refused(policy, tmp_path):
 # Command line
 
 
-def test_an_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+def test_an_interrupted_command_says_how_to_resume(tmp_path, capsys, monkeypatch):
     def interrupted(*arguments, on_progress, **settings):
         return collect(*arguments, **settings, on_progress=interrupt_at(40))
 

@@ -43,9 +43,9 @@ class PolicyModule(nn.Module):
                 "The checkpoint has no one-step policy. Train with --distill-coef above 0, or export the flow."
             )
         if best_of > 1 and not networks.config.trains_policy:
-            raise ConfigError(f"best_of is {best_of}; expected 1, for a {spec.method} policy has no critics.")
+            raise ConfigError(f"best_of is {best_of}; expected 1, because {spec.method} trains no critics.")
         if best_of > 1 and one_step:
-            raise ConfigError(f"best_of is {best_of}; expected 1, for the one-step policy draws one chunk.")
+            raise ConfigError(f"best_of is {best_of}; expected 1, because the one-step policy draws one chunk.")
         if takes_prefix:
             _check_prefix(networks, spec, one_step)
         self.networks, self.integration = networks, spec.integration

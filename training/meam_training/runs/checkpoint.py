@@ -134,7 +134,7 @@ class Checkpoint:
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).rstrip(".").replace("config.json", _SPEC) or repr(error)
             raise CheckpointError(
-                f"The checkpoint {folder} is broken ({reason}). Delete its folder to go on with the one before."
+                f"The checkpoint {folder} is broken ({reason}). Delete its folder to resume from the previous one."
             ) from error
 
     def read_observations(self) -> NDArray[np.float32] | None:
@@ -304,7 +304,8 @@ class Checkpoint:
             return load_file(self.path / name)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
-                f"{self.path / name} is missing or broken ({error}). Delete {self.path} to go on with the one before."
+                f"{self.path / name} is missing or broken ({error}). Delete {self.path} to resume from the previous "
+                "checkpoint."
             ) from error
 
 

@@ -106,7 +106,7 @@ class ManipulationDemonstrator:
                 oracle = self._oracles[info["privileged/target_task"]]
                 oracle.reset(observation, info)
         recorded = {name: np.stack([state[name] for state in states]) for name in states[0]}
-        if self._family == "scene" and not _in_sight(recorded["qpos"]):
+        if self._family == "scene" and not _in_workspace(recorded["qpos"]):
             return None
         labels = self._rewards(recorded)
         return Episode(
@@ -157,7 +157,7 @@ def _oracles(family: str, kind: str, env: gymnasium.Env[Any, Any]) -> dict[str, 
     return {name: makers[name][kind == "noisy"](env=env, **settings, **closed) for name in subtasks}
 
 
-def _in_sight(states: NDArray[np.float64]) -> bool:
+def _in_workspace(states: NDArray[np.float64]) -> bool:
     """Whether the scene's block stays on the table or in the drawer, given the states of all steps [steps, qpos]."""
     y, z = states[:, 15], states[:, 16]
     in_drawer = (z >= 0.06) & (z <= 0.08)
