@@ -84,5 +84,5 @@ class Integration:
             nfe=read.integer("nfe"),
             solver=read.get("solver", str, "text"),
             time_grid=read.optional_numbers("time_grid"),
-            best_of=read.integer("best_of") if "best_of" in read.data else 1,
+            best_of=read.integer("best_of"),
         )

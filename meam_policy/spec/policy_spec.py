@@ -212,7 +212,7 @@ class PolicySpec:
                 f"config.json: format_version is {version!r}; this meam-policy reads version {FORMAT_VERSION}. "
                 "Upgrade meam-policy, or export the policy again."
             )
-        read = JsonReader(with_new_names(data), "")
+        read = JsonReader({"best_of": 1, **with_new_names(data)}, "")  # earlier files lack it
         read.only([f.name for f in (*fields(cls), *fields(Integration)) if f.name != "integration"])
         boxes = read.get("observation", list, "a list of boxes")
         return cls(

@@ -28,7 +28,7 @@ MakeConfig = Callable[..., TrainConfig]
 
 @pytest.fixture(scope="session")
 def dataset() -> OfflineDataset:
-    """Six episodes of twenty steps, three observed numbers, two actions; every other episode terminates."""
+    """Six episodes of twenty steps, with 3-d observations and 2-d actions; every other episode terminates."""
     generator = np.random.default_rng(0)
     rows = 120
     ends = np.arange(rows) % 20 == 19
@@ -84,7 +84,7 @@ def make_minari() -> Callable[..., Path]:
         from minari.data_collector.episode_buffer import EpisodeBuffer
 
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about authors and the like
+            warnings.simplefilter("ignore", UserWarning)  # about missing authors etc.
             patch.setenv("MINARI_DATASETS_PATH", str(root))
             minari.create_dataset_from_buffers(
                 dataset_id,

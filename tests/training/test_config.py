@@ -243,7 +243,7 @@ def test_a_solver_takes_a_multiple_of_the_evaluations_of_its_step(solver, togeth
     if steps % together == 0:
         assert TrainConfig(nfe=steps, solver=solver).nfe == steps
         return
-    expected = f'nfe is {steps}; expected a multiple of {together}, as {solver} takes so many.*solver="euler"'
+    expected = f'nfe is {steps}; expected a multiple of {together}, the evaluations per step of solver="{solver}"'
     with pytest.raises(ConfigError, match=expected):
         TrainConfig(nfe=steps, solver=solver)
 
@@ -252,7 +252,7 @@ BC: dict[str, Any] = {"method": "bc", "inverse_temperature": 0.0, "entropy_coef"
 WITHOUT_CANDIDATES = [{"objective": "adjoint"}, {"objective": "target_score"}, BC]
 
 
-def test_the_samples_of_an_observation_fit_into_a_batch_where_they_are_used():
+def test_the_candidates_of_an_observation_fit_into_a_batch_where_they_are_used():
     # A quarter of them comes from the prior.
     for candidates in (4, 16):
         assert TrainConfig(batch_size=16, candidates=candidates).candidates == candidates
@@ -447,7 +447,7 @@ def test_online_steps_that_are_all_warm_up_are_refused():
     assert TrainConfig(online_steps=60, online_warmup=59).online_steps == 60
 
 
-def test_a_range_is_told_in_words():
+def test_a_range_describes_itself():
     words = {
         "above 0": Range(above=0),
         "above 0, at most 1": Range(above=0, most=1),
@@ -478,7 +478,7 @@ HOW_IT_RUNS = {
 }
 
 
-def test_how_a_run_is_carried_out_does_not_decide_its_result():
+def test_how_a_run_is_executed_does_not_affect_its_result():
     plain = TrainConfig()
     for name, value in HOW_IT_RUNS.items():
         assert plain.changed(**{name: value}) != plain
@@ -491,7 +491,7 @@ def test_how_a_run_is_carried_out_does_not_decide_its_result():
         assert plain.changed(**{name: value}).deciding() != plain.deciding()
 
 
-def test_how_far_a_run_goes_does_not_decide_unless_stages_share_the_updates():
+def test_the_length_of_a_run_does_not_affect_the_weights_unless_stages_share_the_updates():
     plain = TrainConfig()
     assert plain.changed(steps=7, online_steps=5000).deciding() == plain.deciding()
     staged = plain.changed(mirror_stages=2)
@@ -529,7 +529,7 @@ def test_methods_share_settings_of_which_each_takes_what_has_an_effect_on_it():
         TrainConfig.preset("bc", {"num_critics": 0})
 
 
-def test_settings_without_effect_of_an_earlier_version_are_put_back():
+def test_settings_without_effect_of_an_earlier_version_are_reset():
     written = {**json.loads(TrainConfig().to_json()), "sde": "reference", "sde_steps": 5, "offline_share": 0.5}
     assert TrainConfig.from_json(json.dumps(written)) == TrainConfig()
     written = {**json.loads(TrainConfig.preset("bc").to_json()), "num_critics": 2, "objective": "adjoint"}

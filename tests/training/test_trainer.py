@@ -273,7 +273,7 @@ def test_steps_and_intervals_may_change_when_resuming(dataset, make_config, tmp_
 
 def test_resuming_with_fewer_updates_than_done_is_refused(dataset, make_config, tmp_path):
     train(make_config(steps=3), dataset, tmp_path)
-    with pytest.raises(CheckpointError, match="done 3 steps already"):
+    with pytest.raises(CheckpointError, match="already done 3 steps"):
         train(make_config(steps=2), dataset, tmp_path, resume=True)
 
 
@@ -457,7 +457,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_costs_no_checkpoint(dataset, make
 def test_an_output_folder_that_is_a_file_is_refused(dataset, make_config, tmp_path):
     (tmp_path / "file").write_text("kept")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OutputError, match="cannot be made"):
+        with pytest.raises(OutputError, match="cannot be created"):
             train(make_config(), dataset, path)
     assert (tmp_path / "file").read_text() == "kept"
 
@@ -494,7 +494,7 @@ def test_training_learns_the_data(make_config, tmp_path):
 
 def test_a_folder_with_something_else_in_it_is_left_alone(dataset, make_config, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(OutputError, match=r"already holds config.json, which is not of a training run"):
+    with pytest.raises(OutputError, match=r"already holds config.json, which is not part of a training run"):
         train(make_config(), dataset, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
@@ -561,7 +561,7 @@ def kept(folder):
 
 @pytest.mark.parametrize(("episodes", "expected"), [(6, 119), (100, 1000)])
 def test_a_run_keeps_some_raw_observations_of_its_data(make_config, tmp_path, episodes, expected):
-    rows = 20 * episodes  # at all of which a chunk of two may begin, but for the last
+    rows = 20 * episodes  # a chunk of two may start at all but the last
     generator = np.random.default_rng(0)
     observations = generator.normal(5, 3, (rows, 3)).astype(np.float32)
     data = OfflineDataset.from_arrays(

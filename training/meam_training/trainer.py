@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training loop of a run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["make_spec", "train"]
 _KEPT_OBSERVATIONS = 1000
 
 Progress = Callable[[int, dict[str, float]], None]
-"""Called with the updates done and the latest metrics."""
+"""Called with the number of steps completed and the latest metrics."""
 
 
 def train(
@@ -54,38 +54,40 @@ def train(
 ) -> Checkpoint:
     """Train a policy. Ctrl-C finishes the update, writes a checkpoint and raises KeyboardInterrupt.
 
-    Started by torchrun, the processes share every batch among them; only the first writes, evaluates and reports.
+    Processes started by torchrun divide each batch among them; only the first one writes, evaluates and reports.
 
     Args:
         config: Settings.
         dataset: Training data.
-        output_dir: Folder of the run, created if need be: settings, metrics and checkpoints; see
+        output_dir: Folder of the run, created if necessary, for settings, metrics and checkpoints; see
             `meam_training.runs.run_folder`.
-        resume: Go on from the newest checkpoint, if there is one; on the CPU the result is bit-equal to that of an
-            uninterrupted run. Only what does not decide the weights may differ from its settings: `steps`, intervals,
+        resume: Resume from the newest checkpoint, if there is one; on the CPU, the result is bit-identical to that of
+            an uninterrupted run. Only settings that do not affect the weights may differ: `steps`, intervals,
             `loggers`, `device`, `threads`, `compile`.
         on_progress: Called after every `log_every` updates, and at the end.
         on_evaluation: Called after every evaluation.
-        value: Known value of actions, instead of learned critics: raw observations [batch, obs] and normalised,
-            flattened chunks [batch, act] to [batch], differentiable. Give the same one to resume.
-        env: Where to evaluate; None makes the data set's environment. Without either, evaluations use the data.
-        online_env: Where to learn online, another one than `env`; None makes the data set's environment.
-        origin: Where the data came from, to be kept in `run.json` for `meam train --resume`.
+        value: Known value of actions, in place of learned critics: maps raw observations [batch, obs] and normalised,
+            flattened chunks [batch, act] to [batch], differentiably. To resume, pass the same one again.
+        env: Environment for evaluation; None makes the data set's environment. If there is neither, evaluations use the
+            data.
+        online_env: Environment for online training, not the same object as `env`; None makes the data set's
+            environment.
+        origin: Origin of the data, stored in `run.json` for `meam train --resume`.
 
     Returns:
-        The last checkpoint; its `path` is a folder that `meam_export.export_policy` takes. The one with the highest
-        return in the environment is `Checkpoint.best(output_dir)`.
+        The last checkpoint; its `path` is a folder that `meam_export.export_policy` accepts. The checkpoint with the
+        highest return in the environment is `Checkpoint.best(output_dir)`.
 
     Raises:
-        ConfigError: the known value is not one value per row, or not differentiable, or does not go with best_of; or
-            Weights & Biases does not start.
-        OutputError: the folder cannot be written, or holds a run and `resume` is false; or the disk is full.
+        ConfigError: the known value does not return one differentiable value per row, or cannot be combined with
+            best_of; or Weights & Biases does not start.
+        OutputError: the folder cannot be written, or holds a run although `resume` is false; or the disk is full.
         LockedError: another process is training into the folder.
         CheckpointError: the run in the folder has other settings, or is broken.
         DatasetError: no episode is as long as a chunk.
         DeviceError: the device is not usable here.
-        NotFoundError: there is no such environment as the data set's.
-        SpaceError: the environment's spaces are not the data's.
+        NotFoundError: the data set's environment does not exist.
+        SpaceError: the environment's spaces differ from the data's.
         MissingExtraError: the environment's simulator or a logger is not installed.
         DivergedError: a gradient is not finite; the last checkpoint is intact.
     """
@@ -108,7 +110,7 @@ def train(
         run.restore(learner, online)
         run.keep_observations(_some_observations(chunks, device))
         group.check_same_step(run.step)
-        if run.lacks_evaluation():  # an interrupt came before it
+        if run.lacks_evaluation():  # the run was interrupted before it
             evaluation = _evaluate(evaluator, run, learner, run.step, interrupts, on_evaluation)
             if run.is_best(evaluation):
                 run.save(run.step, learner, evaluation, online)
@@ -133,14 +135,14 @@ def train(
                 raise KeyboardInterrupt
         group.wait()
     finished = Checkpoint.latest(folder)
-    assert finished is not None  # there is at least one step, and the last one saves
+    assert finished is not None  # there is at least one step, and the last one saves a checkpoint
     return finished
 
 
 def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
-    """What a policy trained with these settings on this data is; its file hashes are still empty."""
+    """Specification of a policy trained with these settings on this data; its file hashes are still empty."""
     mean, std = dataset.observation_moments
-    # A constant number has no scale; rounding gives it a tiny one, which would blow up at deployment.
+    # A constant component has no scale, or by rounding a tiny one, which would blow up deviations at deployment.
     constant = std <= 1e-6 * np.maximum(1.0, np.abs(mean))
     low, high = np.array(dataset.action_box.low), np.array(dataset.action_box.high)
     return PolicySpec(
@@ -174,7 +176,7 @@ def _evaluator(
     env: gymnasium.Env[Any, Any] | None,
     group: ProcessGroup,
 ) -> Iterator[Evaluator | None]:
-    """What evaluates the policy, if anything does; an environment made here is closed in the end."""
+    """Make the evaluator, if there are evaluations; an environment made here is closed on exit."""
     if not config.evaluate_every or not group.is_first:
         yield None
     elif env is not None:
@@ -190,15 +192,15 @@ def _evaluator(
 def _online_env(
     config: TrainConfig, spec: PolicySpec, env: gymnasium.Env[Any, Any] | None
 ) -> Iterator[gymnasium.Env[Any, Any] | None]:
-    """Where to learn online, if at all; an environment made here is closed in the end."""
+    """Provide the environment for online training, if there is any; one made here is closed on exit."""
     if not config.online_steps:
         yield None
     elif env is not None:
         yield env
     elif spec.environment_id is None:
         raise ConfigError(
-            f"online_steps is {config.online_steps}, but the data does not say which environment it is from; expected "
-            "online_env= (of an .npz file: --env-id), or online_steps=0."
+            f"online_steps is {config.online_steps}, but the data does not name its environment; expected online_env= "
+            "(for an .npz file, --env-id), or online_steps=0."
         )
     else:
         with contextlib.closing(make_environment(spec.environment_id)) as made:
@@ -213,7 +215,7 @@ def _evaluate(
     interrupts: list[int],
     on_evaluation: Progress | None,
 ) -> Evaluation | None:
-    """Evaluate and log, if this process does; an interrupt gives it up, since saving the work is more urgent."""
+    """Evaluate and log, if this process evaluates; an interrupt abandons it, since saving is more urgent."""
     if evaluator is None:
         return None
     learner.prepare_to_act(step)

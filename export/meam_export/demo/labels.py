@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from meam_policy.errors import ConfigError
 from meam_training.config import TrainConfig
 
 __all__ = ["NAMES", "OBJECTIVES", "changed_settings", "method_labels", "setting_text", "shared_settings"]
@@ -26,13 +27,27 @@ def changed_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def shared_settings(configs: Mapping[str, TrainConfig]) -> dict[str, Any]:
-    """The changed settings that all methods have in common.
+    """The changed settings that all methods have in common, as far as they have an effect there.
 
     Args:
         configs: Settings of every method, at least one.
     """
-    first, *others = (changed_settings(config) for config in configs.values())
-    return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+    changes = {method: changed_settings(config) for method, config in configs.items()}
+    return {
+        name: value
+        for changed in changes.values()
+        for name, value in changed.items()
+        if all(changes[method].get(name) == value or not _takes(configs[method], name, value) for method in configs)
+    }
+
+
+def _takes(config: TrainConfig, name: str, value: object) -> bool:
+    """Whether a setting may have a value beside the others."""
+    try:
+        config.changed(**{name: value})
+    except ConfigError:
+        return False
+    return True
 
 
 def method_labels(configs: Mapping[str, TrainConfig]) -> dict[str, str]:

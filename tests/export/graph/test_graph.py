@@ -418,7 +418,7 @@ def test_what_cannot_act_is_refused() -> None:
     with pytest.raises(ConfigError, match="best_of is 2; expected 1, for the one-step policy"):
         PolicyModule(one_step, make_spec(config=KINDS["one step"], best_of=2), one_step=True)
     cloned = trained(make_spec(config=KINDS["bc"]), KINDS["bc"])[0].networks
-    with pytest.raises(ConfigError, match="best_of is 2; expected 1, for a bc policy has no critics"):
+    with pytest.raises(ConfigError, match="best_of is 2; expected 1, because bc trains no critics"):
         PolicyModule(cloned, make_spec(config=KINDS["bc"], best_of=2))
 
 

@@ -469,10 +469,8 @@ def test_a_file_from_before_the_newer_fields_is_read_as_it_was_meant():
 def test_each_newer_field_may_be_missing(name):
     data = json.loads(GOOD.to_json())
     del data[name]
-    spec = PolicySpec.from_json(json.dumps(data))
-    for field in dataclasses.fields(spec):
-        if field.name != name:
-            assert getattr(spec, field.name) == getattr(GOOD, field.name)
+    read = json.loads(PolicySpec.from_json(json.dumps(data)).to_json())
+    assert {field: value for field, value in read.items() if field != name} == data
 
 
 @pytest.mark.parametrize("name", sorted(set(json.loads(GOOD.to_json())) - NEW))

@@ -29,7 +29,7 @@ BATCH = 16
 
 @pytest.fixture(scope="module")
 def make_networks(dataset):
-    """Networks of a config in float64, every parameter away from its initial value, so that targets differ too."""
+    """Networks of a config in float64, all parameters changed, so that target networks differ too."""
 
     def make(config, seed=0) -> MeamNetworks:
         networks = build_networks(make_spec(config, dataset), config).double()
@@ -331,7 +331,7 @@ def assert_same_weights(one, other):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_after_pretraining_the_policy_and_the_averages_are_the_prior(make_config, make_networks, objective):
+def test_after_pretraining_the_policy_and_the_targets_are_the_prior(make_config, make_networks, objective):
     networks = make_networks(make_config(objective=objective))
     critic = {name: value.clone() for name, value in networks.critic.state_dict().items()}
     networks.start_policy_from_prior()
@@ -476,7 +476,7 @@ def test_invalid_chunks_train_neither_critic_nor_prior(make_config, make_network
     assert first["critic_loss"] > 0
 
 
-def test_after_a_termination_nothing_more_is_earned(make_config, make_networks):
+def test_after_a_termination_the_target_is_the_reward_alone(make_config, make_networks):
     config = make_config("qam")
     networks, noise, batch = make_networks(config), noise_for(config), random_batch()
     ended = batch._replace(masks=torch.zeros(BATCH, dtype=torch.float64))
@@ -625,17 +625,17 @@ def test_the_mixtures_figures_are_those_of_their_definitions(make_config, make_n
 
 
 def searched_from(networks, batch, noise, config, monkeypatch):
-    """The starting points that the search for Q-maximised chunks is given, and its limits."""
+    """The starts that the ascent to Q-maximised chunks is given, and its limits."""
     given = []
 
-    def spy(value, candidates, *limits):
-        given.append((candidates, limits))
-        return candidates[0], candidates[0, :, 0]
+    def spy(value, starts, *limits):
+        given.append((starts, limits))
+        return starts[0], starts[0, :, 0]
 
     monkeypatch.setattr(prior_loss, "maximize_q", spy)
     compute_losses(networks, batch, noise, config)
-    ((candidates, limits),) = given
-    return candidates, limits
+    ((starts, limits),) = given
+    return starts, limits
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
@@ -645,14 +645,14 @@ def test_the_search_starts_at_the_data_samples_of_the_prior_and_copies_of_the_da
     spread = {"ascent_spread": 0.3} if count > 2 else {}
     config = make_config(mixture_weight=0.5, ascent_starts=count, trust_radius=0.7, **spread)
     networks, batch, noise = make_networks(config), random_batch(), noise_for(config)
-    candidates, limits = searched_from(networks, batch, noise, config, monkeypatch)
+    starts, limits = searched_from(networks, batch, noise, config, monkeypatch)
     assert limits == (config.ascent_steps, config.ascent_step_size, 0.7)
     features, data = networks.encoder(batch.observations)[:8], batch.actions[:8]
     with torch.no_grad():
         flowed = [networks.flow(networks.target_prior, features, x_0) for x_0 in noise.ascent_x_0[::2]]
     copies = [data + 0.3 * x for x in noise.ascent_x_0[1::2]]
     assert len(flowed) == count // 2
-    torch.testing.assert_close(candidates, torch.stack([data, *flowed, *copies]))
+    torch.testing.assert_close(starts, torch.stack([data, *flowed, *copies]))
 
 
 @pytest.mark.slow
@@ -666,11 +666,11 @@ def test_q_maximised_chunks_lie_in_the_box_within_the_trust_radius_of_their_star
     )
     networks, batch, noise = make_networks(config), random_batch(seed), noise_for(config, seed)
     with pytest.MonkeyPatch.context() as patch:
-        candidates, _ = searched_from(networks, batch, noise, config, patch)
+        starts, _ = searched_from(networks, batch, noise, config, patch)
     features = networks.encoder(batch.observations)
     found, _ = prior_loss._q_maximized(networks, features[:8], batch.actions, noise, config)
     assert found.abs().max() <= 1
-    distance = (found - candidates.clamp(-1, 1)).square().mean(dim=-1).sqrt()
+    distance = (found - starts.clamp(-1, 1)).square().mean(dim=-1).sqrt()
     assert (distance.amin(dim=0) <= radius + 1e-9).all()
 
 

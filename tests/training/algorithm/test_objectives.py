@@ -111,7 +111,7 @@ def known_value(observations: Tensor, actions: Tensor) -> Tensor:
 
 
 def gaussian_networks(config: TrainConfig, mean: float = 0.0, std: float = 0.2) -> MeamNetworks:
-    """A Gaussian prior, and the policy and its average at the prior's exact target."""
+    """A Gaussian prior, and the policy and its target network at the prior's exact target."""
     networks = make_networks(config)
     networks.known_value = known_value
     slope = 0.05 * normal(1, OBS, ACT)
@@ -202,7 +202,7 @@ def test_the_reweighted_loss_is_that_of_its_definition(confine: bool, probes: in
     assert metrics["policy_loss"].item() == pytest.approx((4 * weights * errors).mean(), rel=1e-9)
 
 
-def test_a_quarter_of_the_samples_comes_from_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quarter_of_the_candidates_comes_from_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
 
     def spy(*args: Any) -> Tensor:

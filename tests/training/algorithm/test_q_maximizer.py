@@ -16,17 +16,17 @@ def tensor(values):
 
 @st.composite
 def searches(draw):
-    """A concave quadratic for every row, starting points, number and length of the steps."""
+    """A concave quadratic for every row, starts, number and length of the ascent steps."""
     count, batch, act = (draw(st.integers(1, n)) for n in (4, 5, 3))
     finite = st.floats(-3, 3, width=32)
-    candidates = draw(npst.arrays(np.float64, (count, batch, act), elements=finite))
+    starts = draw(npst.arrays(np.float64, (count, batch, act), elements=finite))
     peaks = draw(npst.arrays(np.float64, (batch, act), elements=finite))
     curvatures = draw(npst.arrays(np.float64, act, elements=st.floats(0.01, 10)))
 
     def value(x):
         return -(tensor(curvatures) * (x - tensor(peaks)).square()).sum(dim=-1)
 
-    return value, candidates, draw(st.integers(0, 8)), draw(st.floats(0.01, 1.0))
+    return value, starts, draw(st.integers(0, 8)), draw(st.floats(0.01, 1.0))
 
 
 @given(npst.arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 4)), elements=st.floats(-9, 9)))
@@ -50,27 +50,27 @@ def test_the_result_stays_in_the_box(search):
 
 
 @given(searches())
-def test_the_result_lies_within_reach_of_a_candidate(search):
-    _, candidates, steps, step_size = search
-    best = maximize_q(search[0], tensor(candidates), steps, step_size)[0].numpy()
-    distances = np.sqrt(((best - candidates.clip(-1, 1)) ** 2).mean(axis=-1))
+def test_the_result_lies_within_reach_of_a_start(search):
+    _, starts, steps, step_size = search
+    best = maximize_q(search[0], tensor(starts), steps, step_size)[0].numpy()
+    distances = np.sqrt(((best - starts.clip(-1, 1)) ** 2).mean(axis=-1))
     # The steps shrink linearly to zero.
     assert (distances.min(axis=0) <= sum(step_size * (1 - i / steps) for i in range(steps)) * (1 + 1e-9)).all()
 
 
 @given(searches(), st.floats(1e-6, 3))
 def test_the_result_lies_in_the_box_within_the_trust_radius_of_a_start(search, radius):
-    value, candidates, steps, step_size = search
-    best = maximize_q(value, tensor(candidates), steps, step_size, radius)[0].numpy()
-    distances = np.sqrt(((best - candidates.clip(-1, 1)) ** 2).mean(axis=-1))
+    value, starts, steps, step_size = search
+    best = maximize_q(value, tensor(starts), steps, step_size, radius)[0].numpy()
+    distances = np.sqrt(((best - starts.clip(-1, 1)) ** 2).mean(axis=-1))
     assert (distances.min(axis=0) <= radius * (1 + 1e-9)).all()
     assert np.abs(best).max() <= 1
 
 
 @given(searches())
 def test_a_trust_radius_beyond_reach_is_none(search):
-    value, candidates, steps, step_size = search
-    free, bound = (maximize_q(value, tensor(candidates), steps, step_size, r) for r in (math.inf, 4.0))
+    value, starts, steps, step_size = search
+    free, bound = (maximize_q(value, tensor(starts), steps, step_size, r) for r in (math.inf, 4.0))
     torch.testing.assert_close(free, bound, rtol=1e-9, atol=1e-9)
 
 
@@ -111,10 +111,10 @@ def test_steps_shrink_linearly():
 
 
 @given(searches())
-def test_the_result_is_never_worse_than_any_candidate(search):
-    value, candidates, steps, step_size = search
-    best, gain = maximize_q(value, tensor(candidates), steps, step_size)
-    start = value(tensor(candidates).clamp(-1, 1))
+def test_the_result_is_never_worse_than_any_start(search):
+    value, starts, steps, step_size = search
+    best, gain = maximize_q(value, tensor(starts), steps, step_size)
+    start = value(tensor(starts).clamp(-1, 1))
     reached = value(best[None])[0]
     assert (reached >= start.max(dim=0).values).all()
     np.testing.assert_allclose(gain, reached - start[0], atol=1e-9)
@@ -123,16 +123,16 @@ def test_the_result_is_never_worse_than_any_candidate(search):
 
 @given(searches(), st.randoms(use_true_random=False))
 def test_rows_are_searched_independently(search, random):
-    _, candidates, steps, step_size = search
-    weights = tensor(np.random.default_rng(0).normal(size=candidates.shape[-1]))
+    _, starts, steps, step_size = search
+    weights = tensor(np.random.default_rng(0).normal(size=starts.shape[-1]))
 
     def value(x):
         return (torch.sin(3 * x) * weights).sum(dim=-1)
 
-    best, gain = maximize_q(value, tensor(candidates), steps, step_size)
-    order = list(range(candidates.shape[1]))
+    best, gain = maximize_q(value, tensor(starts), steps, step_size)
+    order = list(range(starts.shape[1]))
     random.shuffle(order)
-    permuted = maximize_q(value, tensor(candidates[:, order]), steps, step_size)
+    permuted = maximize_q(value, tensor(starts[:, order]), steps, step_size)
     torch.testing.assert_close(permuted[0], best[order])
     torch.testing.assert_close(permuted[1], gain[order])
 
@@ -144,13 +144,13 @@ def test_a_step_has_its_length_however_steep_the_value_is():
 
 
 def test_a_flat_value_moves_nothing():
-    candidates = torch.tensor([[[0.25, -0.5]]])
-    best, gain = maximize_q(lambda x: 0 * x.sum(dim=-1), candidates, 5, 0.1)
-    np.testing.assert_array_equal(best, candidates[0])
+    starts = torch.tensor([[[0.25, -0.5]]])
+    best, gain = maximize_q(lambda x: 0 * x.sum(dim=-1), starts, 5, 0.1)
+    np.testing.assert_array_equal(best, starts[0])
     np.testing.assert_array_equal(gain, 0)
 
 
-def test_the_best_of_several_hills_is_found_from_the_candidate_at_its_foot():
+def test_the_best_of_several_hills_is_found_from_the_start_at_its_foot():
     def value(x):  # a low hill at -0.5, a high one at 0.5
         return (torch.exp(-20 * (x + 0.5) ** 2) + 2 * torch.exp(-20 * (x - 0.5) ** 2)).sum(dim=-1)
 

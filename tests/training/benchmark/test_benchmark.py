@@ -100,7 +100,7 @@ def row_of(outcome: Outcome, name: str):
 
 
 @given(st.integers(1, 6), st.integers(1, 5))
-def test_everyone_has_one_turn_a_round(count, rounds):
+def test_every_contestant_has_one_turn_per_round(count, rounds):
     contestants = [Contestant(str(i), (), "update", 1) for i in range(count)]
     order = list(turns(contestants, rounds))
     assert len(order) == count * rounds
@@ -244,7 +244,7 @@ def test_the_json_is_strict_and_holds_every_round():
     assert data["machine"]["tf32"] is False
 
 
-def test_every_worker_computes_in_full_float32_unless_told():
+def test_every_worker_computes_in_full_float32_unless_tf32_is_set():
     assert worker_environment("cuda", 2)["JAX_DEFAULT_MATMUL_PRECISION"] == "float32"
     assert worker_environment("cuda", 2)["JAX_PLATFORMS"] == "cuda"
     assert worker_environment("cuda", 2, tf32=True)["JAX_DEFAULT_MATMUL_PRECISION"] == "tensorfloat32"
@@ -281,7 +281,7 @@ def test_arguments_out_of_range_are_refused(fields, error):
 
 
 def test_a_python_that_is_not_there_is_refused(checkout):
-    with pytest.raises(NotFoundError, match="is no program"):
+    with pytest.raises(NotFoundError, match="is not an executable"):
         BenchTrainArguments(reference=checkout, reference_python=checkout / "python")
 
 

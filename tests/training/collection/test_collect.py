@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_data_and_another_seed_other_data(pockets, 
 
 
 @pytest.mark.slow
-def test_the_ball_is_steered_as_often_to_a_pocket_as_its_share_says(tmp_path):
+def test_pockets_are_aimed_at_in_proportion_to_their_shares(tmp_path):
     shares = {"east": 0.75, "west": 0.25}
     data = OfflineDataset.from_minari(collect(POCKETS, 6000, root=tmp_path, mode_shares=shares))
     ends = data.next_observations[data.episode_ends]
@@ -128,7 +128,7 @@ def test_nothing_to_record_is_refused(tmp_path, transitions):
 def test_a_root_that_is_a_file_is_refused(tmp_path):
     root = tmp_path / "file"
     root.write_text("kept")
-    with pytest.raises(OutputError, match="cannot be made"):
+    with pytest.raises(OutputError, match="cannot be created"):
         collect(POCKETS, 10, root=root)
     assert root.read_text() == "kept"
 
@@ -281,7 +281,7 @@ def unfinished(tmp_path):
 
 def test_an_unfinished_recording_is_not_overwritten(tmp_path, unfinished):
     before = {file.name: file.read_bytes() for file in unfinished.iterdir()}
-    with pytest.raises(OutputError, match=rf"unfinished recording is in {unfinished}. Go on with it \(--resume"):
+    with pytest.raises(OutputError, match=rf"unfinished recording is in {unfinished}. Continue it \(--resume"):
         collect(POCKETS, 300, seed=3, root=tmp_path)
     assert {file.name: file.read_bytes() for file in unfinished.iterdir()} == before
 
@@ -407,7 +407,7 @@ def test_a_policy_of_another_environment_is_refused(policy, tmp_path):
 # Command line
 
 
-def test_an_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+def test_an_interrupted_command_says_how_to_resume(tmp_path, capsys, monkeypatch):
     def interrupted(*arguments, on_progress, **settings):
         return collect(*arguments, **settings, on_progress=interrupt_at(40))
 

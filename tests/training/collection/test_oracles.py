@@ -146,7 +146,7 @@ def test_a_name_without_a_kind_of_data_is_recorded_as_play():
     demonstrator.close()
 
 
-def test_the_data_set_says_where_it_comes_from(tmp_path):
+def test_the_data_set_records_its_origin(tmp_path):
     folder = collect(CUBE, 2 * STEPS, seed=5, root=tmp_path)
     data = OfflineDataset.from_minari(folder)
     assert folder == tmp_path / "cube" / "single-play-singletask-task1-v0"
@@ -172,16 +172,16 @@ def test_a_resumed_recording_is_the_uninterrupted_one(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_a_scene_whose_block_goes_out_of_sight_is_recorded_again(monkeypatch):
+def test_a_scene_whose_block_leaves_the_workspace_is_recorded_again(monkeypatch):
     seen = []
 
-    def in_sight_at_last(states):
+    def in_workspace_at_last(states):
         seen.append(states)
         return len(seen) == 3
 
     demonstrator = ManipulationDemonstrator(SCENE, seed=5)
     first: Any = demonstrator.record_episode(0)
-    monkeypatch.setattr(manipulation, "_in_sight", in_sight_at_last)
+    monkeypatch.setattr(manipulation, "_in_workspace", in_workspace_at_last)
     again: Any = demonstrator.record_episode(0)
     demonstrator.close()
     assert len(seen) == 3
@@ -191,10 +191,10 @@ def test_a_scene_whose_block_goes_out_of_sight_is_recorded_again(monkeypatch):
 @pytest.mark.parametrize(
     ("y", "z", "seen"), [(0.0, 0.02, True), (0.3, 0.02, False), (-0.31, 0.02, False), (-0.31, 0.07, True)]
 )
-def test_a_block_is_in_sight_on_the_table_and_in_the_drawer(y, z, seen):
+def test_a_block_is_in_the_workspace_on_the_table_and_in_the_drawer(y, z, seen):
     states = np.zeros((5, 20))
     states[3, 15:17] = y, z
-    assert manipulation._in_sight(states) is seen
+    assert manipulation._in_workspace(states) is seen
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def test_result_is_that_of_a_rollout(tmp_path):
     assert done == [1, 2, 3, 4]
 
 
-def test_data_set_says_where_it_is_from(tmp_path):
+def test_data_set_records_its_origin(tmp_path):
     policy = Drifter()
     _, folder = record_rollouts(policy, Walk(), 1, 0, "walk/data-v0", root=tmp_path, environment_id="Walk-v3")
     data = OfflineDataset.from_minari(folder)

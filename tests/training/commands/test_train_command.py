@@ -114,7 +114,7 @@ def test_a_folder_without_a_run_begins_one_with_the_data_however_they_are_writte
     assert Checkpoint.load(tmp_path / "new").step == 2
 
 
-def test_a_run_begun_in_python_says_how_to_go_on(data, tmp_path, capsys):
+def test_a_run_begun_in_python_says_how_to_resume(data, tmp_path, capsys):
     folder = tmp_path / "run"
     config = TrainConfig(steps=2, batch_size=16, hidden_dims=(8,), critic_hidden_dims=(8,), device="cpu", nfe=2)
     train(config, OfflineDataset.from_ogbench(str(data)), folder)
@@ -144,7 +144,7 @@ def test_a_resumed_run_drops_what_loses_its_effect_by_what_is_given(begun):
     assert (last.evaluate_every, last.evaluate_episodes) == (0, 20)
 
 
-def test_commands_to_go_on_with_can_be_pasted_whatever_the_folder_is_called(data, tmp_path, monkeypatch, capsys):
+def test_commands_to_resume_can_be_pasted_whatever_the_folder_is_called(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     new = ["train", "qam", "--data", str(data), "--output-dir", "it's a run", "--steps", "3", *TINY.split()]
     assert meam(new) == 0
@@ -152,7 +152,7 @@ def test_commands_to_go_on_with_can_be_pasted_whatever_the_folder_is_called(data
     assert shlex.split(line.removeprefix("Export with: "))[:3] == ["meam", "export", "it's a run"]
 
 
-def test_an_interrupted_run_is_told_how_to_go_on_once_it_has_begun(begun, data, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_says_how_to_resume_once_it_has_begun(begun, data, tmp_path, monkeypatch, capsys):
     def interrupt(*args, **others):
         raise KeyboardInterrupt
 
@@ -160,10 +160,10 @@ def test_an_interrupted_run_is_told_how_to_go_on_once_it_has_begun(begun, data, 
     os.rename(begun, tmp_path / "it's a run")
     capsys.readouterr()
     assert meam(["train", "--resume", "--output-dir", "it's a run"]) == 130
-    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Go on with: ")]
-    assert shlex.split(line)[3:] == ["meam", "train", "--resume", "--output-dir", "it's a run"]
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Resume with: ")]
+    assert shlex.split(line)[2:] == ["meam", "train", "--resume", "--output-dir", "it's a run"]
     assert meam(["train", "--data", str(data), "--output-dir", "new"]) == 130
-    assert "Go on with" not in capsys.readouterr().err
+    assert "Resume with" not in capsys.readouterr().err
 
 
 def test_the_help_lists_every_setting_as_a_flat_flag_with_its_choices(capsys, monkeypatch):

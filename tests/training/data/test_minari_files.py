@@ -380,7 +380,7 @@ def test_a_columnar_episode_longer_than_minari_reads_is_refused(columnar):
 def test_a_second_data_file_of_an_episode_is_refused(columnar):
     file = data_file(columnar, 2)
     shutil.copy(file, file.with_name(f"part-1{file.suffix}"))
-    with pytest.raises(DatasetError, match=f"{columnar / '2'} has several data files; expected one an episode"):
+    with pytest.raises(DatasetError, match=f"{columnar / '2'} has several data files; expected one per episode"):
         open_minari(columnar)
 
 

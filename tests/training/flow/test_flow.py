@@ -128,7 +128,7 @@ def test_the_flow_to_a_gaussian_reaches_it_as_steps_grow():
 
 
 class Curved:
-    """A smooth field, nonlinear in place and time, in PyTorch and NumPy."""
+    """A smooth field, nonlinear in x and t, in PyTorch and NumPy."""
 
     def __init__(self, seed, act=3):
         generator = np.random.default_rng(seed)
@@ -184,7 +184,7 @@ def test_the_midpoint_scheme_is_exact_where_the_velocity_is_linear_in_time_alone
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("evaluations", [4, 12, 20])
-def test_flow_steps_count_the_evaluations_of_the_velocity(solver, evaluations):
+def test_nfe_counts_the_evaluations_of_the_velocity(solver, evaluations):
     seen = []
 
     def velocity(x, t):
@@ -233,7 +233,7 @@ def test_confining_changes_nothing_where_the_denoised_actions_lie_in_the_box(sol
     field, x_0 = Curved(seed), tensor(np.random.default_rng(seed + 1).normal(size=(5, 3)))
 
     def velocity(x, t):
-        # Heun's scheme and rk4 ask for it at t = 1 too, where it says nothing of the denoised action.
+        # Heun's scheme and rk4 evaluate it at t = 1 too, where it does not determine the denoised action.
         return (torch.tanh(3 * field(x, t)) - x) / (1 - t).clamp(min=0.01)
 
     evaluations = steps * EVALUATIONS[solver]

@@ -118,7 +118,7 @@ def test_a_velocity_that_is_a_polynomial_of_time_is_integrated_exactly(
 
 
 @given(times=GRIDS, slope=st.floats(-5, 5))
-def test_of_a_velocity_linear_in_time_adams_bashforth_misses_only_what_its_first_step_does(
+def test_with_a_velocity_linear_in_time_adams_bashforth_errs_only_by_its_first_step(
     times: tuple[float, ...], slope: float
 ) -> None:
     reached = solve(lambda x, t: torch.full_like(x, slope * t), torch.zeros(1, dtype=torch.float64), times, "ab2")
@@ -138,7 +138,7 @@ EVALUATED: dict[Solver, list[float]] = {
 
 @pytest.mark.parametrize("confine", [False, True])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_the_velocity_is_evaluated_so_often_and_at_these_times(solver: Solver, confine: bool) -> None:
+def test_the_velocity_is_evaluated_at_the_times_of_the_scheme(solver: Solver, confine: bool) -> None:
     seen: list[float] = []
 
     def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
@@ -152,7 +152,7 @@ def test_the_velocity_is_evaluated_so_often_and_at_these_times(solver: Solver, c
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @given(steps=st.integers(1, 200))
-def test_uniform_times_take_the_asked_number_of_evaluations(solver: Solver, steps: int) -> None:
+def test_uniform_times_take_the_requested_nfe(solver: Solver, steps: int) -> None:
     times = Integration(steps * EVALUATIONS[solver], solver).times
     assert (times[0], times[-1], len(times)) == (0, 1, steps + 1)
     np.testing.assert_allclose(np.diff(times), 1 / steps, rtol=1e-12)
@@ -225,7 +225,7 @@ def test_confined_euler_ends_at_the_last_denoised_action() -> None:
     assert (reached.abs() == 1).any()
 
 
-# Told how the result begins
+# Inpainting a prefix
 
 
 def inpainted(
@@ -246,7 +246,7 @@ def inpainted(
     return solve(velocity, start, times, solver, confine, lambda x_1: (1 - share) * x_1 + share * target).numpy()
 
 
-def test_what_is_known_beforehand_is_for_solvers_that_evaluate_nothing_at_the_end() -> None:
+def test_a_prefix_is_for_solvers_that_evaluate_nothing_at_the_end() -> None:
     assert set(PREFIX_SOLVERS) == {solver for solver in SOLVERS if 1 not in EVALUATED[solver]}
 
 
@@ -270,7 +270,7 @@ def test_an_inpainted_flow_is_that_of_its_definition_on_any_grid_for_any_weights
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
 @settings(max_examples=50, deadline=None)
 @given(times=GRIDS, start=st.floats(-5, 5), number=st.floats(-1, 1), size=st.sampled_from([1.0, 100.0, 1e6]))
-def test_what_is_given_with_weight_one_is_the_result_whatever_the_velocity_is(
+def test_a_prefix_of_weight_one_is_reproduced_whatever_the_velocity_is(
     solver: Solver,
     confine: bool,
     dtype: torch.dtype,
@@ -294,7 +294,7 @@ def test_what_is_given_with_weight_one_is_the_result_whatever_the_velocity_is(
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
 @settings(deadline=None)
 @given(seed=st.integers(0, 10_000), times=GRIDS)
-def test_of_weight_zero_everywhere_nothing_is_seen(
+def test_a_prefix_of_weight_zero_changes_nothing(
     solver: Solver, confine: bool, seed: int, times: tuple[float, ...]
 ) -> None:
     field, x_0 = random_field(seed, 3), np.random.default_rng(seed + 1).normal(size=(4, 3))
@@ -304,7 +304,7 @@ def test_of_weight_zero_everywhere_nothing_is_seen(
 
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
 @given(times=GRIDS, weight=st.floats(0, 1), known=st.floats(-1, 1), centre=st.floats(-1, 1))
-def test_a_flow_to_one_point_ends_between_it_and_what_is_given_as_the_weight_says(
+def test_a_flow_to_one_point_ends_between_it_and_the_prefix_in_proportion_to_the_weight(
     solver: Solver, times: tuple[float, ...], weight: float, known: float, centre: float
 ) -> None:
     reached = inpainted(lambda x, t: (centre - x) / (1 - t), np.ones(2), times, solver, False, known, weight)
@@ -352,7 +352,7 @@ WAY = 0.7 * (-1.0) ** np.arange(ACT)
 
 
 def of_two_ways(x: np.ndarray, t: float) -> np.ndarray:
-    """The exact velocity to N(m, s^2) and N(-m, s^2) with equal shares, s = 0.05."""
+    """The exact velocity to N(m, s^2) and N(-m, s^2) with equal weights, s = 0.05."""
     s = 0.05
     variance = (1 - t) ** 2 + t**2 * s**2
     share = 1 / (1 + np.exp(np.clip(-2 * t * (x @ WAY) / variance, -500, 500)))[:, None]
@@ -364,7 +364,7 @@ NOISE = np.random.default_rng(0).normal(size=(5000, ACT))
 
 
 def share_of_the_way(solver: Solver, known: int, sign: int) -> float:
-    """How many of the results go on along sign * WAY where their first `known` components are told to."""
+    """Share of the results that follow sign * WAY when its first `known` components are the prefix."""
     weight = (np.arange(ACT) < known).astype(float)
     reached = inpainted(of_two_ways, NOISE, Integration(10, solver).times, solver, False, sign * WAY, weight)
     np.testing.assert_allclose(reached[:, :known], np.tile(sign * WAY[:known], (len(NOISE), 1)), rtol=0, atol=1e-12)
@@ -373,14 +373,16 @@ def share_of_the_way(solver: Solver, known: int, sign: int) -> float:
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
-def test_told_more_than_half_of_it_a_result_goes_on_the_same_way_for_every_noise(solver: Solver, sign: int) -> None:
+def test_after_a_prefix_of_more_than_half_the_chunk_every_result_follows_the_same_way(
+    solver: Solver, sign: int
+) -> None:
     assert share_of_the_way(solver, 0, sign) == pytest.approx(0.5, abs=0.03)
     for known in (5, 6, 7):
         assert share_of_the_way(solver, known, sign) == 1
 
 
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
-def test_told_less_it_does_so_the_more_often_the_more_it_is_told(solver: Solver) -> None:
+def test_the_longer_a_shorter_prefix_the_more_results_follow_its_way(solver: Solver) -> None:
     shares = [share_of_the_way(solver, known, 1) for known in range(6)]
     assert all(less + 0.03 < more for less, more in itertools.pairwise(shares))
     assert shares[4] < 0.95

@@ -305,7 +305,7 @@ def test_a_run_goes_online_and_a_resumed_one_equals_an_uninterrupted_one(make_co
 def test_a_run_that_is_online_keeps_its_number_of_offline_updates(make_config, leftward, tmp_path):
     config = make_config(online_steps=HORIZON)
     train(config, leftward, tmp_path, online_env=Line())
-    with pytest.raises(CheckpointError, match="online after steps = 12"):
+    with pytest.raises(CheckpointError, match="began online training after 12 updates"):
         train(dataclasses.replace(config, steps=20), leftward, tmp_path, resume=True, online_env=Line())
 
 

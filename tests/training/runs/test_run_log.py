@@ -36,7 +36,7 @@ def open_log(make_config, tmp_path):
 # CSV
 
 
-def test_a_row_tells_any_two_single_precision_numbers_apart(open_log, tmp_path):
+def test_a_row_distinguishes_any_two_float32_numbers(open_log, tmp_path):
     values = [1 / 3, 1.0000001, 3e-41, 2.5e38, -16777217.0]
     with open_log() as log:
         for step, value in enumerate(values, 1):
@@ -126,7 +126,7 @@ def test_what_is_logged_of_a_run_has_a_column(dataset, make_config, tmp_path):
         assert "gradient_norm" in logged
 
 
-def test_the_columns_of_a_log_are_those_it_is_told(make_config, tmp_path):
+def test_the_columns_of_a_log_are_those_it_is_given(make_config, tmp_path):
     with RunLog(tmp_path, make_config(), 0, "run", ("gradient_norm", "warmth"), ("applause",)) as log:
         log.add(metrics(1.0, warmth=0.5, hidden=2.0))
         log.write(1)

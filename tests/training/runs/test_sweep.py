@@ -271,7 +271,7 @@ def test_a_started_run_goes_on_with_the_same_command(write, data, tmp_path):
     [outcome] = run_sweep(read_sweep(write(text.replace("steps = 6", "steps = 8", 1)), tmp_path / "runs"))
     assert outcome.state == "finished"
     assert outcome.run.finished
-    with pytest.raises(ConfigError, match=r"was begun with confine = False, and the sweep has it at True by default"):
+    with pytest.raises(ConfigError, match=r"was begun with confine = False, but in the sweep it has its default True"):
         run_sweep(read_sweep(write(text.replace("confine = false\n", "")), tmp_path / "runs"))
 
 

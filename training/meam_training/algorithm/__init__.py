@@ -1,1 +1,1 @@
-"""The losses of ME-AM and its relatives, and one update of them."""
+"""The losses of ME-AM and related methods, and the update that combines them."""

@@ -1,12 +1,12 @@
 """Adjoint matching: the policy's objective along its own memoryless SDE, and the terminal condition.
 
-A path X_0 ... X_1 is sampled from the policy's memoryless SDE, and the lean adjoint a is integrated backwards along it
-through the averaged prior's drift alone. The loss, a mean over rows and a sum over steps and components, is
+A path X_0 ... X_1 is sampled from the policy's memoryless SDE, and the lean adjoint a is integrated backwards along it,
+using only the drift of the target prior. The loss, a mean over rows and a sum over steps and components, is
 
     |2 (v(X_t, t) - v_prior(X_t, t)) / sigma_t + sigma_t a_t|^2,
 
-which is least where the policy leaves the prior by -sigma_t^2 a_t / 2. With `sde="ancestral"` exact conditional steps
-take the place of Euler's; see `meam_training.flow.ancestral`. The adjoint ends at
+which is minimal where the policy's velocity differs from the prior's by -sigma_t^2 a_t / 2. With `sde="ancestral"`,
+exact conditional steps replace the Euler steps; see `meam_training.flow.ancestral`. The terminal condition is
 
     a(1) = -tau grad Q(s, X_1) + lambda score_prior(s, X_1).
 
@@ -31,14 +31,14 @@ from meam_training.networks.meam_networks import MeamNetworks
 __all__ = ["ADJOINT_METRICS", "adjoint_loss", "prior_score", "terminal_adjoint"]
 
 ADJOINT_METRICS = ("adjoint_max", "outside_box")
-"""Names of what is logged: the largest component of the adjoint at the path's last step, and the share of components of
-X_1 outside the box."""
+"""Names of the logged metrics: the largest component of the adjoint at the path's last step, and the share of
+components of X_1 outside the box."""
 
 
 def adjoint_loss(
     n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Adjoint matching along the policy's own memoryless SDE, relative to the averaged prior.
+    """Adjoint matching along the policy's own memoryless SDE, relative to the target prior.
 
     Args:
         n: All networks; the policy is trained.
@@ -47,14 +47,14 @@ def adjoint_loss(
         config: Settings.
 
     Returns:
-        The loss, and to log: `ADJOINT_METRICS`.
+        The loss, and the metrics `ADJOINT_METRICS`.
     """
     assert n.policy is not None
     prior, policy = n.target_prior.condition(features), RecordedVelocity(n.policy.condition(features))
     if config.sde == "reference":
         path = sample_memoryless_path(policy, prior, noise.sde_x_0, noise.sde)
         steps = len(path) - 1
-        policy(path[-2], time_like(path[-2], (steps - 1) / steps))  # where the path follows the prior
+        policy(path[-2], time_like(path[-2], (steps - 1) / steps))  # the path's last step evaluated only the prior
         adjoints = lean_adjoint(prior, path, terminal_adjoint(n, features, path[-1], config))
         with torch.no_grad():
             times = torch.stack([time_like(path[0], k / steps) for k in range(steps)])
@@ -75,11 +75,11 @@ def terminal_adjoint(
     x_1: Float[Tensor, "batch act"],
     config: TrainConfig,
 ) -> Float[Tensor, "batch act"]:
-    """a(1) = -tau grad Q(s, x_1) + lambda score_prior(s, x_1), with nothing that pushes out of the box.
+    """Terminal adjoint a(1) = -tau grad Q(s, x_1) + lambda score_prior(s, x_1), without terms that push out of the box.
 
-    Q is the mean of the averaged critics at the clipped action, so its gradient vanishes outside the box. The score
-    is read at the clipped action too, each component bounded by `score_limit`, and zero where it would drive x_1
-    further out: outside the data a learned score extrapolates, and unconfined it diverges.
+    Q is the mean of the target critics at the clipped action, so its gradient vanishes outside the box. The score is
+    evaluated at the clipped action too; each component is bounded by `score_limit`, and is zero where it would drive
+    x_1 further out: away from the data a learned score extrapolates, and training diverges without these limits.
     """
     with torch.enable_grad():
         x = x_1.detach().requires_grad_()
@@ -99,7 +99,7 @@ def prior_score(
     x_1: Float[Tensor, "batch act"],
     config: TrainConfig,
 ) -> Float[Tensor, "batch act"]:
-    """The averaged prior's score at t = 1 - score_eps and the clipped action, bounded by `score_limit`."""
+    """Score of the target prior at t = 1 - score_eps and the clipped action; components bounded by `score_limit`."""
     t, inside = 1 - config.score_eps, x_1.clamp(-1, 1)
     with torch.no_grad():
         velocity = n.target_prior(features, inside, time_like(inside, t))

@@ -1,4 +1,4 @@
-"""What an update learns from: chunks of the data, and noise."""
+"""The inputs of an update: a batch of action chunks, and noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from meam_training.config import TrainConfig
 __all__ = ["ROW_AXES", "ChunkBatch", "MeamNoise", "RowAxis", "draw_noise", "mixed_rows", "row_axes"]
 
 _DRAWS = 4
-"""Interpolants of every sample: a regression row is cheap beside the sample and its density."""
+"""Interpolants drawn per sample: a row of the regression is cheap compared with the sample and its density."""
 
 
 class ChunkBatch(NamedTuple):
@@ -25,7 +25,7 @@ class ChunkBatch(NamedTuple):
         actions: Normalised, flattened chunks [batch, act], act = chunk_size * action_dim, in [-1, 1].
         rewards: Discounted chunk rewards [batch].
         next_observations: Raw observations after the chunks [batch, obs].
-        masks: 0 after a termination, else 1 [batch].
+        masks: 0 if the chunk reached a termination, else 1 [batch].
         valid: 1 where the chunk lies within one episode, else 0 [batch].
     """
 
@@ -39,53 +39,54 @@ class ChunkBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class RowAxis:
-    """Which axis of a field counts rows of the batch, by which processes share it.
+    """The axis of a field that runs over the rows of the batch, along which processes divide it.
 
     Attributes:
-        index: The axis; None if the field belongs to all rows, so that every process needs the whole of it.
+        index: The axis; None if the field is common to all rows, so that every process needs all of it.
     """
 
     index: int | None
 
 
 def row_axes(fields: type) -> dict[str, int | None]:
-    """The row axis of every field of a class, as declared by `Annotated[Tensor, RowAxis(…)]`.
+    """Row axis of each field of a class, as declared by `Annotated[Tensor, RowAxis(…)]`.
 
     Raises:
-        TypeError: a field declares none, or several.
+        TypeError: a field declares no row axis, or several.
     """
     axes: dict[str, int | None] = {}
     for name, hint in get_type_hints(fields, include_extras=True).items():
         declared = [mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, RowAxis)]
         if len(declared) != 1:
             raise TypeError(
-                f"{fields.__name__}.{name} declares {len(declared)} row axes; expected one, by which processes share "
-                "it: Annotated[Tensor, RowAxis(0)], or RowAxis(None) if it belongs to all rows."
+                f"{fields.__name__}.{name} declares {len(declared)} row axes; expected one, along which processes "
+                "divide it: Annotated[Tensor, RowAxis(0)], or RowAxis(None) if it is common to all rows."
             )
         axes[name] = declared[0].index
     return axes
 
 
 class MeamNoise(NamedTuple):
-    """All randomness of one update: standard normal, but for times and `accept`, uniform in [0, 1], and `probes`.
+    """All randomness of one update: standard normal, except times and `accept`, uniform in [0, 1], and `probes`.
 
-    What the settings do not use has no rows. Every field says which of its axes counts rows; see `row_axes`.
+    Fields that the settings do not use have no rows. Each field declares which of its axes runs over rows; see
+    `row_axes`.
 
     Attributes:
-        next_x_0: Starts of the policy's ODE for the TD target [batch, best_of * act].
-        next_edit: Noise of the edit policy there [batch, best_of * act].
-        flow_x_0: Noise ends of the prior's interpolants [batch, act].
-        flow_t: Times of the interpolants [batch, 1].
-        sde_x_0: Starts of the memoryless SDE [batch, act].
+        next_x_0: Initial noise of the policy's ODE for the TD target [batch, best_of * act].
+        next_edit: Noise of the edit policy for the TD target [batch, best_of * act].
+        flow_x_0: Noise end points of the prior's interpolants [batch, act].
+        flow_t: Times of the prior's interpolants [batch, 1].
+        sde_x_0: Initial noise of the memoryless SDE [batch, act].
         sde: Noise of its stochastic steps [sde_steps - 1, batch, act].
-        sample_x_0: Starts of the samples on which a policy without an SDE is trained [candidates, rows, act].
-        match_x_0: Noise ends of their interpolants [draws, candidates, rows, act].
-        match_t: Times of those [draws, candidates, rows, 1].
+        sample_x_0: Initial noise of the samples that train a policy without an SDE [candidates, rows, act].
+        match_x_0: Noise end points of these samples' interpolants [draws, candidates, rows, act].
+        match_t: Times of these interpolants [draws, candidates, rows, 1].
         probes: Orthonormal directions of the divergence [probes, act].
-        ascent_x_0: Starts of the search for Q-maximised actions [ascent_starts - 1, mixed, act].
-        bandwidth: Noise on the Q-maximised actions [mixed, act].
-        accept: Whether to keep them [mixed].
-        head_x_0: Starts of the flow for the edit and one-step policies [batch, act].
+        ascent_x_0: Noise of the starts of the gradient ascent, except the first [ascent_starts - 1, mixed, act].
+        bandwidth: Noise added to the Q-maximised actions [mixed, act].
+        accept: Uniform numbers that decide which Q-maximised actions are kept [mixed].
+        head_x_0: Initial noise of the flow for the edit and one-step policies [batch, act].
         edit: Noise of the edit policy [batch, act].
     """
 
@@ -107,7 +108,7 @@ class MeamNoise(NamedTuple):
 
 
 ROW_AXES = row_axes(MeamNoise)
-"""The row axis of every field of `MeamNoise`."""
+"""Row axis of each field of `MeamNoise`."""
 
 
 def draw_noise(
@@ -148,12 +149,12 @@ def draw_noise(
 
 
 def mixed_rows(batch_size: int, config: TrainConfig) -> int:
-    """Rows of a batch whose prior target is Q-maximised: a fixed number, since the rows are drawn at random anyway."""
+    """Number of rows of a batch whose chunk is Q-maximised; a fixed number will do, as the rows are drawn at random."""
     return max(1, round(config.mixture_weight * batch_size)) if config.mixture_weight else 0
 
 
 def orthonormal(vectors: Float[Tensor, "probes act"]) -> Float[Tensor, "probes act"]:
-    """Gram-Schmidt, which a CUDA graph can capture, unlike a QR decomposition."""
+    """Orthonormalise rows by Gram-Schmidt, which a CUDA graph can capture, unlike a QR decomposition."""
     rows: list[Tensor] = []
     for vector in vectors:
         for row in rows:

@@ -1,11 +1,11 @@
-"""Temporal differences over chunks: the critics' loss.
+"""The critics' loss: temporal differences (TD) over action chunks.
 
-The mean over critics, and over the rows that lie within one episode, the others counting as zero, of
+The loss is the mean over critics and rows, where chunks that do not lie within one episode count as zero, of
 
     (Q_i(s, a) - y)^2,    y = r + gamma^H mask (mean_j Q'_j(s', a') - pessimism std_j Q'_j(s', a')),
 
-where a is a chunk of H actions, r its discounted reward, a' a chunk as the policy acts at the state s' after it, and Q'
-the averaged critics.
+where a is a chunk of H actions, r its discounted reward, s' the state after it, a' a chunk chosen by the policy at s',
+and Q' the target critics.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from meam_training.networks.meam_networks import MeamNetworks
 __all__ = ["CRITIC_METRICS", "critic_loss", "td_target"]
 
 CRITIC_METRICS = ("value_mean", "value_std")
-"""Names of what is logged beside the loss: mean of Q over critics and batch, and the critics' standard deviation."""
+"""Names of the metrics besides the loss: the mean of Q over critics and batch, and the critics' standard deviation."""
 
 
 @torch.no_grad()
@@ -33,13 +33,13 @@ def td_target(
     next_x_0: Float[Tensor, "batch noise"],
     next_edit: Float[Tensor, "batch noise"] | None = None,
 ) -> Float[Tensor, " batch"]:
-    """The pessimistic TD target r + gamma^H mask Q(s', a') of chunks, a' as the policy acts.
+    """Pessimistic TD target r + gamma^H mask Q'(s', a') of chunks, with a' chosen by the policy.
 
     Args:
-        n: All networks; the averaged critics are read.
+        n: All networks; the target critics are evaluated.
         batch: The chunks.
         config: Settings.
-        next_x_0: Starts of the policy's flow.
+        next_x_0: Initial noise of the policy's flow.
         next_edit: Noise of the edit policy; None takes its mode.
     """
     features = n.encoder(batch.next_observations)
@@ -55,7 +55,7 @@ def critic_loss(
     noise: MeamNoise,
     config: TrainConfig,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Pessimistic TD over the chunk, a' as the policy acts.
+    """Squared error of the critics against the pessimistic TD target of the chunks.
 
     Args:
         n: All networks; the critics are trained.
@@ -65,7 +65,7 @@ def critic_loss(
         config: Settings.
 
     Returns:
-        The loss, and to log: `CRITIC_METRICS`.
+        The loss, and the metrics `CRITIC_METRICS`.
     """
     target = td_target(n, batch, config, noise.next_x_0, noise.next_edit if config.edit_scale else None)
     values = n.critic(features, batch.actions)

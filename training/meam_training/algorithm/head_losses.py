@@ -1,12 +1,13 @@
-"""Losses of the heads on a flow policy: edits of its actions, and a one-step policy distilled from it.
+"""Losses of the heads on a flow policy: an edit policy, and a one-step policy distilled from the flow.
 
-Means over the batch, with x the flow's action, u = clip(x + edit_scale e) for an edit e ~ pi of temperature alpha, and
-mu the one-step policy's action from the noise that x starts from:
+Let x be the flow's action, u = clip(x + edit_scale e) for an edit e ~ pi with entropy temperature alpha, and mu the
+one-step policy's action from the same noise as x. The losses are means over the batch of
 
-    edit:       -Q(u) + alpha log pi(e | s, x) + alpha (H - target_entropy),    alpha, then the entropy H held constant
-    one-step:   distill_coef |mu - x|^2 / act - Q(clip(mu))
+    edit:       -Q(u) + alpha log pi(e | s, x) + alpha (H - target_entropy),
+    one-step:   distill_coef |mu - x|^2 / act - Q(clip(mu)),
 
-Both follow the public code of QAM (Li & Levine, arXiv:2601.14234), which uses one or the other, never both.
+where alpha is held constant in the second term and the entropy H in the third. Both follow the public code of QAM
+(Li & Levine, arXiv:2601.14234), which uses one or the other, never both.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from meam_training.networks.one_step_policy import OneStepPolicy
 __all__ = ["HEAD_METRICS", "Value", "distill_loss", "edit_loss", "head_losses"]
 
 HEAD_METRICS = ("edit_value", "edit_entropy", "edit_alpha", "distill_loss", "one_step_value")
-"""Names of what is logged; see `edit_loss` and `distill_loss`."""
+"""Names of the logged metrics; see `edit_loss` and `distill_loss`."""
 
 Value = Callable[[Tensor], Tensor]
-"""Q(a) at a batch's observations, differentiable: normalised actions [batch, act] to values [batch].
+"""Differentiable Q(a) at a batch's observations: normalised actions [batch, act] to values [batch].
 
-The losses move actions up this value, and must not train the critics behind it: close over parameters without a
-gradient. The reference takes the ensemble mean of the trained critics, not of their averages, and without pessimism::
+The losses increase this value through the actions, and must not train the critics behind it: close over detached
+parameters. The reference takes the ensemble mean of the trained critics, not of the target critics, without pessimism::
 
     frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
 
@@ -50,22 +51,23 @@ def edit_loss(
     edit_scale: float,
     target_entropy: float,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Maximise value plus entropy of the edits, and adapt the temperature to a target entropy.
+    """Maximise value and entropy of the edits, and adapt the temperature to a target entropy.
 
     The loss is -Q + alpha log pi, at constant alpha, plus alpha (H - target_entropy), at constant entropy H, each a
-    mean over the batch. Descent lowers alpha while the entropy exceeds its target, and raises it below.
+    mean over the batch. Gradient descent lowers alpha while the entropy exceeds its target, and raises it otherwise.
 
     Args:
-        edit_policy: The policy trained.
+        edit_policy: Edit policy, which is trained.
         value: Value of the edited actions, with frozen parameters; see `Value`.
         features: Encoded observations.
-        flow_actions: Ends of the flow's ODE clipped to [-1, 1], held constant.
+        flow_actions: Actions of the flow clipped to [-1, 1], held constant.
         noise: Standard normal draws.
-        edit_scale: Length of an edit per component, normalised action units.
-        target_entropy: Of the edit before it is scaled, nats; -act / 2 in the reference. At most act log 2 is possible.
+        edit_scale: Largest edit of a component, normalised action units.
+        target_entropy: Target entropy of the edit before scaling, nats; -act / 2 in the reference. It cannot exceed
+            act log 2.
 
     Returns:
-        The loss, and to log: `edit_value`, `edit_entropy`, `edit_alpha`.
+        The loss, and the metrics `edit_value`, `edit_entropy` and `edit_alpha`.
 
     References:
         Dong et al., EXPO, arXiv:2507.07986. Haarnoja et al., Soft Actor-Critic, arXiv:1812.05905.
@@ -89,18 +91,20 @@ def distill_loss(
     """Match the flow's actions from the same noise, and maximise value.
 
     The loss is distill_coef (mu - flow_actions)^2, mean over batch and components, minus the mean of Q at the clipped
-    mu. Outside the box the value has no gradient, and the squared error alone leads back.
+    mu. Outside the box Q has no gradient, and only the squared error pulls mu back.
 
     Args:
-        one_step: The policy trained.
+        one_step: One-step policy, which is trained.
         value: Value of the clipped actions, with frozen parameters; see `Value`. None for distillation alone.
         features: Encoded observations.
-        x_0: Noise that the flow actions start from.
-        flow_actions: Ends of the flow's ODE clipped to [-1, 1], held constant.
-        distill_coef: Units of value per squared action unit; the reference takes 3 to 300, by task.
+        x_0: Initial noise of the flow's actions.
+        flow_actions: Actions of the flow clipped to [-1, 1], held constant.
+        distill_coef: Weight of the squared error, in units of value per squared action unit; the reference takes 3 to
+            300, depending on the task.
 
     Returns:
-        The loss, and to log: `distill_loss`, the mean squared error alone, and, with a value, `one_step_value`.
+        The loss, and the metrics `distill_loss`, the unweighted mean squared error, and, with a value,
+        `one_step_value`.
 
     References:
         Park et al., Flow Q-Learning, arXiv:2502.02538.
@@ -117,9 +121,9 @@ def distill_loss(
 def head_losses(
     n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The losses of the edit and the one-step policy, if there are any.
+    """Losses of the edit policy and of the one-step policy, as far as the run has them.
 
-    Their values are those of the averaged critics, which stay as they are; the reference takes the critics themselves.
+    Both use the target critics, which are not trained by them; the reference uses the critics themselves.
 
     Args:
         n: All networks; the heads are trained.
@@ -128,7 +132,7 @@ def head_losses(
         config: Settings.
 
     Returns:
-        The sum of the losses, 0 without heads, and to log: the `HEAD_METRICS` of the heads there are.
+        The sum of the losses, 0 without heads, and those of `HEAD_METRICS` that belong to the run's heads.
     """
     total, metrics = torch.zeros_like(features[0, 0]), {}
     if n.edit_policy is None and n.one_step is None:

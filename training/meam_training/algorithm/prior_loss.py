@@ -1,12 +1,13 @@
-"""Flow matching of the mixture prior: the data, and a share of Q-maximised chunks.
+"""Flow matching of the mixture prior, on the data and a share of Q-maximised chunks.
 
-The mean over the batch, and over components, of
+The loss is the mean over the batch and over components of
 
     w |v(s, x_t, t) - (x_1 - x_0)|^2,    x_t = (1 - t) x_0 + t x_1,
 
-where x_0 is standard normal, t uniform, and w zero for chunks that do not lie within one episode. In the first
-rows, a share of `mixture_weight`, x_1 is the end of an ascent on the pessimistic value plus `mixture_bandwidth` times
-noise, clipped to the box; in the others it is the data's chunk. Rows are drawn at random anyway.
+where x_0 is standard normal, t uniform, and w is 1 for chunks that lie within one episode, else 0. In the first rows, a
+share `mixture_weight` of the batch, x_1 is the result of gradient ascent on the pessimistic value plus
+`mixture_bandwidth` times noise, clipped to the box; in the others it is the data's chunk. Taking the first rows is no
+restriction, as the batch is drawn at random.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ MIXTURE_METRICS = (
     "mixture_disagreement",
     "mixture_kept",
 )
-"""Names of what is logged of the Q-maximised chunks.
+"""Names of the metrics of the Q-maximised chunks.
 
-Their gain in value over the data's own chunk, their distance (root mean square per component) to the nearest chunk of
-the batch, the share of their components outside the batch's range, the critics' standard deviation there, and with
-`adaptive_mixture` the share of them that is kept.
+In this order: the gain in value over the data's own chunk, the distance (root mean square per component) to the nearest
+chunk of the batch, the share of components outside the batch's range, the critics' standard deviation at the
+Q-maximised chunks, and with `adaptive_mixture` the share of them that is kept.
 """
 
 
@@ -54,11 +55,11 @@ def mixture_prior_loss(
         n: All networks; the prior is trained.
         features: Encoded observations of the batch.
         batch: The chunks.
-        noise: The update's randomness; as many rows are Q-maximised as it has for them.
+        noise: The update's randomness; its field `bandwidth` sets the number of Q-maximised rows.
         config: Settings.
 
     Returns:
-        The loss, and to log: `MIXTURE_METRICS`, if any row is Q-maximised.
+        The loss, and the metrics `MIXTURE_METRICS` if any row is Q-maximised.
     """
     actions, metrics = batch.actions, {}
     mixed = len(noise.bandwidth)
@@ -75,7 +76,7 @@ def prior_loss(
     weight: Float[Tensor, " batch"],
     noise: MeamNoise,
 ) -> Float[Tensor, ""]:
-    """Flow matching on given chunks, a weight for every row."""
+    """Flow matching on given chunks, with a weight for each row."""
     x_t = interpolate(noise.flow_x_0, x_1, noise.flow_t)
     return flow_matching_loss(prior(features, x_t, noise.flow_t), noise.flow_x_0, x_1, weight)
 
@@ -87,21 +88,21 @@ def _q_maximized(
     noise: MeamNoise,
     config: TrainConfig,
 ) -> tuple[Float[Tensor, "mixed act"], dict[str, Tensor]]:
-    """Chunks of high pessimistic value, blurred by the bandwidth, inside the box; and `MIXTURE_METRICS`."""
+    """Q-maximised chunks of pessimistic value, with bandwidth noise, clipped to the box; and `MIXTURE_METRICS`."""
     data, actions = actions, actions[: len(features)]
     flowed = n.flow(n.target_prior, features, noise.ascent_x_0[::2]) if len(noise.ascent_x_0) else noise.ascent_x_0
-    candidates = torch.cat([actions[None], flowed.detach(), actions + config.ascent_spread * noise.ascent_x_0[1::2]])
+    starts = torch.cat([actions[None], flowed.detach(), actions + config.ascent_spread * noise.ascent_x_0[1::2]])
 
-    def values(x: Tensor) -> Float[Tensor, "critics candidates mixed"]:
+    def values(x: Tensor) -> Float[Tensor, "critics points mixed"]:
         flat = features.expand(len(x), *features.shape).flatten(0, 1)
         return n.values(flat, x.flatten(0, 1)).unflatten(1, x.shape[:2])
 
     def value(x: Tensor) -> Tensor:
         return pessimistic_value(values(x).flatten(1), config.pessimism).view(x.shape[:2])
 
-    best, gain = maximize_q(value, candidates, config.ascent_steps, config.ascent_step_size, config.trust_radius)
+    best, gain = maximize_q(value, starts, config.ascent_steps, config.ascent_step_size, config.trust_radius)
     with torch.no_grad():
-        # Disagreement of the critics, at the data's actions and at the maximising ones.
+        # Variance over the critics, at the data's actions and at the Q-maximised ones.
         seen, unseen = values(torch.stack([actions, best])).var(dim=0, correction=0)
         distance = torch.cdist(best, data) / math.sqrt(actions.shape[-1])
         outside = (best < data.amin(dim=0)) | (best > data.amax(dim=0))

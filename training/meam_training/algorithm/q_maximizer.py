@@ -20,28 +20,29 @@ def pessimistic_value(values: Float[Tensor, "critics batch"], pessimism: float) 
 
 
 def maximize_q(
-    value: Callable[[Float[Tensor, "candidates batch act"]], Float[Tensor, "candidates batch"]],
-    candidates: Float[Tensor, "candidates batch act"],
+    value: Callable[[Float[Tensor, "starts batch act"]], Float[Tensor, "starts batch"]],
+    starts: Float[Tensor, "starts batch act"],
     steps: int,
     step_size: float,
     trust_radius: float = math.inf,
 ) -> tuple[Float[Tensor, "batch act"], Float[Tensor, " batch"]]:
-    """Climb a value by projected gradient ascent from several candidates and keep the best of all starts and ends.
+    """Maximise a value by projected gradient ascent from several starts, and keep the best of all starts and ends.
 
-    The step has a length of its own, whatever the value's slope, and shrinks linearly to zero, so that the climb ends
-    at a maximum rather than beside it. Every iterate lies in the box [-1, 1] and within the trust radius of its start.
+    The length of a step does not depend on the gradient's norm, and decreases linearly to zero, so that the ascent
+    converges to a maximum rather than oscillating about it. Every iterate lies in the box [-1, 1] and within the trust
+    radius of its start.
 
     Args:
         value: Value of actions, row by row; differentiable.
-        candidates: Starting points, normalised action units; clipped into the box first.
+        starts: Starts of the ascent, normalised action units; clipped to the box first.
         steps: Ascent steps.
         step_size: Length of the first step, root mean square per component.
         trust_radius: Largest distance from the start, root mean square per component.
 
     Returns:
-        The best action of every row, detached, and its value's gain over the first candidate, never negative.
+        The best action of each row, detached, and its gain in value over the first start, which is never negative.
     """
-    starts = candidates.detach().clamp(-1, 1)
+    starts = starts.detach().clamp(-1, 1)
     with torch.no_grad():
         before = value(starts)
     x = starts
@@ -58,7 +59,7 @@ def maximize_q(
         # Clipping moves no point away from its start, which lies in the box.
         x = (starts + moved).clamp(-1, 1)
     with torch.no_grad():
-        # A step of a fixed length may overshoot: the starts compete too.
+        # A step of fixed length may overshoot, so the starts compete too.
         points, values = torch.cat([starts, x]), torch.cat([before, value(x)])
     best, index = values.max(dim=0)
     return points.gather(0, index[None, :, None].expand(1, *x.shape[1:]))[0], best - before[0]

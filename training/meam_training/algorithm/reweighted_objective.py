@@ -1,10 +1,10 @@
-"""Flow matching on samples of policy and prior, weighted by the target's density over theirs.
+"""Flow matching on samples of policy and prior, with importance weights towards the policy's target density.
 
-For every observation n samples x_1 are drawn, a quarter from the averaged prior, the others from the averaged policy.
-The loss, a mean over observations, samples, draws and components, is
+For each observation, n candidates x_1 are drawn: a share m, about a quarter, from the target prior and the others from
+the target policy. The loss, a mean over observations, candidates, draws of (x_0, t) and components, is
 
     n w |v(s, x_t, t) - (x_1 - x_0)|^2,    x_t = (1 - t) x_0 + t x_1,
-    w ~ p_prior^(1 - lambda) exp(tau Q) / (p_prior / 4 + 3 p_policy / 4) at x_1,
+    w ~ p_prior^(1 - lambda) exp(tau Q) / (m p_prior + (1 - m) p_policy) at x_1,
 
 where the weights w of an observation sum to 1; see `meam_training.algorithm.sample_matching`.
 """
@@ -26,18 +26,18 @@ from meam_training.networks.velocity_field import VelocityField
 __all__ = ["REWEIGHTED_METRICS", "reweighted_loss"]
 
 REWEIGHTED_METRICS = ("effective_samples",)
-"""Names of what is logged: 1 / sum of squared weights, over the number of samples, in (0, 1]."""
+"""Names of the logged metrics: the effective sample size 1 / sum w^2 as a share of the candidates, in (0, 1]."""
 
 
 def reweighted_loss(
     n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Flow matching on samples of policy and prior, weighted by the target's density over theirs.
+    """Flow matching on samples of policy and prior, with importance weights towards the policy's target density.
 
-    Per observation, a quarter of the samples comes from the prior and the others from the policy, so that no mode of
-    the prior is lost; the densities are the flows' own likelihoods. Scalar densities know the weights of separated
-    modes, which gradients do not. Samples lie in the box and weights are bounded, so the loss cannot diverge, whatever
-    lambda, tau and the critics are, as long as tau Q is a number.
+    For each observation, about a quarter of the candidates come from the prior and the others from the policy, so that
+    no mode of the prior is lost; the densities are the flows' own likelihoods. Densities determine the weights of
+    separated modes, which gradients do not. Candidates lie in the box and their weights are bounded, so the loss cannot
+    diverge, whatever lambda, tau and the critics, as long as tau Q is finite.
 
     Args:
         n: All networks; the policy is trained.
@@ -46,7 +46,7 @@ def reweighted_loss(
         config: Settings.
 
     Returns:
-        The loss, and to log: `REWEIGHTED_METRICS`.
+        The loss, and the metrics `REWEIGHTED_METRICS`.
 
     References:
         Tong et al., Improving and Generalizing Flow-Based Generative Models, arXiv:2302.00482 (weighted flow matching).
@@ -54,13 +54,13 @@ def reweighted_loss(
     assert n.target_policy is not None
     assert n.policy is not None
     count, rows, _ = noise.sample_x_0.shape
-    of_prior = count // 4
+    from_prior = count // 4
     features = features[:rows]
     with torch.no_grad():
         x_1 = torch.cat(
             [
-                n.flow(n.target_prior, features, noise.sample_x_0[:of_prior]),
-                n.flow(n.target_policy, features, noise.sample_x_0[of_prior:]),
+                n.flow(n.target_prior, features, noise.sample_x_0[:from_prior]),
+                n.flow(n.target_policy, features, noise.sample_x_0[from_prior:]),
             ]
         ).clamp(-1, 1)
         repeated = features.expand(count, *features.shape)
@@ -71,7 +71,7 @@ def reweighted_loss(
 
     log_prior, log_policy = log_density(n.target_prior), log_density(n.target_policy)
     weight = importance_weights(
-        log_prior, log_policy, value, of_prior / count, config.entropy_coef, config.inverse_temperature
+        log_prior, log_policy, value, from_prior / count, config.entropy_coef, config.inverse_temperature
     )
     effective = (1 / weight.square().sum(dim=0)).mean() / count
     x_0, t = noise.match_x_0, noise.match_t

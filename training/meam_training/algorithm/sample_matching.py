@@ -1,6 +1,6 @@
-"""Training a policy on samples, without an SDE: regression targets and weights whose fixed point is its target.
+"""Training a policy on samples, without an SDE: regression targets and weights whose fixed point is the target density.
 
-The target's density is p_prior^(1 - lambda) exp(tau Q), up to a constant.
+The target density is p_prior^(1 - lambda) exp(tau Q), up to a constant.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ def importance_weights(
     entropy_coef: float,
     inverse_temperature: float,
 ) -> Float[Tensor, "samples batch"]:
-    """Weights of samples drawn from a mixture of prior and policy, by the target's density over the mixture's.
+    """Importance weights of samples from a mixture of prior and policy: the target density over the mixture's.
 
-    Self-normalised for every observation, which for few samples draws the fixed point towards the prior, in proportion
-    to 1 / samples: with a quarter of prior samples, two separated modes of prior masses 0.9 and 0.1, and a target mass
-    of 0.411 it is 0.386, 0.400, 0.409 for 4, 8, 32 samples. No weight exceeds 1.
+    The weights are self-normalised for each observation. With few samples this biases the fixed point towards the
+    prior, in proportion to 1 / samples: with a quarter of the samples from the prior, two separated modes of prior
+    masses 0.9 and 0.1, and a target mass of 0.411, the fixed point is 0.386, 0.400, 0.409 for 4, 8, 32 samples.
 
     Args:
-        log_prior: Log densities of the samples under the prior; nats.
-        log_policy: Under the policy.
+        log_prior: Log densities of the samples under the prior, nats.
+        log_policy: Log densities of the samples under the policy, nats.
         value: Q of the samples.
         prior_share: Share of the samples drawn from the prior, in (0, 1); the others come from the policy.
-        entropy_coef: Lambda.
-        inverse_temperature: Tau.
+        entropy_coef: Entropy coefficient lambda.
+        inverse_temperature: Inverse temperature tau.
 
     Returns:
-        Weights that sum to 1 over the samples of an observation.
+        Weights in [0, 1] that sum to 1 over the samples of each observation.
 
     References:
         Veach & Guibas, Optimally Combining Sampling Techniques for Monte Carlo Rendering, 1995 (balance heuristic).
@@ -53,17 +53,17 @@ def target_score_velocity(
     t: Float[Tensor, "*batch 1"],
     score: Float[Tensor, "*batch act"],
 ) -> Float[Tensor, "*batch act"]:
-    """Regression target for the velocity at x_t, with x_1 a sample of the policy itself.
+    """Regression target for the velocity at x_t, where x_1 is a sample of the policy itself.
 
-    For independent ends the score at x_t is E[grad log p(x_1) | x_t] / t as well as -E[x_0 | x_t] / (1 - t). Mixed
-    with the weight t^2, the two make x_1 - x_0 + (1 - t) score + t x_0, whose fixed point has the given score. It does
-    not know the weights of separated modes.
+    For independent x_0 and x_1, the score at x_t equals both E[grad log p(x_1) | x_t] / t and
+    -E[x_0 | x_t] / (1 - t). Combined with weight t^2, the two give x_1 - x_0 + (1 - t) score + t x_0, whose fixed point
+    has the given score. The score does not determine the weights of separated modes.
 
     Args:
         x_0: Noise.
         x_1: Samples of the policy.
         t: Flow time.
-        score: The target's score at x_1.
+        score: Score of the target density at x_1.
 
     References:
         De Bortoli et al., Target Score Matching, arXiv:2402.08667.

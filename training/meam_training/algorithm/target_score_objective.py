@@ -1,12 +1,13 @@
-"""Regression on the score of the policy's target, at the policy's own samples.
+"""Regression on the score of the policy's target density, at the policy's own samples.
 
-The mean over rows, draws and components, with x_1 a sample of the averaged policy, x_0 standard normal, t uniform and
-x_t = (1 - t) x_0 + t x_1, of
+With x_1 a sample of the target policy, x_0 standard normal, t uniform and x_t = (1 - t) x_0 + t x_1, the loss is the
+mean over rows, draws of (x_0, t) and components of
 
     |v(s, x_t, t) - (x_1 - x_0 + (1 - t) score + t x_0)|^2,
     score = (1 - lambda) score_prior(s, x_1) + tau grad Q(s, x_1),
 
-the target's score up to what keeps x_1 in the box; see `meam_training.algorithm.sample_matching`.
+which is the score of the target density, apart from the terms that keep x_1 in the box; see
+`meam_training.algorithm.sample_matching`.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from meam_training.networks.meam_networks import MeamNetworks
 __all__ = ["TARGET_SCORE_METRICS", "target_score_loss"]
 
 TARGET_SCORE_METRICS = ("adjoint_max",)
-"""Names of what is logged: the largest component of the terminal adjoint at the samples."""
+"""Names of the logged metrics: the largest component of the terminal adjoint at the samples."""
 
 
 def target_score_loss(
     n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Regression on the target's score at the policy's own samples.
+    """Regression on the score of the target density at the policy's own samples.
 
     Args:
-        n: All networks; the policy is trained, its average draws the samples.
+        n: All networks; the policy is trained, and its target network draws the samples.
         features: Encoded observations of the batch.
         noise: The update's randomness.
         config: Settings.
 
     Returns:
-        The loss, and to log: `TARGET_SCORE_METRICS`.
+        The loss, and the metrics `TARGET_SCORE_METRICS`.
     """
     assert n.target_policy is not None
     assert n.policy is not None

@@ -1,6 +1,6 @@
-"""One gradient update of critic, mixture prior, policy and heads, read top to bottom.
+"""One gradient update of critics, mixture prior, policy and heads.
 
-The gradient is that of the sum of the losses. Every loss trains networks of its own, and reads the others as they are.
+The gradient is that of the sum of the losses. Each loss trains its own networks and treats all others as constants.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ METRICS = tuple(
         )
     )
 )
-"""Names of everything that `Losses.metrics` may hold: the losses, then what their modules log beside them."""
+"""Names of all metrics that `Losses.metrics` may hold: the losses, then the metrics that their modules add."""
 
 OBJECTIVES = {"adjoint": adjoint_loss, "target_score": target_score_loss, "reweighted": reweighted_loss}
 """The policy's loss by `TrainConfig.objective`."""
 
 
 class Losses(NamedTuple):
-    """The losses of one update, and what is logged beside them."""
+    """Total loss of an update, and its metrics: the individual losses, and what their modules add."""
 
     total: Tensor
     metrics: dict[str, Tensor]
@@ -54,15 +54,16 @@ class Losses(NamedTuple):
 def compute_losses(
     networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise, config: TrainConfig, later_stage: bool = False
 ) -> Losses:
-    """The losses of one update: their gradient moves critics, prior and policy; nothing else is changed.
+    """Compute the losses of one update, whose gradient trains critics, prior, policy and heads; changes nothing.
 
     Args:
-        networks: All networks; the targets are read, never trained.
+        networks: All networks; the target networks are evaluated, never trained.
         batch: Chunks of the data.
         noise: The update's randomness.
-        config: Settings. This is where the losses find all of theirs; `networks` knows for itself only how it is built
-            and how it acts.
-        later_stage: In a stage of mirror descent after the first the prior is an earlier policy, and stays.
+        config: Settings. The losses take all of their settings from here; `networks` keeps only those it needs to be
+            built and to act.
+        later_stage: Whether this is a mirror-descent stage after the first, in which the prior is an earlier policy and
+            is not trained.
     """
     n = networks
     if n.policy is None:
@@ -77,13 +78,13 @@ def compute_losses(
         metrics |= logged
     losses["policy_loss"], logged = OBJECTIVES[config.objective](n, features, noise, config)
     metrics |= logged
-    of_heads, logged = head_losses(n, features, noise, config)
+    heads_loss, logged = head_losses(n, features, noise, config)
     metrics |= logged
-    return Losses(sum(losses.values(), of_heads), losses | metrics)
+    return Losses(sum(losses.values(), heads_loss), losses | metrics)
 
 
 def pretraining_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise) -> Losses:
-    """The loss of an update that trains only the prior, on the data alone; all there is to `bc`."""
+    """Compute the loss of an update that trains only the prior, on the data alone; `bc` has no other."""
     features = networks.encoder(batch.observations)
     loss = prior_loss(networks.prior, features, batch.actions, batch.valid, noise)
     return Losses(loss, {"prior_loss": loss})
@@ -91,9 +92,10 @@ def pretraining_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoi
 
 @torch.no_grad()
 def update_targets(networks: MeamNetworks, polyak: float) -> None:
-    """Move the averaged networks towards their originals by the share `polyak`.
+    """Polyak averaging: move the target networks towards the trained ones by the fraction `polyak`.
 
-    Call it before the optimiser's step: the reference implementation averages the weights the update began with.
+    Call this before the optimiser's step: like the reference implementation, it averages the weights from before the
+    update.
     """
     if networks.policy is None:
         return

@@ -1,4 +1,4 @@
-"""How fast training is: contestants timed in turn on one machine, and how far they are from its limit."""
+"""Training benchmark: contestants timed in turn on one machine, and compared with its limit."""
 
 from meam_training.benchmark.contestants import check_reference, make_contestants, worker_environment
 from meam_training.benchmark.race import Contestant, Outcome, race

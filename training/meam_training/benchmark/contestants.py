@@ -1,4 +1,4 @@
-"""Who races in `meam bench train`, and in what environment."""
+"""The contestants of `meam bench train`, and their process environment."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["PRODUCTS", "REFERENCES", "Device", "check_reference", "make_contesta
 Device = Literal["cpu", "cuda"]
 
 REFERENCES = {"reference": "update", "reference-scan": "scan"}
-"""The reference's contestants, and what their worker calls them."""
+"""Contestants of the reference implementation, and the forms by which their worker knows them."""
 
 PRODUCTS = {"float32": "float32 products", "bf16": "bf16 products"}
-"""The contestants that measure the machine's rate of matrix products, by precision."""
+"""Contestants that measure the machine's throughput of matrix products, by precision."""
 
 _PRODUCTS_PER_UPDATE = 4
-"""So that their turns are about a third as long as the others'."""
+"""Chosen so that their turns take about a third of the time of the others'."""
 
 
 def make_contestants(
@@ -38,16 +38,16 @@ def make_contestants(
     reference: Path | None = None,
     reference_python: Path | None = None,
 ) -> list[Contestant]:
-    """The contestants of one setting: this project's, the reference's, and the bare matrix products.
+    """Make the contestants of a setting: this project's, the reference's, and the bare matrix products.
 
     Args:
-        setting: What they work on.
+        setting: Sizes of the problem and the networks.
         programs: Keys of `PROGRAMS`.
-        device: Where.
-        threads: CPU threads of every worker.
+        device: Device of the updates.
+        threads: CPU threads of each worker.
         tf32: Whether CUDA may round the inputs of float32 products to TF32.
-        reference: A checkout of QAM's public code.
-        reference_python: A Python that can run it; None for this one.
+        reference: Checkout of QAM's public code; None leaves the reference out.
+        reference_python: Python interpreter that can run it; None takes this one.
     """
     common: dict[str, Any] = {"setting": asdict(setting), "device": device, "threads": threads, "tf32": tf32}
 
@@ -72,25 +72,27 @@ def make_contestants(
 
 
 def check_reference(reference: Path, python: Path | None) -> None:
-    """Refuse what cannot be the reference, before anything is started.
+    """Check the reference's checkout and Python interpreter before anything is started.
 
     Raises:
-        NotFoundError: there is no such checkout, or no such Python.
+        NotFoundError: the checkout or the interpreter does not exist.
     """
     if not (reference / "agents" / "qam.py").is_file():
         raise NotFoundError(
             f"{reference} has no agents/qam.py; expected a checkout of https://github.com/ColinQiyangLi/qam."
         )
     if python is not None and not os.access(python, os.X_OK):
-        raise NotFoundError(f"{python} is no program; expected a Python that has jax, flax, optax and distrax.")
+        raise NotFoundError(
+            f"{python} is not an executable; expected a Python interpreter that has jax, flax, optax and distrax."
+        )
 
 
 def worker_environment(device: Device, threads: int, *, tf32: bool = False) -> dict[str, str]:
-    """Environment variables of the workers: as many threads, and the same arithmetic, for everyone."""
+    """Environment variables of the workers: the same number of threads and the same arithmetic for all."""
     return {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
-        "KMP_BLOCKTIME": "50",  # milliseconds for which Intel's OpenMP spins after work; `race` pauses longer
+        "KMP_BLOCKTIME": "50",  # milliseconds that Intel's OpenMP spins after work; `race` pauses for longer
         "JAX_PLATFORMS": device,
         "JAX_DEFAULT_MATMUL_PRECISION": "tensorfloat32" if tf32 else "float32",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",

@@ -1,6 +1,6 @@
 """Times updates of this project's learner: `python -m meam_training.benchmark.learner_worker SETTINGS_JSON`.
 
-A worker of `race`. The one form is `update`.
+A worker of `race`, whose only form is `update`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ EPISODE = 200
 
 
 def make_update(setting: Setting, **overrides: Any) -> Callable[[], object]:
-    """A learner on synthetic data; every call of what is returned is one update.
+    """Make a learner on synthetic data, and return a function that performs one update per call.
 
     Args:
-        setting: Sizes.
+        setting: Sizes of the problem and the networks.
         **overrides: Fields of `TrainConfig`; `method` names the preset.
     """
     sizes = {
@@ -64,7 +64,7 @@ def prepare_torch(threads: int | None, *, tf32: bool) -> None:
 
 
 def timed(work: Callable[[], object], device: str) -> Callable[[int], float]:
-    """Repeats the work, and returns the seconds until the device has done all of it."""
+    """Make a function that repeats the work and returns the seconds until the device has finished."""
 
     def run(repetitions: int) -> float:
         _finish(device)
@@ -78,7 +78,7 @@ def timed(work: Callable[[], object], device: str) -> Callable[[int], float]:
 
 
 def serve(forms: Mapping[str, Callable[[int], float]], about: Mapping[str, Any], device: str) -> None:
-    """Say that all is warm, and answer requests until the input ends."""
+    """Report that the worker is warm, then answer requests until the input ends."""
     name = torch.cuda.get_device_name() if device == "cuda" else device
     print(json.dumps({"torch": torch.__version__, "device": name, **about}), flush=True)
     for line in sys.stdin:
@@ -105,10 +105,10 @@ def _finish(device: str) -> None:
 
 
 def main() -> None:
-    """Time the learner that the settings describe."""
+    """Time the learner described by the settings."""
     settings = json.loads(sys.argv[1])
     device = settings["device"]
-    warnings.simplefilter("error", RuntimeWarning)  # with one, the learner would go on uncompiled
+    warnings.simplefilter("error", RuntimeWarning)  # otherwise the learner would silently run uncompiled
     prepare_torch(settings["threads"], tf32=settings["tf32"])
     overrides = {name: settings[name] for name in ("method", "precision", "compile", "device", "threads")}
     run = timed(make_update(Setting.from_json(settings["setting"]), **overrides), device)

@@ -1,7 +1,7 @@
-"""Times matrix products, and counts those of one update.
+"""Times matrix products, and counts the operations in those of one update.
 
 A worker of `race`, started as `python -m meam_training.benchmark.matmul_worker SETTINGS_JSON`. Its forms are the
-precisions; one repetition is one product of the setting's dominating shape.
+precisions; one repetition is one product of the setting's dominant shape.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 def count_flops(setting: Setting, method: str) -> int:
-    """Floating-point operations of the matrix products of one update, uncompiled: two for a multiplication and sum."""
+    """Count the floating-point operations in the matrix products of an uncompiled update, two per multiply-add."""
     update = make_update(setting, method=method, device="cpu")
     with FlopCounterMode(display=False) as counter:
         update()
@@ -29,7 +29,7 @@ def count_flops(setting: Setting, method: str) -> int:
 
 
 def main() -> None:
-    """Time the products that the settings describe."""
+    """Time the products described by the settings."""
     settings = json.loads(sys.argv[1])
     setting, device = Setting.from_json(settings["setting"]), settings["device"]
     prepare_torch(settings["threads"], tf32=settings["tf32"])

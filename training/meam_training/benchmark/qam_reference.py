@@ -1,8 +1,8 @@
 """Times updates of QAM's public JAX implementation. Run by `meam bench train` in that implementation's own Python.
 
 Started as `python qam_reference.py CHECKOUT SETTINGS_JSON`, it compiles, prints one line of JSON, and then answers
-every line on its standard input, `update N` or `scan N`, with the seconds of N updates: by `update`, or by
-`batch_update`, which scans `scanned` of them. It imports nothing of this project.
+each line on its standard input, `update N` or `scan N`, with the seconds that N updates took: with `update`, or with
+`batch_update`, which scans over `scanned` of them. It imports nothing from this project.
 """
 
 import importlib
@@ -17,7 +17,7 @@ __all__: list[str] = []
 def main() -> None:
     """Answer the benchmark's requests until the input ends."""
     checkout, settings = sys.argv[1], json.loads(sys.argv[2])
-    sys.path[0] = checkout  # in place of this script's folder, whose modules are not meant for it
+    sys.path[0] = checkout  # replaces this script's folder, whose modules must not be importable
     jax, np = map(importlib.import_module, ("jax", "numpy"))
     qam = importlib.import_module("agents.qam")
     observed, acted, chunk = (settings[name] for name in ("observation_dim", "action_dim", "chunk_size"))

@@ -1,4 +1,4 @@
-"""Times contestants in turn: each is a process that waits while another one works."""
+"""Times contestants in turn: each is a process that waits while the others work."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from meam_training.benchmark.settings import Setting
 __all__ = ["Contestant", "Outcome", "Worker", "race", "turns"]
 
 PAUSE = 0.1
-"""Seconds between turns, in which the threads of the last worker stop spinning: OpenMP's do so for some 20 ms, or for
-`KMP_BLOCKTIME`; XLA's for less."""
+"""Seconds between turns, in which the threads of the last worker stop spinning: OpenMP's spin for some 20 ms, or for
+`KMP_BLOCKTIME`, XLA's for less."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """What takes turns.
+    """A contestant of a race.
 
     Attributes:
-        name: What the tables call it.
-        command: What starts its worker; contestants of the same command share one. The worker prints one line of JSON
-            when it is warm, then answers every line `form N` with the seconds that N repetitions took.
-        form: What the worker is asked for.
-        repetitions: Of one turn.
+        name: Name in the tables.
+        command: Command that starts its worker; contestants with the same command share one. The worker prints one line
+            of JSON when it is warm, then answers each line `form N` with the seconds that N repetitions took.
+        form: Kind of work requested from the worker.
+        repetitions: Repetitions per turn.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Contestant:
 
 @dataclass
 class Outcome:
-    """What was measured; filled by `race`, so that an interrupted one leaves what it has.
+    """Measurements of a race; filled in by `race`, so that an interrupted race leaves those made so far.
 
     Attributes:
-        setting: What the contestants work on.
-        contestants: In the order of the table.
-        rates: Repetitions per second of every round, by contestant.
-        about: What the worker said when it was ready, by contestant.
-        failures: Why a contestant has no result.
-        peak_memory: Largest resident memory of the contestant's worker, in bytes; where the system tells.
+        setting: Sizes of the problem and the networks.
+        contestants: The contestants, in the order of the table.
+        rates: Repetitions per second in each round, by contestant.
+        about: What the worker reported when it was ready, by contestant.
+        failures: Why a contestant has no result, by contestant.
+        peak_memory: Peak resident memory of the worker in bytes, by contestant; only if the system reports it.
     """
 
     setting: Setting
@@ -65,20 +65,20 @@ class Outcome:
 
 
 class Worker:
-    """A process that repeats work on request, on standard input and output.
+    """A process that repeats work on request, over standard input and output.
 
     Args:
-        command: What starts it.
-        environment: Its environment variables.
+        command: Command that starts it.
+        environment: Environment variables of the process.
 
     Attributes:
-        failure: Why it can no longer be asked; None while it can.
+        failure: Why it no longer answers; None while it does.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.failure: str | None = None
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        # Its own session: Ctrl-C reaches only this process, which then ends it and all that it started.
+        # In its own session: Ctrl-C reaches only this process, which then ends the worker and all of its children.
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -90,20 +90,20 @@ class Worker:
         )
 
     def ready(self) -> dict[str, Any]:
-        """Wait until it is warm; returns what it says about itself, nothing if it failed."""
+        """Wait until it is warm, and return what it reports about itself; empty if it failed."""
         about = self._answer(json.loads)
         return about if isinstance(about, dict) else {}
 
     def ask(self, form: str, repetitions: int, parse: Callable[[str], Any] = float) -> Any:
-        """Seconds that the repetitions took, or what else the answer is parsed to; None if it failed."""
+        """Request work, and return the parsed answer, by default the seconds that it took; None if it failed."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended: no answer will come, and `_answer` says why
+        with contextlib.suppress(BrokenPipeError):  # it has ended; `_answer` will record the reason
             self._process.stdin.write(f"{form} {repetitions}\n")
             self._process.stdin.flush()
         return self._answer(parse)
 
     def peak_memory(self) -> int | None:
-        """Largest resident memory so far, in bytes; None where the system does not tell."""
+        """Peak resident memory so far, in bytes; None if the system does not report it."""
         try:
             status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="utf-8")
         except OSError:
@@ -112,7 +112,7 @@ class Worker:
         return 1024 * int(seen[1]) if seen else None
 
     def stop(self) -> None:
-        """End the process and all that it started."""
+        """Kill the process and all of its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         for stream in (self._process.stdin, self._process.stdout):
@@ -149,14 +149,14 @@ def race(
     cores: int | None = None,
     on_turn: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Start every worker, then let the contestants take turns.
+    """Start all workers, then let the contestants take turns.
 
     Args:
-        outcome: Its contestants race; what they do is added to it.
-        rounds: How often everyone has a turn.
+        outcome: Contestants of the race, to which the measurements are added.
+        rounds: Number of turns of each contestant.
         environment: Environment variables of the workers.
-        cores: Cores that all workers share, where the system can confine them; None for all.
-        on_turn: Called with what is about to happen, once for every contestant's start and turn.
+        cores: Number of cores to which all workers are confined, if the system can do that; None for all.
+        on_turn: Called with a description of what comes next, once for each contestant's start and each turn.
     """
     workers: dict[tuple[str, ...], Worker] = {}
     try:
@@ -180,7 +180,7 @@ def race(
 
 
 def turns(contestants: Sequence[Contestant], rounds: int) -> Iterator[Contestant]:
-    """Everyone once per round, in a new random order every round, which is the same in every run."""
+    """Yield each contestant once per round, in an order that is random for each round but the same in every run."""
     generator = random.Random(0)
     for _ in range(rounds):
         yield from generator.sample(contestants, len(contestants))
@@ -202,7 +202,7 @@ def _close(outcome: Outcome, workers: Mapping[tuple[str, ...], Worker]) -> None:
 
 @contextlib.contextmanager
 def _confined(cores: int | None) -> Iterator[None]:
-    """Confine to the first cores: what is started meanwhile inherits it. XLA knows no other limit on its threads."""
+    """Confine processes started in the context to the first cores, the only way to limit XLA's threads."""
     if cores is None or not hasattr(os, "sched_setaffinity"):
         yield
         return

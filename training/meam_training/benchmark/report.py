@@ -1,4 +1,4 @@
-"""Tables of what was measured."""
+"""Tables of the benchmark's measurements."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ COLUMNS = ("", "updates/s", "quartiles", "ratio", "of limit", "first, s", "GB")
 
 @dataclass(frozen=True)
 class Limit:
-    """How fast an update could be, if it were nothing but its matrix products.
+    """Update rate that would be reached if an update consisted only of its matrix products.
 
     Attributes:
-        method: Of the updates.
-        precision: Of the products.
-        flops: Floating-point operations of the matrix products of one update.
-        flops_per_second: Of the dominating product alone, as measured; the median of the rounds.
-        updates_per_second: One over the other.
+        method: Method of the update.
+        precision: Precision of the products.
+        flops: Floating-point operations in the matrix products of one update.
+        flops_per_second: Measured rate of the dominant product alone, median of the rounds.
+        updates_per_second: `flops_per_second` / `flops`.
     """
 
     method: str
@@ -56,16 +56,16 @@ class Limit:
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant's result; what was not measured is None.
+    """Result of a contestant; what was not measured is None.
 
     Attributes:
-        name: The contestant.
+        name: Name of the contestant.
         median: Updates per second, median of the rounds.
-        quartiles: Their first and third quartile.
-        ratio: To the faster form of the reference in the same round, median of the rounds.
-        share: Of the limit measured in the same round, median of the rounds.
-        first_seconds: Duration of the first 8 updates, compilation included.
-        peak_memory: Largest resident memory of its process, bytes.
+        quartiles: First and third quartile of the updates per second.
+        ratio: Rate relative to the faster form of the reference in the same round, median of the rounds.
+        share: Rate as a fraction of the limit measured in the same round, median of the rounds.
+        first_seconds: Duration of the first 8 updates, including compilation, in seconds.
+        peak_memory: Peak resident memory of its process, bytes.
         failure: Why there is no result.
     """
 
@@ -80,13 +80,13 @@ class Row:
 
 
 def summarise(outcome: Outcome) -> list[Row]:
-    """One row for every contestant that does updates."""
+    """Make one row for each contestant that performs updates."""
     opponent = _faster([name for name in outcome.rates if name in REFERENCES], outcome)
     return [_row(c, opponent, outcome) for c in outcome.contestants if c.name not in PRODUCTS.values()]
 
 
 def limits(outcome: Outcome) -> list[Limit]:
-    """The limit of every method and precision whose products were measured."""
+    """Compute the limit of each method and precision whose products were measured."""
     found = []
     for precision, name in PRODUCTS.items():
         rates = outcome.rates.get(name)
@@ -99,7 +99,7 @@ def limits(outcome: Outcome) -> list[Limit]:
 
 
 def cells(row: Row) -> list[str]:
-    """A row of the table, in the order of `COLUMNS`."""
+    """Format a row's cells in the order of `COLUMNS`."""
     if row.failure is not None:
         return [row.name, "failed", *[""] * (len(COLUMNS) - 2)]
     return [
@@ -114,7 +114,7 @@ def cells(row: Row) -> list[str]:
 
 
 def notes(outcome: Outcome) -> list[str]:
-    """Lines below the table: the limits, and why a contestant failed."""
+    """Lines below the table: the limits, and why contestants failed."""
     failures = [f"Failed, {name}: {reason}" for name, reason in outcome.failures.items()]
     return [*map(_describe, limits(outcome)), *failures]
 
@@ -127,7 +127,7 @@ def _describe(limit: Limit) -> str:
 
 
 def machine(outcomes: Sequence[Outcome], threads: int, *, tf32: bool) -> dict[str, Any]:
-    """What the numbers belong to: processor, threads, device, versions, arithmetic, day."""
+    """Describe the conditions of the measurements: processor, threads, device, versions, arithmetic and date."""
     seen: dict[str, Any] = {"processor": processor(), "threads": threads}
     for outcome in outcomes:
         for name, about in outcome.about.items():
@@ -138,7 +138,7 @@ def machine(outcomes: Sequence[Outcome], threads: int, *, tf32: bool) -> dict[st
 
 
 def markdown(outcomes: Sequence[Outcome], about: dict[str, Any]) -> str:
-    """The tables, and what they belong to, as Markdown."""
+    """Format the tables and the conditions of the measurements as Markdown."""
     return markdown_report(
         about,
         [
@@ -149,7 +149,7 @@ def markdown(outcomes: Sequence[Outcome], about: dict[str, Any]) -> str:
 
 
 def to_json(outcomes: Sequence[Outcome], about: dict[str, Any]) -> dict[str, Any]:
-    """Everything measured, every round of it included, for programs."""
+    """Machine-readable form of all measurements, including those of each round."""
     return {
         "machine": about,
         "settings": [
@@ -165,7 +165,7 @@ def to_json(outcomes: Sequence[Outcome], about: dict[str, Any]) -> dict[str, Any
 
 
 def sizes(outcome: Outcome) -> str:
-    """One line on the setting, and on how it was measured."""
+    """Describe the setting and how it was measured, in one line."""
     setting = outcome.setting
     rounds = max(map(len, outcome.rates.values()), default=0)
     return (
@@ -212,7 +212,7 @@ def _share(name: str, rates: Sequence[float], outcome: Outcome) -> float | None:
 
 
 def _median_ratio(rates: Sequence[float], others: Sequence[float]) -> float:
-    """Median over the rounds that both have done; an interrupted round may lack one."""
+    """Median ratio over the rounds that both completed; an interrupted round may lack one of them."""
     return float(np.median([one / other for one, other in zip(rates, others, strict=False)]))
 
 
@@ -222,7 +222,7 @@ def _product_flops(setting: Setting) -> int:
 
 
 def processor() -> str:
-    """The name of this machine's processor."""
+    """Name of this machine's processor."""
     try:
         named = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:

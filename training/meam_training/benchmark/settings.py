@@ -1,4 +1,4 @@
-"""The sizes of the problems and networks that are timed."""
+"""Sizes of the problems and networks that are timed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from meam_training.config import Precision
 __all__ = ["PROGRAMS", "SCALES", "SCANNED", "SHAPES", "Program", "Setting", "make_setting"]
 
 SHAPES: Mapping[str, tuple[int, int, int]] = MappingProxyType({"cube": (46, 5, 5), "antmaze": (29, 8, 1)})
-"""Numbers in an observation and in an action, and actions in a chunk, of OGBench's tasks."""
+"""Observation dimension, action dimension and chunk size, for tasks of OGBench."""
 
 SCALES: Mapping[str, tuple[tuple[int, ...], int]] = MappingProxyType(
     {"paper": ((512, 512, 512, 512), 10), "small": ((256, 256), 2)}
 )
-"""Hidden layers of every network, and critics."""
+"""Widths of the hidden layers of every network, and number of critics."""
 
 SCANNED = 8
 """Updates in one call of the reference's `batch_update`."""
 
 
 class Program(NamedTuple):
-    """One way in which this project does an update; the fields are those of `TrainConfig`."""
+    """A variant of this project's update; the fields are those of `TrainConfig`."""
 
     method: str
     precision: Precision
@@ -41,25 +41,25 @@ PROGRAMS: Mapping[str, Program] = MappingProxyType(
         "me-am-bf16": Program("me-am", "bf16", True),
     }
 )
-"""Contestants of this project. `qam` is the scheme of the reference; `me-am`, the default, has no opponent."""
+"""Contestants of this project. `qam` is the reference's method; `me-am`, the default, has no counterpart there."""
 
 _UPDATES = {("cpu", "paper"): 8, ("cpu", "small"): 40, ("cuda", "paper"): 200, ("cuda", "small"): 400}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What one update works on.
+    """Sizes of a timed problem and its networks.
 
     Attributes:
-        name: What the tables call it.
-        observation_dim: Numbers in an observation.
-        action_dim: Numbers in an action.
+        name: Name in the tables.
+        observation_dim: Dimension of an observation.
+        action_dim: Dimension of an action.
         chunk_size: Actions in a chunk.
-        hidden_dims: Hidden layers of every network.
-        num_critics: Members of the critic ensemble.
-        updates: Updates of one turn; a multiple of `SCANNED`.
+        hidden_dims: Widths of the hidden layers of every network.
+        num_critics: Number of critics in the ensemble.
+        updates: Updates per turn, a multiple of `SCANNED`.
         batch_size: Chunks in a batch.
-        nfe: Evaluations of the velocity from noise to action.
+        nfe: Number of function evaluations of the velocity from noise to action.
     """
 
     name: str
@@ -74,23 +74,23 @@ class Setting:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Setting:
-        """The setting whose fields were written as JSON."""
+        """Read a setting whose fields were written as JSON."""
         return cls(**{**data, "hidden_dims": tuple(data["hidden_dims"])})
 
     @property
     def product(self) -> tuple[int, int, int]:
-        """The matrix product that dominates an update, [rows, width] times [width, width]: rows, width, width."""
+        """Dimensions (rows, width, width) of the product that dominates an update, [rows, width] x [width, width]."""
         return self.batch_size * self.nfe, self.hidden_dims[0], self.hidden_dims[0]
 
 
 def make_setting(shape: str, scale: str, device: str, updates: int | None = None) -> Setting:
-    """One of the settings of `SHAPES` and `SCALES`.
+    """Combine a shape and a scale to a setting.
 
     Args:
         shape: Key of `SHAPES`.
         scale: Key of `SCALES`.
-        device: "cpu" or "cuda", which decides how many updates a turn has: about a second's worth.
-        updates: Another number of them.
+        device: "cpu" or "cuda", which determines the number of updates per turn: about a second's worth.
+        updates: Updates per turn; None takes the device's number.
     """
     hidden_dims, num_critics = SCALES[scale]
     turn = _UPDATES[device, scale] if updates is None else updates

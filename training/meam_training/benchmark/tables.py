@@ -1,4 +1,4 @@
-"""The form of a benchmark's report, the same for training and inference."""
+"""The format of a benchmark's report, shared by training and inference."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["Section", "markdown_report", "three_digits"]
 
 
 class Section(NamedTuple):
-    """What was measured in one setting.
+    """Measurements in one setting.
 
     Attributes:
-        name: The setting.
-        sizes: One line on it, and on how it was measured.
-        columns: Heads of the table.
-        rows: Its cells, a row per contestant.
+        name: Name of the setting.
+        sizes: Line that describes the setting and how it was measured.
+        columns: Column headings of the table.
+        rows: Cells of the table, one row per contestant.
         notes: Lines below the table.
     """
 
@@ -27,7 +27,7 @@ class Section(NamedTuple):
 
 
 def markdown_report(about: Mapping[str, Any], sections: Iterable[Section]) -> str:
-    """The tables as Markdown, under a line on the machine and the day that they belong to."""
+    """Format the tables as Markdown, below a line that describes the machine and the date."""
     lines = [", ".join(f"{name} {value}" for name, value in about.items()), ""]
     for section in sections:
         lines += [f"## {section.name}", "", section.sizes, ""]
@@ -38,7 +38,7 @@ def markdown_report(about: Mapping[str, Any], sections: Iterable[Section]) -> st
 
 
 def three_digits(value: float) -> str:
-    """A number with three significant digits, and with all digits before the point."""
+    """Format a number with three significant digits, but with all digits before the decimal point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 

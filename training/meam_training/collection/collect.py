@@ -1,4 +1,4 @@
-"""Recording demonstrations, or what a policy does, into a Minari data set."""
+"""Recording demonstrations, or episodes of a policy, into a Minari data set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from meam_training.collection.partial_recording import PartialRecording
 __all__ = ["collect"]
 
 Progress = Callable[[int, int], None]
-"""Called with the transitions recorded so far and in all."""
+"""Called with the number of transitions recorded so far, and the total."""
 
 
 def collect(
@@ -39,20 +39,20 @@ def collect(
 ) -> Path:
     """Record an environment's scripted demonstrator, or a policy, into a local Minari data set.
 
-    Whole episodes are recorded until there are at least `transitions` of them. The data set appears when it is
-    complete. Until then, what is recorded is in a hidden folder beside it, from which an interrupted or killed
-    recording can be resumed; the result is the same, number for number, as without the interruption.
+    Whole episodes are recorded until there are at least `transitions` transitions. The data set appears once it is
+    complete. Until then, the episodes are in a hidden folder beside it, from which an interrupted or killed recording
+    can be resumed; the result is identical to that of an uninterrupted recording.
 
     Args:
         environment_id: For a scripted demonstrator "meam/Pockets-v0", or an OGBench pointmaze, cube, scene or puzzle
             with a fixed task, such as "pointmaze-medium-navigate-singletask-task3-v0" or
-            "cube-single-play-singletask-task1-v0". For a policy any environment that ends its episodes by itself.
-        transitions: Transitions to record, at least 1.
+            "cube-single-play-singletask-task1-v0". For a policy, any environment that ends its episodes by itself.
+        transitions: Number of transitions to record, at least 1.
         seed: Seed of the environment and the demonstrator; the same seed gives the same data.
         policy: Policy folder, or Hub repo id, to run with sampled noise instead of the scripted demonstrator.
         dataset_id: Minari id; None takes `default_dataset_id`.
         root: Folder of the Minari data sets; None takes Minari's own.
-        mode_shares: How often the Pockets demonstrator aims at each pocket.
+        mode_shares: Probability with which the Pockets demonstrator aims at each pocket.
         resume: Continue the unfinished recording of this data set, if there is one.
         on_progress: Called after every episode.
 
@@ -63,9 +63,9 @@ def collect(
         ConfigError: there is no demonstrator for the environment, a setting is out of range, or the unfinished
             recording has other settings.
         NotFoundError: there is no such environment or policy.
-        SpaceError: the environment's spaces are not the policy's.
-        OutputError: the data set exists already, there is an unfinished one and `resume` is false, or the folder
-            cannot be written.
+        SpaceError: the environment's spaces differ from the policy's.
+        OutputError: the data set already exists, there is an unfinished recording although `resume` is false, or the
+            folder cannot be written.
         LockedError: another process is recording the data set.
         DatasetError: the unfinished recording is broken.
         MissingExtraError: minari, the simulator or onnxruntime is not installed.
@@ -74,7 +74,7 @@ def collect(
         raise ConfigError(f"transitions is {transitions} and seed is {seed}; expected transitions >= 1 and seed >= 0.")
     name = dataset_id or default_dataset_id(environment_id)
     with warnings.catch_warnings(), ExitStack() as opened:
-        # OGBench's manipulation tasks make their action space anew at every step.
+        # OGBench's manipulation tasks recreate their action space at every step, which warns each time.
         warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
         env = make_environment(environment_id)
         opened.callback(env.close)

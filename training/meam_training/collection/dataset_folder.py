@@ -1,4 +1,4 @@
-"""Where a recorded data set goes: its Minari id and its folder."""
+"""The Minari id and the folder of a recorded data set."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["default_dataset_id", "new_dataset_folder"]
 
 
 def default_dataset_id(environment_id: str) -> str:
-    """The Minari id under which `collect` records an environment; "meam/Pockets-v0" gives "meam/pockets-v0"."""
+    """Default Minari id for recordings of an environment; "meam/Pockets-v0" gives "meam/pockets-v0"."""
     stem, _, version = environment_id.rpartition("-v")
     namespace, _, name = stem.partition("/") if "/" in stem else stem.partition("-")
     return f"{namespace}/{name or 'demonstrations'}-v{version}".lower()
 
 
 def new_dataset_folder(name: str, root: str | os.PathLike[str] | None) -> Path:
-    """The folder of a data set that is to be written; finds out before recording whether that can be done.
+    """Folder of a data set to be recorded; checks in advance that it can be written.
 
     Args:
         name: Minari id.
@@ -27,7 +27,7 @@ def new_dataset_folder(name: str, root: str | os.PathLike[str] | None) -> Path:
 
     Raises:
         ConfigError: the name is not a Minari id.
-        OutputError: the data set exists already, or the root cannot be written.
+        OutputError: the data set already exists, or the root is not writable.
         MissingExtraError: minari is not installed.
     """
     try:
@@ -43,7 +43,7 @@ def new_dataset_folder(name: str, root: str | os.PathLike[str] | None) -> Path:
     try:
         base.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"The folder {base} cannot be made: {error.strerror}.") from error
+        raise OutputError(f"The folder {base} cannot be created: {error.strerror}. Choose another one.") from error
     if not os.access(base, os.W_OK):
         raise OutputError(f"The folder {base} is not writable. Choose another one.")
     return base / name

@@ -1,4 +1,4 @@
-"""What acts while a data set is recorded: a scripted demonstrator, or a policy."""
+"""Sources of a data set's episodes: scripted demonstrators and policies."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = ["EpisodeSource", "episode_source"]
 
 @dataclass(frozen=True)
 class EpisodeSource:
-    """What records the episodes of a data set, one after another.
+    """Records the episodes of a data set, one after another.
 
     Attributes:
-        name: What acts.
-        record: Records the episode of a number, counted from 0.
-        generators: Random generators that go on from one episode to the next; none if every episode has its own.
-        policy: Identity of the policy that acts, if one does.
-        close: Gives back what was opened for recording.
+        name: Name of the demonstrator or policy.
+        record: Records the episode with the given number, counted from 0.
+        generators: Random generators whose state carries over between episodes; empty if each episode has its own.
+        policy: Identity of the policy; None for a scripted demonstrator.
+        close: Closes the environments opened for recording.
     """
 
     name: str
@@ -50,24 +50,24 @@ def episode_source(
     policy: str | os.PathLike[str] | None,
     mode_shares: Mapping[str, float] | None,
 ) -> EpisodeSource:
-    """Choose what records an environment: its scripted demonstrator, or a policy.
+    """Make the source of an environment's episodes: its scripted demonstrator, or a policy.
 
     Args:
         environment_id: See `collect`.
-        env: The environment; it stays the caller's to close.
-        seed: Seed of everything random, at least 0.
+        env: The environment; the caller closes it.
+        seed: Seed of all randomness, at least 0.
         policy: Policy folder, or Hub repo id; None takes the scripted demonstrator.
-        mode_shares: How often the Pockets demonstrator aims at each pocket.
+        mode_shares: Probability with which the Pockets demonstrator aims at each pocket.
 
     Raises:
         ConfigError: there is no demonstrator for the environment, or `mode_shares` does not fit it.
         NotFoundError: there is no such policy.
-        SpaceError: the environment's spaces are not the policy's.
+        SpaceError: the environment's spaces differ from the policy's.
         MissingExtraError: the simulator or onnxruntime is not installed.
     """
     if mode_shares is not None and (policy is not None or environment_id != "meam/Pockets-v0"):
         what = environment_id if policy is None else "a policy"
-        raise ConfigError(f"mode_shares is a setting of meam/Pockets-v0's demonstrator, not of {what}.")
+        raise ConfigError(f"mode_shares is a setting of meam/Pockets-v0's demonstrator, not of {what}. Leave it out.")
     if policy is not None:
         trained = PolicyDemonstrator(policy, env, seed=seed)
         return EpisodeSource(f"policy {trained.identity}", trained.record_episode, policy=trained.identity)
@@ -88,11 +88,12 @@ def episode_source(
 
 def _pockets(env: gymnasium.Env[Any, Any], seed: int, mode_shares: Mapping[str, float] | None) -> EpisodeSource:
     demonstrator = PocketsDemonstrator(mode_shares, seed=seed)
-    starts = np.random.default_rng([seed, 1])  # never the starts of an evaluation, which counts up from its seed
+    reset_seeds = np.random.default_rng([seed, 1])
 
     def record(_: int) -> Episode:
-        start = int(starts.integers(2**31, 2**32))
+        # From the upper half of the seeds, never those of an evaluation, which counts up from its own seed.
+        reset_seed = int(reset_seeds.integers(2**31, 2**32))
         demonstrator.reset()
-        return record_steps(env, demonstrator.act, start)
+        return record_steps(env, demonstrator.act, reset_seed)
 
-    return EpisodeSource("scripted demonstrator", record, (demonstrator.generator, starts))
+    return EpisodeSource("scripted demonstrator", record, (demonstrator.generator, reset_seeds))

@@ -20,7 +20,7 @@ __all__ = ["Metadata", "write_minari"]
 
 
 class Metadata(NamedTuple):
-    """What a data set says about itself."""
+    """Metadata of a data set."""
 
     algorithm: str
     description: str
@@ -28,13 +28,13 @@ class Metadata(NamedTuple):
 
 
 def write_minari(recording: PartialRecording, name: str, env: gymnasium.Env[Any, Any], metadata: Metadata) -> Path:
-    """Write a recording as a Minari data set into its own folder, one shard in memory at a time.
+    """Write a recording as a Minari data set, within the recording's own folder and one shard at a time.
 
     Args:
         recording: The recording.
         name: Minari id.
         env: The environment, for its specification and spaces.
-        metadata: What the data set says about itself.
+        metadata: Metadata of the data set.
 
     Returns:
         The folder of the data set.
@@ -49,7 +49,7 @@ def write_minari(recording: PartialRecording, name: str, env: gymnasium.Env[Any,
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         with _minari_root(staging), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about metadata that a local data set does not need
+            warnings.simplefilter("ignore", UserWarning)  # Minari warns of metadata that only published data sets need
             dataset = minari.create_dataset_from_buffers(
                 dataset_id=name,
                 buffer=_buffers(next(shards)),
@@ -88,7 +88,7 @@ def _buffers(episodes: list[Episode]) -> list[Any]:
 @contextmanager
 def _minari_root(folder: Path) -> Iterator[None]:
     before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(folder)  # minari has no other way to say where
+    os.environ["MINARI_DATASETS_PATH"] = str(folder)  # the only way to set Minari's output folder
     try:
         yield
     finally:

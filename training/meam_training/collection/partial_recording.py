@@ -1,12 +1,12 @@
-"""Episodes on their way into a data set: kept in shards while they are recorded, then written at once.
+"""Unfinished recordings: episodes are kept in shards while they are recorded, then written as a data set.
 
 .NAME.partial/              beside the data set NAME; hidden, so that Minari does not list it
 00000000.npz, …             shards of whole episodes, named by their first one
 .lock                       held while a process records
-minari/                     the data set while it is being written; moved away when it is complete
+minari/                     the data set while it is being written; moved to its place when it is complete
 
-A shard is written whole or not at all, and holds all that the episodes after it depend on: a process may be killed at
-any time, and the next one continues from the last shard.
+A shard is written completely or not at all, and holds all that later episodes depend on: a process may be killed at any
+time, and the next one continues from the last shard.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from meam_training.collection.demonstrators import Episode
 __all__ = ["PartialRecording"]
 
 SHARD_TRANSITIONS: Final = 5000
-"""Transitions that are kept in memory, and lost when the process is killed."""
+"""Transitions kept in memory before a shard is written; they are lost if the process is killed."""
 
 GeneratorStates = list[dict[str, Any]]
-"""`bit_generator.state` of every generator that goes on from one episode to the next."""
+"""The `bit_generator.state` of each generator whose state carries over between episodes."""
 
 
 class Progress(NamedTuple):
-    """How far a recording is: `generators` is their state after the last of `episodes`."""
+    """Progress of a recording; `generators` are the generators' states after the last episode."""
 
     episodes: int = 0
     transitions: int = 0
@@ -48,31 +48,31 @@ class PartialRecording:
     """The unfinished recording of a data set.
 
     Attributes:
-        folder: Where it is.
+        folder: Folder of the recording.
 
     Example:
-        with PartialRecording.open(folder, settings) as partial:
+        with PartialRecording.open(folder, settings, resume=False) as partial:
             partial.add(episode, generator_states)
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], saved: Progress) -> None:
         self.folder = folder
         self._settings = dict(settings)
-        # One attribute, so that an interrupt finds both or neither changed.
+        # One attribute, so that an interrupt cannot leave only one of the two changed.
         self._state: tuple[Progress, list[tuple[Episode, GeneratorStates]]] = (saved, [])
 
     @classmethod
     @contextmanager
     def open(cls, folder: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterator[PartialRecording]:
-        """Start a recording, or continue one; on the way out, what was recorded is saved.
+        """Start or continue a recording; on exit, recorded episodes are saved.
 
         Args:
-            folder: Its folder.
-            settings: All that decides about the data, as JSON data.
-            resume: Continue the recording that is there, if there is one.
+            folder: Folder of the recording.
+            settings: All settings that determine the data, as JSON data.
+            resume: Continue the recording in the folder, if there is one.
 
         Raises:
-            OutputError: there is an unfinished recording and `resume` is false, or the folder cannot be written.
+            OutputError: there is an unfinished recording although `resume` is false, or the folder cannot be written.
             ConfigError: the unfinished recording has other settings.
             LockedError: another process is recording.
             DatasetError: a shard is broken.
@@ -84,7 +84,7 @@ class PartialRecording:
         except filelock.Timeout as error:
             raise LockedError(f"Another process is recording into {folder}. Wait for it.") from error
         except OSError as error:
-            raise OutputError(f"The folder {folder} cannot be made: {error.strerror}.") from error
+            raise OutputError(f"The folder {folder} cannot be created: {error.strerror}.") from error
         try:
             saved = _saved_progress(folder, settings, resume)
             recording = cls(folder, settings, saved)
@@ -99,7 +99,7 @@ class PartialRecording:
 
     @property
     def progress(self) -> Progress:
-        """How far the recording is, unsaved episodes included."""
+        """Progress of the recording, including unsaved episodes."""
         saved, pending = self._state
         return Progress(
             episodes=saved.episodes + len(pending),
@@ -108,14 +108,14 @@ class PartialRecording:
         )
 
     def add(self, episode: Episode, generators: GeneratorStates) -> None:
-        """Take the next episode, and the states of the generators after it."""
+        """Add the next episode, with the generators' states after it."""
         saved, pending = self._state
         pending.append((episode, generators))
         if self.progress.transitions - saved.transitions >= SHARD_TRANSITIONS:
             self.flush()
 
     def flush(self) -> None:
-        """Save the episodes that are only in memory.
+        """Save the episodes that are still only in memory.
 
         Raises:
             OutputError: the folder cannot be written, for instance because the disk is full.
@@ -127,7 +127,7 @@ class PartialRecording:
         about = json.dumps({"settings": self._settings, **progress._asdict()})
         arrays = _to_arrays([episode for episode, _ in pending])
         try:
-            # An interrupted flush is repeated, under the same name.
+            # An interrupted flush is repeated under the same name.
             with atomic_file(self.folder / f"{saved.episodes:08d}.npz") as file:
                 np.savez(file, about=np.array(about), **arrays)  # pyright: ignore[reportArgumentType]
         except OSError as error:
@@ -173,7 +173,7 @@ def _saved_progress(folder: Path, settings: Mapping[str, Any], resume: bool) -> 
         return Progress()
     if not resume:
         raise OutputError(
-            f"An unfinished recording is in {folder}. Go on with it (--resume, or resume=True), or delete the folder."
+            f"An unfinished recording is in {folder}. Continue it (--resume, or resume=True), or delete the folder."
         )
     try:
         about = json.loads(str(_load(shards[-1])["about"]))
@@ -186,14 +186,14 @@ def _saved_progress(folder: Path, settings: Mapping[str, Any], resume: bool) -> 
     for name, value in settings.items():
         if recorded.get(name) != value:
             raise ConfigError(
-                f"The unfinished recording {folder} has {name} {recorded.get(name)!r}, and this one {value!r}. "
+                f"The unfinished recording {folder} has {name} = {recorded.get(name)!r}, but now it is {value!r}. "
                 "Resume with the same settings, or delete the folder."
             )
     return saved
 
 
 def _to_arrays(episodes: list[Episode]) -> dict[str, NDArray[Any]]:
-    """The episodes end to end; of a Dict space, "observations/KEY" is one array."""
+    """Concatenate episodes; for a Dict space, there is one array "observations/KEY" per key."""
     columns: dict[str, list[NDArray[Any]]] = {}
     for episode in episodes:
         for field, value in episode._asdict().items():
@@ -206,7 +206,7 @@ def _to_arrays(episodes: list[Episode]) -> dict[str, NDArray[Any]]:
 
 def _from_arrays(arrays: dict[str, NDArray[Any]]) -> list[Episode]:
     ends = np.cumsum(arrays["lengths"])[:-1]
-    # One observation more than there are steps in every episode.
+    # Each episode has one more observation than it has steps.
     seen = {
         name: np.split(array, ends + np.arange(1, len(ends) + 1))
         for name, array in arrays.items()

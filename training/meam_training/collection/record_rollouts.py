@@ -1,4 +1,4 @@
-"""Recording what a policy does while it is evaluated, to train on it."""
+"""Recording the rollouts of an evaluated policy, to train on them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def record_rollouts(
 ) -> tuple[RolloutResult, Path]:
     """Run whole episodes as `rollout` does, and record them into a local Minari data set.
 
-    The data set holds the episodes in the order of their seeds, however many ran at a time. If an interrupt or an
-    error ends the run, it holds those up to the first one that was not finished. Evaluate what is trained on it with
-    other seeds: these starts it has seen.
+    The data set holds the episodes in the order of their seeds, however many ran in parallel. If an interrupt or an
+    error ends the evaluation, it holds those before the first unfinished one. Evaluate policies trained on it with
+    other seeds: they have seen these initial states.
 
     Args:
         policy: See `rollout`.
@@ -50,15 +50,15 @@ def record_rollouts(
         root: Folder of the Minari data sets; None takes Minari's own.
         environment_id: Name of the environment that policies trained on the data set will record; None takes the
             environment's own, or else the policy's.
-        on_episode: Called with the number of finished episodes after every one.
+        on_episode: Called after each episode, with the number of finished episodes.
 
     Returns:
-        What `rollout` returns, and the folder of the data set, which `OfflineDataset.from_minari` reads.
+        The result of `rollout`, and the folder of the data set, which `OfflineDataset.from_minari` reads.
 
     Raises:
         SpaceError: the policy cannot act in the environment.
         ConfigError: an argument is out of range, or the name is not a Minari id.
-        OutputError: the data set exists already, or the folder cannot be written.
+        OutputError: the data set already exists, or the folder cannot be written.
         LockedError: another process is recording the data set.
         MissingExtraError: minari is not installed.
     """
@@ -79,7 +79,7 @@ def record_rollouts(
 
 
 class _Ordered:
-    """Hands episodes on by their index, and keeps those that finish before an earlier one."""
+    """Passes episodes on in the order of their indices, and holds back those that finish before an earlier one."""
 
     def __init__(self, recording: PartialRecording) -> None:
         self._recording = recording
@@ -93,7 +93,7 @@ class _Ordered:
 
 
 class _Described(gymnasium.Env[Any, Any]):
-    """What Minari records about an environment; it takes no vector environment."""
+    """The parts of an environment that Minari records; it does not accept vector environments themselves."""
 
     def __init__(self, env: AnyEnv) -> None:
         vector = isinstance(env, gymnasium.vector.VectorEnv)
@@ -103,7 +103,7 @@ class _Described(gymnasium.Env[Any, Any]):
 
 
 def _plain(spec: EnvSpec | None) -> EnvSpec | None:
-    """A specification that JSON can hold; none for an environment that was registered with a function or an object."""
+    """Return the specification if it can be serialised to JSON, else None (if it contains a function or an object)."""
     try:
         if spec is not None:
             spec.to_json()

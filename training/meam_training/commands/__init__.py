@@ -1,1 +1,1 @@
-"""Commands of `meam` that produce data and checkpoints."""
+"""Commands of `meam` that record data, train policies and time training."""

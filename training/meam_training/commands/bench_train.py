@@ -22,11 +22,11 @@ ShapeName = Literal["cube", "antmaze"]
 ScaleName = Literal["paper", "small"]
 ProgramName = Literal["eager", "compiled", "eager-bf16", "compiled-bf16", "me-am", "me-am-bf16"]
 
-DESCRIPTION = """Time updates of training, in turn with those of QAM's public JAX code.
+DESCRIPTION = """Time training updates, in turn with those of QAM's public JAX code.
 
-Every contestant is a process of its own, which idles while another one works; the ratio to the reference is taken
-within each round, so that a busy machine slows both. The limit is what the matrix products of one update would take at
-the rate at which the dominating one runs alone.
+Each contestant is a process of its own, which idles while the others work; the ratio to the reference is taken within
+each round, so that other load on the machine slows both alike. The limit is the update rate at which an update would
+take only the time of its matrix products, at the rate measured for the dominant product alone.
 
 Example: meam bench train --reference ~/qam --reference-python ~/qam/.venv/bin/python --markdown table.md"""
 
@@ -36,36 +36,36 @@ class BenchTrainArguments:
     """Arguments of `meam bench train`."""
 
     shapes: tuple[ShapeName, ...] = get_args(ShapeName)
-    """Observations and actions of which tasks."""
+    """Tasks whose observation and action dimensions to use."""
     scales: tuple[ScaleName, ...] = get_args(ScaleName)
     """Sizes of the networks: paper (4 x 512, 10 critics), small (2 x 256, 2 critics)."""
     contestants: tuple[ProgramName, ...] = ("eager", "compiled", "eager-bf16", "compiled-bf16")
-    """Ways to do an update: the qam preset, or me-am (compiled; it has no opponent)."""
+    """Variants of the update: those of the qam preset, or me-am (compiled; the reference has no counterpart)."""
     reference: Path | None = None
-    """Checkout of https://github.com/ColinQiyangLi/qam to race against."""
+    """Checkout of https://github.com/ColinQiyangLi/qam to compare with."""
     reference_python: Path | None = None
-    """Python that has its dependencies (jax, flax, optax, distrax, ml_collections); this one if not given."""
+    """Python interpreter with its dependencies (jax, flax, optax, distrax, ml_collections); by default this one."""
     rounds: int = 10
-    """Turns of every contestant."""
+    """Turns of each contestant."""
     updates: int | None = None
-    """Updates of one turn, a multiple of 8; chosen by scale and device if not given."""
+    """Updates per turn, a multiple of 8; by default chosen by scale and device."""
     threads: int = 2
-    """CPU threads of every contestant; on the CPU they are also confined to as many cores."""
+    """CPU threads of each contestant; on the CPU, contestants are also confined to the same number of cores."""
     device: Device = "cpu"
-    """Where to train."""
+    """Device to train on."""
     tf32: bool = False
-    """On CUDA, let float32 products round their inputs to TF32, for all contestants."""
+    """On CUDA, let the float32 products of all contestants round their inputs to TF32."""
     markdown: Path | None = None
-    """Write the tables to this file, too."""
+    """Also write the tables to this file."""
     json: bool = False
     """Print one line of JSON to stdout instead of the tables."""
 
     def __post_init__(self) -> None:
-        """Check what their types do not.
+        """Check the constraints that types do not express.
 
         Raises:
-            ConfigError: a number is out of range.
-            NotFoundError: the reference is not there.
+            ConfigError: a number is out of range, or a list is empty.
+            NotFoundError: the reference does not exist.
             OutputError: the file cannot be written.
         """
         for name in ("rounds", "threads"):
@@ -83,7 +83,7 @@ class BenchTrainArguments:
 
 
 def run(arguments: list[str], prog: str) -> None:
-    """Time updates; Ctrl-C ends it, and shows what was measured so far."""
+    """Time updates; Ctrl-C stops and shows the measurements so far."""
     parsed = parse(BenchTrainArguments, arguments, prog, description=DESCRIPTION)
     outcomes: list[Outcome] = []
     try:

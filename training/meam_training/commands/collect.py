@@ -31,20 +31,20 @@ def collect_command(
 ) -> None:
     """Record an environment's scripted demonstrator, or a policy, into a local Minari data set.
 
-    There are demonstrators for meam/Pockets-v0, and for OGBench's pointmaze, cube, scene and puzzle tasks with a fixed
-    task. The same seed gives the same data. The data set appears when it is complete; what was recorded before Ctrl-C
-    is kept, and --resume continues from there.
+    There are demonstrators for meam/Pockets-v0, and for OGBench's single-task pointmaze, cube, scene and puzzle
+    environments. The same seed gives the same data. The data set appears once it is complete; transitions recorded
+    before Ctrl-C are kept, and --resume continues from there.
 
     Example: meam collect cube-single-play-singletask-task1-v0 --transitions 1000000
 
     Args:
         env_id: Environment to record.
-        transitions: Transitions to record; the last episode is finished.
+        transitions: Number of transitions to record; the last episode is completed.
         seed: Seed of environment and demonstrator.
         policy: Policy folder, or Hub repo id, to run instead of the scripted demonstrator.
         dataset_id: Minari id, such as pockets/rare-north-v0; by default made from the environment's name.
         root: Folder of the Minari data sets; by default MINARI_DATASETS_PATH, or ~/.minari/datasets.
-        mode_shares: Pockets only: how often each pocket is aimed at, as in west=0.5 east=0.45 north=0.05.
+        mode_shares: Pockets only: probability of aiming at each pocket, as in west=0.5 east=0.45 north=0.05.
         resume: Continue the unfinished recording of this data set, if there is one.
         json: Print one line of JSON to stdout.
     """
@@ -71,7 +71,7 @@ def collect_command(
 
 
 def _with_rate(advance: Callable[..., None]) -> Callable[[int, int], None]:
-    """Show how fast recording is, from the first call on: a resumed recording starts above zero."""
+    """Show the recording rate since the first call; a resumed recording does not start at zero."""
     first: tuple[int, float] | None = None
 
     def on_progress(done: int, total: int) -> None:

@@ -21,7 +21,7 @@ __all__ = ["run", "sweep_command"]
 FAILED = 1
 TAIL_LINES = 15
 SHOWN = ("step", "prior_loss", "policy_loss", "value_mean")
-"""What the table shows of metrics.csv."""
+"""Columns of metrics.csv in the table."""
 
 
 def sweep_command(
@@ -33,9 +33,9 @@ def sweep_command(
 ) -> None:
     """Train every combination of the tasks and settings in a TOML file.
 
-    The file has three tables: [settings] of every run on which they have an effect, [grid] with a list of values for
-    every varied setting, and [tasks.NAME] with a task's data, env_id and settings. `preset` counts as a setting; paths
-    are those of the folder in which the command runs:
+    The file has three kinds of tables: [settings] for all runs (a run ignores those without effect on it), [grid] with
+    a list of values for each varied setting, and [tasks.NAME] with a task's data, env_id and settings. `preset` counts
+    as a setting; paths are relative to the folder in which the command runs:
 
         [settings]
         preset = "me-am"
@@ -48,19 +48,19 @@ def sweep_command(
         [tasks.pockets]
         data = "meam/pockets-v0"
 
-    Started again, it leaves out finished runs and goes on with the others. Ctrl-C lets the runs save. The CPU cores
-    are shared between the workers; set OMP_NUM_THREADS to have it otherwise.
+    When started again, it skips finished runs and resumes the others. On Ctrl-C, the runs save and stop. The CPU cores
+    are divided among the workers, unless OMP_NUM_THREADS is set.
 
     With Slurm: meam sweep sweep.toml --print > runs.txt, then
     sbatch --requeue --array=1-$(wc -l < runs.txt) --wrap 'eval "$(sed -n "${SLURM_ARRAY_TASK_ID}p" runs.txt)"'
 
     Args:
-        spec: The file.
-        output_dir: Folder of the sweep; by default runs/ and the file's name. Every run gets a folder in it.
-        workers: Runs at a time.
-        print_: Print one `meam train` command a line, for a scheduler, and run nothing.
-        json: Print one line of JSON to stdout at the end: every run with its state and the last numbers it wrote, or
-            with --print its command.
+        spec: The TOML file.
+        output_dir: Folder of the sweep, with one subfolder per run; by default runs/ and the file's name.
+        workers: Number of runs executed at a time.
+        print_: Print one `meam train` command per line, for a scheduler, and run nothing.
+        json: Print one line of JSON to stdout at the end: each run with its state and its last metrics or, with
+            --print, its command.
     """
     runs = read_sweep(spec, output_dir or Path("runs", spec.stem))
     if print_ and json:
@@ -83,7 +83,7 @@ def sweep_command(
 
 
 def _show_table(outcomes: Sequence[Outcome]) -> None:
-    """Print every run with the last numbers it wrote."""
+    """Print each run with its last metrics."""
     rows = [
         {"run": run.name, "state": state, **_last_row(run, METRICS_FILE, SHOWN), **_last_row(run, EVALUATIONS_FILE)}
         for run, state in outcomes
@@ -97,7 +97,7 @@ def _named(run: SweepRun) -> dict[str, str]:
 
 
 def _numbers(run: SweepRun) -> dict[str, float | None]:
-    """The last numbers of metrics.csv and evaluations.csv, None where one is not finite."""
+    """Last metrics in metrics.csv and evaluations.csv; None for those that are not finite."""
     row = {**_last_row(run, METRICS_FILE), **_last_row(run, EVALUATIONS_FILE)}
     numbers = {name: float(value) for name, value in row.items()}
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

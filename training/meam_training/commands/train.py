@@ -24,19 +24,19 @@ from meam_training.trainer import train
 __all__ = ["TrainArguments", "run"]
 
 UNKNOWN = ""
-"""The data of a run that does not say where they are."""
+"""Placeholder for the data of a run that does not record their origin."""
 
 DESCRIPTION = f"""Train a policy from a data set: meam train PRESET --data DATA --output-dir DIR [settings].
 
-PRESET is one of {", ".join(PRESETS)}; without one it is me-am, or that of the run resumed. Checkpoints and metrics.csv
-go to the output folder. Ctrl-C finishes the update and saves; meam train --resume --output-dir DIR goes on from there.
+PRESET is one of {", ".join(PRESETS)}; by default me-am, or that of the resumed run. Checkpoints and metrics.csv go to
+the output folder. Ctrl-C finishes the update and saves; meam train --resume --output-dir DIR continues from there.
 
 Example: meam train me-am --data meam/pockets-v0 --output-dir runs/pockets --steps 2000 --chunk-size 5"""
 
 
 @dataclass(frozen=True)
 class _Draft(TrainConfig):
-    """Settings as the parser builds them; they are checked when it is known which of them were given."""
+    """Settings as built by the parser, unchecked; they are checked once it is known which of them were given."""
 
     def __post_init__(self) -> None:
         """Check nothing."""
@@ -52,9 +52,10 @@ class TrainArguments:
     """Folder of the run."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="", constructor=_Draft)]
     env_id: str | None = None
-    """For an .npz file: OGBench single-task name from which the rewards are computed."""
+    """For an .npz file: OGBench single-task name, from whose goal rewards are computed."""
     resume: bool = False
-    """Go on from the newest checkpoint in the output folder, with its data and settings where no others are given."""
+    """Resume from the newest checkpoint in the output folder, with the run's data and settings unless others are
+    given."""
     json: bool = False
     """Print one line of JSON to stdout at the end."""
 
@@ -84,8 +85,8 @@ def run(arguments: list[str], prog: str) -> None:
                 origin=origin,
             )
         except KeyboardInterrupt:
-            if first and RunRecord.load(parsed.output_dir) is not None:  # else nothing had begun
-                say(f"Go on with: meam train --resume --output-dir {quote(str(parsed.output_dir))}")
+            if first and RunRecord.load(parsed.output_dir) is not None:  # otherwise the run had not begun
+                say(f"Resume with: meam train --resume --output-dir {quote(str(parsed.output_dir))}")
             raise
     if not first:
         return
@@ -104,7 +105,7 @@ def run(arguments: list[str], prog: str) -> None:
 
 
 class _Progress:
-    """The few numbers that tell whether training goes well, as one line."""
+    """Formats the metrics that show whether training is going well as one line."""
 
     def __init__(self) -> None:
         self.evaluation = ""
@@ -127,7 +128,7 @@ class _Progress:
 
 
 def _parse(arguments: list[str], prog: str) -> TrainArguments:
-    """Read the arguments; what a resumed run knows already is the default."""
+    """Parse the arguments, with the data and settings of a resumed run as defaults."""
     named = bool(arguments) and not arguments[0].startswith("-")
     preset = arguments[0] if named else None
     folder = _resumed(arguments)
@@ -142,7 +143,7 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
         arguments[1:] if named else arguments,
         f"{prog} {preset}" if named else prog,
         description=DESCRIPTION,
-        paired_flags=True,  # what a resumed run has switched on can be said again, and be refused
+        paired_flags=True,  # a flag that the resumed run has set can be given again, or negated and then refused
         default=TrainArguments(
             data=origin.get("data") or (tyro.MISSING if folder is None else UNKNOWN),
             output_dir=tyro.MISSING,
@@ -155,14 +156,14 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
     if parsed.data == UNKNOWN:
         raise DatasetError(
             f"The run in {folder} was begun in Python, from arrays or without `origin`, so its data is not known here. "
-            "Go on there with train(..., resume=True), or give its --data."
+            "Resume it in Python with train(..., resume=True), or give its --data."
         )
     given = {name: value for name, value in vars(parsed.config).items() if value != getattr(settings, name)}
     return replace(parsed, config=settings.changed(**given))
 
 
 def _resumed(arguments: list[str]) -> Path | None:
-    """The folder whose run the arguments ask to go on with, if they do."""
+    """Folder of the run that the arguments ask to resume, or None."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--output-dir", "--output_dir", nargs="?", type=Path)
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction)
@@ -171,7 +172,7 @@ def _resumed(arguments: list[str]) -> Path | None:
 
 
 def _absolute(data: str) -> str:
-    """A path that holds wherever the run is resumed; names of data sets are kept."""
+    """Make a path absolute, so that the run can be resumed from any folder; names of data sets are kept."""
     path = Path(data).expanduser()
     return str(path.resolve()) if path.exists() else data
 

@@ -1,4 +1,4 @@
-"""Training settings: what they are, what they may be, and the presets that name the methods."""
+"""Training settings, their validation, and one preset per method."""
 
 from meam_training.config.train_config import (
     PRESETS,

@@ -1,10 +1,11 @@
-"""What a settings dataclass declares beside its fields with `typing.Annotated`, and the check of it.
+"""Constraints that a settings dataclass declares on its fields with `typing.Annotated`, and their validation.
 
     discount: Annotated[float, Range(above=0, most=1)] = 0.99
     sde_steps: Annotated[int | None, Range(least=1), OnlyIf("objective", ..., 'set objective="adjoint"')] = None
     device: Annotated[str, HowItRuns()] = "auto"
 
-A field's type says the rest: `Literal` the choices, `bool` a switch, `tuple[..., ...]` what each member is.
+The field's type determines the rest: `Literal` lists the choices, `bool` is a switch, `tuple[..., ...]` gives the type
+of each member.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ __all__ = ["Field", "HowItRuns", "OnlyIf", "Range", "Text", "check_fields", "fie
 
 @dataclass(frozen=True)
 class Range:
-    """The finite numbers that a field, or each member of a tuple, may be; without bounds all of them.
+    """Range of finite numbers allowed for a field, or for each member of a tuple; without bounds, all of them.
 
     Attributes:
-        above, least: Lower bound, itself left out or allowed.
-        below, most: Upper bound, itself left out or allowed.
+        above, least: Lower bound, exclusive or inclusive.
+        below, most: Upper bound, exclusive or inclusive.
     """
 
     above: float | None = None
@@ -37,7 +38,7 @@ class Range:
     most: float | None = None
 
     def __contains__(self, value: float) -> bool:
-        """Whether a number lies within; NaN and infinity lie in no range."""
+        """Whether a number lies in the range; NaN and infinity lie in none."""
         return (
             -math.inf < value < math.inf
             and (self.above is None or value > self.above)
@@ -47,7 +48,7 @@ class Range:
         )
 
     def __str__(self) -> str:
-        """In words: "above 0, at most 1", "0 or more", "from 0 to 1"; empty without bounds."""
+        """Describe the range, as in "above 0, at most 1", "0 or more" or "from 0 to 1"; empty without bounds."""
         if self.least is not None and self.most is not None:
             return f"from {self.least} to {self.most}"
         bounds = (
@@ -61,26 +62,26 @@ class Range:
 
 @dataclass(frozen=True)
 class Text:
-    """What a field of text may be, in words; whether it is that is checked where it is used."""
+    """Describes what is expected of a string field; the value itself is checked where it is used."""
 
     expected: str
 
 
 @dataclass(frozen=True)
 class HowItRuns:
-    """The field is about how a run is carried out, and does not decide its result."""
+    """Marks a field that affects how a run is executed, but not its result."""
 
 
 @dataclass(frozen=True)
 class OnlyIf:
-    """The field has an effect only under a condition on another one.
+    """Marks a field that has an effect only under a condition on another field.
 
-    A condition on a field that has conditions itself is declared together with those.
+    Conditions are not inherited: if the other field has conditions of its own, repeat them here.
 
     Attributes:
-        other: The other field.
-        holds: The condition, of settings by attribute.
-        remedy: How to make it hold, as an imperative.
+        other: Name of the other field.
+        holds: The condition, a function of an object whose attributes are the settings.
+        remedy: How to fulfil it, as an imperative.
     """
 
     other: str
@@ -90,7 +91,7 @@ class OnlyIf:
 
 @dataclass(frozen=True)
 class Field:
-    """A field as it was declared: `kind` without None, whether None is allowed, and what is said beside it."""
+    """Declaration of a field: its type `kind` without None, whether None is allowed, and its markers."""
 
     kind: Any
     optional: bool
@@ -98,33 +99,34 @@ class Field:
 
     @property
     def conditions(self) -> tuple[OnlyIf, ...]:
-        """What has to hold for the field to have an effect."""
+        """Conditions under which the field has an effect."""
         return tuple(marker for marker in self.markers if isinstance(marker, OnlyIf))
 
     @property
     def decides(self) -> bool:
-        """Whether the field is more than how a run is carried out."""
+        """Whether the field affects the result of a run, rather than only its execution."""
         return not any(isinstance(marker, HowItRuns) for marker in self.markers)
 
     @property
     def range(self) -> Range:
-        """The numbers allowed."""
+        """Range of numbers allowed."""
         return next((marker for marker in self.markers if isinstance(marker, Range)), Range())
 
 
 @functools.cache
 def fields_of(cls: type) -> Mapping[str, Field]:
-    """The declared fields of a dataclass by name."""
+    """Declared fields of a dataclass, by name."""
     return types.MappingProxyType(
         {name: _field(hint) for name, hint in get_type_hints(cls, include_extras=True).items()}
     )
 
 
 def check_fields(fields: Mapping[str, Field], values: Mapping[str, Any]) -> None:
-    """Check each value by itself against its declaration.
+    """Check each value against its own declaration.
 
     Raises:
-        ConfigError: one is of another kind, out of range, or no known choice (with the nearest known one).
+        ConfigError: a value has the wrong type, is out of range, or is not one of the choices (the message suggests the
+            nearest one).
     """
     for name, field in fields.items():
         value = values[name]
@@ -145,7 +147,7 @@ def check_fields(fields: Mapping[str, Field], values: Mapping[str, Any]) -> None
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Says that there is no such name, with the nearest known one or all of them."""
+    """Error message for an unknown name, which suggests the nearest known name or lists all of them."""
     known = list(known)
     close = get_close_matches(name, known, n=1)
     hint = f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."
@@ -175,11 +177,11 @@ def _check(name: str, value: object, field: Field) -> None:
 
 
 _TOO_LARGE = 2**63
-"""The first whole number that neither PyTorch nor NumPy can take."""
+"""Smallest positive integer that does not fit in a signed 64-bit one."""
 
 
 def _fits(value: object, field: Field) -> bool:
-    # The types themselves, for True is an int.
+    # Compares types exactly, because True is an instance of int.
     if get_origin(field.kind) is Literal:
         return value in get_args(field.kind)
     if field.kind is int:
@@ -195,8 +197,8 @@ def _expected(field: Field) -> str:
         return text
     nouns = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}
     words = str(field.range)
-    joint = " of " if words[:1].isdigit() else " "
-    return nouns[field.kind] + (joint + words if words else "")
+    joiner = " of " if words[:1].isdigit() else " "
+    return nouns[field.kind] + (joiner + words if words else "")
 
 
 def _plural(member: Field) -> str:

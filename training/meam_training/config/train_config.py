@@ -1,4 +1,4 @@
-"""Training settings: one frozen dataclass, and the presets that name the methods."""
+"""Training settings: one frozen dataclass, and one preset per method."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Precision = Literal["float32", "bf16"]
 Logger = Literal["tensorboard", "wandb"]
 
 
-# When settings have an effect; beside each other in the order in which the first that fails is named.
+# Conditions under which settings have an effect. Where a field has several, an error names the first one that fails.
 TRAINS_POLICY = OnlyIf("method", lambda c: c.method != "bc", "take another method")
 EDITS = OnlyIf("method", lambda c: c.method == "qam-edit", 'take method="qam-edit"')
 HAS_FOURIER_FEATURES = OnlyIf("fourier_features", lambda c: c.fourier_features > 0, "set fourier_features above 0")
@@ -56,148 +56,156 @@ LEARNS_ONLINE = OnlyIf("online_steps", lambda c: c.online_steps > 0, "set online
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a training run, apart from the data.
+    """All settings of a training run, apart from the data.
 
-    The methods are one algorithm: `bc` trains only the behaviour prior, `qam` adds a policy tilted by
-    `exp(inverse_temperature * Q)`, `me-am` also flattens the prior by `entropy_coef` and widens it by
+    The methods are variants of one algorithm: `bc` trains only the behaviour prior (behaviour cloning), `qam` adds a
+    policy tilted by `exp(inverse_temperature * Q)`, `me-am` also flattens the prior by `entropy_coef` and widens it by
     `mixture_weight`; `qam-edit` adds a bounded residual policy to `qam`. `TrainConfig.preset` sets these consistently.
-    The `qam` presets take the published scheme (Euler, `adjoint`, `sde="reference"`), `me-am` the one that
-    `benchmarks/accuracy` measured best; every preset's scheme can be changed.
+    The `qam` presets use the published scheme (Euler, `adjoint`, `sde="reference"`), `me-am` the most accurate one in
+    `benchmarks/accuracy`; every preset's scheme can be changed.
     """
 
     method: Method = "me-am"
-    """Name of the method: bc, qam, qam-edit or me-am."""
+    """Method: bc, qam, qam-edit or me-am."""
     steps: Annotated[int, Range(least=1)] = 100_000
-    """Gradient updates, those of pretraining included."""
+    """Gradient steps (updates), including those of pretraining."""
     pretrain_steps: Annotated[int, Range(least=0)] = 0
-    """First updates that train only the prior, on the data; they are cheap. The policy then starts as its copy."""
+    """Initial updates that train only the prior, on the data; they are cheap. The policy then starts as its copy."""
     batch_size: Annotated[int, Range(least=1)] = 256
     """Action chunks in a batch."""
     seed: Annotated[int, Range(least=0)] = 0
-    """Seed of the weights, the batches and all noise."""
+    """Seed of the initial weights, the batches and all noise."""
     device: Annotated[str, Text('"auto", "cpu", "cuda" or "cuda:N"'), HowItRuns()] = "auto"
-    """Where to train: auto (CUDA if there is one), cpu, cuda or cuda:N."""
+    """Device to train on: auto (CUDA if available), cpu, cuda or cuda:N."""
     threads: Annotated[int | None, Range(least=1), HowItRuns()] = None
-    """CPU threads; None is PyTorch's choice. For small networks one is as fast, and never stalls on a busy machine."""
+    """CPU threads; None leaves the choice to PyTorch. For small networks one thread is just as fast, and does not stall
+    on a busy machine."""
     precision: Precision = "float32"
-    """Type of the matrix products: float32, or bf16 for speed; weights, sums and the optimiser stay in float32."""
+    """Element type of the matrix products: float32, or bf16 for speed; weights, sums and the optimiser stay in
+    float32."""
     compile: Annotated[bool, HowItRuns()] = False
-    """Compile the update (and on CUDA capture it as one graph): a wait of a minute or two at the start, then faster.
-    Without a C++ compiler it says so and goes on uncompiled."""
+    """Compile the update (and on CUDA capture it as one graph): training starts a minute or two later, then runs
+    faster. Without a C++ compiler, training warns and runs uncompiled."""
     hidden_dims: Annotated[tuple[int, ...], Range(least=1)] = (512, 512, 512, 512)
-    """Hidden layers of the two velocity fields, and of the edit and one-step policies."""
+    """Widths of the hidden layers of the two velocity fields, and of the edit and one-step policies."""
     critic_hidden_dims: Annotated[tuple[int, ...], Range(least=1), TRAINS_POLICY] = (512, 512, 512, 512)
-    """Hidden layers of every critic."""
+    """Widths of the hidden layers of each critic."""
     num_critics: Annotated[int, Range(least=1), TRAINS_POLICY] = 10
-    """Members of the critic ensemble."""
+    """Number of critics in the ensemble."""
     fourier_features: Annotated[int, Range(least=0)] = 0
-    """Random Fourier features of the normalised observation, cosines and sines together; 0 for none, else even.
-    They let small networks follow sharp changes, such as the walls of a maze."""
+    """Random Fourier features of the normalised observation, cosines and sines together; an even number, 0 for none.
+    They let small networks represent sharp changes, like those at the walls of a maze."""
     fourier_scale: Annotated[float, Range(above=0), HAS_FOURIER_FEATURES] = 1.0
     """Standard deviation of the Fourier frequencies, in radians per standard deviation of an observation."""
     nfe: Annotated[int, Range(least=1)] = 10
-    """Evaluations K of the velocity from noise to action, in training and by default in the exported policy."""
+    """Number of function evaluations K of the velocity from noise to action, in training and by default in the
+    exported policy."""
     solver: Solver = "midpoint"
-    """Integration scheme: euler takes K steps, midpoint K / 2 steps of second order, at the same cost."""
+    """ODE solver: euler takes K steps, midpoint K / 2 second-order steps at the same cost."""
     confine: bool = True
-    """Whether the denoised action of every evaluation is clipped to the action box, in which the mean of actions
-    lies."""
+    """Clip the denoised action at each evaluation to the action box, which contains the mean of any actions."""
     best_of: Annotated[int, Range(least=1), TRAINS_POLICY] = 1
-    """Chunks drawn at TD targets and when acting, of which the one with the highest value is taken."""
+    """Best-of-N sampling: number of chunks drawn for TD targets and for acting; the one of highest value is used."""
     chunk_size: Annotated[int, Range(least=1)] = 1
-    """Actions predicted by one inference."""
+    """Actions in a chunk, predicted by one inference."""
     execute_steps: Annotated[int | None, Range(least=1)] = None
-    """Actions of a chunk executed before the next inference; None executes the whole chunk."""
+    """Execution horizon: actions of a chunk executed before the next inference; None executes the whole chunk."""
     discount: Annotated[float, Range(above=0, most=1), TRAINS_POLICY] = 0.99
-    """Discount per environment step, gamma."""
+    """Discount gamma per environment step."""
     inverse_temperature: Annotated[float, Range(least=0)] = 1.0
-    """Weight tau of Q in the policy's target; 0 follows the prior."""
+    """Weight tau of Q in the policy's target density; 0 reproduces the prior."""
     entropy_coef: Annotated[float, Range(least=0, below=1)] = 0.1
-    """Lambda in [0, 1): the policy's target is the prior's density to the power 1 - lambda, times exp(tau Q)."""
+    """Entropy coefficient lambda in [0, 1): the policy's target density is p_prior^(1 - lambda) exp(tau Q), up to a
+    constant."""
     objective: Annotated[Objective, TRAINS_POLICY] = "reweighted"
-    """How the policy is trained: reweighted (its own and the prior's samples, weighted by the target's density over
-    theirs), adjoint (adjoint matching along an SDE), target_score (regression on the target's score)."""
+    """How the policy is trained: reweighted (flow matching on samples of policy and prior, with importance weights),
+    adjoint (adjoint matching along an SDE), target_score (regression on the target's score)."""
     sde: Annotated[Scheme, TRAINS_POLICY, FOLLOWS_SDE] = "ancestral"
-    """Scheme of the adjoint objective's SDE: ancestral (exact linear part), or reference (Euler-Maruyama, as
+    """Discretisation of the adjoint objective's SDE: ancestral (exact linear part), or reference (Euler-Maruyama, as
     published)."""
     sde_steps: Annotated[int | None, Range(least=1), TRAINS_POLICY, FOLLOWS_SDE] = None
-    """Steps of that SDE; None takes nfe."""
+    """SDE steps of the adjoint objective; None takes nfe."""
     candidates: Annotated[int, Range(least=1), TRAINS_POLICY, REWEIGHTS] = 8
-    """Samples per observation of the reweighted objective, a quarter of them from the prior; 4 or more. An update takes
-    batch_size samples in all. Few samples bias the policy towards the prior, in proportion to 1 / candidates."""
+    """Weighted samples per observation in the reweighted objective, a quarter of them from the prior; 4 or more. An
+    update draws batch_size samples in total. Few candidates bias the policy towards the prior, in proportion to
+    1 / candidates."""
     likelihood_steps: Annotated[int, Range(least=1), TRAINS_POLICY, REWEIGHTS] = 5
-    """Midpoint steps of its log densities."""
+    """Midpoint steps for the log densities of the reweighted objective."""
     divergence_probes: Annotated[int, Range(least=1), TRAINS_POLICY, REWEIGHTS] = 2
-    """Directions in which their divergence is measured; exact from the dimension of the action chunk on."""
+    """Directions along which the divergence in these log densities is evaluated; exact if there are as many as
+    components in an action chunk."""
     mirror_stages: Annotated[int, Range(least=1), TRAINS_POLICY] = 1
-    """Stages of mirror descent: the policy of one stage is the next one's prior. Equal shares of the updates."""
+    """Mirror-descent stages, of equal numbers of updates: the policy of one stage becomes the prior of the next."""
     score_eps: Annotated[float, Range(above=0, below=1), TRAINS_POLICY, TAKES_GRADIENTS, READS_SCORE] = 0.1
-    """The prior's score is read off its velocity at t = 1 - score_eps."""
+    """Evaluate the prior's score from its velocity at t = 1 - score_eps."""
     score_limit: Annotated[float, Range(above=0), TRAINS_POLICY, TAKES_GRADIENTS, READS_SCORE] = 10.0
-    """Bound on every component of the prior's score, per normalised action unit: outside the data a learned score
-    extrapolates without limit."""
+    """Bound on each component of the prior's score, per normalised action unit: outside the data, a learned score
+    extrapolates without bound."""
     mixture_weight: Annotated[float, Range(least=0, below=1)] = 0.1
-    """w in [0, 1): share of Q-maximised action chunks in the prior's batches."""
+    """Share w in [0, 1) of Q-maximised action chunks in the prior's batches."""
     mixture_bandwidth: Annotated[float, Range(above=0), TRAINS_POLICY, MIXES_PRIOR] = 0.05
-    """Standard deviation of the noise on Q-maximised actions, normalised action units; a point mass has no density."""
+    """Standard deviation of the noise added to Q-maximised actions, normalised action units; without it they would be
+    point masses, which have no density."""
     adaptive_mixture: Annotated[bool, TRAINS_POLICY, MIXES_PRIOR, HAS_SEVERAL_CRITICS] = False
-    """Keep a Q-maximised action only with the probability min(1, v / v_Q): the critics' variance at the data's
-    actions over that at the Q-maximised one. It distrusts what the critics have not seen."""
+    """Keep a Q-maximised action only with probability min(1, v / v_Q), where v is the critics' mean variance at the
+    data's actions and v_Q their variance at the Q-maximised one. This distrusts actions unlike those in the data."""
     ascent_starts: Annotated[int, Range(least=1), TRAINS_POLICY, MIXES_PRIOR] = 4
-    """Starting points of the search for Q-maximised actions: the data's action, then samples of the prior and copies
-    of the data's action perturbed by ascent_spread in turn."""
+    """Starts of the gradient ascent to Q-maximised actions: the data's action, then alternately samples of the prior
+    and copies of the data's action perturbed by ascent_spread."""
     ascent_spread: Annotated[float, Range(least=0), TRAINS_POLICY, MIXES_PRIOR, PERTURBS_STARTS] = 0.2
-    """Standard deviation of those perturbations, normalised action units."""
+    """Standard deviation of the perturbed starts, normalised action units."""
     ascent_steps: Annotated[int, Range(least=0), TRAINS_POLICY, MIXES_PRIOR] = 5
-    """Projected gradient-ascent steps of that search."""
+    """Ascent steps (projected gradient ascent) to Q-maximised actions."""
     ascent_step_size: Annotated[float, Range(above=0), TRAINS_POLICY, MIXES_PRIOR, ASCENDS] = 0.05
-    """Length of the first ascent step, root mean square per action component, normalised action units; it shrinks
-    linearly to zero."""
+    """Length of the first ascent step, root mean square per action component, normalised action units; the length
+    decreases linearly to zero."""
     trust_radius: Annotated[float, Range(above=0), TRAINS_POLICY, MIXES_PRIOR, ASCENDS] = 0.5
-    """Largest distance of a Q-maximised action from its starting point, root mean square per component."""
+    """Largest distance of a Q-maximised action from its start, root mean square per action component, normalised action
+    units."""
     edit_scale: Annotated[float, Range(least=0)] = 0.0
-    """Bound on the residual edits of qam-edit, normalised action units; 0 for no edit policy."""
+    """Bound on each component of qam-edit's residual edits, normalised action units; 0 for no edit policy."""
     edit_target_entropy: Annotated[float | None, Range(), EDITS] = None
-    """Entropy that the edit policy's temperature aims at; None is -0.5 per action component, as in the reference."""
+    """Target entropy of the edit policy, nats; None takes -0.5 per action component, as in the reference."""
     distill_coef: Annotated[float, Range(least=0), TRAINS_POLICY] = 0.0
-    """Weight of imitating the flow in a one-step policy trained beside it (FQL); 0 trains none."""
+    """Weight of distillation in a one-step policy trained alongside the flow (FQL); 0 trains none."""
     pessimism: Annotated[float, Range(least=0), TRAINS_POLICY, HAS_SEVERAL_CRITICS] = 0.5
-    """rho: values are the ensemble's mean minus rho times its standard deviation."""
+    """Pessimism rho: values are the ensemble's mean minus rho times its standard deviation."""
     learning_rate: Annotated[float, Range(above=0)] = 3e-4
     """Adam's learning rate, for all networks."""
     gradient_clip: Annotated[float, Range(least=0)] = 1.0
-    """Bound on the norm of the gradients; 0 for none."""
+    """Largest norm of the gradients; 0 for no clipping."""
     joint_clip: Annotated[bool, TRAINS_POLICY, CLIPS] = False
-    """Clip the joint norm of all networks, as published, rather than each network's own."""
+    """Clip the gradients of all networks by their joint norm, as published, rather than each network's by its own."""
     polyak: Annotated[float, Range(above=0, most=1), TRAINS_POLICY] = 0.005
-    """Rate at which the target networks follow."""
+    """Rate of the Polyak averaging of the target networks."""
     checkpoint_every: Annotated[int, Range(least=1), HowItRuns()] = 10_000
     """Updates between checkpoints; the last update always writes one."""
     keep_checkpoints: Annotated[int, Range(least=1), HowItRuns()] = 3
-    """Newest checkpoints kept, beside the best one; older ones are deleted."""
+    """Number of newest checkpoints to keep, besides the best one; older ones are deleted."""
     log_every: Annotated[int, Range(least=1), HowItRuns()] = 100
-    """Updates between rows of metrics.csv, each a mean over them."""
+    """Updates between rows of metrics.csv; each row averages over the updates since the last one."""
     loggers: Annotated[tuple[Logger, ...], HowItRuns()] = ()
-    """Where metrics go beside metrics.csv: tensorboard, wandb."""
+    """Loggers in addition to metrics.csv: tensorboard, wandb."""
     evaluate_every: Annotated[int, Range(least=0), HowItRuns()] = 0
-    """Updates between evaluations, in the environment or else on the data, and one at the end; 0 for none."""
+    """Updates between evaluations, in the environment or, without one, on the data; the last update is evaluated too.
+    0 for none."""
     evaluate_episodes: Annotated[int, Range(least=1), HowItRuns(), EVALUATES] = 20
-    """Episodes of an evaluation in the environment."""
+    """Episodes per evaluation in the environment."""
     online_steps: Annotated[int, Range(least=0)] = 0
-    """Steps in the environment after the `steps` offline updates, learning on; 0 for none."""
+    """Environment steps of online training, after the `steps` offline updates; 0 for none."""
     online_warmup: Annotated[int, Range(least=0), LEARNS_ONLINE] = 1000
-    """First online steps, which only act and record."""
+    """Initial online steps that only act and record, without updates."""
     updates_per_step: Annotated[int, Range(least=1), LEARNS_ONLINE] = 1
-    """Updates for every online step after these."""
+    """Updates per online step after the warm-up."""
     offline_share: Annotated[float | None, Range(least=0, most=1), LEARNS_ONLINE] = None
-    """Share of an online update's batch that is drawn from the offline data; None draws uniformly from all rows."""
+    """Share of an online update's batch drawn from the offline data; None draws uniformly from all rows."""
 
     def __post_init__(self) -> None:
         """Check every field.
 
         Raises:
-            ConfigError: a field is out of range, does not fit the others, or has no effect with them and is not at
-                its preset's default.
+            ConfigError: a field is out of range, conflicts with another, or has no effect but is not at its preset's
+                default.
         """
         fields, values = fields_of(type(self)), vars(self)
         check_fields(fields, values)
@@ -212,11 +220,11 @@ class TrainConfig:
         self._check_together()
 
     def _check_together(self) -> None:
-        """Check what is at stake between fields."""
+        """Check constraints between fields."""
         if self.nfe % EVALUATIONS[self.solver]:
             raise ConfigError(
-                f"nfe is {self.nfe}; expected a multiple of {EVALUATIONS[self.solver]}, as "
-                f'{self.solver} takes so many at a time, or solver="euler".'
+                f"nfe is {self.nfe}; expected a multiple of {EVALUATIONS[self.solver]}, the evaluations per step of "
+                f'solver="{self.solver}", or solver="euler".'
             )
         if self.objective == "reweighted" and self.trains_policy:
             if self.batch_size < 4:
@@ -230,7 +238,7 @@ class TrainConfig:
         if follows_sde and self.sde == "ancestral" and (self.sde_steps or self.nfe) < 2:
             name = "nfe" if self.sde_steps is None else "sde_steps"
             raise ConfigError(
-                f"{name} is 1; expected 2 or more, for the last ancestral step has no noise to learn from."
+                f"{name} is 1; expected 2 or more, because the last ancestral step is noiseless and trains nothing."
             )
         if 0 < self.online_steps <= self.online_warmup:
             raise ConfigError(
@@ -256,22 +264,22 @@ class TrainConfig:
 
     @property
     def integration(self) -> Integration:
-        """How the policy acts while it is trained, and by default when it is exported."""
+        """How the policy's ODE is integrated in training, and by default in the exported policy."""
         return Integration(self.nfe, self.solver, None, self.best_of)
 
     @property
     def trains_policy(self) -> bool:
-        """Whether there is a policy flow beside the prior: not for bc."""
+        """Whether a policy flow is trained besides the prior; false for bc."""
         return self.method != "bc"
 
     def deciding(self, *, online: bool = True) -> dict[str, Any]:
-        """The settings that decide the weights, by name: runs in which they are equal are the same run.
+        """Settings that determine the weights, by name: runs that agree in them are the same run.
 
-        Left out are those of how a run is carried out, and of how far it goes: `online_steps`, and `steps` unless
-        there are several `mirror_stages`, which share them.
+        Excludes settings of how a run is executed and of how long it is: `online_steps`, and `steps` unless it is
+        divided among several `mirror_stages`.
 
         Args:
-            online: Whether the settings of learning online count; before it has begun, they have decided nothing.
+            online: Whether to include the settings of online training; until it has begun, they affect nothing.
         """
         free = {name for name, field in fields_of(type(self)).items() if not field.decides} | {"online_steps"}
         if self.mirror_stages == 1:
@@ -282,16 +290,16 @@ class TrainConfig:
 
     @classmethod
     def preset(cls, name: str, shared: Mapping[str, Any] | None = None, /, **overrides: Any) -> TrainConfig:
-        """The settings of a named method, with changes.
+        """Settings of a method, with overrides.
 
         Args:
             name: "bc", "qam", "qam-edit" or "me-am".
-            shared: Changes shared by runs of several methods; those that have no effect on this one are left out.
-            **overrides: Further changes, which win.
+            shared: Overrides shared by runs of several methods; those without effect on this one are ignored.
+            **overrides: Further overrides, which take precedence.
 
         Raises:
-            ConfigError: an unknown preset or field (with the nearest known one), or a value out of range or without
-                effect.
+            ConfigError: a preset or field is unknown (the message suggests the nearest known one), or a value is out of
+                range or without effect.
         """
         if name not in PRESETS:
             raise ConfigError(unknown("preset", name, PRESETS))
@@ -299,34 +307,33 @@ class TrainConfig:
         for field in {**(shared or {}), **overrides}:
             if field not in values:
                 raise ConfigError(unknown("training setting", field, values))
-        return cls(**_put_back(fields_of(cls), {**values, **(shared or {}), **overrides}, overrides))
+        return cls(**_reset_without_effect(fields_of(cls), {**values, **(shared or {}), **overrides}, overrides))
 
     def changed(self, **changes: Any) -> TrainConfig:
-        """These settings with changes; others that thereby lose their effect go back to their defaults.
+        """Copy the settings with changes; others that lose their effect as a result return to their defaults.
 
         Raises:
-            ConfigError: an unknown field, or a value out of range or without effect.
+            ConfigError: a field is unknown, or a value is out of range or without effect.
         """
         values = vars(self)
         for field in changes:
             if field not in values:
                 raise ConfigError(unknown("training setting", field, values))
-        return TrainConfig(**_put_back(fields_of(TrainConfig), {**values, **changes}, changes))
+        return TrainConfig(**_reset_without_effect(fields_of(TrainConfig), {**values, **changes}, changes))
 
     def to_json(self) -> str:
-        """The settings as JSON."""
+        """Serialise the settings as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> TrainConfig:
-        """Read settings written by `to_json`, of earlier versions too.
+        """Read settings written by `to_json`, including those of earlier versions.
 
-        Those versions took settings without an effect; they are put back to their defaults, so that every run can be
-        resumed. (A resumed `bc` run may draw other random numbers: there, the settings of the policy used to shift
-        them.)
+        Earlier versions accepted settings without effect; these are reset to their defaults, so that every run can be
+        resumed. (A resumed `bc` run may draw different random numbers, which used to depend on the policy's settings.)
 
         Raises:
-            ConfigError: not such settings.
+            ConfigError: the text is not JSON, or does not hold valid training settings.
         """
         try:
             written: dict[str, Any] = json.loads(text)
@@ -336,7 +343,7 @@ class TrainConfig:
             for name, field in fields.items():
                 if get_origin(field.kind) is tuple:
                     data[name] = tuple(data[name])
-            return cls(**_put_back(fields, data))
+            return cls(**_reset_without_effect(fields, data))
         except ConfigError:
             raise
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -344,7 +351,7 @@ class TrainConfig:
 
 
 _RENAMED = {"flow_steps": "nfe", "mirror_steps": "mirror_stages", "ascent_candidates": "ascent_starts"}
-"""Settings by the names under which earlier versions wrote them."""
+"""Current names of settings, by the names in earlier versions."""
 
 _FIXED: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
@@ -367,7 +374,7 @@ _SCHEMES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {name: {"method": name, **fixed, **_SCHEMES.get(name, {})} for name, fixed in _FIXED.items()}
 )
-"""What the name of a method sets; everything else keeps the defaults of `TrainConfig`."""
+"""Settings fixed or preset by each method; all others keep the defaults of `TrainConfig`."""
 
 
 def _defaults(method: str) -> dict[str, Any]:
@@ -376,7 +383,7 @@ def _defaults(method: str) -> dict[str, Any]:
 
 
 def _without_effect(fields: Mapping[str, Field], values: Mapping[str, Any]) -> dict[str, OnlyIf]:
-    """The fields that have no effect and are not at their preset's defaults, each with the condition that fails."""
+    """Fields that have no effect but are not at their preset's defaults, each with the condition that fails."""
     settings, defaults = SimpleNamespace(**values), _defaults(values["method"])
     failing = {
         name: next((condition for condition in field.conditions if not condition.holds(settings)), None)
@@ -386,8 +393,10 @@ def _without_effect(fields: Mapping[str, Field], values: Mapping[str, Any]) -> d
     return {name: condition for name, condition in failing.items() if condition is not None}
 
 
-def _put_back(fields: Mapping[str, Field], values: Mapping[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
-    """Values of which those without effect, unless given, are at their preset's defaults."""
+def _reset_without_effect(
+    fields: Mapping[str, Field], values: Mapping[str, Any], given: Collection[str] = ()
+) -> dict[str, Any]:
+    """Reset values without effect to their preset's defaults, except those that were given explicitly."""
     check_fields(fields, values)
     idle, defaults = _without_effect(fields, values).keys() - set(given), _defaults(values["method"])
     return {name: defaults[name] if name in idle else value for name, value in values.items()}

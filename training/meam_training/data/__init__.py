@@ -1,1 +1,1 @@
-"""Data sets: reading, checking, caching, chunks of actions."""
+"""Data sets: reading, checking and caching them, and sampling action chunks."""

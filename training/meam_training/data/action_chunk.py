@@ -1,4 +1,4 @@
-"""Batches of action chunks, as the critic and the flows are trained on them."""
+"""Batches of action chunks, on which the critics and the flows are trained."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class ActionChunkBatch(NamedTuple):
 
     Attributes:
         observations: Observation at the chunk's first action [batch, observation_dim].
-        actions: The chunk [batch, H, action_dim]; rows after the end of an episode belong to the next one.
-        rewards: Discounted sum of the rewards up to the episode's end [batch].
-        next_observations: Observation after the chunk, or at the episode's end if that comes first
+        actions: The chunk [batch, H, action_dim]; actions past the end of an episode are those of the next one.
+        rewards: Discounted sum of the chunk's rewards, up to the end of the episode [batch].
+        next_observations: Observation after the chunk, or at the end of the episode if that comes first
             [batch, observation_dim].
-        masks: 0 where the chunk met a termination, else 1 [batch].
+        masks: 0 where the chunk reached a termination, else 1 [batch].
         valid: 1 where the chunk lies within one episode, else 0 [batch].
     """
 
@@ -34,11 +34,11 @@ class ActionChunkBatch(NamedTuple):
 
 
 class ChunkTargets(NamedTuple):
-    """What chunks earned and where they led [starts].
+    """Rewards and outcomes of chunks, one entry for each start [starts].
 
     Attributes:
-        rewards: Discounted sum of the rewards up to the episode's end.
-        masks: 0 where a termination was met, else 1.
+        rewards: Discounted sum of the chunk's rewards, up to the end of the episode.
+        masks: 0 where the chunk reached a termination, else 1.
         valid: 1 where the chunk lies within one episode, else 0.
         last_rows: Row of the last transition of the chunk that belongs to its episode.
     """
@@ -50,7 +50,7 @@ class ChunkTargets(NamedTuple):
 
 
 def check_chunk_size(chunk_size: int, episode_ends: NDArray[np.bool_]) -> None:
-    """Make sure that there is a chunk to learn from.
+    """Check that at least one chunk lies within an episode.
 
     Args:
         chunk_size: Actions in a chunk.
@@ -78,15 +78,15 @@ def chunk_targets(
     """Accumulate rewards and masks over chunks of consecutive rows.
 
     Args:
-        rewards: Reward of every transition [n].
-        terminations: Where the bootstrap stops [n]; may be true in the middle of a recorded episode.
+        rewards: Reward of each transition [n].
+        terminations: True where bootstrapping stops [n]; may be true in the middle of a recorded episode.
         episode_ends: True at the last transition of every recorded episode [n].
         chunk_size: Actions in a chunk, H.
-        discount: Discount per step, gamma.
+        discount: Discount gamma per environment step.
         starts: Rows at which the chunks start, each in [0, n - H].
 
     Returns:
-        For every start `sum_i gamma^i r_i` over the rows of the chunk that belong to its episode, and the minimum of
+        For each start, `sum_i gamma^i r_i` over those rows of the chunk that belong to its episode, and the minimum of
         their masks.
 
     References:
@@ -109,17 +109,17 @@ def chunk_targets(
 class ActionChunkSampler:
     """Draws batches of action chunks, their starts uniform over the rows; see `OfflineDataset.chunk_sampler`.
 
-    Nothing as long as the data is computed or kept, so that the arrays may be memory-mapped.
+    Computes and stores nothing of the data's length, so that the arrays may be memory-mapped.
 
     Attributes:
-        observations: Observation of every row [n, observation_dim].
-        actions: Action of every row [n, action_dim].
-        next_observations: Observation after every row [n, observation_dim].
-        rewards: Reward of every row [n].
-        terminations: Where nothing more is earned [n].
+        observations: Observation of each row [n, observation_dim].
+        actions: Action of each row [n, action_dim].
+        next_observations: Observation after each row's action [n, observation_dim].
+        rewards: Reward of each row [n].
+        terminations: True where the task ended, so that there are no further rewards [n].
         episode_ends: True at the last row of every recorded episode [n].
         chunk_size: Actions in a chunk.
-        discount: Discount per step.
+        discount: Discount per environment step.
 
     Raises:
         DatasetError: no episode is as long as a chunk.
@@ -160,11 +160,11 @@ class ActionChunkSampler:
         return self.batch(generator.integers(len(self), size=batch_size))
 
     def targets(self, starts: NDArray[np.int64]) -> ChunkTargets:
-        """What the chunks that begin at the given rows [starts] earned, and where they led."""
+        """Rewards and outcomes of the chunks that start at the given rows [starts]."""
         return chunk_targets(self.rewards, self.terminations, self.episode_ends, self.chunk_size, self.discount, starts)
 
     def batch(self, starts: NDArray[np.int64]) -> ActionChunkBatch:
-        """The chunks that begin at the given rows [batch]."""
+        """Batch of the chunks that start at the given rows [batch]."""
         targets = self.targets(starts)
         return ActionChunkBatch(
             observations=self.observations[starts],

@@ -1,4 +1,4 @@
-"""Offline data: recorded transitions, checked before anything is learned from them."""
+"""Offline data: recorded transitions, checked before training."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ __all__ = ["OfflineDataset"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OfflineDataset:
-    """Recorded transitions, one row each, with the spaces they were recorded in.
+    """Recorded transitions, one per row, with the spaces they were recorded in.
 
-    Make one with `from_minari`, `from_ogbench` or `from_arrays`; all three check the data. The first two convert
-    them once into arrays that are memory-mapped from then on, so that data larger than the memory can be used; see
+    Create one with `from_minari`, `from_ogbench` or `from_arrays`; all three check the data. The first two convert the
+    data once into arrays that are memory-mapped from then on, so that data sets may exceed the available memory; see
     `meam_training.data.dataset_cache`.
 
     Attributes:
@@ -40,12 +40,12 @@ class OfflineDataset:
         actions: Flattened actions in environment units [n, action_dim].
         rewards: Rewards [n].
         next_observations: Observations after the actions [n, observation_dim].
-        terminations: Where the task ended, so that nothing more is earned [n]; may be true mid-episode.
+        terminations: True where the task ended, so that there are no further rewards [n]; may be true mid-episode.
         episode_ends: True at the last row of every recorded episode [n].
-        observation_boxes: The observation's boxes in the order of flattening.
-        action_box: The action's box; its bounds are finite.
-        dataset_id: Where the data came from.
-        environment_id: Environment it was recorded in, if known.
+        observation_boxes: Boxes of the observation, in the order of flattening.
+        action_box: Box of the action; its bounds are finite.
+        dataset_id: Name of the data set, if known.
+        environment_id: Environment the data was recorded in, if known.
         control_rate_hz: Rate at which actions were applied, if known.
     """
 
@@ -62,7 +62,7 @@ class OfflineDataset:
     control_rate_hz: float | None = None
 
     def __repr__(self) -> str:
-        """One line: the arrays would fill pages."""
+        """Short description; the arrays would fill pages."""
         episodes = np.count_nonzero(self.episode_ends)
         return (
             f"OfflineDataset({self.dataset_id!r}, transitions={len(self)}, episodes={episodes}, "
@@ -75,28 +75,28 @@ class OfflineDataset:
 
     @property
     def observation_dim(self) -> int:
-        """Numbers in one flattened observation."""
+        """Dimension of a flattened observation."""
         return self.observations.shape[1]
 
     @property
     def action_dim(self) -> int:
-        """Numbers in one flattened action."""
+        """Dimension of a flattened action."""
         return self.actions.shape[1]
 
     @cached_property
     def episode_returns(self) -> NDArray[np.float64]:
-        """Undiscounted return of every recorded episode, as recorded [episodes]."""
+        """Undiscounted return of each recorded episode [episodes]."""
         starts = np.concatenate([[0], np.flatnonzero(self.episode_ends)[:-1] + 1])
         return np.add.reduceat(self.rewards.astype(np.float64), starts)
 
     @cached_property
     def observation_moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and standard deviation of every observed number [observation_dim]."""
+        """Mean and standard deviation of each observation component [observation_dim]."""
         return moments(lambda: array_blocks(self.observations))
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all recorded numbers, in hexadecimal: a resumed run must go on with the same data."""
+        """SHA-256 of all recorded numbers, in hexadecimal, by which a resumed run recognises its data."""
         names = ("observations", "actions", "rewards", "next_observations", "terminations", "episode_ends")
         return fingerprint({name: array_blocks(getattr(self, name)) for name in names})
 
@@ -116,20 +116,20 @@ class OfflineDataset:
         environment_id: str | None = None,
         control_rate_hz: float | None = None,
     ) -> OfflineDataset:
-        """Take transitions from arrays, one row a transition.
+        """Take transitions from arrays with one row per transition.
 
         Args:
-            observations: [n, …] as in the observation space; a mapping of such arrays for a Dict space.
-            actions: [n, …] as in the action space.
-            rewards: [n].
-            next_observations: Like `observations`.
-            terminations: [n]; true where the task ended.
-            truncations: [n]; true where the recording was cut. An episode ends at either flag, and at the last row.
+            observations: Observations [n, …], shaped as in the observation space; for a Dict, a mapping of arrays.
+            actions: Actions [n, …], shaped as in the action space.
+            rewards: Rewards [n].
+            next_observations: Observations after the actions, like `observations`.
+            terminations: True where the task ended [n].
+            truncations: True where the episode was cut off [n]. An episode ends at either flag, and at the last row.
             observation_space: Box, or Dict of Boxes; None takes an unbounded Box.
-            action_space: Box with finite bounds; None takes [-1, 1], and requires the actions to lie there.
-            dataset_id: Name of the data, recorded in policies trained on it.
-            environment_id: Environment of the data.
-            control_rate_hz: Rate at which the actions were applied.
+            action_space: Box with finite bounds; None takes [-1, 1], in which the actions must then lie.
+            dataset_id: Name of the data set, recorded in policies trained on it.
+            environment_id: Environment the data was recorded in.
+            control_rate_hz: Rate at which the actions were applied, Hz.
 
         Raises:
             DatasetError: lengths differ, a shape or type does not fit its space, or a value is not finite or out of
@@ -137,7 +137,9 @@ class OfflineDataset:
         """
         ended, cut = (flags(v, n) for v, n in ((terminations, "terminations"), (truncations, "truncations")))
         if ended.shape != cut.shape:
-            raise DatasetError(f"terminations has {len(ended)} rows, truncations {len(cut)}; expected as many.")
+            raise DatasetError(
+                f"terminations has {len(ended)} rows and truncations {len(cut)}; expected one of each per transition."
+            )
         if not len(ended):
             raise DatasetError("The data has no transitions; expected at least one.")
         ends = ended | cut
@@ -157,9 +159,9 @@ class OfflineDataset:
 
     @classmethod
     def from_minari(cls, id_or_path: str | os.PathLike[str]) -> OfflineDataset:
-        """Read a Minari data set that is on this machine.
+        """Read a local Minari data set.
 
-        Terminations in the middle of a recorded episode are kept as marks where nothing more is earned; the
+        Terminations in the middle of a recorded episode are kept: there are no further rewards after them, but the
         episode goes on. The files are checked before Minari opens them: nothing in a data set is executed.
 
         Args:
@@ -167,8 +169,9 @@ class OfflineDataset:
                 ~/.minari/datasets), or the folder of a data set.
 
         Raises:
-            NotFoundError: there is no such data set here.
-            DatasetError: as in `from_arrays`; and the files would run code, reach outside, or are not Minari's.
+            NotFoundError: there is no such local data set.
+            DatasetError: as in `from_arrays`; or the files would run code, refer to files outside the data set, or are
+                not Minari's.
         """
         folder = find_minari(id_or_path)
         return open_cached(folder, source_files(folder), [], lambda: minari_recording(folder), cls._from_recording)
@@ -178,14 +181,14 @@ class OfflineDataset:
         """Read a data set in OGBench's `.npz` format.
 
         Args:
-            npz: The file; its last row of every trajectory has `terminals` set and no successor.
+            npz: The file; the last row of each trajectory has `terminals` set and no successor.
             environment_id: OGBench single-task name, such as "cube-single-play-singletask-task1-v0", from whose goal
-                the rewards and masks are computed, as OGBench does. Needed if the file has no rewards of its own.
+                rewards and masks are computed, as in OGBench. Required if the file contains no rewards.
 
         Raises:
             NotFoundError: there is no such file or environment.
             DatasetError: as in `from_arrays`; or the file is not OGBench's.
-            MissingExtraError: rewards are to be computed and OGBench is not installed.
+            MissingExtraError: rewards have to be computed and OGBench is not installed.
         """
         path = Path(npz).expanduser()
         if not path.is_file():
@@ -197,11 +200,11 @@ class OfflineDataset:
         )
 
     def chunk_sampler(self, chunk_size: int, discount: float) -> ActionChunkSampler:
-        """Prepare batches of action chunks.
+        """Make a sampler of action chunks.
 
         Args:
             chunk_size: Actions in a chunk, at least 1.
-            discount: Discount per step, in (0, 1].
+            discount: Discount per environment step, in (0, 1].
 
         Raises:
             DatasetError: no episode is as long as a chunk.
@@ -231,7 +234,7 @@ class OfflineDataset:
             **{name: about[name] for name in names},
         )
         if "fingerprint" in about:
-            # As the cached properties would find them, without a pass over the data.
+            # Fills the cached properties without a pass over the data.
             mean, std = np.array(about["moments"])
             vars(dataset).update(fingerprint=about["fingerprint"], observation_moments=(mean, std))
         return dataset

@@ -1,13 +1,13 @@
-"""Recorded transitions converted once into memory-mapped arrays beside their source.
+"""Recorded transitions, converted once into memory-mapped arrays beside their source.
 
-A cache is a folder `.meam-cache/<source>/<key>/` next to the source, or, where that place cannot be written, one in
-the user's cache folder (`XDG_CACHE_HOME`, by default ~/.cache). It holds a plain .npy file a column and
-`metadata.json`. The key is a hash of what decides the result: the version of this format, the settings of the
-conversion, and every source file's name, size, and times of modification and of change.
+A cache is a folder `.meam-cache/<source>/<key>/` next to the source or, if that location is not writable, in the user's
+cache folder (`XDG_CACHE_HOME`, by default ~/.cache). It holds a plain .npy file per column and `metadata.json`. The key
+is a hash of everything that determines the result: the version of this format, the settings of the conversion, and each
+source file's name, size, modification time (mtime) and change time (ctime).
 
-The contents are not hashed: at 20 GB that takes minutes, which is what the cache is there to save. The time of change
-(ctime) is set by the system alone, so an edit is noticed even where a tool put the time of modification back, and no
-archive can bring along a cache that passes for ours. The price is a new conversion after a copy or a chmod.
+The contents are not hashed: for 20 GB that takes minutes, the very time that the cache is meant to save. Only the
+system can set the ctime, so an edit is noticed even if a tool restored the mtime, and an archive cannot bring along a
+cache that passes for ours. The price is a new conversion after a copy or a chmod.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from meam_policy.errors import DatasetError, MeamError
 __all__ = ["Recording", "array_blocks", "fingerprint", "moments", "open_cached", "rows_per_block"]
 
 FORMAT_VERSION = 1
-"""Version of the cache's files, and of the checks that the data passed before they were written."""
+"""Version of the cache's file format, and of the checks that data pass before they are cached."""
 
 COLUMNS = {
     "observations": "<f4",
@@ -43,25 +43,25 @@ COLUMNS = {
     "terminations": "|b1",
     "episode_ends": "|b1",
 }
-"""The arrays of a recording, a row per transition, and their element types, in the order of the fingerprint.
+"""Columns of a recording, one row per transition, and their element types, in the order of the fingerprint.
 
-Observations are stored twice, as seen before and after the action: twice the size, but an array each that may be
-indexed as if it were in memory.
+Observations are stored twice, before and after the action: this doubles the size, but each array can be indexed
+directly.
 """
 
 BLOCK_NUMBERS = 2**21
-"""Numbers that are held in memory at once of every column."""
+"""Numbers of each column that are held in memory at a time."""
 
 T = TypeVar("T")
 Columns = Mapping[str, NDArray[Any]]
 
 
 class Recording(NamedTuple):
-    """Checked transitions, as they come out of a source.
+    """Checked transitions, read from a source.
 
     Attributes:
         about: Their spaces and origin, as JSON data.
-        blocks: Consecutive rows of all `COLUMNS`, in order; iterated once.
+        blocks: Blocks of consecutive rows of all `COLUMNS`, in order; can be iterated once.
     """
 
     about: dict[str, Any]
@@ -69,7 +69,7 @@ class Recording(NamedTuple):
 
 
 def rows_per_block(numbers_per_row: int) -> int:
-    """Rows that make a block; a multiple of eight, so that packed flags of blocks are those of the whole."""
+    """Rows per block; a multiple of eight, so that flags packed block by block equal those packed as a whole."""
     return max(8, BLOCK_NUMBERS // max(numbers_per_row, 1) // 8 * 8)
 
 
@@ -80,10 +80,10 @@ def array_blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def fingerprint(columns: Mapping[str, Iterable[NDArray[Any]]]) -> str:
-    """SHA-256 over all recorded numbers, in hexadecimal.
+    """SHA-256 of all recorded numbers, in hexadecimal.
 
     Args:
-        columns: Blocks of rows of all `COLUMNS`, as `array_blocks` cuts them.
+        columns: Blocks of rows of all `COLUMNS`, divided as by `array_blocks`.
     """
     digest = hashlib.sha256()
     for name, dtype in COLUMNS.items():
@@ -94,10 +94,10 @@ def fingerprint(columns: Mapping[str, Iterable[NDArray[Any]]]) -> str:
 
 
 def moments(blocks: Callable[[], Iterable[NDArray[np.float32]]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of every column [columns], in float64 and two passes.
+    """Mean and standard deviation of each column [columns], computed in float64.
 
     Args:
-        blocks: Begins a pass over the rows [n, columns].
+        blocks: Starts a pass over the rows [n, columns]; called several times.
     """
     rows = sum(len(block) for block in blocks())
     mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks()) / rows
@@ -112,20 +112,20 @@ def open_cached(
     read: Callable[[], Recording],
     make: Callable[[dict[str, Any], Columns], T],
 ) -> T:
-    """Open a source's cache, after writing it if there is none, or an old or broken one.
+    """Open a source's cache; write it first if it is missing, outdated or broken.
 
-    Where no cache can be written, the data are held in memory, with a warning that says so.
+    If no cache can be written, a warning is issued and the data are held in memory.
 
     Args:
         source: Absolute path of the file or folder that is converted.
         files: All files that it consists of.
-        settings: What else decides the result.
-        read: Begins the conversion.
-        make: Makes the result of `Recording.about` and the memory-mapped columns. When they come from a cache,
-            `about` also has their "fingerprint" and the observations' "moments".
+        settings: Everything else that determines the result.
+        read: Starts the conversion.
+        make: Makes the result from `Recording.about` and the memory-mapped columns. For columns from a cache, `about`
+            also has their "fingerprint" and the observations' "moments".
 
     Raises:
-        DatasetError: the source changes while it is read.
+        DatasetError: the source changed while it was read.
     """
     stamps = _stamps(source, files)
     key = hashlib.sha256(json.dumps([FORMAT_VERSION, list(settings), stamps]).encode()).hexdigest()
@@ -168,7 +168,7 @@ def _stamps(source: Path, files: Sequence[Path]) -> list[list[Any]]:
 
 
 def _places(source: Path) -> list[Path]:
-    """Folders that may hold the source's caches, the preferred one first."""
+    """Folders in which the source's caches may be, the preferred one first."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser().resolve()
     name = f"{source.name}-{hashlib.sha256(str(source).encode()).hexdigest()[:16]}"
     return [source.parent / ".meam-cache" / source.name, user / "meam-policy" / name]
@@ -176,16 +176,16 @@ def _places(source: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _locked(place: Path) -> Iterator[None]:
-    """Make a place for caches, and keep other processes from writing there."""
+    """Create a folder for caches, and lock it against other processes."""
     place.mkdir(parents=True, exist_ok=True)
     if place.resolve() != place:
-        raise OSError(f"it leads to {place.resolve()}")  # old caches are deleted here, so never through a link
+        raise OSError(f"it links to {place.resolve()}")  # old caches are deleted here, but never through a link
     with filelock.FileLock(place / ".lock"):
         yield
 
 
 def _load(folder: Path, make: Callable[[dict[str, Any], Columns], T]) -> T | None:
-    """Map a cache's columns; None if there is none, or one that is not as it was written."""
+    """Memory-map a cache's columns; None if the cache is missing or damaged."""
     if not folder.is_dir():
         return None
     try:
@@ -195,17 +195,17 @@ def _load(folder: Path, make: Callable[[dict[str, Any], Columns], T]) -> T | Non
         columns = {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in COLUMNS}
         seen = {name: [array.dtype.str, list(array.shape)] for name, array in columns.items()}
         return make(metadata["about"], columns) if seen == metadata["columns"] else None
-    except Exception:  # json, mmap and NumPy raise a dozen kinds when a file is broken; it is then written again
+    except Exception:  # json, mmap and NumPy raise many kinds of errors for a broken file, which is then rewritten
         return None
 
 
 def _remove_old(place: Path, stamps: list[list[Any]]) -> None:
-    """Delete what was left by interrupted conversions, and caches of the source as it was before."""
+    """Delete remnants of interrupted conversions, and caches of earlier versions of the source."""
     for folder in place.iterdir():
         if folder.name.endswith((".tmp", ".deleted")) or (
             re.fullmatch("[0-9a-f]{64}", folder.name) and _recorded_stamps(folder) != stamps
         ):
-            shutil.rmtree(folder, ignore_errors=True)  # Windows keeps files that are mapped
+            shutil.rmtree(folder, ignore_errors=True)  # Windows cannot delete files that are mapped
 
 
 def _recorded_stamps(folder: Path) -> Any:
@@ -217,8 +217,8 @@ def _recorded_stamps(folder: Path) -> Any:
 def _write(
     folder: Path, stamps: list[list[Any]], read: Callable[[], Recording], stamps_now: Callable[[], list[list[Any]]]
 ) -> None:
-    """Convert a source; the cache appears whole or not at all."""
-    with atomic_folder(folder, replace=True) as partial:  # what is there is a broken one
+    """Convert a source; the cache appears complete or not at all."""
+    with atomic_folder(folder, replace=True) as partial:  # an existing one is broken
         about, blocks = read()
         with contextlib.ExitStack() as stack:
             columns = {
@@ -229,7 +229,9 @@ def _write(
                 for name, column in columns.items():
                     column.append(block[name])
         if stamps_now() != stamps:
-            raise DatasetError(f"{folder.parent.name} changed while it was read. Open it again when it is complete.")
+            raise DatasetError(
+                f"{folder.parent.name} changed while it was read; expected complete files. Open it again when they are."
+            )
         mean, std = moments(lambda: _file_blocks(partial / "observations.npy"))
         numbers = fingerprint({name: _file_blocks(partial / f"{name}.npy") for name in COLUMNS})
         metadata = {
@@ -241,7 +243,7 @@ def _write(
 
 
 class _ColumnFile:
-    """An .npy file that grows by blocks of rows."""
+    """An .npy file to which blocks of rows are appended."""
 
     def __init__(self, path: Path, dtype: str) -> None:
         self.dtype = np.dtype(dtype)
@@ -257,7 +259,7 @@ class _ColumnFile:
                 self._write_header()
 
     def append(self, block: NDArray[Any]) -> None:
-        """Add rows [rows, …], of one shape in all calls."""
+        """Append rows [rows, …]; the shape of a row is the same in all calls."""
         rows = self.shape[0]
         self.shape = (rows + len(block), *block.shape[1:])
         if rows == 0:
@@ -265,19 +267,19 @@ class _ColumnFile:
         self._file.write(np.ascontiguousarray(block, dtype=self.dtype).data)
 
     def _write_header(self) -> None:
-        # NumPy pads headers so that they keep their length when the first axis grows.
+        # NumPy pads the header so that its length does not change when the first axis grows.
         self._file.seek(0)
         header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
 def _file_blocks(path: Path) -> Iterator[NDArray[Any]]:
-    """Blocks of a column's rows, cut as `array_blocks` cuts them."""
+    """Blocks of a column's rows, divided as by `array_blocks`."""
     whole = np.load(path, mmap_mode="r", allow_pickle=False)
     step, rows = rows_per_block(whole[:1].size), len(whole)
     del whole
     for start in range(0, rows, step):
-        # Mapped anew for every block: pages that were read count as this process's memory until they are unmapped.
+        # Mapped afresh for each block: pages that were read count towards this process's memory until unmapped.
         yield np.load(path, mmap_mode="r", allow_pickle=False)[start : start + step]
 
 

@@ -2,8 +2,8 @@
 
 Minari builds the environment named in a data set's metadata when a space is missing there, which runs the code that
 the metadata names; HDF5 files may link to other files; files of all formats may claim to hold far more than they do.
-All of it is refused before Minari sees the files. Only compressed Arrow buffers tell their size no sooner than when
-they are opened.
+All of this is refused before Minari sees the files. The one exception is the size of compressed Arrow buffers, which is
+known only once they are opened.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["MinariSource", "find_minari", "minari_root", "open_minari", "source_files"]
 
 MAX_COMPRESSION = 1100
-"""Bytes that one stored byte may stand for; deflate, the strongest usual filter, reaches 1032."""
+"""Largest compression ratio accepted; deflate, the strongest of the common filters, reaches 1032."""
 
 MAX_ARROW_ROWS = 131_072
-"""Rows of an Arrow or Parquet episode that Minari reads; it would drop the others without a word."""
+"""Rows of an Arrow or Parquet episode that Minari reads; it would silently drop the others."""
 
 MAX_EPISODES = 10_000_000
-"""Episodes that a data set may claim to have; Minari makes room for them before it looks."""
+"""Largest number of episodes that a data set may claim; Minari allocates memory for them before it reads any."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class MinariSource:
     """A checked Minari data set.
 
     Attributes:
-        episodes: Iterates over the episodes, reading them one by one.
+        episodes: Iterator over the episodes, which reads them one by one.
         observation_space: Recorded observation space.
         action_space: Recorded action space.
         dataset_id: Minari id.
-        environment_id: Gymnasium id of the environment, if recorded. It is only a name here; nothing is built.
-        control_rate_hz: Rate of the actions, if recorded by `meam collect`.
+        environment_id: Gymnasium id of the environment, if recorded; only a name, no environment is created.
+        control_rate_hz: Rate at which actions were applied, Hz, if recorded by `meam collect`.
     """
 
     episodes: Iterator[EpisodeData]
@@ -59,7 +59,7 @@ class MinariSource:
 
 
 def minari_root() -> Path:
-    """The folder of the local Minari data sets: `MINARI_DATASETS_PATH`, or ~/.minari/datasets."""
+    """Folder of the local Minari data sets: `MINARI_DATASETS_PATH`, or ~/.minari/datasets."""
     return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
 
 
@@ -67,8 +67,8 @@ def open_minari(id_or_path: str | os.PathLike[str]) -> MinariSource:
     """Check a Minari data set's files and open it.
 
     Raises:
-        NotFoundError: there is no such data set on this machine.
-        DatasetError: the files would run code, reach outside, or are not Minari's.
+        NotFoundError: there is no such local data set.
+        DatasetError: the files would run code, refer to files outside the data set, or are not Minari's.
     """
     folder = find_minari(id_or_path)
     metadata = _read_metadata(folder / "metadata.json")
@@ -95,7 +95,7 @@ def open_minari(id_or_path: str | os.PathLike[str]) -> MinariSource:
         raise MissingExtraError("Reading Minari data needs minari: pip install 'meam-policy[train]'.") from error
     try:
         dataset = MinariDataset(folder)
-    except Exception as error:  # Minari does not say what it raises when a file is broken
+    except Exception as error:  # Minari does not document what it raises for a broken file
         raise DatasetError(f"{folder} is not a data set that Minari can open: {error!r}.") from error
     rate, named = metadata.get("control_rate_hz"), metadata.get("meam_environment_id")
     return MinariSource(
@@ -109,10 +109,10 @@ def open_minari(id_or_path: str | os.PathLike[str]) -> MinariSource:
 
 
 def find_minari(id_or_path: str | os.PathLike[str]) -> Path:
-    """Find the folder of a Minari data set, the one that holds its metadata.json.
+    """Find the folder of a Minari data set that contains its metadata.json.
 
     Raises:
-        NotFoundError: there is no such data set on this machine.
+        NotFoundError: there is no such local data set.
     """
     given = Path(id_or_path).expanduser()
     for folder in (given, given / "data", minari_root() / given / "data"):
@@ -125,10 +125,10 @@ def find_minari(id_or_path: str | os.PathLike[str]) -> Path:
 
 
 def source_files(folder: Path) -> list[Path]:
-    """All files in a folder and the folders in it, sorted.
+    """List all files in a folder and its subfolders, sorted.
 
     Raises:
-        DatasetError: one is a link to somewhere outside of the folder.
+        DatasetError: a file or subfolder links to a target outside the folder.
     """
     files = []
     for path in sorted(folder.glob("**/*")):
@@ -152,8 +152,8 @@ def _read_metadata(file: Path) -> dict[str, Any]:
 def _check_hdf5(file: Path) -> None:
     try:
         with h5py.File(file, "r") as opened:
-            # Groups may hold themselves, or each other many times over: visit each once. Names, since open groups
-            # take memory.
+            # Groups may contain themselves, or each other many times over, so each is visited once. The stack holds
+            # names, because open groups take memory.
             pending = ["/"]
             visited = set()
             while pending:
@@ -165,12 +165,12 @@ def _check_hdf5(file: Path) -> None:
                     pending += _subgroups(group, file)
     except DatasetError:
         raise
-    except Exception as error:  # h5py raises half a dozen kinds when a file is broken
+    except Exception as error:  # h5py raises many kinds of errors for a broken file
         raise DatasetError(f"{file} is not an HDF5 file: {error!r}.") from error
 
 
 def _subgroups(group: h5py.Group, file: Path) -> list[str]:
-    """Names of the groups in a group, after checking that nothing in it reaches elsewhere."""
+    """Names of the groups in a group, after checking that nothing in it refers to other files or links."""
     groups = []
     for name in group:
         path = f"{group.name.rstrip('/')}/{name}"  # pyright: ignore[reportOptionalMemberAccess]
@@ -191,20 +191,20 @@ def _subgroups(group: h5py.Group, file: Path) -> list[str]:
 
 
 def _check_arrow(folder: Path, files: list[Path], data_format: str) -> None:
-    """Check that every episode is one file with one batch of rows, which is what Minari takes it for."""
+    """Check that each episode is one file with one record batch, as Minari assumes."""
     if importlib.util.find_spec("pyarrow") is None:
         raise MissingExtraError(f"Reading {data_format} data sets needs pyarrow: pip install 'meam-policy[arrow]'.")
     seen = set()
     for file in files:
         episode = file.relative_to(folder).parts[0]
         if file.parent == folder or file.name.startswith(("_", ".", "metadata.json")):
-            continue  # Minari passes over these too
+            continue  # Minari ignores these too
         if episode in seen:
-            raise DatasetError(f"{folder / episode} has several data files; expected one an episode. Record it again.")
+            raise DatasetError(f"{folder / episode} has several data files; expected one per episode. Record it again.")
         seen.add(episode)
         try:
             rows, claimed = (_arrow_size if data_format == "arrow" else _parquet_size)(file)
-        except Exception as error:  # pyarrow raises half a dozen kinds when a file is broken
+        except Exception as error:  # pyarrow raises many kinds of errors for a broken file
             raise DatasetError(f"{file} is not an {data_format} file: {error!r}.") from error
         if rows > MAX_ARROW_ROWS:
             raise DatasetError(
@@ -219,7 +219,7 @@ def _check_arrow(folder: Path, files: list[Path], data_format: str) -> None:
 
 
 def _arrow_size(file: Path) -> tuple[int, int]:
-    """Rows and bytes of an Arrow file, after checking that its buffers hold what they claim."""
+    """Rows and bytes of an Arrow file, after validating its buffers."""
     import pyarrow
     import pyarrow.ipc
 
@@ -232,7 +232,7 @@ def _arrow_size(file: Path) -> tuple[int, int]:
 
 
 def _parquet_size(file: Path) -> tuple[int, int]:
-    """Rows and bytes that a Parquet file claims to have, decoded."""
+    """Rows and decoded bytes that a Parquet file claims to hold."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(file) as opened:

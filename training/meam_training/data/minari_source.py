@@ -1,4 +1,4 @@
-"""Minari data sets as transitions: their episodes checked, and cut into blocks of rows."""
+"""Minari data sets as transitions: episodes are checked and joined into blocks of rows."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["minari_recording"]
 
 
 def minari_recording(folder: Path) -> Recording:
-    """Begin to read a Minari data set.
+    """Start reading a Minari data set.
 
     Args:
-        folder: The folder that holds its metadata.json.
+        folder: The folder that contains its metadata.json.
 
     Returns:
-        The recording, whose blocks are read as they are asked for.
+        The recording, whose blocks are read on demand.
 
     Raises:
-        DatasetError: the files or spaces are refused; while the blocks are read, also where an episode's arrays do not
-            fit each other or the spaces.
+        DatasetError: the files or spaces are refused; while the blocks are read, also if an episode's arrays do not fit
+            each other or the spaces.
     """
     source = open_minari(folder)
     boxes, action_box = observation_box_specs(source.observation_space, ()), action_box_spec(source.action_space)

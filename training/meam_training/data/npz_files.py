@@ -1,4 +1,4 @@
-"""Reading `.npz` files block by block and without trusting them: nothing is unpickled, no size is believed."""
+"""Reading `.npz` files block by block without trusting them: nothing is unpickled, and claimed sizes are checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from meam_policy.errors import DatasetError, MeamError
 __all__ = ["NpzFile", "NpzMember"]
 
 MAX_COMPRESSION = 1100
-"""Bytes that one stored byte may stand for; deflate, the strongest filter of `.npz` files, reaches 1032."""
+"""Largest compression ratio accepted; deflate, the strongest filter of `.npz` files, reaches 1032."""
 
 
 class NpzFile:
@@ -43,10 +43,10 @@ class NpzFile:
         self._opened.close()
 
     def open(self, name: str) -> NpzMember:
-        """Begin to read an array; several may be read at once.
+        """Start reading an array; several may be read at the same time.
 
         Raises:
-            DatasetError: it is not a plain array, or claims more than it stores.
+            DatasetError: the member is missing, not a plain array, or claims more bytes than it can hold.
         """
         with _reading(self._path):
             entry = self._archive.getinfo(f"{name}.npy")
@@ -54,11 +54,11 @@ class NpzFile:
 
 
 class NpzMember:
-    """An array of an `.npz` file, read from its first row to its last.
+    """An array of an `.npz` file, read sequentially by rows.
 
     Attributes:
-        shape: Its shape.
-        dtype: Its element type.
+        shape: Shape of the array.
+        dtype: Element type of the array.
     """
 
     def __init__(self, file: IO[bytes], entry: zipfile.ZipInfo, path: Path) -> None:
@@ -74,11 +74,11 @@ class NpzMember:
         if self.dtype.hasobject or self._file.tell() + size != entry.file_size:
             raise ValueError(f"{entry.filename} has type {self.dtype}, shape {self.shape} and {entry.file_size} bytes")
         self._whole: NDArray[Any] | None = None
-        if column_major and len(self.shape) > 1:  # its rows lie scattered
+        if column_major and len(self.shape) > 1:  # rows are not contiguous
             self._whole = np.frombuffer(self._file.read(size), self.dtype).reshape(self.shape[::-1]).T
 
     def read(self, rows: int) -> NDArray[Any]:
-        """The next rows [rows, …], or what is left of them.
+        """Read the next rows [rows, …], or as many as are left.
 
         Raises:
             DatasetError: the file is broken.
@@ -97,5 +97,5 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except MeamError:
         raise
-    except Exception as error:  # NumPy, zipfile and zlib raise a dozen kinds when a file is broken
+    except Exception as error:  # NumPy, zipfile and zlib raise many kinds of errors for a broken file
         raise DatasetError(f"{path} is not an .npz file of plain arrays: {error!r}.") from error

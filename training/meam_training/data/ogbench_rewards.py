@@ -17,21 +17,21 @@ __all__ = ["STATES", "ogbench_rewards"]
 
 
 STATES = ("qpos", "button_states")
-"""Recorded states [n, …] from which rewards are computed; the second only where the task has buttons."""
+"""Recorded states [n, …] from which rewards are computed; `button_states` only for tasks with buttons."""
 
 States = Mapping[str, NDArray[Any]]
 
 
 @contextlib.contextmanager
 def ogbench_rewards(environment_id: str) -> Iterator[Callable[[States], dict[str, NDArray[np.float32]]]]:
-    """Set up an environment's task, to compute the reward of recorded states, and where the goal holds.
+    """Set up an environment's task, to compute rewards and goal masks of recorded states.
 
     Args:
         environment_id: OGBench single-task name.
 
     Yields:
-        A function of `STATES` that gives `rewards` [n], belonging to the state before the step, and `masks` [n], 0
-        where all goals hold. It raises DatasetError if states that it needs are missing.
+        A function from `STATES` to `rewards` [n], which belong to the state before the step, and `masks` [n], 0 where
+        all goals are met. It raises DatasetError if states that it needs are missing.
 
     Raises:
         DatasetError: the environment has no fixed task.
@@ -47,7 +47,7 @@ def ogbench_rewards(environment_id: str) -> Iterator[Callable[[States], dict[str
         if getattr(env.unwrapped, "_reward_task_id", None) is None:
             raise DatasetError(f'"{environment_id}" has no fixed task; expected a name with "singletask" in it.')
         env.reset(seed=0)
-        # OGBench resets the environment on every call; one task for all blocks is set here.
+        # OGBench would reset the environment on every call; the reset above sets the task for all blocks.
         task = SimpleNamespace(unwrapped=env.unwrapped, reset=lambda: None)
 
         def rewards(states: States) -> dict[str, NDArray[np.float32]]:

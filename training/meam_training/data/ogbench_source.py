@@ -1,4 +1,4 @@
-"""OGBench's `.npz` files as transitions: rows paired with their successors, and labelled with rewards if need be."""
+"""OGBench's `.npz` files as transitions: rows are paired with their successors and, if needed, given rewards."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = ["ogbench_recording"]
 
 
 def ogbench_recording(path: Path, environment_id: str | None) -> Recording:
-    """Begin to read a file in OGBench's format.
+    """Start reading a file in OGBench's format.
 
     Args:
         path: The `.npz` file.
         environment_id: OGBench single-task name from whose goal rewards and masks are computed; None takes the file's.
 
     Returns:
-        The recording, whose blocks are read as they are asked for.
+        The recording, whose blocks are read on demand.
 
     Raises:
-        DatasetError: an array is missing or of another length; while the blocks are read, also where rows do not fit
-            the spaces or the last trajectory has no end.
+        DatasetError: an array is missing or has another length; while the blocks are read, also if rows do not fit the
+            spaces or the last trajectory has no end.
     """
     with NpzFile(path) as file:
         members = _ogbench_members(file, path, environment_id)
@@ -47,7 +47,7 @@ def ogbench_recording(path: Path, environment_id: str | None) -> Recording:
 
 
 def _ogbench_members(file: NpzFile, path: Path, environment_id: str | None) -> dict[str, NpzMember]:
-    """Open the arrays that are needed, all of one length."""
+    """Open the required arrays, and check that they have the same length."""
     missing = sorted({"observations", "actions", "terminals"} - file.names)
     if missing:
         raise DatasetError(f"{path} has no {missing}; expected OGBench's observations, actions and terminals.")
@@ -74,7 +74,7 @@ def _ogbench_blocks(path: Path, environment_id: str | None, rows: int) -> Iterat
         total, found = members["terminals"].shape[0], False
         last = {name: member.read(1) for name, member in members.items()}
         for _ in range(1, total, rows):
-            # Begin with the row before, whose successor is the first one of this block.
+            # Start with the previous block's last row, whose successor is the first one of this block.
             data = {name: np.concatenate([last[name], member.read(rows)]) for name, member in members.items()}
             last = {name: values[-1:] for name, values in data.items()}
             if label is not None:

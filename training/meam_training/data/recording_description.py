@@ -18,7 +18,7 @@ def describe_recording(
     environment_id: str | None,
     control_rate_hz: float | None,
 ) -> dict[str, Any]:
-    """The description of a recording, as `Recording.about` takes it; see `OfflineDataset` for the arguments."""
+    """Describe a recording, for `Recording.about`; see `OfflineDataset` for the arguments."""
     return {
         "observation_boxes": [asdict(box) for box in observation_boxes],
         "action_box": asdict(action_box),
@@ -29,10 +29,10 @@ def describe_recording(
 
 
 def described_boxes(about: dict[str, Any]) -> tuple[tuple[BoxSpec, ...], BoxSpec]:
-    """The observation's boxes and the action's box of a description, also of one that was read from JSON.
+    """Boxes of the observation, and the box of the action, of a description, which may have been read from JSON.
 
     Raises:
-        KeyError, TypeError, MeamError: the description is of another shape.
+        KeyError, TypeError, MeamError: the description is malformed.
     """
     return tuple(_box_spec(box) for box in about["observation_boxes"]), _box_spec(about["action_box"])
 

@@ -1,4 +1,4 @@
-"""Checking recorded transitions against the spaces they were recorded in, and flattening them to rows."""
+"""Checking recorded transitions against their spaces, and flattening them to rows."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from meam_policy.spec import BoxSpec
 __all__ = ["RowCheck", "action_box_spec", "flags", "numbers", "observation_box_specs", "unit_box"]
 
 BOUND_TOLERANCE = 1e-4
-"""How far beyond its space a recorded number may lie, as a share of the space's width (at most 1 unit)."""
+"""Tolerated distance of a recorded number from its space, as a fraction of the space's width, which counts as at most
+1."""
 
 
 class RowCheck:
     """Checks transitions against their boxes and flattens them, one block of consecutive rows per call.
 
     Attributes:
-        observation_boxes: The observation's boxes in the order of flattening.
-        action_box: The action's box.
+        observation_boxes: Boxes of the observation, in the order of flattening.
+        action_box: Box of the action.
     """
 
     def __init__(self, observation_boxes: Sequence[BoxSpec], action_box: BoxSpec) -> None:
@@ -43,11 +44,11 @@ class RowCheck:
         """Check the next rows.
 
         Args:
-            observations: [n, …] as in the observation space; a mapping of such arrays for a Dict space.
-            actions: [n, …] as in the action space.
-            rewards: [n].
-            next_observations: Like `observations`.
-            terminations: Where nothing more is earned [n].
+            observations: Observations [n, …], shaped as in the observation space; for a Dict, a mapping of arrays.
+            actions: Actions [n, …], shaped as in the action space.
+            rewards: Rewards [n].
+            next_observations: Observations after the actions, like `observations`.
+            terminations: True where the task ended, so that there are no further rewards [n].
             episode_ends: True at the last row of every episode [n].
 
         Returns:
@@ -55,7 +56,7 @@ class RowCheck:
 
         Raises:
             DatasetError: a shape or type does not fit its space, or a value is not finite or out of bounds; the
-                message names field, episode and step, counted from the first call on.
+                message names field, episode and step, counted over all calls.
         """
         where = _Where(episode_ends, *self._before)
         self._before = where.after()
@@ -72,7 +73,7 @@ class RowCheck:
 
 
 class _Where:
-    """Turns a row number of a block into episode and step of the whole recording."""
+    """Converts a row of a block to episode and step of the whole recording."""
 
     def __init__(self, ends: NDArray[np.bool_], rows_before: int, episode: int, step: int) -> None:
         self.rows = len(ends)
@@ -84,7 +85,7 @@ class _Where:
         return "episode {}, step {}".format(*self._find(row))
 
     def after(self) -> tuple[int, int, int]:
-        """Rows, episode and step at which the next block begins."""
+        """Rows so far, and episode and step at which the next block starts."""
         return (self.rows_so_far, *self._find(self.rows))
 
     def _find(self, row: int) -> tuple[int, int]:
@@ -97,25 +98,25 @@ _REWARD = BoxSpec(shape=(1,), dtype="float32", low=(-np.inf,), high=(np.inf,))
 
 
 def numbers(values: ArrayLike, name: str) -> NDArray[Any]:
-    """Take an array of real numbers.
+    """Convert to an array of real numbers.
 
     Raises:
-        DatasetError: it is ragged or holds something else.
+        DatasetError: the values are ragged or not real numbers.
     """
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise DatasetError(f"{name} is ragged; expected one array with a row per transition.") from error
+        raise DatasetError(f"{name} is ragged; expected one array with one row per transition.") from error
     if array.dtype.kind not in "fiub":
         raise DatasetError(f"{name} has type {array.dtype}; expected real numbers.")
     return array
 
 
 def flags(values: ArrayLike, name: str) -> NDArray[np.bool_]:
-    """Take an array of flags [n], as booleans or as 0 and 1.
+    """Convert booleans, or numbers 0 and 1, to an array of flags [n].
 
     Raises:
-        DatasetError: it is something else.
+        DatasetError: the values are of another shape, or not flags.
     """
     array = numbers(values, name)
     if array.ndim != 1 or not np.isin(array, (0, 1)).all():
@@ -127,7 +128,7 @@ def _rows(array: NDArray[Any], box: BoxSpec, name: str, where: _Where) -> NDArra
     """Check an array [n, …] against its box and flatten it to rows [n, size]."""
     shapes = [(where.rows, *box.shape)] + ([(where.rows,)] if box.shape == (1,) else [])
     if array.shape not in shapes:
-        raise DatasetError(f"{name} has shape {array.shape}; expected {shapes[-1]}: a row per transition.")
+        raise DatasetError(f"{name} has shape {array.shape}; expected {shapes[-1]}: one row per transition.")
     wide = array.reshape(where.rows, box.size)
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(wide, dtype=np.float32)
@@ -154,7 +155,7 @@ def _box(space: spaces.Space[Any], name: str) -> spaces.Box:
 
 
 def unit_box(shape: tuple[int, ...]) -> spaces.Box:
-    """[-1, 1] in every number of a row, for an array of the given shape [n, …]."""
+    """Box [-1, 1] in each component of a row, for an array of the given shape [n, …]."""
     return spaces.Box(-1.0, 1.0, shape[1:] or (1,), np.float32)
 
 
@@ -162,15 +163,15 @@ def action_box_spec(space: spaces.Space[Any]) -> BoxSpec:
     """Describe an action space.
 
     Raises:
-        DatasetError: it is not a Box of floats with finite bounds and some width.
+        DatasetError: the space is not a Box of floats with finite bounds and positive width.
     """
     box = BoxSpec.from_space(_box(space, "action space"))
     if np.dtype(box.dtype).kind != "f":
         raise DatasetError(f"The action space {space} has whole numbers; a flow policy needs a float Box.")
     if not np.isfinite([box.low, box.high]).all() or np.equal(box.low, box.high).any():
         raise DatasetError(
-            f"The action space {space} is unbounded or has no width; a policy must know the box it may act "
-            "in. Pass action_space= with finite bounds."
+            f"The action space {space} is unbounded or has no width; expected finite bounds, low below high, because a "
+            "policy acts within a box. Pass action_space= with finite bounds."
         )
     return box
 
@@ -178,10 +179,10 @@ def action_box_spec(space: spaces.Space[Any]) -> BoxSpec:
 def observation_box_specs(
     space: spaces.Space[Any] | None, observations: ArrayLike | Mapping[str, ArrayLike]
 ) -> tuple[BoxSpec, ...]:
-    """Describe an observation space, a Box or a Dict of Boxes; None takes unbounded ones shaped as the observations.
+    """Describe an observation space, a Box or a Dict of Boxes; None takes unbounded ones shaped like the observations.
 
     Raises:
-        DatasetError: it is another space.
+        DatasetError: the space is neither.
     """
     if space is None:
 

@@ -17,16 +17,16 @@ __all__ = ["log_likelihood"]
 def log_likelihood(
     velocity: Velocity, x_1: Float[Tensor, "*batch act"], probes: Float[Tensor, "probes act"], steps: int
 ) -> Float[Tensor, "*batch"]:
-    """Log density of a flow's actions: the ODE backwards by midpoint steps, with the divergence along the way.
+    """Log density of a flow's actions, by integrating the ODE and its divergence backwards in midpoint steps.
 
-    log p(x_1) = log N(x_0; 0, I) - the integral of div v along the path. The divergence is projected on the probes;
-    their number being the action's dimension, it is exact.
+    log p(x_1) = log N(x_0; 0, I) - the integral of div v along the path. The divergence is estimated from its
+    projection on the probes, and exact if there are as many probes as action components.
 
     Args:
         velocity: Velocity of the flow.
         x_1: Actions; held constant.
         probes: Orthonormal rows, at most as many as there are action components.
-        steps: Midpoint steps, two evaluations each.
+        steps: Midpoint steps, two velocity evaluations each.
 
     Returns:
         Log densities; nats, normalised action units. No gradient.

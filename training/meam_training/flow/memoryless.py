@@ -1,10 +1,11 @@
 """Adjoint matching as published: tilting a flow by the exponential of a reward without differentiating its ODE.
 
-The memoryless SDE of a flow has the flow's marginals, and its end does not depend on its start; tilting it by the
-gradient of a terminal reward is therefore a regression. All on the uniform grid t_k = k h, h = 1 / K.
+The memoryless SDE of a flow has the flow's marginals, and its end point is independent of its starting point; tilting
+it by the gradient of a terminal reward is therefore a regression. Everything is on the uniform grid t_k = k h,
+h = 1 / K.
 
-This is the scheme `sde="reference"`: Euler-Maruyama; the public code shifts the denominators by h, and takes the
-prior's drift in the adjoint at the end of every interval. `ancestral` is the other one.
+This is the scheme `sde="reference"`, Euler-Maruyama. As in the public code, the denominators are shifted by h, and the
+adjoint evaluates the prior's drift at the end of each interval. The other scheme is in `ancestral`.
 
 References:
     Domingo-Enrich et al., Adjoint Matching, arXiv:2409.08861. Li & Levine, Q-learning with Adjoint Matching,
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from meam_training.flow.ancestral import _scaled
+from meam_training.flow.ancestral import scale_steps
 from meam_training.flow.path import time_like
 from meam_training.flow.velocity import Velocity, linearize
 
@@ -27,7 +28,7 @@ __all__ = ["adjoint_matching_loss", "lean_adjoint", "memoryless_noise_scale", "s
 
 
 def memoryless_noise_scale(k: int, steps: int) -> float:
-    """Sigma at step k: sqrt(2 (1 - t + h) / (t + h)), the memoryless schedule kept finite at t = 0."""
+    """Noise scale sigma at step k: sqrt(2 (1 - t + h) / (t + h)), the memoryless schedule kept finite at t = 0."""
     t, h = k / steps, 1 / steps
     return math.sqrt(2 * (1 - t + h) / (t + h))
 
@@ -39,7 +40,7 @@ def sample_memoryless_path(
     x_0: Float[Tensor, "batch act"],
     noise: Float[Tensor, "noises batch act"],
 ) -> Float[Tensor, "noises+2 batch act"]:
-    """Simulate the policy's memoryless SDE by Euler-Maruyama steps; the last is an ODE step of the prior.
+    """Simulate the policy's memoryless SDE by Euler-Maruyama steps; the last step is an Euler step of the prior's ODE.
 
     Args:
         policy: Velocity of the policy flow.
@@ -69,8 +70,8 @@ def lean_adjoint(
 ) -> Float[Tensor, "states-1 batch act"]:
     """Integrate the lean adjoint backwards along a path.
 
-    Euler steps of da/dt = -(db/dx)^T a from a(1) = terminal, with the prior's drift b(x, t) = 2 v(x, t) - x / t taken
-    at the end t_k + h of every interval, so that t = 0 is never reached. The policy never enters.
+    Takes Euler steps of da/dt = -(db/dx)^T a from a(1) = terminal, with the prior's drift b(x, t) = 2 v(x, t) - x / t
+    evaluated at the end t_k + h of each interval, so that t = 0 is never reached. The policy does not enter.
 
     Args:
         prior: Velocity of the behaviour prior.
@@ -97,7 +98,7 @@ def adjoint_matching_loss(
     prior_velocity: Float[Tensor, "steps batch act"],
     adjoints: Float[Tensor, "steps batch act"],
 ) -> Float[Tensor, ""]:
-    """Sum over the path of |(2 / sigma) (v_policy - v_prior) + sigma a|^2, mean over the batch.
+    """Adjoint-matching loss: sum over the path of |(2 / sigma) (v_policy - v_prior) + sigma a|^2, mean over the batch.
 
     Args:
         policy_velocity: Velocity of the policy at path[:-1]; the only argument with a gradient.
@@ -106,5 +107,5 @@ def adjoint_matching_loss(
     """
     steps = len(adjoints)
     scales = [memoryless_noise_scale(k, steps) for k in range(steps)]
-    control = _scaled([2 / sigma for sigma in scales], policy_velocity - prior_velocity)
-    return (control + _scaled(scales, adjoints)).square().sum(dim=(0, 2)).mean()
+    control = scale_steps([2 / sigma for sigma in scales], policy_velocity - prior_velocity)
+    return (control + scale_steps(scales, adjoints)).square().sum(dim=(0, 2)).mean()

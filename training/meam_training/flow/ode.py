@@ -1,4 +1,4 @@
-"""Following the ODE of a flow from noise to action."""
+"""Integrating the ODE of a flow from noise to action."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["denoise", "integrate"]
 
 
 def denoise(velocity: Velocity, x: Float[Tensor, "*batch act"], t: float, confine: bool) -> Float[Tensor, "*batch act"]:
-    """The expected action E[x_1 | x_t = x] of a flow; see `solvers.denoised`.
+    """Expected action E[x_1 | x_t = x] of a flow; see `solvers.denoised`.
 
     Args:
         velocity: Velocity of the flow.
         x: Points at flow time t.
         t: Flow time in [0, 1).
-        confine: Clip to the box [-1, 1], in which the mean of actions of the box must lie.
+        confine: Clip to the box [-1, 1], which contains the mean of any actions in it.
     """
     return denoised(x, velocity(x, time_like(x, t)), t, confine)
 
@@ -34,14 +34,14 @@ def integrate(
     confine: bool = False,
     guide: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "*batch act"]:
-    """Follow dx/dt = v(x, t) from noise to action; see `solvers.solve`.
+    """Integrate dx/dt = v(x, t) from noise to action; see `solvers.solve`.
 
     Args:
         velocity: Velocity of the flow.
         x_0: Noise.
-        integration: Solver and ends of its steps.
+        integration: Solver and its time grid.
         confine: Clip denoised actions, and the result, to the box [-1, 1].
-        guide: Changes denoised actions.
+        guide: Modifies denoised actions.
     """
 
     def v(x: Tensor, t: float) -> Tensor:

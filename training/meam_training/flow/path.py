@@ -1,4 +1,4 @@
-"""The linear path between noise and action: flow time t = 0 is noise, t = 1 is action; it is never reversed."""
+"""The linear path between noise and action: flow time t = 0 is noise, t = 1 is action, everywhere in this package."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["flow_matching_loss", "interpolate", "score_from_velocity", "time_lik
 def interpolate(
     x_0: Float[Tensor, "*batch act"], x_1: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]
 ) -> Float[Tensor, "*batch act"]:
-    """The point x_t = (1 - t) x_0 + t x_1 between noise x_0 and action x_1."""
+    """Interpolant x_t = (1 - t) x_0 + t x_1 of noise x_0 and action x_1."""
     return (1 - t) * x_0 + t * x_1
 
 
 def time_like(x: Float[Tensor, "*batch act"], t: float) -> Float[Tensor, "*batch 1"]:
-    """One flow time for every row of x."""
+    """Repeat a flow time for every row of x."""
     return torch.full_like(x[..., :1], t)
 
 
@@ -33,7 +33,7 @@ def flow_matching_loss(
         predicted: Velocity at the interpolant of x_0 and x_1.
         x_0: Noise.
         x_1: Action.
-        weight: Weight of every row; the mean divides by the batch, not by the weights.
+        weight: Weight of each row; the mean divides by the batch size, not by the sum of the weights.
 
     References:
         Lipman et al., Flow Matching for Generative Modeling, arXiv:2210.02747.
@@ -44,10 +44,10 @@ def flow_matching_loss(
 def score_from_velocity(
     x: Float[Tensor, "*batch act"], velocity: Float[Tensor, "*batch act"], t: float
 ) -> Float[Tensor, "*batch act"]:
-    """Score of the flow's marginal density at time t < 1, from its velocity there.
+    """Score of the flow's marginal density at time t < 1, computed from its velocity there.
 
-    With v = E[x_1 - x_0 | x_t] and x_t = (1 - t) x_0 + t x_1, the mean noise is E[x_0 | x_t] = x - t v, and the score
-    is -E[x_0 | x_t] / (1 - t).
+    With v = E[x_1 - x_0 | x_t] and x_t = (1 - t) x_0 + t x_1, the expected noise is E[x_0 | x_t] = x_t - t v, and the
+    score is -E[x_0 | x_t] / (1 - t).
 
     Returns:
         (t v - x) / (1 - t); 1 / action unit.

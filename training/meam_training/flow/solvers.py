@@ -1,6 +1,6 @@
 """Fixed-step solvers of the flow's ODE dx/dt = v(x, t), from t = 0 (noise) to t = 1 (action).
 
-They only add, scale and clip what they integrate: tensors in training, and symbols when a graph is exported.
+The solvers only add, scale and clip their state, which is a tensor in training and a symbol when a graph is exported.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["PREFIX_SOLVERS", "Vector", "denoised", "solve"]
 
 
 PREFIX_SOLVERS: tuple[Solver, ...] = ("euler", "ab2", "midpoint")
-"""Solvers that evaluate nothing at t = 1."""
+"""Solvers that never evaluate the velocity at t = 1, so that they can inpaint a prefix."""
 
 
 @runtime_checkable
 class Vector(Protocol):
-    """What can be integrated."""
+    """State that a solver can integrate."""
 
     def __add__(self, other: Any, /) -> Any: ...
     def __sub__(self, other: Any, /) -> Any: ...
@@ -36,7 +36,7 @@ X = TypeVar("X", bound=Vector)
 
 
 def denoised(x: X, velocity: X, t: float, confine: bool) -> X:
-    """The expected action E[x_1 | x_t = x] = x + (1 - t) v(x, t) of a flow, clipped to [-1, 1] if it is confined."""
+    """Expected action E[x_1 | x_t = x] = x + (1 - t) v(x, t) of a flow, clipped to [-1, 1] if `confine` is set."""
     x_1 = x + (1 - t) * velocity
     return x_1.clamp(-1, 1) if confine else x_1
 
@@ -49,26 +49,27 @@ def solve(
     confine: bool = False,
     guide: Callable[[X], X] | None = None,
 ) -> X:
-    """Follow the flow from noise to action.
+    """Integrate the flow from noise to action.
 
     Args:
         velocity: v(x, t).
         x_0: Noise.
-        times: Ends of the steps, from 0 to 1.
-        solver: "euler"; "ab2", Adams-Bashforth of two steps, the first one Euler's; "midpoint"; "heun"; "rk4".
-        confine: Clip the denoised action of every evaluation, and the result, to the box [-1, 1]. Whatever the network
-            says, the result lies in the box, and with Euler and midpoint no component on the way exceeds max(|x_0|, 3):
-            with the share a = h / (2 (1 - t)) <= 1/2 of a half step, a midpoint step ends at
+        times: Grid of flow times, from 0 to 1; one step between each pair of neighbours.
+        solver: "euler"; "ab2", two-step Adams-Bashforth started by an Euler step; "midpoint"; "heun"; "rk4".
+        confine: Clip the denoised action at each evaluation, and the result, to the box [-1, 1]. Whatever the network
+            outputs, the result lies in the box, and with "euler" and "midpoint" no intermediate component exceeds
+            max(|x_0|, 3): with a = h / (2 (1 - t)) <= 1/2, a midpoint step ends at
             (1 - 2a) x + 2 (D' - a D) / (1 - a), where the denoised actions D, D' lie in the box.
-        guide: Changes the denoised action of every evaluation, so that the flow leads to what is known of the result
-            beforehand; not with solvers that end a step at t = 1, where nothing is left to denoise.
+        guide: Modifies the denoised action at each evaluation, to steer the flow towards the part of the result that
+            is already known (inpainting). Not for solvers that evaluate the velocity at t = 1, where nothing is left
+            to denoise.
 
     References:
         Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I, 1993, sections II.1 and III.1, III.5.
     """
 
     def v(x: X, t: float) -> X:
-        # At t = 1 the denoised action is x itself, and says nothing of the velocity.
+        # At t = 1 the denoised action is x itself and does not determine the velocity.
         free = velocity(x, t)
         if t >= 1 or not (confine or guide):
             return free
@@ -79,10 +80,10 @@ def solve(
     for t, u in pairwise(times):
         h = u - t
         if solver == "euler":
-            # x + h v. Divided by 1/h, which in float32 is K on a uniform grid: K equal shares, as in the reference.
+            # x + h v. Divides by 1/h, which in float32 is exactly K on a uniform grid, as the reference does.
             x = x + v(x, t) / (1 / h)
         elif solver == "ab2":
-            # x + h ((1 + r/2) v - r/2 v'), with v' of the step before, r times shorter
+            # x + h ((1 + r/2) v - r/2 v'), with v' from the previous step, whose length is h / r
             now = v(x, t)
             r = 0.0 if last is None else h / last[0]
             x = x + h * (now if last is None else (1 + r / 2) * now - (r / 2) * last[1])

@@ -1,4 +1,4 @@
-"""Velocities of a flow, and their derivatives."""
+"""Velocities of a flow and their derivatives."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 class RecordedVelocity:
-    """A velocity that remembers what it said, with gradients in its weights, and answers without gradients.
+    """Velocity that returns detached values and keeps the ones with gradients with respect to its weights.
 
-    So a path can be sampled and its velocities learned from without evaluating them twice.
+    A path can thus be sampled, and a loss taken on its velocities, with one evaluation per step.
 
     Attributes:
-        velocities: Every answer so far, each [batch, act].
+        velocities: Values returned so far, with gradients, each [batch, act].
     """
 
     def __init__(self, velocity: Velocity) -> None:
@@ -37,24 +37,24 @@ class RecordedVelocity:
 
 @runtime_checkable
 class Jacobian(Protocol):
-    """Derivative of a velocity in x at many points, as products with it."""
+    """Jacobian of a velocity with respect to x at many points, accessed through its products with vectors."""
 
     def transposed_product(self, index: int, covector: Float[Tensor, "batch act"]) -> Float[Tensor, "batch act"]:
-        """J^T c at the points [index] of the first axis."""
+        """Product J^T c at the points [index] of the first axis."""
         ...
 
     def product(self, vectors: Float[Tensor, "vectors act"]) -> Float[Tensor, "vectors *batch act"]:
-        """J u for every vector u at every point."""
+        """Product J u for each vector u at each point."""
         ...
 
 
 def linearize(
     velocity: Velocity, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]
 ) -> tuple[Float[Tensor, "*batch act"], Jacobian]:
-    """Velocity at many points in one evaluation, and its derivative there; nothing of it has a gradient.
+    """Evaluate a velocity and its Jacobian at many points at once; neither carries gradients.
 
-    Velocities of this package do it themselves (`linearize` of `ConditionedVelocity`); of any other function the
-    derivative is taken by automatic differentiation, point by point.
+    Velocities of this package implement this themselves (`ConditionedVelocity.linearize`); any other function is
+    differentiated automatically, one product at a time.
     """
     if hasattr(velocity, "linearize"):
         return velocity.linearize(x, t)  # pyright: ignore[reportFunctionMemberAccess]

@@ -1,1 +1,1 @@
-"""What moves the networks: batches, gradients, evaluations, online steps."""
+"""Learning: batches, gradient updates, evaluations and online training."""

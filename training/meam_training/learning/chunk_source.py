@@ -1,4 +1,4 @@
-"""Where a learner's batches come from."""
+"""Sources of a learner's batches."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from meam_training.networks.action_normaliser import ActionNormaliser
 __all__ = ["ChunkSource", "DeviceChunks", "HostChunks", "make_chunk_source"]
 
 COMFORTABLE_SHARE = 0.5
-"""Share of the device's free memory that the data may take; networks, and other processes, need the rest."""
+"""Share of the device's free memory that the data may occupy; the networks and other processes need the rest."""
 
 
 class ChunkSource(Protocol):
-    """Draws batches of chunks, on the training device."""
+    """Draws batches of chunks on the training device."""
 
     def __len__(self) -> int:
         """Number of rows at which a chunk may start."""
@@ -76,9 +76,9 @@ class DeviceChunks:
 
 
 class HostChunks:
-    """The data set's chunks where they are, in memory or on disk; a batch at a time comes to the training device.
+    """The data set's chunks, kept in host memory or on disk; only each batch is copied to the training device.
 
-    Draws the same batches as `DeviceChunks`, to the bit.
+    Draws batches bit-identical to those of `DeviceChunks`.
     """
 
     def __init__(self, config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec, device: torch.device) -> None:
@@ -108,7 +108,7 @@ class HostChunks:
 def make_chunk_source(
     config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec, device: torch.device
 ) -> DeviceChunks | HostChunks:
-    """Put the data on the training device if they take at most half of its free memory; else leave them be.
+    """Put the data on the training device if they fit into half of its free memory; else leave them where they are.
 
     Args:
         config: Settings.
@@ -121,7 +121,8 @@ def make_chunk_source(
     """
     numbers = 2 * dataset.observation_dim + dataset.action_dim + 3  # a row; and one int64
     needed = len(dataset) * (4 * numbers + 8)
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1  # torchrun's processes here
+    # torchrun's processes on this machine share its memory.
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
     resident = needed * sharing <= COMFORTABLE_SHARE * _free_memory(device)
     return (DeviceChunks if resident else HostChunks)(config, dataset, spec, device)
 
@@ -135,17 +136,17 @@ def _tensor(array: NDArray[Any]) -> Tensor:
 
 
 def _free_memory(device: torch.device) -> float:
-    """Bytes that this process may still take on a device."""
+    """Memory still available to this process on a device, bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if not hasattr(os, "sysconf"):
-        return math.inf  # Windows does not say; it lends disk for memory
+        return math.inf  # Windows does not report it, and swaps to disk
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():  # Linux, where most of what is not free is a cache of files
+    if meminfo.is_file():  # Linux, where most memory that is not free is page cache
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    limit = Path("/sys/fs/cgroup/memory.max")  # the container's limit
     if limit.is_file() and limit.read_text().strip().isdigit():
         free = min(free, int(limit.read_text()) - int(limit.with_name("memory.current").read_text()))
     return free

@@ -17,13 +17,12 @@ R = TypeVar("R")
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile a function, gradients taken inside it included, into one graph.
+    """Compile a function into one graph, including the gradients computed in it.
 
-    The first call compiles, which takes up to a minute or two; the compiler keeps what it made on disk for the next
-    time. If it cannot compile here, for instance without a C++ compiler, a warning says so, and the function runs as
-    it is from then on.
+    The first call compiles, which takes up to a minute or two; the compiler caches its result on disk. If compilation
+    fails, for instance without a C++ compiler, a warning is issued and the function runs uncompiled from then on.
     """
-    # Importing the compiler takes seconds: not before it is wanted.
+    # Imported here, since importing the compiler takes seconds.
     from torch._dynamo import config, exc
     from torch._inductor.exc import InductorError
 
@@ -52,34 +51,34 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 WARM_UPS = 3
-"""Ordinary runs before the recording: they compile, tune the libraries and make the optimiser's state."""
+"""Ordinary runs before the capture: they compile, autotune the libraries and initialise the optimiser's state."""
 
 
 class CapturedUpdate:
-    """A device's work, recorded as one CUDA graph after a few ordinary runs, and replayed from then on.
+    """An update captured as one CUDA graph after a few ordinary runs, and replayed from then on.
 
-    One launch in place of some thousand. Not yet run on a GPU.
+    A replay is one launch instead of a thousand or so. Not yet run on a GPU.
 
     Args:
-        work: The work; it reads and writes the same tensors every time, and returns named scalars.
-        generator: Source of its random numbers; every replay draws new ones.
+        work: The update; it reads and writes the same tensors each time, and returns named scalars.
+        generator: Source of its random numbers; each replay draws new ones.
     """
 
     def __init__(self, work: Callable[[], dict[str, Tensor]], generator: torch.Generator) -> None:
         self._work, self._generator = work, generator
-        self._runs = 0.0  # minus infinity once recording has failed
+        self._runs = 0.0  # minus infinity once capturing has failed
         self._graph: torch.cuda.CUDAGraph | None = None
         self._names: tuple[str, ...] = ()
         self._values = torch.empty(0)
 
     def __call__(self) -> dict[str, Tensor]:
-        """Do the work once."""
+        """Run the update once."""
         self._runs += 1
         if self._runs <= WARM_UPS:
             return self._work()
         if self._graph is None:
             try:
-                self._graph = self._record()
+                self._graph = self._capture()
             except RuntimeError as error:
                 self._runs = -math.inf
                 warnings.warn(
@@ -91,7 +90,7 @@ class CapturedUpdate:
         self._graph.replay()
         return dict(zip(self._names, self._values.clone().unbind(), strict=True))
 
-    def _record(self) -> torch.cuda.CUDAGraph:
+    def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._generator)
         with torch.cuda.graph(graph):

@@ -1,4 +1,4 @@
-"""Where PyTorch computes, and with how many threads."""
+"""The device that PyTorch trains on, and its number of CPU threads."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["cpu_threads", "training_device"]
 
 
 def training_device(name: str) -> torch.device:
-    """The device of `TrainConfig.device`. Started by torchrun, every process takes a GPU of its own.
+    """Device named by `TrainConfig.device`. Under torchrun, each process takes a GPU of its own.
 
     Args:
-        name: "auto", which is CUDA where there is a GPU and the CPU elsewhere; "cpu", "cuda" or "cuda:N".
+        name: "auto" (CUDA if a GPU is available, else the CPU), "cpu", "cuda" or "cuda:N".
 
     Raises:
-        ConfigError: it is no such name.
-        DeviceError: PyTorch sees no such GPU here.
+        ConfigError: the name is none of these.
+        DeviceError: PyTorch does not see this GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun: every process its own
+        name = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun: one GPU per process
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -43,7 +43,7 @@ def training_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Compute with so many CPU threads for a while; None leaves PyTorch's number."""
+    """Compute with the given number of CPU threads within the context; None leaves the number unchanged."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

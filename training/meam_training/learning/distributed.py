@@ -1,7 +1,7 @@
-"""Data-parallel training: N processes, started by torchrun, that together do what one would.
+"""Data-parallel training: N processes, started by torchrun, that are together equivalent to a single one.
 
-Every process draws the same batch and the same noise and works on its own rows of them; gradients are averaged, so the
-weights stay equal everywhere. N processes with batch B / N each are one process with batch B, up to rounding.
+All processes draw the same batch and noise, and each works on its own rows; gradients are averaged, so the weights stay
+equal everywhere. N processes with B / N rows each match one process with batch size B, up to rounding.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those that train together.
+    """The group of processes that train together, seen from this process.
 
     Attributes:
-        rank: Its number, from 0; the first one writes checkpoints and logs.
-        size: How many there are.
-        device: Where it computes.
+        rank: Number of this process, from 0; the first one writes checkpoints and logs.
+        size: Number of processes.
+        device: Device of this process.
     """
 
     rank: int = 0
@@ -41,20 +41,21 @@ class ProcessGroup:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the files."""
+        """Whether this is the first process, which writes the files."""
         return self.rank == 0
 
     def check(self, config: TrainConfig) -> None:
-        """Check that the processes can share a batch evenly.
+        """Check that the processes can divide a batch evenly.
 
         Raises:
-            ConfigError: they cannot, or a setting looks at the whole batch at once.
+            ConfigError: they cannot, or a setting needs the whole batch in one process.
         """
         if self.size == 1:
             return
         if config.online_steps:
             raise ConfigError(
-                f"online_steps is {config.online_steps}; expected 0 with several processes: there is one environment."
+                f"online_steps is {config.online_steps}; expected 0 with {self.size} processes, since there is only "
+                "one environment. Use a single process for online training."
             )
         unit = config.candidates if config.objective == "reweighted" and config.trains_policy else 1
         if config.batch_size % (unit * self.size):
@@ -69,11 +70,12 @@ class ProcessGroup:
             )
         if config.adaptive_mixture:
             raise ConfigError(
-                f"adaptive_mixture compares rows of the whole batch, so it does not go with {self.size} processes."
+                f"adaptive_mixture is True; expected False with {self.size} processes, since it compares rows of the "
+                "whole batch."
             )
 
     def rows_of(self, batch: ChunkBatch, noise: MeamNoise) -> tuple[ChunkBatch, MeamNoise]:
-        """This process's rows of an update's batch and noise: every size-th, so that the first rows are shared too."""
+        """This process's rows of an update's batch and noise: every size-th, so that the first rows are divided too."""
         if self.size == 1:
             return batch, noise
         mine = slice(self.rank, None, self.size)
@@ -85,7 +87,7 @@ class ProcessGroup:
         return ChunkBatch(*(values[mine] for values in batch)), MeamNoise(*map(rows, noise._fields, noise))
 
     def average(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Mean of the gradients over the processes."""
+        """Average gradients over the processes."""
         present = [gradient for gradient in gradients if gradient is not None]
         if self.size == 1 or not present:
             return list(gradients)
@@ -95,7 +97,7 @@ class ProcessGroup:
         return [gradient if gradient is None else next(parts).view_as(gradient) for gradient in gradients]
 
     def average_metrics(self, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Means of what is logged over the processes; of a maximum the maximum."""
+        """Average metrics over the processes; of those named `…_max`, take the maximum."""
         if self.size == 1 or not metrics:
             return dict(metrics)
         mine = torch.stack([value.float() for value in metrics.values()])
@@ -108,7 +110,7 @@ class ProcessGroup:
         }
 
     def agree(self, flag: bool) -> bool:
-        """Whether the flag is set in any process: all must leave the loop together."""
+        """Whether the flag is set in any process; all processes get the same answer, so that they stop together."""
         if self.size == 1:
             return flag
         flags = torch.tensor(float(flag), device=self.device)
@@ -116,10 +118,10 @@ class ProcessGroup:
         return bool(flags.item())
 
     def check_same_step(self, step: int) -> None:
-        """Check that all processes go on from the same update.
+        """Check that all processes resume from the same update.
 
         Raises:
-            CheckpointError: they do not, for they see different folders.
+            CheckpointError: they do not, because they see different folders.
         """
         if self.size == 1:
             return
@@ -129,8 +131,8 @@ class ProcessGroup:
         steps = [int(other) for other in everyone]
         if len(set(steps)) > 1:
             raise CheckpointError(
-                f"The processes find checkpoints of the updates {steps}; expected the same "
-                "one. Give them an output folder that all machines share."
+                f"The processes find checkpoints of the updates {steps}; expected the same one everywhere. Give them "
+                "an output folder that all machines share."
             )
 
     def wait(self) -> None:
@@ -141,10 +143,10 @@ class ProcessGroup:
 
 @contextmanager
 def process_group(config: TrainConfig, device: torch.device) -> Iterator[ProcessGroup]:
-    """Join the processes that torchrun started, by NCCL on CUDA and gloo on the CPU; without it there is only one.
+    """Join the processes started by torchrun, with NCCL on CUDA and gloo on the CPU; without torchrun, a group of one.
 
     Raises:
-        ConfigError: they cannot share the work of these settings.
+        ConfigError: several processes cannot train with these settings.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "MASTER_ADDR" not in os.environ:
@@ -152,7 +154,7 @@ def process_group(config: TrainConfig, device: torch.device) -> Iterator[Process
         return
     joined = not dist.is_initialized()
     if joined:
-        # The others wait while the first one evaluates, which may take longer than the ten minutes of NCCL's default.
+        # The others wait while the first process evaluates, which may exceed NCCL's default timeout of ten minutes.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
     try:
         group = ProcessGroup(dist.get_rank(), dist.get_world_size(), device)

@@ -1,4 +1,4 @@
-"""Evaluations while training: the policy's return in its environment, or without one what the data can tell."""
+"""Evaluation during training: the policy's return in its environment or, without one, metrics on the data."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ EVALUATION_METRICS = (
     "value_data",
     "value_policy",
 )
-"""Names of everything that `Evaluation.metrics` may hold."""
+"""Names of all metrics that `Evaluation.metrics` may hold."""
 
 SEED = 1_000_000
-"""Of the first episode; far from the seeds of `meam eval`, so that choosing the best checkpoint flatters none of its
-figures."""
+"""Seed of the first episode; far from the seeds of `meam eval`, so that selecting the best checkpoint does not bias its
+results."""
 
 _ROWS = 1024
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """Result of an evaluation.
 
     Attributes:
-        metrics: Its numbers.
-        score: What decides the best checkpoint: the mean return; None without an environment, since none of the other
-            numbers ranks policies.
+        metrics: Metrics by name.
+        score: Mean return, which selects the best checkpoint; None without an environment, since none of the other
+            metrics ranks policies.
     """
 
     metrics: dict[str, float]
@@ -59,26 +59,27 @@ class Evaluation:
 
 
 class Evaluator(Protocol):
-    """Evaluates networks, always in the same way, and leaves the training's randomness alone."""
+    """Evaluates networks, each time with the same episodes or data, without touching training's random generators."""
 
     def __call__(self, networks: MeamNetworks, stop: Callable[[], object]) -> Evaluation | None:
-        """Evaluate; None if `stop()` became true meanwhile."""
+        """Evaluate the networks. Returns None if `stop()` became true in the meantime."""
         ...
 
 
 class EnvironmentEvaluator:
-    """Runs the policy in an environment, acting as it will be exported.
+    """Evaluates the policy in an environment, where it acts as it will when exported.
 
-    - return_mean, return_std: mean and standard deviation of the return over the episodes; of a single one 0.
-    - length_mean, length_std: likewise, of the number of steps.
-    - success: share of the episodes with success, if the environment reports it.
+    - return_mean, return_std: mean and standard deviation of the return over the episodes; the latter is 0 for a single
+      episode.
+    - length_mean, length_std: the same for the number of environment steps.
+    - success: share of successful episodes, if the environment reports success.
 
-    The deviations are those of the episodes run (divided by their number), not of the means.
+    The standard deviations are those of the episodes (normalised by their number), not standard errors of the means.
 
     Args:
         env: The environment.
-        spec: What the policy is.
-        episodes: Episodes of an evaluation; every time the same ones.
+        spec: Specification of the policy.
+        episodes: Episodes per evaluation, the same ones each time.
 
     Raises:
         SpaceError: the environment's spaces are not the policy's.
@@ -89,7 +90,7 @@ class EnvironmentEvaluator:
         self._env, self._spec, self._episodes = env, spec, episodes
 
     def __call__(self, networks: MeamNetworks, stop: Callable[[], object]) -> Evaluation | None:
-        """Evaluate; None if `stop()` was true after an episode."""
+        """Evaluate the networks. Returns None if `stop()` was true after an episode."""
 
         def check(finished: int) -> None:
             if stop():
@@ -112,19 +113,18 @@ class EnvironmentEvaluator:
 
 
 class DataEvaluator:
-    """Compares policy and critics with a fixed sample of the data, of which the rows within one episode count.
+    """Compares policy and critics with a fixed sample of the data; only chunks that lie within one episode count.
 
-    - td_error: root mean square of r + gamma^h Q(s', a') - Q(s, a), by the averaged critics, a' as the policy acts,
-      pessimistic as in training.
+    - td_error: root mean square of y - Q'(s, a), with target critics Q' and the pessimistic TD target y of training.
     - action_difference: root mean square difference of the policy's chunks and the data's, normalised action units.
-    - value_data, value_policy: mean Q at the data's and at the policy's chunks.
+    - value_data, value_policy: mean Q' at the data's and at the policy's chunks.
 
-    Values need critics or a known value, the TD error critics: a `bc` run has the difference alone.
+    The values need critics or a known value, and the TD error needs critics; a `bc` run has only `action_difference`.
 
     Args:
-        chunks: Where the sample is drawn from.
+        chunks: Source of the sample.
         config: Settings of the run.
-        device: Where the chunks are.
+        device: Device of the chunks.
 
     References:
         Seno & Imai, d3rlpy, JMLR 2022 (its environment-free metrics).
@@ -139,7 +139,7 @@ class DataEvaluator:
 
     @torch.no_grad()
     def __call__(self, networks: MeamNetworks, stop: Callable[[], object]) -> Evaluation:
-        """Evaluate; this is too short to be stopped."""
+        """Evaluate the networks; this is quick, so `stop` is ignored."""
         n, batch = networks, self._batch
         features = n.encoder(batch.observations)
         actions = n.act(features, self._noise)
@@ -159,4 +159,4 @@ class DataEvaluator:
 
 
 class _Stopped(Exception):
-    """An evaluation was given up."""
+    """The evaluation was stopped before its end."""

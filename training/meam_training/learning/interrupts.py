@@ -1,4 +1,4 @@
-"""Interrupts that wait for the end of an update."""
+"""Interrupts that are deferred to the end of an update."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["collected_interrupts"]
 
 @contextlib.contextmanager
 def collected_interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of stopping in the middle of an update; a second one stops at once.
+    """Collect SIGINT and SIGTERM instead of stopping in the middle of an update; a second signal stops at once.
 
-    Outside the main thread, where Python takes no signals, nothing is collected.
+    Outside the main thread, where Python handles no signals, nothing is collected.
 
     Yields:
-        The numbers of the signals received so far; empty until one comes.
+        Numbers of the signals received so far, at first an empty list.
 
     Raises:
-        KeyboardInterrupt: a second one came.
+        KeyboardInterrupt: a second signal was received.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

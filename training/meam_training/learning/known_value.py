@@ -1,4 +1,4 @@
-"""A known value of actions, in place of learned critics: what it has to be."""
+"""Checks of a known value of actions, which replaces learned critics."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["check_known_value"]
 
 
 def check_known_value(value: KnownValue, chunks: ChunkSource, config: TrainConfig, device: torch.device) -> None:
-    """Try a known value on two chunks.
+    """Check a known value by evaluating it on two chunks.
 
     Args:
-        value: The value; see `train`.
-        chunks: Where the chunks are drawn from.
+        value: The known value; see `train`.
+        chunks: Source of the chunks.
         config: Settings of the run.
-        device: Where the chunks are.
+        device: Device of the chunks.
 
     Raises:
-        ConfigError: the value does not return one finite, differentiable number per row, or does not go with best_of.
+        ConfigError: the value does not return one finite, differentiable number per row, or best_of is above 1.
     """
     if config.best_of > 1:
         raise ConfigError(f"best_of is {config.best_of}; expected 1 with a known value, which cannot be exported.")

@@ -1,4 +1,4 @@
-"""A run's networks, optimiser and randomness, and one update of them."""
+"""A run's networks, optimiser and random generator, and their gradient update."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ __all__ = ["Learner", "clip_gradients"]
 
 
 Stage = Literal["pretraining", "first", "later"]
-"""What an update trains: the prior alone; everything; everything but the prior, which is an earlier policy."""
+"""Stage of training: "pretraining" trains the prior alone; "first" trains all networks; "later" (mirror-descent stages
+after the first) trains all but the prior, which is an earlier policy."""
 
 
 class Learner:
-    """Networks, optimiser and random generator of one run; `update` moves them by one gradient step.
+    """Networks, optimiser and random generator of a run; `update` takes one gradient step.
 
-    `config` is the one place of the run's settings: losses and noise get it from here, and whoever has a learner takes
-    them from it. The networks keep only what they need to be built and to act.
+    `config` holds the run's settings for the losses, the noise and all users of the learner. The networks keep only the
+    settings they need to be built and to act.
 
     Args:
-        spec: What the policy is.
-        config: Settings; its `seed` decides the first weights and all noise.
-        device: Where everything lives.
-        value: Known value of actions, instead of learned critics; see `train`.
+        spec: Specification of the policy.
+        config: Settings; its `seed` determines the initial weights and all noise.
+        device: Device of the networks and the generator.
+        value: Known value of actions, in place of learned critics; see `train`.
         group: The processes that train together.
 
     Attributes:
         config: Settings.
         group: The processes that train together.
         networks: All networks.
-        optimizer: Adam over everything that is trained.
+        optimizer: Adam over all trained parameters.
         generator: Source of all randomness of the updates, batches included.
     """
 
@@ -58,8 +59,9 @@ class Learner:
         self.config, self.group = config, group or ProcessGroup()
         self.networks = build_networks(spec, config).to(device)
         if value is not None:
-            self.networks.known_value = lambda *args: value(*args)  # a module would become a part of the checkpoint
-        # NCCL could be captured as well; that has not been tried.
+            # A lambda, because a module would be registered and become part of the checkpoint.
+            self.networks.known_value = lambda *args: value(*args)
+        # Capturing NCCL operations should work as well, but is untested.
         self._captures = config.compile and device.type == "cuda" and self.group.size == 1
         self._trained = [p for p in self.networks.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self._trained, lr=config.learning_rate, fused=True, capturable=self._captures)
@@ -72,13 +74,13 @@ class Learner:
         self._captured: dict[Stage, CapturedUpdate] = {}
 
     def update(self, chunks: ChunkSource, step: int) -> dict[str, Tensor]:
-        """Do update number `step`, counted from 1.
+        """Perform update number `step`, counted from 1.
 
         Returns:
-            What is logged of it; scalars on the device.
+            The update's metrics, scalars on the device.
 
         Raises:
-            DivergedError: the gradient is not finite. The trained weights are those before the update.
+            DivergedError: the gradient is not finite. The trained weights are as before the update.
         """
         n, c = self.networks, self.config
         if step in self._stage_starts:
@@ -93,22 +95,22 @@ class Learner:
         if not math.isfinite(metrics["gradient_norm"].item()):
             shown = ", ".join(f"{name} {value.item():.3g}" for name, value in metrics.items())
             raise DivergedError(
-                f"The gradient of update {step} is not finite ({shown}). What was saved before is intact; "
-                "try a smaller learning_rate, inverse_temperature or entropy_coef."
+                f"The gradient of update {step} is not finite ({shown}); expected finite numbers. Earlier checkpoints "
+                "are intact; try a smaller learning_rate, inverse_temperature or entropy_coef."
             )
         if step == c.pretrain_steps:
             n.start_policy_from_prior()
-            # The moments belong to gradients of another size: kept, they would hold the prior still for long.
+            # Adam's moments are of gradients of another scale; keeping them would stall the prior for a long time.
             self.optimizer.state.clear()
         return metrics
 
     def prepare_to_act(self, step: int) -> None:
-        """Let what was learned by update `step` act: while only the prior is trained, make the policy a copy of it."""
+        """Prepare the policy to act after update `step`: during pretraining, it becomes a copy of the prior."""
         if step < self.config.pretrain_steps:
             self.networks.start_policy_from_prior()
 
     def _step(self, chunks: ChunkSource, stage: Stage) -> dict[str, Tensor]:
-        """One update; an update whose gradient is not finite changes nothing that is trained."""
+        """Perform one update; if its gradient is not finite, the trained weights stay as they are."""
         n, c = self.networks, self.config
         batch = chunks.sample(c.batch_size, self.generator)
         noise = draw_noise(c.batch_size, batch.actions.shape[1], c, self.generator, batch.actions.device)
@@ -120,7 +122,7 @@ class Learner:
         norm = clip_gradients(n, c.gradient_clip or math.inf, c.joint_clip)
         if stage != "pretraining":
             update_targets(n, c.polyak)
-        # As a GradScaler tells it: Adam skips such a step.
+        # The flag that a GradScaler would set, so that Adam skips a step whose gradient is not finite.
         self.optimizer.found_inf = (~norm.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
         return {**metrics, "gradient_norm": norm}
@@ -133,7 +135,7 @@ class Learner:
     def _eager_gradients(
         self, stage: Stage, batch: ChunkBatch, noise: MeamNoise
     ) -> tuple[list[Tensor | None], dict[str, Tensor]]:
-        """Gradients of the losses in everything trained, None where there is none, and the metrics."""
+        """Gradients of the losses for all trained parameters, None for those not involved, and the metrics."""
         if stage == "pretraining":
             losses = pretraining_losses(self.networks, batch, noise)
         else:
@@ -143,22 +145,22 @@ class Learner:
 
 
 def _stage_starts(config: TrainConfig) -> list[int]:
-    """First updates of the stages of mirror descent after the first; the stages are equally long."""
+    """First update of each mirror-descent stage after the first; the stages are equally long."""
     stages = config.mirror_stages if config.trains_policy else 1
     joint = config.steps - config.pretrain_steps
     return [config.pretrain_steps + 1 + joint * stage // stages for stage in range(1, stages)]
 
 
 def clip_gradients(networks: nn.Module, limit: float, joint: bool) -> Tensor:
-    """Bound the norm of the gradients.
+    """Clip gradients to a largest norm.
 
     Args:
         networks: Module whose children are the networks; its gradients are changed in place.
-        limit: Largest norm; infinity bounds nothing.
-        joint: Bound the norm of all gradients together, instead of every network's on its own.
+        limit: Largest norm; infinity for no clipping.
+        joint: Clip the joint norm of all gradients, rather than each network's norm on its own.
 
     Returns:
-        The joint norm before.
+        The joint norm before clipping.
     """
     if joint:
         return torch.nn.utils.clip_grad_norm_(networks.parameters(), limit)

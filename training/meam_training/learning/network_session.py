@@ -1,4 +1,4 @@
-"""Networks in training behind the interface of an exported graph."""
+"""Networks in training, with the interface of an exported graph's session."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["NetworkSession"]
 
 
 class NetworkSession:
-    """Computes in PyTorch what the exported graph will: `MeamPolicy` acts with it as with a policy folder.
+    """Computes in PyTorch what the exported graph will compute, so that `MeamPolicy` can act with it.
 
     Args:
-        networks: Networks in training; they are read at every run.
-        spec: What the policy is.
+        networks: Networks in training; each call reads their current weights.
+        spec: Specification of the policy.
     """
 
     def __init__(self, networks: MeamNetworks, spec: PolicySpec) -> None:
@@ -29,7 +29,7 @@ class NetworkSession:
 
     @property
     def provider(self) -> str:
-        """Where the networks are."""
+        """Framework and device, such as "torch, cpu"."""
         return f"torch, {self._device}"
 
     @torch.no_grad()
@@ -40,7 +40,7 @@ class NetworkSession:
         prefix: NDArray[np.float32] | None = None,
         prefix_weight: NDArray[np.float32] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
-        """Compute what the exported graph will: see `PolicySession.run_all`."""
+        """Compute all outputs of the exported graph; see `PolicySession.run_all`. Takes no prefix."""
         rows, draws = (torch.from_numpy(array).to(self._device) for array in (observation, noise))
         with self._networks.in_float32():
             outputs = self._policy.decide(rows, draws)

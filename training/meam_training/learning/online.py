@@ -1,4 +1,4 @@
-"""Offline to online: the policy acts in its environment, and learns on from what it meets there."""
+"""Offline-to-online training: the policy acts in its environment, and keeps learning from the new transitions."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from meam_training.networks.meam_networks import MeamNetworks
 __all__ = ["ONLINE_METRICS", "OnlineCollector", "OnlineLearning", "ReplayChunks"]
 
 ONLINE_METRICS = ("online_return", "online_success")
-"""Names of what is logged of every finished online episode, beside the metrics of the updates."""
+"""Names of the metrics of each finished online episode, logged in addition to those of the updates."""
 
 
 class ReplayChunks:
-    """The offline chunks, and those of the transitions recorded online.
+    """Replay buffer: the offline chunks, and those of the transitions recorded online.
 
-    A batch is uniform over the rows of both, or holds `config.offline_share` of offline rows (RLPD). There is room
-    for all of `config.online_steps`, so that nothing is ever forgotten. The transitions are kept where the
-    environment runs; a batch at a time comes to the training device.
+    A batch is uniform over the rows of both, or has a share `config.offline_share` of offline rows (RLPD). The buffer
+    has room for all `config.online_steps` transitions, so none is ever discarded. They are kept in host memory; only
+    each batch is copied to the training device.
 
     Args:
         offline: The offline chunks.
-        spec: What the policy is.
+        spec: Specification of the policy.
         config: Settings.
 
     References:
@@ -89,10 +89,11 @@ class ReplayChunks:
         Args:
             observation: Flattened observation [observation_dim].
             action: Flattened action, environment units [action_dim].
-            reward: Its reward.
-            next_observation: Flattened observation after it; at an episode's end its last one [observation_dim].
-            terminated: Whether the task ended, so that nothing more is earned.
-            truncated: Whether the episode was cut.
+            reward: Reward of the action.
+            next_observation: Flattened observation after the action [observation_dim]; at the end of an episode, its
+                last one, not the first of the next.
+            terminated: Whether the task ended, so that there are no further rewards.
+            truncated: Whether the episode was cut off.
         """
         transition = {
             "observations": observation,
@@ -107,7 +108,7 @@ class ReplayChunks:
         self._transitions += 1
 
     def sample(self, batch_size: int, generator: torch.Generator) -> ChunkBatch:
-        """Draw chunks. Offline and online ones come in random order: learners single out a batch's first rows."""
+        """Draw chunks. Offline and online ones are in random order, since learners single out a batch's first rows."""
         offline = self._offline.sample(batch_size, generator)
         if not self._online_starts:
             return offline
@@ -123,25 +124,27 @@ class ReplayChunks:
         return ChunkBatch(*(torch.where(taken[:, None] if a.dim() > 1 else taken, a, b.to(device)) for a, b in pairs))
 
     def state(self) -> dict[str, Tensor]:
-        """What was recorded, for a checkpoint."""
+        """Recorded transitions, for a checkpoint."""
         return {name: torch.from_numpy(values[: self._transitions]) for name, values in self._rows.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take what was recorded before. The episode that was going on ends there, as if truncated.
+        """Restore recorded transitions. The episode that was in progress ends there, as if truncated.
 
         Raises:
-            CheckpointError: it holds more transitions than there is room for.
+            CheckpointError: there are more transitions than the buffer has room for.
         """
         count, room = len(state["rewards"]), len(self._rows["rewards"])
         if count > room:
-            raise CheckpointError(f"The run has done {count} online steps; expected online_steps of as many or more.")
+            raise CheckpointError(
+                f"The run has done {count} online steps, but online_steps is {room}; set it to {count} or more."
+            )
         for name, values in self._rows.items():
             values[:count] = state[name].numpy()
         self._rows["episode_ends"][max(0, count - 1) : count] = True
         self._transitions = count
 
     def _batch(self, starts: NDArray[np.int64]) -> ChunkBatch:
-        """The online chunks that begin at the given rows, on the CPU."""
+        """Online chunks that start at the given rows, on the CPU."""
         rows, c = self._rows, self._config
         targets = chunk_targets(
             rows["rewards"], rows["terminations"], rows["episode_ends"], c.chunk_size, c.discount, starts
@@ -158,17 +161,17 @@ class ReplayChunks:
 
 
 class OnlineCollector:
-    """Acts in one environment as the exported policy would, chunk by chunk, and records every transition.
+    """Acts in an environment as the exported policy would, chunk by chunk, and records every transition.
 
-    Every episode's start and noise come from a seed of its own, made of the run's seed and the episode's number. So a
-    run is reproducible wherever `env.reset(seed=…)` decides the whole episode, and nothing of a generator has to be
-    stored.
+    Each episode's initial state and noise have a seed of their own, derived from the run's seed and the episode's
+    number. A run is thus reproducible wherever `env.reset(seed=…)` determines the whole episode, and no generator state
+    has to be stored.
 
     Args:
-        env: The environment; not the one that evaluates, for that would break off the episode.
-        networks: Networks in training; they are read at every inference.
-        spec: What the policy is.
-        replay: Where the transitions go.
+        env: The environment; not the one used for evaluation, which would interrupt the episode.
+        networks: Networks in training; each inference reads their current weights.
+        spec: Specification of the policy.
+        replay: Buffer that receives the transitions.
         seed: The run's seed.
 
     Raises:
@@ -191,10 +194,10 @@ class OnlineCollector:
         self.episodes = 0
 
     def step(self) -> dict[str, float]:
-        """Act once.
+        """Take one environment step.
 
         Returns:
-            What is logged of an episode, if this step finished one.
+            Metrics of the episode if this step finished it, else empty.
 
         Raises:
             ObservationError: an observation does not fit the space, or is not finite.
@@ -208,7 +211,7 @@ class OnlineCollector:
         if not math.isfinite(reward):
             raise DatasetError(
                 f"The environment's reward is {reward} at online step {self._replay.transitions + 1}; expected a "
-                "finite number."
+                "finite number. Correct the environment's reward."
             )
         first, last = (flatten_observation(self._spec, observation)[0][0] for observation in (before, after))
         self._replay.add(first, np.ravel(action), float(reward), last, bool(terminated), bool(truncated))
@@ -220,7 +223,7 @@ class OnlineCollector:
         return self._finish_episode() if terminated or truncated else {}
 
     def _start_episode(self) -> None:
-        # Two seeds: with one, the noise would repeat the draws that placed the start.
+        # Two seeds: with a single one, the noise would repeat the draws that gave the initial state.
         start, noise = np.random.SeedSequence((self._seed, self.episodes)).generate_state(2).tolist()
         self._policy.reset(seed=noise)
         self._observation, _ = self._env.reset(seed=start)
@@ -236,19 +239,19 @@ class OnlineCollector:
 
 
 class OnlineLearning:
-    """The online part of a run: acts, records and, after the warm-up, updates.
+    """Online part of a run: acts, records and, after the warm-up, updates.
 
-    `state` and `restore` make it go on from a checkpoint. The episode that was going on then is dropped, its
-    transitions are kept: a run resumed at the end of an episode is on the CPU bit-equal to an uninterrupted one.
+    `state` and `restore` let it resume from a checkpoint. The episode in progress is abandoned, but its transitions are
+    kept; on the CPU, a run resumed at the end of an episode is bit-identical to an uninterrupted one.
 
     Args:
-        env: The environment, for this run alone.
-        learner: What learns.
+        env: The environment, used by this run alone.
+        learner: Learner that performs the updates.
         offline: The offline chunks.
-        spec: What the policy is.
+        spec: Specification of the policy.
 
     Attributes:
-        chunks: What the updates are drawn from.
+        chunks: Replay buffer from which the updates draw.
 
     Raises:
         SpaceError: the environment's spaces are not the policy's.
@@ -266,16 +269,16 @@ class OnlineLearning:
         self._collector = OnlineCollector(env, learner.networks, spec, self.chunks, learner.config.seed)
 
     def step(self, step: int) -> list[dict[str, Tensor]]:
-        """Act once, then do the updates that are due.
+        """Take one environment step, then perform the updates that are due.
 
         Args:
-            step: Number of the run's step, counted from 1: its offline updates, then its online steps.
+            step: Number of the run's step, counted from 1 over its offline updates, then its online steps.
 
         Returns:
-            What is logged: of every update, and of an episode that ended. Empty in the warm-up, but for the latter.
+            Metrics of the episode if it ended, then of each update; there are no updates during the warm-up.
 
         Raises:
-            ObservationError, DatasetError, ActionError: as `OnlineCollector.step`.
+            ObservationError, DatasetError, ActionError: as in `OnlineCollector.step`.
             DivergedError: a gradient is not finite.
         """
         finished = self._collector.step()
@@ -285,11 +288,11 @@ class OnlineLearning:
         return logged
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a checkpoint needs beside the learner."""
+        """State that a checkpoint needs in addition to the learner's."""
         return {**self.chunks.state(), "episodes": torch.tensor(self._collector.episodes)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from `state()`, in a new episode.
+        """Resume from `state()`, with a new episode.
 
         Raises:
             CheckpointError: it holds more steps than `online_steps`.

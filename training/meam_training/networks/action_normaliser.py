@@ -1,4 +1,4 @@
-"""Between actions in the environment's units and those of the flow."""
+"""Conversion of actions between the environment's units and the flow's."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Array = TypeVar("Array", bound=Any)
 
 
 class ActionNormaliser(NamedTuple):
-    """Maps the action box to [-1, 1] and back; on NumPy arrays or on tensors, whichever its own numbers are.
+    """Maps the action box to [-1, 1] and back, on NumPy arrays or on tensors, whichever its own fields are.
 
     Attributes:
         offset: Centre of the action box [action_dim], environment units.
-        scale: Half width of the action box [action_dim], environment units.
+        scale: Half-width of the action box [action_dim], environment units.
         low: Lower bounds of actions [action_dim], environment units.
-        high: Upper bounds [action_dim].
+        high: Upper bounds of actions [action_dim], environment units.
     """
 
     offset: Any
@@ -30,15 +30,15 @@ class ActionNormaliser(NamedTuple):
 
     @classmethod
     def of(cls, spec: PolicySpec) -> ActionNormaliser:
-        """That of a policy, with float64 arrays."""
+        """Build a policy's normaliser, with float64 arrays."""
         numbers = (spec.action_offset, spec.action_scale, spec.action.low, spec.action.high)
         return cls(*(np.array(values) for values in numbers))
 
     def normalise(self, actions: Array) -> Array:
-        """Actions [..., action_dim] in environment units as the flow knows them, clipped to [-1, 1]."""
+        """Convert actions [..., action_dim] from environment units to the flow's, clipped to [-1, 1]."""
         return ((actions - self.offset) / self.scale).clip(-1, 1)
 
     def to_environment(self, normalised: Array) -> Array:
-        """The flow's actions [..., action_dim] in environment units, within the bounds."""
-        # Clipped although the flow's lie in [-1, 1]: offset + scale may round past a bound.
+        """Convert the flow's actions [..., action_dim] to environment units, within the bounds."""
+        # Clipped although the flow's actions lie in [-1, 1]: offset + scale may round past a bound.
         return (self.offset + self.scale * normalised).clip(self.low, self.high)

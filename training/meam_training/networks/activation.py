@@ -1,4 +1,4 @@
-"""GELU and its slope, and the types in which products are taken."""
+"""GELU and its derivative, and the element types of matrix products."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["cast", "gelu", "gelu_slope"]
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The tanh approximation of GELU.
+    """GELU in its tanh approximation.
 
-    In compiled code it is written with a sigmoid, the same function, (1 + tanh z) / 2 = sigmoid(2 z): the compiler's
-    vectorised tanh takes three times as long.
+    Compiled code uses the identity (1 + tanh z) / 2 = sigmoid(2 z): the compiler's vectorised tanh takes three times
+    as long as its sigmoid.
     """
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return x * torch.sigmoid(2 * _gelu_argument(x))
@@ -26,8 +26,8 @@ def gelu(x: Tensor) -> Tensor:
 
 def gelu_slope(x: Tensor) -> Tensor:
     """Derivative of `gelu`."""
-    share = torch.sigmoid(2 * _gelu_argument(x))
-    return share + x * share * (1 - share) * (2 * _GELU_SCALE) * (1 + 3 * _GELU_CUBIC * x * x)
+    gate = torch.sigmoid(2 * _gelu_argument(x))
+    return gate + x * gate * (1 - gate) * (2 * _GELU_SCALE) * (1 + 3 * _GELU_CUBIC * x * x)
 
 
 _GELU_SCALE, _GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715
@@ -38,5 +38,5 @@ def _gelu_argument(x: Tensor) -> Tensor:
 
 
 def cast(x: Tensor, precision: Precision) -> Tensor:
-    """The type in which a product of that precision is taken."""
+    """Cast a factor to the element type in which products of the given precision are computed."""
     return x.bfloat16() if precision == "bf16" else x

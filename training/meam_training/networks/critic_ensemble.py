@@ -18,16 +18,16 @@ __all__ = ["CriticEnsemble"]
 
 
 class CriticEnsemble(nn.Module):
-    """Q_1 … Q_M: independent value networks, evaluated together by batched matrix products.
+    """Ensemble Q_1 … Q_M of independent value networks, evaluated together by batched matrix products.
 
     GELU, then LayerNorm, after every hidden layer, as in the reference implementation of QAM.
 
     Args:
-        feature_dim: Numbers in an encoded observation.
-        action_dim: Numbers in a flattened action chunk.
-        hidden_dims: Hidden layers of every member.
-        num_critics: Members.
-        precision: Type of the matrix products between hidden layers.
+        feature_dim: Dimension of an encoded observation.
+        action_dim: Dimension of a flattened action chunk.
+        hidden_dims: Widths of each member's hidden layers.
+        num_critics: Number of members, M.
+        precision: Element type of the matrix products between hidden layers.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class CriticEnsemble(nn.Module):
     def forward(
         self, features: Float[Tensor, "batch features"], action: Float[Tensor, "batch act"]
     ) -> Float[Tensor, "critics batch"]:
-        """Values of flattened, normalised action chunks."""
+        """Values of flattened, normalised action chunks, according to each critic."""
         inputs = torch.cat([features, action], dim=-1)
         hidden = torch.bmm(inputs.expand(len(self.weights[0]), *inputs.shape), self.weights[0]) + self.biases[0]
         for weight, bias, scale, shift in zip(
             self.weights[1:], self.biases[1:], self.norm_scales, self.norm_biases, strict=True
         ):
             hidden = F.layer_norm(gelu(hidden), hidden.shape[-1:], eps=1e-6) * scale + shift
-            # Sums of a single output are taken in full precision: bf16 knows a value only to within 0.4 %.
+            # The single output is computed in full precision: bf16 resolves a value only to within 0.4 %.
             precision = "float32" if weight is self.weights[-1] else self.precision
             product = torch.bmm(cast(hidden, precision), cast(weight, precision))
             hidden = product.to(bias.dtype) + bias

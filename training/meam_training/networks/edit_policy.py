@@ -1,4 +1,4 @@
-"""A policy on bounded edits of a flow's actions."""
+"""A policy over bounded edits of a flow's actions."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch.nn import functional as F
 __all__ = ["EditPolicy", "apply_edit", "xavier_linear"]
 
 LOG_STD_RANGE = (-20.0, 2.0)
-"""Limits of the edit policy's log standard deviations, before the tanh."""
+"""Bounds on the log standard deviations of the edit policy, before the tanh."""
 
 
 class EditPolicy(nn.Module):
-    """A tanh-Gaussian on edits of a flow's action, with the temperature of its entropy.
+    """Tanh-Gaussian policy over edits of a flow's action, with a learned entropy temperature.
 
-    A perceptron on the encoded observation and the action, built like `VelocityField`, with one linear layer for the
-    mean and one for the log standard deviation.
+    A multi-layer perceptron on the encoded observation and the action, built like `VelocityField`, with one linear
+    layer for the mean and one for the log standard deviation.
 
     Args:
-        feature_dim: Numbers in an encoded observation.
-        action_dim: Numbers in a flattened action chunk.
-        hidden_dims: Hidden layers.
+        feature_dim: Dimension of an encoded observation.
+        action_dim: Dimension of a flattened action chunk.
+        hidden_dims: Widths of the hidden layers.
 
     References:
         Dong et al., EXPO, arXiv:2507.07986. Haarnoja et al., Soft Actor-Critic, arXiv:1812.05905.
@@ -42,13 +42,13 @@ class EditPolicy(nn.Module):
 
     @property
     def alpha(self) -> Float[Tensor, ""]:
-        """Temperature: units of value per nat of entropy; 1 in a new policy."""
+        """Entropy temperature, in units of value per nat; 1 initially."""
         return self.log_alpha.exp()
 
     def forward(
         self, features: Float[Tensor, "*batch features"], action: Float[Tensor, "*batch act"]
     ) -> tuple[Float[Tensor, "*batch act"], Float[Tensor, "*batch act"]]:
-        """Mean and log standard deviation of the edit before its tanh, at flow actions in normalised units."""
+        """Mean and log standard deviation of the edit before the tanh, given flow actions in normalised units."""
         hidden = torch.cat([features, action], dim=-1)
         for layer in self.layers:
             hidden = F.gelu(layer(hidden), approximate="tanh")
@@ -60,7 +60,7 @@ class EditPolicy(nn.Module):
         action: Float[Tensor, "*batch act"],
         noise: Float[Tensor, "*batch act"],
     ) -> tuple[Float[Tensor, "*batch act"], Float[Tensor, "*batch"]]:
-        """Draw an edit, reparameterised.
+        """Draw a reparameterised edit.
 
         Args:
             features: Encoded observations.
@@ -68,8 +68,8 @@ class EditPolicy(nn.Module):
             noise: Standard normal draws.
 
         Returns:
-            The edit tanh(u), u = mean + std noise, in [-1, 1]; and the log density of the edit, nats, which is finite
-            even where the tanh rounds to 1.
+            The edit tanh(u), u = mean + std noise, in [-1, 1]; and its log density in nats, which is finite even where
+            the tanh rounds to ±1.
         """
         mean, log_std = self(features, action)
         u = mean + log_std.exp() * noise
@@ -81,9 +81,9 @@ class EditPolicy(nn.Module):
     def mode(
         self, features: Float[Tensor, "*batch features"], action: Float[Tensor, "*batch act"]
     ) -> Float[Tensor, "*batch act"]:
-        """The edit tanh(mean), without noise.
+        """Noiseless edit tanh(mean).
 
-        The reference implementation samples the edit wherever it acts, in evaluation too.
+        The reference implementation always samples the edit, even in evaluation.
         """
         return self(features, action)[0].tanh()
 
@@ -91,12 +91,12 @@ class EditPolicy(nn.Module):
 def apply_edit(
     flow_actions: Float[Tensor, "*batch act"], edit: Float[Tensor, "*batch act"], edit_scale: float
 ) -> Float[Tensor, "*batch act"]:
-    """Flow actions moved by at most `edit_scale` per component, inside the box [-1, 1] if they were."""
+    """Add an edit of at most `edit_scale` per component to flow actions, and clip the sum to the box [-1, 1]."""
     return (flow_actions + edit_scale * edit).clamp(-1, 1)
 
 
 def xavier_linear(n_in: int, n_out: int) -> nn.Linear:
-    """A linear layer with Xavier-uniform weights and zero biases."""
+    """Make a linear layer with Xavier-uniform weights and zero biases."""
     layer = nn.Linear(n_in, n_out)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)

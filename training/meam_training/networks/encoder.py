@@ -12,11 +12,11 @@ __all__ = ["ObservationEncoder"]
 
 
 class ObservationEncoder(nn.Module):
-    """Normalises raw observations and appends random Fourier features of them.
+    """Normalises raw observations and appends their random Fourier features.
 
     Args:
-        mean: Mean of every observation number.
-        std: Scale of every observation number.
+        mean: Mean of each observation component.
+        std: Scale of each observation component.
         fourier_features: Number of features, cosines and sines together; 0 for none.
         fourier_scale: Standard deviation of the frequencies.
 
@@ -32,18 +32,18 @@ class ObservationEncoder(nn.Module):
         self, mean: Sequence[float], std: Sequence[float], fourier_features: int = 0, fourier_scale: float = 1.0
     ) -> None:
         super().__init__()
-        # Not persistent: the policy spec is the one place where statistics are kept.
+        # Not persistent: the statistics are stored in the policy spec alone.
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
         self.register_buffer("frequencies", fourier_scale * torch.randn(len(mean), fourier_features // 2))
 
     @property
     def output_dim(self) -> int:
-        """Numbers in an encoded observation."""
+        """Dimension of an encoded observation."""
         return self.mean.numel() + 2 * self.frequencies.shape[1]
 
     def decode(self, features: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch obs"]:
-        """The raw observations of encoded ones."""
+        """Recover raw observations from encoded ones."""
         return features[..., : self.mean.numel()] * self.std + self.mean
 
     def forward(self, observation: Float[Tensor, "*batch obs"]) -> Float[Tensor, "*batch features"]:

@@ -1,4 +1,4 @@
-"""All networks of one run, and how its policy acts."""
+"""All networks of a run, and how its policy acts."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ KnownValue = Callable[[Tensor, Tensor], Tensor]
 
 
 class MeamNetworks(nn.Module):
-    """Encoder, mixture prior, policy and critics of one run, with the Polyak averages of what needs them.
+    """Encoder, mixture prior, policy and critics of a run, with their target networks (Polyak averages).
 
-    A `bc` run has no policy and no critics: what it deploys is the prior itself. A policy trained on samples of its own
-    (every objective but `adjoint`) is averaged too; the average draws the samples, and is what acts.
+    A `bc` run has neither policy nor critics: it deploys the prior itself. A policy trained on its own samples (every
+    objective but `adjoint`) has a target network too, which draws the samples and is the network that acts.
 
     Args:
         spec: Dimensions and normalisation.
         config: Sizes and method.
 
     Attributes:
-        known_value: If set, the value of normalised chunks at raw observations, [batch, obs], [batch, act] -> [batch],
-            instead of the critics'.
-        integration: How it acts in training.
+        known_value: If set, used in place of the critics: the value of normalised chunks at raw observations,
+            [batch, obs], [batch, act] -> [batch].
+        integration: How the policy's ODE is integrated in training.
     """
 
     def __init__(self, spec: PolicySpec, config: TrainConfig) -> None:
@@ -71,20 +71,20 @@ class MeamNetworks(nn.Module):
                 self.one_step = OneStepPolicy(features, action_dim, config.hidden_dims)
 
     def start_policy_from_prior(self) -> None:
-        """Make the policy and the averaged prior copies of the prior, as adjoint matching fine-tunes a given flow."""
+        """Copy the prior to the policy and the target networks of both: adjoint matching fine-tunes a given flow."""
         if self.policy is not None:
             for copied in (self.policy, self.target_prior, self.target_policy):
                 if copied is not None:
                     copied.load_state_dict(self.prior.state_dict())
 
     def start_mirror_stage(self) -> None:
-        """Make the policy so far the prior of what follows."""
+        """Make the current policy the prior of the mirror-descent stage that begins."""
         for copied in (self.prior, self.target_prior):
             copied.load_state_dict(self.deployed.state_dict())
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Compute in full precision for a while, as the exported policy does."""
+        """Compute in full precision within the context, as the exported policy does."""
         parts = [part for part in self.modules() if isinstance(part, (VelocityField, CriticEnsemble))]
         for part in parts:
             part.precision = "float32"
@@ -96,7 +96,7 @@ class MeamNetworks(nn.Module):
 
     @property
     def deployed(self) -> VelocityField:
-        """The velocity field that acts: the policy, its average if there is one, or for `bc` the prior."""
+        """Velocity field that acts: the policy's target network, or else the policy, or else (`bc`) the prior."""
         return self.target_policy or self.policy or self.prior
 
     def flow(
@@ -107,14 +107,14 @@ class MeamNetworks(nn.Module):
         integration: Integration | None = None,
         guide: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Follow one of the fields from noise to action; see `solvers.solve`.
+        """Integrate one of the velocity fields from noise to action; see `solvers.solve`.
 
         Args:
             field: The velocity field.
             features: Encoded observations.
             x_0: Noise.
-            integration: How; None as in training, `self.integration`.
-            guide: Changes denoised actions.
+            integration: How to integrate; None takes `self.integration`, as in training.
+            guide: Modifies denoised actions.
         """
         return integrate(field.condition(features), x_0, integration or self.integration, self.config.confine, guide)
 
@@ -124,12 +124,12 @@ class MeamNetworks(nn.Module):
         noise: Float[Tensor, "batch noise"],
         edit_noise: Float[Tensor, "batch noise"] | None = None,
     ) -> Float[Tensor, "batch act"]:
-        """Chunks as the policy acts: flow, edit, clip, and the best of several.
+        """Choose chunks as the deployed policy does: integrate the flow, edit, clip, and take the best of N samples.
 
         Args:
             features: Encoded observations.
-            noise: Starts of the flow, best_of of them in a row.
-            edit_noise: Noise of the edit policy; None takes its mode.
+            noise: Initial noise of the flow, `best_of` samples concatenated.
+            edit_noise: Noise of the edit policy, likewise; None takes its mode.
         """
         return self.choose(features, noise, edit_noise)[0]
 
@@ -140,7 +140,10 @@ class MeamNetworks(nn.Module):
         edit_noise: Float[Tensor, "batch noise"] | None = None,
         integration: Integration | None = None,
     ) -> tuple[Float[Tensor, "batch act"], Float[Tensor, "critics batch"] | None]:
-        """What `act` returns, and its values by every averaged critic; None where there is no choice."""
+        """Choose chunks as `act` does, and return their values according to each target critic.
+
+        The values are None if `best_of` is 1.
+        """
         x_1, values = self.draw(features, noise, edit_noise, integration)
         if values is None:
             return x_1[0], None
@@ -155,7 +158,7 @@ class MeamNetworks(nn.Module):
         edit_noise: Float[Tensor, "batch noise"] | None = None,
         integration: Integration | None = None,
     ) -> tuple[Float[Tensor, "samples batch act"], Float[Tensor, "critics samples batch"] | None]:
-        """All chunks of which `choose` takes one, and their values; None where there is only one."""
+        """Draw the samples from which `choose` takes the best; their values are None if `best_of` is 1."""
         integration = integration or self.integration
         best_of = integration.best_of
         x_0 = noise.unflatten(-1, (best_of, -1)).movedim(1, 0)
@@ -178,14 +181,14 @@ class MeamNetworks(nn.Module):
     def values(
         self, features: Float[Tensor, "batch features"], actions: Float[Tensor, "batch act"]
     ) -> Float[Tensor, "critics batch"]:
-        """Values of chunks by every averaged critic, or by the one known value."""
+        """Values of chunks according to each target critic, or according to the known value if there is one."""
         if self.known_value is not None:
             return self.known_value(self.encoder.decode(features), actions)[None]
         return self.target_critic(features, actions)
 
 
 def build_networks(spec: PolicySpec, config: TrainConfig) -> MeamNetworks:
-    """Networks with the weights that the config's seed gives, on the CPU; the global generator is left alone."""
+    """Build networks on the CPU, initialised from the config's seed; the global generator is left untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return MeamNetworks(spec, config)

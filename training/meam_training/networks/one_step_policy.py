@@ -1,4 +1,4 @@
-"""A policy that takes one evaluation, distilled from a flow."""
+"""A one-step policy, distilled from a flow."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["OneStepPolicy"]
 
 
 class OneStepPolicy(nn.Module):
-    """mu(s, x_0): an action chunk from noise in one evaluation; a `VelocityField` without time.
+    """One-step policy mu(s, x_0): maps noise to an action chunk in one evaluation, like a `VelocityField` without time.
 
     Args:
-        feature_dim: Numbers in an encoded observation.
-        action_dim: Numbers in a flattened action chunk.
-        hidden_dims: Hidden layers.
+        feature_dim: Dimension of an encoded observation.
+        action_dim: Dimension of a flattened action chunk.
+        hidden_dims: Widths of the hidden layers.
 
     References:
         Park et al., Flow Q-Learning, arXiv:2502.02538.
@@ -35,7 +35,7 @@ class OneStepPolicy(nn.Module):
     def forward(
         self, features: Float[Tensor, "*batch features"], x_0: Float[Tensor, "*batch act"]
     ) -> Float[Tensor, "*batch act"]:
-        """Normalised action chunks, not clipped: whoever acts on them clips to [-1, 1]."""
+        """Normalised action chunks, not clipped: the caller clips them to [-1, 1] to act."""
         *hidden_layers, last = self.layers
         hidden = torch.cat([features, x_0], dim=-1)
         for layer in hidden_layers:

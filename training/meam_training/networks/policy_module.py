@@ -1,4 +1,4 @@
-"""What an exported policy computes, in PyTorch: acting while training, and the reference for the graph."""
+"""The computation of an exported policy in PyTorch: it acts during training and is the reference for the graph."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["PolicyModule"]
 
 
 class PolicyModule(nn.Module):
-    """A policy from raw observations to actions in environment units.
+    """Policy from raw observations to actions in environment units.
 
     Args:
-        networks: Trained networks; they are read at every call.
-        spec: Normalisation, bounds, chunk size, and how to integrate.
-        one_step: Act by the one-step policy distilled from the flow.
-        takes_prefix: Take a prefix: the chunk that the new one continues.
+        networks: Trained networks; each call reads their current weights.
+        spec: Normalisation, bounds, chunk size and integration.
+        one_step: Act with the one-step policy distilled from the flow.
+        takes_prefix: Accept a prefix: given actions that the new chunk continues (real-time chunking).
 
     Raises:
-        ConfigError: there is no one-step policy, it was to be chosen from, there is no critic to choose by, or the
-            policy cannot take a prefix.
+        ConfigError: the one-step policy is asked for and there is none, best_of is above 1 for the one-step policy or
+            without critics, or the policy cannot take a prefix.
     """
 
     action_offset: Tensor
@@ -43,9 +43,9 @@ class PolicyModule(nn.Module):
                 "The checkpoint has no one-step policy. Train with --distill-coef above 0, or export the flow."
             )
         if best_of > 1 and not networks.config.trains_policy:
-            raise ConfigError(f"best_of is {best_of}; expected 1, for a {spec.method} policy has no critics.")
+            raise ConfigError(f"best_of is {best_of}; expected 1, because {spec.method} trains no critics.")
         if best_of > 1 and one_step:
-            raise ConfigError(f"best_of is {best_of}; expected 1, for the one-step policy draws one chunk.")
+            raise ConfigError(f"best_of is {best_of}; expected 1, because the one-step policy draws one chunk.")
         if takes_prefix:
             _check_prefix(networks, spec, one_step)
         self.networks, self.integration = networks, spec.integration
@@ -56,7 +56,7 @@ class PolicyModule(nn.Module):
 
     @property
     def normaliser(self) -> ActionNormaliser:
-        """Between actions in environment units and the flow's, in this module's type and on its device."""
+        """Action normaliser in this module's element type and on its device."""
         return ActionNormaliser(self.action_offset, self.action_scale, self.action_low, self.action_high)
 
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class PolicyModule(nn.Module):
         return self.decide(observation, noise)[0]
 
     def all_values(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """Mean values [samples, batch] of the chunks of which one is chosen."""
+        """Mean values [samples, batch] of the chunks among which the best is chosen."""
         _, values = self.networks.draw(self.networks.encoder(observation), noise, integration=self.integration)
         assert values is not None
         return values.mean(dim=0)
@@ -79,16 +79,17 @@ class PolicyModule(nn.Module):
         prefix: Tensor | None = None,
         prefix_weight: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Compute everything that the graph does.
+        """Compute all outputs of the graph.
 
         Args:
             observation: Raw observations [batch, obs].
             noise: Standard normal [batch, noise_dim].
-            prefix: The chunk that is continued [batch, chunk_size, action_dim], environment units.
-            prefix_weight: How firmly each of its actions is given [batch, chunk_size], from 0, not at all, to 1.
+            prefix: Given actions that the chunk continues [batch, chunk_size, action_dim], environment units.
+            prefix_weight: Weight of each action of the prefix [batch, chunk_size], from 0 (free) to 1 (fixed).
 
         Returns:
-            The actions and, where one chunk of several is chosen, its value [batch] and the critics' disagreement.
+            The actions and, if the best of several chunks is chosen, its value [batch] and the critics' disagreement
+            about it [batch].
         """
         n = self.networks
         features = n.encoder(observation)

@@ -1,4 +1,4 @@
-"""The velocity field, and its Jacobian."""
+"""The velocity field and its Jacobian."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["ConditionedVelocity", "VelocityField"]
 
 
 class VelocityField(nn.Module):
-    """v(s, x, t): a multi-layer perceptron on the encoded observation, the point of the flow and its time.
+    """Velocity field v(s, x, t): a multi-layer perceptron on the encoded observation, the flow's state and its time.
 
-    tanh-approximated GELU, Xavier-uniform weights and zero biases, as in the reference implementation of QAM.
+    GELU in its tanh approximation, Xavier-uniform weights and zero biases, as in the reference implementation of QAM.
 
     Args:
-        feature_dim: Numbers in an encoded observation.
-        action_dim: Numbers in a flattened action chunk.
-        hidden_dims: Hidden layers.
-        precision: Type of the matrix products between hidden layers.
+        feature_dim: Dimension of an encoded observation.
+        action_dim: Dimension of a flattened action chunk.
+        hidden_dims: Widths of the hidden layers.
+        precision: Element type of the matrix products between hidden layers.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class VelocityField(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def condition(self, features: Float[Tensor, "*batch features"]) -> ConditionedVelocity:
-        """The field at fixed observations, v(x, t), whose share of the first layer is computed only once."""
+        """Fix the observations, giving v(x, t); their contribution to the first layer is computed only once."""
         return ConditionedVelocity(self, features)
 
     def forward(
@@ -56,7 +56,7 @@ class VelocityField(nn.Module):
 
 
 class ConditionedVelocity:
-    """v(x, t) of a velocity field at fixed observations; x and t may have leading axes that the features lack.
+    """Velocity field v(x, t) at fixed observations; x and t may have leading axes that the features lack.
 
     Args:
         field: The velocity field.
@@ -67,9 +67,9 @@ class ConditionedVelocity:
         first, *hidden, last = field.layers
         assert isinstance(first, nn.Linear)
         assert isinstance(last, nn.Linear)
-        self._of_x_t = first.weight[:, features.shape[-1] :]
+        self._x_t_weight = first.weight[:, features.shape[-1] :]
         self._projected = F.linear(features, first.weight[:, : features.shape[-1]], first.bias)
-        # Cast once, not at every evaluation.
+        # Cast once, rather than at every evaluation.
         self._precision: Precision = field.precision
         self._hidden: list[tuple[Tensor, Tensor]] = []
         for layer in hidden:
@@ -84,17 +84,17 @@ class ConditionedVelocity:
     def linearize(
         self, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]
     ) -> tuple[Float[Tensor, "*batch act"], MlpJacobian]:
-        """Velocity at x and time t, and its derivative in x there; nothing of it has a gradient."""
+        """Evaluate the velocity and its Jacobian with respect to x; neither carries gradients."""
         with torch.no_grad():
             inputs = self._inputs(x, t)
             velocity = self._last(gelu(inputs[-1]))
-            of_x = self._of_x_t[:, : x.shape[-1]]
-            weights = [of_x, *(weight for weight, _ in self._hidden), self._last.weight]
+            x_weight = self._x_t_weight[:, : x.shape[-1]]
+            weights = [x_weight, *(weight for weight, _ in self._hidden), self._last.weight]
             return velocity, MlpJacobian([gelu_slope(values) for values in inputs], weights)
 
     def _inputs(self, x: Tensor, t: Tensor) -> list[Tensor]:
-        """What enters the activation of every hidden layer."""
-        inputs = [self._projected + F.linear(torch.cat([x, t], dim=-1), self._of_x_t)]
+        """Pre-activations of the hidden layers."""
+        inputs = [self._projected + F.linear(torch.cat([x, t], dim=-1), self._x_t_weight)]
         for weight, bias in self._hidden:
             product = cast(gelu(inputs[-1]), self._precision) @ weight.T
             inputs.append(product.to(bias.dtype) + bias)
@@ -102,24 +102,24 @@ class ConditionedVelocity:
 
 
 class MlpJacobian:
-    """Derivative of a multi-layer perceptron at many points at once.
+    """Jacobian of a multi-layer perceptron at many points at once.
 
     Args:
-        slopes: Of the activations of every hidden layer [..., width].
-        weights: Of every layer, [outputs, inputs].
+        slopes: Derivatives of the activation of each hidden layer [..., width].
+        weights: Weights of each layer [outputs, inputs].
     """
 
     def __init__(self, slopes: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         self._slopes, self._weights = slopes, weights
 
     def transposed_product(self, index: int, covector: Float[Tensor, "batch out"]) -> Float[Tensor, "batch in"]:
-        """J^T c at the points [index] of the first axis."""
+        """Product J^T c at the points [index] of the first axis."""
         for slopes, weight in zip(self._slopes[::-1], self._weights[:0:-1], strict=True):
             covector = (covector.to(weight.dtype) @ weight).to(slopes.dtype) * slopes[index]
         return covector @ self._weights[0]
 
     def product(self, vectors: Float[Tensor, "vectors in"]) -> Float[Tensor, "vectors *batch out"]:
-        """J u for every vector u at every point."""
+        """Product J u for each vector u at each point."""
         points = self._slopes[0].dim() - 1
         pushed = (vectors @ self._weights[0].T)[(slice(None), *[None] * points)]
         for slopes, weight in zip(self._slopes, self._weights[1:], strict=True):

@@ -1,1 +1,1 @@
-"""Runs on disk: folders, checkpoints, logs, sweeps."""
+"""Runs on disk: folders, checkpoints, logs and sweeps."""

@@ -1,13 +1,14 @@
-"""Checkpoints: everything needed to go on with a run, or to export its policy, in one folder written atomically.
+"""Checkpoints: everything needed to resume a run, or to export its policy, in one folder that is written atomically.
 
 step_00010000/
-policy_spec.json            what the policy is, without file hashes
+policy_spec.json            the policy's specification, without file hashes
 train_config.json           the run's settings
 model.safetensors           all networks
 trainer.safetensors         Adam's moments and the generator's state
-trainer.json                step, score, fingerprint of the data, and the optimiser's plain settings
+trainer.json                step, score, fingerprint of the data, and the optimiser's parameter groups
+online.safetensors          transitions recorded online, if the run has begun online training
 
-Only whole checkpoints bear such a name: they are written, and deleted, under hidden ones.
+Only complete checkpoints have such a name: while being written or deleted, they have a hidden one.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _TRAINER, _STATE = "trainer.safetensors", "trainer.json"
 _ONLINE = "online.safetensors"
 
 OBSERVATIONS_FILE = "observations.safetensors"
-"""In the training folder: a sample of the data's observations, at which an exported policy is checked."""
+"""File of the run's folder with a sample of the data's observations, on which the exported policy is checked."""
 
 _NAME = re.compile(r"step_(\d{8,})")
 _LATEST, _BEST = "latest", "best"
@@ -50,18 +51,18 @@ _LATEST, _BEST = "latest", "best"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainingState:
-    """Everything a checkpoint holds.
+    """Everything that a checkpoint holds.
 
     Attributes:
-        step: Updates done.
+        step: Steps completed: updates, then online steps.
         config: The run's settings.
-        spec: What the policy is.
+        spec: Specification of the policy.
         data: Fingerprint of the training data; see `OfflineDataset.fingerprint`.
         networks: All networks.
-        optimizer: What moves them.
+        optimizer: Their optimiser.
         generator: Source of the updates' randomness.
         score: Mean return of the evaluation in the environment at this step; None if there was none.
-        online: What `OnlineLearning.state` gave; None before the first online step.
+        online: State returned by `OnlineLearning.state`; None before the first online step.
     """
 
     step: int
@@ -75,7 +76,7 @@ class TrainingState:
     online: Mapping[str, Tensor] | None = None
 
     def __repr__(self) -> str:
-        """One line: the tensors would fill pages."""
+        """Short description; the tensors would fill pages."""
         return f"TrainingState(step={self.step}, method={self.config.method!r}, score={self.score})"
 
 
@@ -84,10 +85,10 @@ class Checkpoint:
     """A complete checkpoint on disk.
 
     Attributes:
-        path: Its folder.
-        step: Updates done.
+        path: Folder of the checkpoint.
+        step: Steps completed: updates, then online steps.
         config: The run's settings.
-        spec: What the policy is.
+        spec: Specification of the policy.
         data: Fingerprint of the training data; see `OfflineDataset.fingerprint`.
         score: Mean return of the evaluation in the environment at this step; None if there was none.
     """
@@ -100,7 +101,7 @@ class Checkpoint:
     score: float | None = None
 
     def __repr__(self) -> str:
-        """One line: settings and spec would fill pages."""
+        """Short description; settings and spec would fill pages."""
         return f"Checkpoint({str(self.path)!r}, step={self.step}, method={self.config.method!r}, score={self.score})"
 
     @classmethod
@@ -108,11 +109,11 @@ class Checkpoint:
         """Open a checkpoint.
 
         Args:
-            path: A checkpoint folder; a training folder, whose newest checkpoint is taken; or a name in its
-                `checkpoints`: `RUN/checkpoints/latest`, `RUN/checkpoints/best`.
+            path: A checkpoint's folder; a run's folder, whose newest checkpoint is taken; or one of the names
+                `RUN/checkpoints/latest` and `RUN/checkpoints/best`.
 
         Raises:
-            NotFoundError: there is no such folder, no checkpoint in it, or none with a score to be the best.
+            NotFoundError: there is no such folder, no checkpoint in it, or, for `best`, none with a score.
             CheckpointError: a file is missing or broken.
         """
         folder = Path(path).expanduser()
@@ -133,14 +134,14 @@ class Checkpoint:
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).rstrip(".").replace("config.json", _SPEC) or repr(error)
             raise CheckpointError(
-                f"The checkpoint {folder} is broken ({reason}). Delete its folder to go on with the one before."
+                f"The checkpoint {folder} is broken ({reason}). Delete its folder to resume from the previous one."
             ) from error
 
     def read_observations(self) -> NDArray[np.float32] | None:
-        """Raw observations [n, obs] of the data, as the run kept them; None if it kept none.
+        """Read the sample of raw observations [n, obs] that the run saved; None if it saved none.
 
         Raises:
-            CheckpointError: their file is broken, or of another run.
+            CheckpointError: the file is broken, or of another run.
         """
         file = self.path.absolute().parent.parent / OBSERVATIONS_FILE
         if not file.is_file():
@@ -168,13 +169,13 @@ class Checkpoint:
 
     @classmethod
     def latest(cls, output_dir: str | os.PathLike[str]) -> Checkpoint | None:
-        """The newest checkpoint of a training folder, or None.
+        """Open the newest checkpoint of a run; None if there is none.
 
         Args:
-            output_dir: The training folder; it need not exist.
+            output_dir: The run's folder; it need not exist.
 
         Raises:
-            CheckpointError: a file of it is missing or broken.
+            CheckpointError: a file of the checkpoint is missing or broken.
         """
         while folders := _folders(output_dir):
             try:
@@ -182,50 +183,50 @@ class Checkpoint:
             except (CheckpointError, NotFoundError):
                 if folders[-1].is_dir():
                     raise
-                # Else the run that is going on has deleted it meanwhile, and has newer ones.
+                # Otherwise, the run in progress has just deleted it and has newer ones.
         return None
 
     @classmethod
     def best(cls, output_dir: str | os.PathLike[str]) -> Checkpoint | None:
-        """The checkpoint with the highest score, of equal ones the earliest; None where there are no scores.
+        """Open the checkpoint with the highest score, the earliest of equal ones; None if no checkpoint has a score.
 
         Args:
-            output_dir: The training folder; it need not exist.
+            output_dir: The run's folder; it need not exist.
 
         Raises:
-            CheckpointError: a file of it is missing or broken.
+            CheckpointError: a file of the checkpoint is missing or broken.
         """
         scores = _scores(output_dir)
         return cls.load(max(scores, key=lambda folder: scores[folder])) if scores else None
 
     @classmethod
     def prune(cls, output_dir: str | os.PathLike[str], keep: int) -> None:
-        """Delete all checkpoints but the newest `keep` and the best one, and what killed processes left.
+        """Delete all checkpoints except the newest `keep` and the best one, and remnants of killed processes.
 
         Args:
-            output_dir: The training folder.
-            keep: How many of the newest to keep, at least 1.
+            output_dir: The run's folder.
+            keep: Number of newest checkpoints to keep, at least 1.
 
         Raises:
-            OutputError: something cannot be deleted.
+            OutputError: a checkpoint cannot be deleted.
         """
         scores = _scores(output_dir)
         best = {max(scores, key=lambda folder: scores[folder])} if scores else set()
         try:
             for folder in set(_folders(output_dir)[:-keep]) - best:
                 delete_folder(folder)
-            for left in _checkpoints(output_dir).glob(".step_*"):
-                shutil.rmtree(left)
+            for remnant in _checkpoints(output_dir).glob(".step_*"):
+                shutil.rmtree(remnant)
         except OSError as error:
-            raise OutputError(f"An old checkpoint cannot be deleted: {error}. Delete it by hand.") from error
+            raise OutputError(f"An old checkpoint cannot be deleted: {error}. Delete it manually.") from error
 
     @classmethod
     def save(cls, output_dir: str | os.PathLike[str], state: TrainingState) -> Checkpoint:
-        """Write a checkpoint: it is there whole and on the disk, or not at all. Earlier ones are left alone.
+        """Write a checkpoint, which appears complete and flushed to disk, or not at all. Earlier ones are untouched.
 
         Args:
-            output_dir: The training folder.
-            state: What to write.
+            output_dir: The run's folder.
+            state: State to save.
 
         Raises:
             OutputError: the folder cannot be written, for instance because the disk is full.
@@ -250,12 +251,13 @@ class Checkpoint:
         return cls(folder, state.step, state.config, state.spec, state.data, state.score)
 
     def load_networks(self) -> MeamNetworks:
-        """The networks with the checkpoint's weights, on the CPU.
+        """Build the networks with the checkpoint's weights, on the CPU and in float32.
 
         Raises:
-            CheckpointError: the weights are missing, broken, or not of these networks.
+            CheckpointError: the weights are missing, broken, or do not fit the networks.
         """
-        networks = build_networks(self.spec, replace(self.config, precision="float32"))  # deployment is always exact
+        # Deployed policies always compute in float32.
+        networks = build_networks(self.spec, replace(self.config, precision="float32"))
         weights = self._read(_MODEL)
         try:
             networks.load_state_dict(weights, strict=True)
@@ -264,13 +266,13 @@ class Checkpoint:
         return networks
 
     def restore(self, state: TrainingState) -> TrainingState:
-        """Go on from the checkpoint: put a run's networks, optimiser and generator into the state they had.
+        """Resume from the checkpoint: restore the state of a run's networks, optimiser and generator.
 
         Args:
-            state: The run now; its networks, optimiser and generator are changed in place.
+            state: State of the run; its networks, optimiser and generator are changed in place.
 
         Returns:
-            The run with the checkpoint's step, score and, if that step was online, what was recorded by then.
+            The state with the checkpoint's step, score and, if that step was online, the transitions recorded so far.
 
         Raises:
             CheckpointError: a file is missing, broken, or of another run.
@@ -283,17 +285,17 @@ class Checkpoint:
             capturable = [group.get("capturable") for group in optimizer.param_groups]
             optimizer.load_state_dict(_unflatten_optimizer(tensors, layout))
             for group, ours in zip(optimizer.param_groups, capturable, strict=True):
-                group["capturable"] = ours  # it belongs to the device, not to the run
+                group["capturable"] = ours  # depends on the device, not on the run
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"The checkpoint {self.path} does not fit this run: {error}") from error
         online = self.read_online() if self.step > state.config.steps else None
         return replace(state, step=self.step, score=self.score, online=online)
 
     def read_online(self) -> dict[str, Tensor]:
-        """What `OnlineLearning.state` gave.
+        """Read the state that `OnlineLearning.state` returned.
 
         Raises:
-            CheckpointError: it is missing or broken.
+            CheckpointError: the file is missing or broken.
         """
         return self._read(_ONLINE)
 
@@ -302,7 +304,8 @@ class Checkpoint:
             return load_file(self.path / name)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
-                f"{self.path / name} is missing or broken ({error}). Delete {self.path} to go on with the one before."
+                f"{self.path / name} is missing or broken ({error}). Delete {self.path} to resume from the previous "
+                "checkpoint."
             ) from error
 
 
@@ -311,13 +314,13 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimiser's state into tensors by name, and plain data."""
+    """Split an optimiser's state into tensors by name and plain data."""
     tensors = {f"{i}.{name}": value for i, moments in state["state"].items() for name, value in moments.items()}
     return tensors, {"param_groups": state["param_groups"]}
 
 
 def _restore_generator(generator: torch.Generator, state: Tensor, checkpoint: Checkpoint) -> None:
-    """Go on with the random numbers; on another kind of device, whose state is another one, with new ones."""
+    """Restore a generator's state, or reseed it if the checkpoint is from another kind of device."""
     if len(state) == len(generator.get_state()):
         generator.set_state(state)
     else:
@@ -337,19 +340,19 @@ def _checkpoints(output_dir: str | os.PathLike[str]) -> Path:
 
 
 def _folders(output_dir: str | os.PathLike[str]) -> list[Path]:
-    """A run's checkpoint folders, oldest first."""
+    """Folders of a run's checkpoints, oldest first."""
     found = [path for path in _checkpoints(output_dir).glob("step_*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def _scores(output_dir: str | os.PathLike[str]) -> dict[Path, float]:
-    """The scores of the checkpoints that have one, oldest first."""
+    """Scores of the checkpoints that have one, oldest first."""
     scores = {}
     for folder in _folders(output_dir):
         try:
             score = _score(json.loads((folder / _STATE).read_bytes()))
         except (OSError, ValueError, TypeError, AttributeError):
-            continue  # broken, or deleted meanwhile: in no case the best
+            continue  # broken or just deleted, so it cannot be the best
         if score is not None:
             scores[folder] = score
     return scores

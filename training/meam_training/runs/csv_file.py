@@ -1,4 +1,4 @@
-"""A CSV file with a row a step."""
+"""A CSV file with one row per step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["CsvFile"]
 
 
 class CsvFile:
-    """A CSV file with a row a step. It appears with its first row."""
+    """A CSV file with one row per step, created with its first row."""
 
     def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
         self._path, self._columns = path, ("step", *columns)
@@ -23,24 +23,24 @@ class CsvFile:
             write_atomically(path, "".join(",".join(line) + "\n" for line in lines))
 
     def has(self, step: int) -> bool:
-        """Whether there is a row of that step."""
+        """Whether there is a row for the step."""
         return self._path.is_file() and any(int(row["step"]) == step for row in whole_rows(self._path))
 
     def append(self, step: int, row: Mapping[str, float]) -> None:
-        """Add a row; numbers that it lacks stay empty."""
+        """Append a row; the cells of missing columns stay empty."""
         lines = [] if self._path.is_file() else [self._columns]
         lines.append((str(step), *(f"{row[name]:.9g}" if name in row else "" for name in self._columns[1:])))
         with self._path.open("a", newline="", encoding="utf-8") as file:
             file.write("".join(",".join(line) + "\n" for line in lines))
 
     def flush(self) -> None:
-        """Put the rows on the disk."""
+        """Flush the rows to disk."""
         if self._path.is_file():
             flush_to_disk(self._path)
 
 
 def whole_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a file, but for a last one that was cut short."""
+    """Read the rows of a file, without a last one that was only partly written."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases."""
+"""Logging to TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from meam_training.config import TrainConfig
 __all__ = ["MetricSink", "TensorBoardSink", "WandBSink"]
 
 PROJECT = "meam-policy"
-"""Project of Weights & Biases, unless WANDB_PROJECT names another."""
+"""Project in Weights & Biases, unless WANDB_PROJECT names another."""
 
 
 class MetricSink(Protocol):
-    """Where numbers go beside the CSV files."""
+    """Logger of metrics in addition to the CSV files."""
 
     def write(self, group: str, step: int, row: Mapping[str, float]) -> None:
-        """Log the numbers of a step, under `group/name`."""
+        """Log a step's metrics under `group/name`."""
         ...
 
     def close(self, failed: bool) -> None:
-        """End the log; `failed` if an exception ended the run."""
+        """Close the log; `failed` tells whether an exception ended the run."""
         ...
 
 
 class TensorBoardSink:
-    """TensorBoard's event files, in the folder `tensorboard` of the run.
+    """Writes TensorBoard event files to the run's subfolder `tensorboard`.
 
-    Numbers are written as scalars of float32, which every reader of event files takes for scalars. TensorBoard's newer
-    kind, a tensor of float64, is none to most of them.
+    Metrics are written as float32 scalars, which every reader of event files understands. Most of them do not recognise
+    TensorBoard's newer float64 tensors as scalars.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -43,21 +43,21 @@ class TensorBoardSink:
             raise MissingExtraError(
                 "Logging to TensorBoard needs tensorboard: pip install 'meam-policy[log]'."
             ) from error
-        # Always, for TensorBoard hides nothing at the first mark of this kind, but at every later one.
+        # Set for new runs too: TensorBoard ignores the first purge mark of a log and obeys only later ones.
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, group: str, step: int, row: Mapping[str, float]) -> None:
-        """Log the numbers of a step."""
+        """Log a step's metrics."""
         for name, value in row.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def close(self, failed: bool) -> None:
-        """End the log."""
+        """Close the log."""
         self._writer.close()
 
 
 class WandBSink:
-    """Weights & Biases; the id of the run makes it go on with the same one."""
+    """Logs to Weights & Biases; a run with a known id is continued."""
 
     def __init__(self, folder: Path, config: TrainConfig, run_id: str) -> None:
         try:
@@ -80,13 +80,13 @@ class WandBSink:
         except wandb.Error as error:
             raise ConfigError(
                 f"Weights & Biases does not start: {error}. Log in with `wandb login`, set WANDB_MODE=offline, or "
-                "leave wandb out of loggers."
+                "remove wandb from loggers."
             ) from error
 
     def write(self, group: str, step: int, row: Mapping[str, float]) -> None:
-        """Log the numbers of a step."""
+        """Log a step's metrics."""
         self._run.log({f"{group}/{name}": value for name, value in row.items()}, step=step)
 
     def close(self, failed: bool) -> None:
-        """End the log."""
+        """Close the log."""
         self._run.finish(exit_code=int(failed))

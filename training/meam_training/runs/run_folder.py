@@ -1,11 +1,12 @@
-"""The folder of a run: who trains into it, and what is written there.
+"""The folder of a run: its files, and the lock that only one process at a time can hold.
 
 config.json                 the settings
-run.json                    where the data came from, and the run's id in Weights & Biases
-metrics.csv                 means of the metrics, a row every `log_every` updates
-evaluations.csv             evaluations, a row every `evaluate_every` updates and one of the last
+run.json                    origin of the data, and the run's id in Weights & Biases
+metrics.csv                 mean metrics, one row every `log_every` updates
+evaluations.csv             evaluations, one row every `evaluate_every` updates and one for the last
+observations.safetensors    a sample of the data's observations, on which the exported policy is checked
 checkpoints/step_00010000/  see `meam_training.runs.checkpoint`
-tensorboard/, wandb/        if asked for
+tensorboard/, wandb/        if `loggers` has them
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ RECORD_FILE = "run.json"
 FORMAT_VERSION = 1
 
 UPDATE_COLUMNS = (*METRICS, *ONLINE_METRICS, "gradient_norm")
-"""Columns of `metrics.csv`: what is logged of updates, and of online episodes."""
+"""Columns of `metrics.csv`: metrics of updates and of online episodes."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What `run.json` keeps beside the settings.
+    """Content of `run.json`.
 
     Attributes:
-        origin: Where the data came from, in the words of `meam train`; empty if unknown.
+        origin: Arguments of `meam train` that name the data; empty if unknown.
         run_id: Id of the run in Weights & Biases.
     """
 
@@ -58,10 +59,10 @@ class RunRecord:
 
     @classmethod
     def load(cls, folder: Path) -> RunRecord | None:
-        """Read a folder's record; None if it has none.
+        """Read the record of a folder; None if it has none.
 
         Raises:
-            OutputError: there is a `run.json` of something else.
+            OutputError: there is a `run.json`, but not of a training run.
         """
         file = folder / RECORD_FILE
         try:
@@ -73,20 +74,20 @@ class RunRecord:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputError(
-                f"{file} is not of a training run ({error}). Choose another output folder, or delete the file."
+                f"{file} is not that of a training run ({error}). Choose another output folder, or delete the file."
             ) from error
 
     def save(self, folder: Path) -> None:
-        """Write it."""
+        """Write the record to a folder."""
         data = {"meam_run": FORMAT_VERSION, "origin": dict(self.origin), "run_id": self.run_id}
         write_atomically(folder / RECORD_FILE, json.dumps(data, indent=2) + "\n")
 
 
 def load_settings(folder: Path) -> TrainConfig | None:
-    """The settings with which a run was last trained; None if the folder holds none.
+    """Read the settings with which a run was last trained; None if the folder holds no run.
 
     Raises:
-        CheckpointError: they are broken.
+        CheckpointError: the settings are broken.
     """
     if RunRecord.load(folder) is None or not (folder / CONFIG_FILE).is_file():
         last = Checkpoint.latest(folder)
@@ -95,23 +96,23 @@ def load_settings(folder: Path) -> TrainConfig | None:
         return TrainConfig.from_json((folder / CONFIG_FILE).read_bytes())
     except (OSError, ConfigError) as error:
         raise CheckpointError(
-            f"{folder / CONFIG_FILE} is broken ({error}). Delete it to take the checkpoint's."
+            f"{folder / CONFIG_FILE} is broken ({error}). Delete it to use the checkpoint's settings."
         ) from error
 
 
 @dataclass
 class Run:
-    """A run that this process trains; made by `open_run`.
+    """A run that this process trains; opened by `open_run`.
 
     Attributes:
-        folder: Its folder.
-        config: Its settings.
-        spec: What the policy is.
+        folder: Folder of the run.
+        config: Settings of the run.
+        spec: Specification of the policy.
         data: Fingerprint of the data.
-        log: Where its numbers go.
-        last: Its newest checkpoint, if there is one.
-        best_score: Score of its best checkpoint, if one has a score.
-        writes: Whether this process writes its files: of several that train together only the first does.
+        log: Log of metrics and evaluations.
+        last: Newest checkpoint, if there is one.
+        best_score: Score of the best checkpoint, if any has a score.
+        writes: Whether this process writes the run's files; of several that train together, only the first does.
     """
 
     folder: Path
@@ -125,11 +126,11 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Updates done, according to the newest checkpoint."""
+        """Steps completed (updates, then online steps) at the newest checkpoint."""
         return 0 if self.last is None else self.last.step
 
     def restore(self, learner: Learner, online: OnlineLearning | None = None) -> None:
-        """Put a learner, and what it recorded online, into the state of the newest checkpoint, if there is one.
+        """Restore a learner, and its online part, from the newest checkpoint, if there is one.
 
         Raises:
             CheckpointError: the checkpoint is broken.
@@ -140,12 +141,12 @@ class Run:
                 online.restore(restored.online)
 
     def keep_observations(self, observations: Tensor) -> None:
-        """Keep raw observations [n, obs] of the data, at which the exported policy will be checked.
+        """Save raw observations [n, obs] of the data, on which the exported policy will be checked.
 
-        Those that a resumed run has kept stay; what a start without a checkpoint left may be of other data.
+        A resumed run keeps those it has. A run without a checkpoint overwrites them, as they may be of other data.
 
         Raises:
-            OutputError: the disk is full.
+            OutputError: the file cannot be written, for instance because the disk is full.
         """
         file = self.folder / OBSERVATIONS_FILE
         if self.writes and not (self.step and file.exists()):
@@ -155,7 +156,7 @@ class Run:
                 raise OutputError(f"{file} cannot be written: {error.strerror or error}.") from error
 
     def is_best(self, evaluation: Evaluation | None) -> bool:
-        """Whether an evaluation's score is above those of all checkpoints."""
+        """Whether an evaluation's score exceeds those of all checkpoints."""
         if evaluation is None or evaluation.score is None:
             return False
         return self.best_score is None or evaluation.score > self.best_score
@@ -166,16 +167,17 @@ class Run:
         return bool(every) and (step % every == 0 or step == self.config.steps + self.config.online_steps)
 
     def lacks_evaluation(self) -> bool:
-        """Whether the newest checkpoint was due to be evaluated and was not."""
+        """Whether the newest checkpoint was due for evaluation but was not evaluated."""
         return bool(self.step) and self.is_due(self.step) and not self.log.has_evaluation(self.step)
 
     def save(
         self, step: int, learner: Learner, evaluation: Evaluation | None, online: OnlineLearning | None = None
     ) -> None:
-        """Write a checkpoint, and then delete those that are too many.
+        """Write a checkpoint, then delete surplus ones.
 
         Raises:
-            OutputError: the disk is full; the checkpoints that were there still are.
+            OutputError: the checkpoint cannot be written, for instance because the disk is full; earlier ones are
+                intact.
         """
         if not self.writes:
             return
@@ -209,19 +211,19 @@ def open_run(
     origin: Mapping[str, str | None] | None = None,
     group: ProcessGroup | None = None,
 ) -> Iterator[Run]:
-    """Begin a run in a folder or go on with the one there, locked against other processes meanwhile.
+    """Start or resume the run in a folder, which is locked against other processes within the context.
 
     Args:
-        folder: Created if need be.
+        folder: Folder of the run, created if necessary.
         config: Settings.
-        spec: What the policy is.
+        spec: Specification of the policy.
         data: Fingerprint of the data.
-        resume: Go on from the newest checkpoint, if there is one.
-        origin: Where the data came from; None keeps what is known.
-        group: The processes that train together. All but the first wait for it to begin, and only follow.
+        resume: Resume from the newest checkpoint, if there is one.
+        origin: Origin of the data; None keeps the recorded one.
+        group: The processes that train together. All others wait for the first one to open the run, and write nothing.
 
     Raises:
-        OutputError: the folder cannot be written, or holds something else, or a run and `resume` is false.
+        OutputError: the folder cannot be written, holds other files, or holds a run although `resume` is false.
         LockedError: another process is training into the folder.
         CheckpointError: the run in the folder has other settings or data, or is broken.
         MissingExtraError: a logger is not installed.
@@ -229,7 +231,7 @@ def open_run(
     group = group or ProcessGroup()
     if not group.is_first:
         if group.agree(False):
-            raise OutputError("The first process could not begin; its message says why.")
+            raise OutputError("The first process could not open the run; see its error message for the reason.")
         yield Run(folder, config, spec, data, SilentLog(), Checkpoint.latest(folder), None, writes=False)
         return
     began = False
@@ -277,22 +279,22 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"The output folder {folder} cannot be made: {error.strerror}.") from error
+        raise OutputError(f"The output folder {folder} cannot be created: {error.strerror}.") from error
 
 
 def _check_empty(folder: Path) -> None:
-    """Refuse a folder that holds something before the run begins, for it is somebody's."""
+    """Refuse a folder that already holds files of something else."""
     ours = (".lock", ".lock.pid", f".{RECORD_FILE}.tmp")
-    strangers = sorted(path.name for path in folder.iterdir() if path.name not in ours)
-    if strangers:
+    others = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    if others:
         raise OutputError(
-            f"{folder} already holds {', '.join(strangers[:5])}, which is not of a training run. "
+            f"{folder} already holds {', '.join(others[:5])}, which is not part of a training run. "
             "Choose another output folder."
         )
 
 
 def _write_settings(folder: Path, record: RunRecord, config: TrainConfig) -> None:
-    """Write `run.json` first: it makes the folder a run's."""
+    """Write `run.json`, which marks the folder as a run's, then the settings."""
     try:
         record.save(folder)
         write_atomically(folder / CONFIG_FILE, config.to_json())
@@ -306,21 +308,26 @@ def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec, dat
     if ours != theirs:
         names = [name for name in {**theirs, **ours} if getattr(last.config, name) != getattr(config, name)]
         if "method" in names:
-            names = ["method"]  # everything else follows
+            names = ["method"]  # the other differences follow from it
         changed = [f"{name}: {getattr(last.config, name)!r} there, {getattr(config, name)!r} now" for name in names]
-        raise CheckpointError(f"The run in {last.path.parent.parent} has other settings: {'; '.join(changed)}.")
+        raise CheckpointError(
+            f"The run in {last.path.parent.parent} has other settings: {'; '.join(changed)}. Resume it with its own "
+            "settings, or choose another output folder."
+        )
     if last.data != data or replace(last.spec, hyperparameters={}) != replace(spec, hyperparameters={}):
         raise CheckpointError(
             f"The run in {last.path.parent.parent} was trained on other data, or with another kind of value. "
-            "Use the same data set, and a known value if it had one."
+            "Resume it with the same data set, and with a known value if it had one."
         )
     if last.step > last.config.steps != config.steps:
         raise CheckpointError(
-            f"The run is online after steps = {last.config.steps}; expected the same number of steps."
+            f"steps is {config.steps}, but the run began online training after {last.config.steps} updates. Set steps "
+            f"to {last.config.steps}."
         )
     if last.step > config.steps + config.online_steps:
         raise CheckpointError(
-            f"The run has done {last.step} steps already; expected steps and online_steps of as many or more."
+            f"steps + online_steps is {config.steps + config.online_steps}, but the run has already done {last.step} "
+            f"steps; expected {last.step} or more."
         )
 
 

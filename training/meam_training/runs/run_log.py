@@ -1,7 +1,7 @@
-"""The numbers of a run: metrics.csv and evaluations.csv always, TensorBoard and Weights & Biases on request.
+"""The log of a run: metrics.csv and evaluations.csv always, TensorBoard and Weights & Biases on request.
 
-All of them get the same numbers, rounded to nine digits, which tell any two of float32 apart; TensorBoard keeps them in
-float32.
+All of them get the same numbers, rounded to nine significant digits, enough to distinguish any two float32 numbers;
+TensorBoard stores them as float32.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ EVALUATIONS_FILE = "evaluations.csv"
 class RunLog:
     """Writes a run's metrics and evaluations; a context manager.
 
-    A resumed run goes on in the same files: what they hold of later steps than the one it resumes from is dropped.
+    A resumed run continues the same files; rows of steps after the one it resumes from are dropped.
 
     Args:
         folder: Folder of the run.
-        config: Its settings; `loggers` says where the numbers go beside the CSV files.
-        step: Updates done before.
-        run_id: Id in Weights & Biases; the same one goes on with the same run.
-        metrics: Columns of `metrics.csv` after the step; the updates per second come last, unasked.
+        config: Settings of the run; `loggers` lists the loggers besides the CSV files.
+        step: Steps completed before.
+        run_id: Id in Weights & Biases; a known id continues that run.
+        metrics: Columns of `metrics.csv` after the step; `updates_per_second` is appended to them.
         evaluations: Columns of `evaluations.csv` after the step.
 
     Raises:
-        MissingExtraError: TensorBoard or Weights & Biases is asked for and not installed.
+        MissingExtraError: TensorBoard or Weights & Biases is requested but not installed.
         ConfigError: Weights & Biases refuses to start.
         OutputError: a file cannot be written.
     """
@@ -74,18 +74,18 @@ class RunLog:
             sink.close(failed=kind is not None)
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Take the metrics of one update; scalars, left on their device until the next row."""
+        """Collect the metrics of one update: scalars, which stay on their device until the next row is written."""
         for name, value in metrics.items():
             self._values.setdefault(name, []).append(value.detach())
 
     def write(self, step: int) -> dict[str, float]:
-        """Log the means of the metrics since the last row, and the updates per second.
+        """Log the mean metrics since the last row, and the updates per second.
 
         Raises:
             OutputError: a file cannot be written.
         """
         row = {name: torch.stack(values).mean().item() for name, values in self._values.items()}
-        # The gradient's norm is the one metric of every update; a warm-up online has no updates.
+        # Counts gradient norms, the one metric of every update; the online warm-up has none.
         updates = len(self._values.get("gradient_norm", ()))
         row["updates_per_second"] = updates / (time.perf_counter() - self._start)
         self._values, self._start = {}, time.perf_counter()
@@ -100,21 +100,21 @@ class RunLog:
         return self._log(self._evaluations, "evaluation", step, metrics)
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether an evaluation of that update is logged."""
+        """Whether an evaluation is logged for the step."""
         return self._evaluations.has(step)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Keep the time that passes within out of the updates per second."""
+        """Exclude the time spent in the context from the updates per second."""
         before = time.perf_counter()
         yield
         self._start += time.perf_counter() - before
 
     def flush(self) -> None:
-        """Put all rows on the disk, so that they outlast a power failure.
+        """Flush all rows to disk, so that they survive a power failure.
 
         Raises:
-            OutputError: it is full.
+            OutputError: the disk is full.
         """
         with _full_disk_is_an_output_error(self._folder):
             for file in (self._metrics, self._evaluations):
@@ -130,7 +130,7 @@ class RunLog:
 
 
 class SilentLog(RunLog):
-    """The log of a process that trains along with another one, which writes."""
+    """Log of a process that writes nothing, because another process of its group does."""
 
     def __init__(self) -> None:
         pass
@@ -139,7 +139,7 @@ class SilentLog(RunLog):
         pass
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Forget them."""
+        """Discard the metrics."""
 
     def write(self, step: int) -> dict[str, float]:
         """Log nothing."""
@@ -150,16 +150,16 @@ class SilentLog(RunLog):
         return {}
 
     def has_evaluation(self, step: int) -> bool:
-        """Always: this process has none to make up for."""
+        """Return True, so that this process never makes up for a missing evaluation."""
         return True
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing is timed."""
+        """Do nothing, as nothing is timed."""
         yield
 
     def flush(self) -> None:
-        """Nothing is written."""
+        """Do nothing, as nothing is written."""
 
 
 @contextlib.contextmanager

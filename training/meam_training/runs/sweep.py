@@ -1,19 +1,19 @@
 """Sweeps: a training run for every combination of the tasks and settings in a TOML file.
 
-    [settings]                      # of every run on which they have an effect
+    [settings]                      # for all runs; ignored by those on which a setting has no effect
     preset = "me-am"                # the default
     steps = 100_000
     hidden_dims = [256, 256]
 
-    [grid]                          # every combination of these lists
+    [grid]                          # one run for each combination of these values
     seed = [0, 1, 2]
     inverse_temperature = [1, 3]
 
-    [tasks.cube-1]                  # the data of a run, and settings that belong to it
+    [tasks.cube-1]                  # the data of a task, and its own settings
     data = "cube-single-play-v0.npz"
     env_id = "cube-single-play-singletask-task1-v0"
 
-A run is nothing but a `meam train` command, so any scheduler can take it.
+Each run is a plain `meam train` command, so any scheduler can execute it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ else:
 __all__ = ["Outcome", "SweepRun", "read_sweep", "run_sweep"]
 
 INTERRUPTED = 130
-"""Exit code of a run that was told to stop, and saved."""
+"""Exit code of a run that saved and stopped after an interrupt."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class SweepRun:
     Attributes:
         name: Task and grid values, such as "task=cube-1,seed=0,inverse_temperature=3".
         output_dir: Folder of the run.
-        config: Its settings.
-        arguments: What follows `meam` on its command line.
-        given: The settings that the command line names.
+        config: Settings of the run.
+        arguments: Arguments after `meam` on its command line.
+        given: Settings that the command line sets.
     """
 
     name: str
@@ -69,21 +69,21 @@ class SweepRun:
 
     @property
     def command(self) -> str:
-        """The run as one line for a POSIX shell; a started run goes on from its newest checkpoint."""
+        """Command line for a POSIX shell; a run that has begun resumes from its newest checkpoint."""
         return shlex.join(("meam", *self.arguments))
 
     @property
     def log(self) -> Path:
-        """Where `run_sweep` writes what the run prints: beside its folder, in which only training may write."""
+        """File for the run's output, written by `run_sweep`; beside the run's folder, which must be empty at first."""
         return self.output_dir.with_name(self.output_dir.name + ".log")
 
     @property
     def finished(self) -> bool:
-        """Whether the run has done all of its steps with these settings, as far as they decide the weights."""
+        """Whether the run has completed all of its steps with these settings, as far as they determine the weights."""
         try:
             last = Checkpoint.latest(self.output_dir)
         except CheckpointError:
-            return False  # the run itself says what is wrong with it
+            return False  # the run itself will report the error
         if last is None:
             return False
         same = last.config.deciding() == self.config.deciding()
@@ -91,7 +91,7 @@ class SweepRun:
 
 
 class Outcome(NamedTuple):
-    """What became of a run: finished, failed, interrupted (it saved, and can go on), or never started."""
+    """Outcome of a run: finished, failed, interrupted (it saved, and can be resumed), or not started."""
 
     run: SweepRun
     state: Literal["finished", "failed", "interrupted", "not started"]
@@ -101,18 +101,18 @@ def read_sweep(path: str | os.PathLike[str], output_dir: str | os.PathLike[str])
     """Read the runs of a sweep, and check all of their settings.
 
     Args:
-        path: TOML file; its form is shown at the top of this module. A task has `data`, optionally `env_id`, as in
-            `meam train`, and settings; `preset` counts as a setting everywhere. All other settings are the
-            fields of `TrainConfig`. A run leaves out what has no effect on it of [settings], though not of the rest.
-        output_dir: Folder of the sweep; every run gets a folder in it.
+        path: TOML file, in the format shown at the top of this module. A task has `data`, optionally `env_id`, as in
+            `meam train`, and settings. Settings are the fields of `TrainConfig` and `preset`. A run ignores entries of
+            [settings] that have no effect on it; in [grid] and [tasks.NAME] these are errors.
+        output_dir: Folder of the sweep, with one subfolder per run.
 
     Returns:
-        The runs: task by task, then in the grid's order with its last setting varying fastest.
+        The runs, task by task, in the order of the grid with its last setting varying fastest.
 
     Raises:
         NotFoundError: there is no such file.
-        ConfigError: it is not such a file, a setting is unknown (with the nearest known one), out of range, given
-            twice or without effect, or two runs are the same.
+        ConfigError: the file is malformed, a setting is unknown (the message suggests the nearest known one), out of
+            range, given twice or without effect, or two runs are the same.
     """
     settings, grid, tasks = _tables(Path(path).expanduser())
     runs: dict[str, SweepRun] = {}
@@ -126,7 +126,7 @@ def read_sweep(path: str | os.PathLike[str], output_dir: str | os.PathLike[str])
             run = _run(name, Path(output_dir).expanduser() / name, settings, {**own, **point})
             idle = {key for key in idle if key not in own and getattr(run.config, key) != _setting(settings[key])}
             runs[name] = run
-    for key in sorted(idle):  # those that every run leaves out
+    for key in sorted(idle):  # settings without effect on any run, which raises
         next(iter(runs.values())).config.changed(**{key: _setting(settings[key])})
     return list(runs.values())
 
@@ -134,22 +134,22 @@ def read_sweep(path: str | os.PathLike[str], output_dir: str | os.PathLike[str])
 def run_sweep(
     runs: Sequence[SweepRun], workers: int = 1, report: Callable[[str], None] = lambda text: None
 ) -> list[Outcome]:
-    """SweepRun `meam train` for every run that is not finished, several at a time, each with its own log file.
+    """Run `meam train` for each run that is not finished, several at a time, each with its own log file.
 
-    A run that fails does not stop the others. SIGINT and SIGTERM are handed on to the runs, which finish their update
-    and save; then no further run is started. Each run may use an equal share of this process's CPU cores, unless
-    OMP_NUM_THREADS says how many.
+    A run that fails does not stop the others. SIGINT and SIGTERM are forwarded to the runs, which finish their update
+    and save; no further runs are started. Each run may use an equal share of this process's CPU cores, unless
+    OMP_NUM_THREADS sets their number.
 
     Args:
-        runs: What to run.
-        workers: Runs at a time.
-        report: Called with a line whenever a run starts or ends.
+        runs: Runs of the sweep.
+        workers: Number of runs executed at a time, at least 1.
+        report: Called with a line of text whenever a run starts or ends.
 
     Returns:
-        What became of each run, in their order. After an interrupt, some are "interrupted" or "not started".
+        The outcome of each run, in their order. After an interrupt, some are "interrupted" or "not started".
 
     Raises:
-        ConfigError: workers is less than 1, or a run was begun with settings that the sweep no longer names.
+        ConfigError: workers is less than 1, or a run was begun with settings that the sweep no longer contains.
     """
     if workers < 1:
         raise ConfigError(f"workers is {workers}; expected 1 or more.")
@@ -178,7 +178,7 @@ def run_sweep(
 
 
 def _tables(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str, dict[str, Any]]]:
-    """The three tables of a sweep's file, checked against each other."""
+    """Read the three tables of a sweep file, and check them against each other."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -230,12 +230,12 @@ def _run(name: str, output_dir: Path, shared: Mapping[str, Any], own: Mapping[st
 
 
 def _setting(value: Any) -> Any:
-    """A value of TOML as a setting."""
+    """Convert a TOML value to a setting."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def _option(name: str, value: object, default: object) -> list[str]:
-    """A setting as arguments of `meam train`, where a truth value is a flag that differs from its default."""
+    """Convert a setting to arguments of `meam train`; a boolean becomes a flag if it differs from its default."""
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return [] if value == default else [f"--{flag}" if value else f"--no-{flag}"]
@@ -243,24 +243,24 @@ def _option(name: str, value: object, default: object) -> list[str]:
 
 
 def _readable(value: object) -> str:
-    """A value as a part of a folder's name."""
+    """Convert a value to a part of a folder's name."""
     text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
     return re.sub(r"[^\w.+-]", "-", text)
 
 
 def _check_begun(run: SweepRun) -> None:
-    """Make sure that the run will have the sweep's settings: `meam train --resume` keeps those it is not given."""
+    """Check that a resumed run will have the sweep's settings: `meam train --resume` keeps those not given anew."""
     try:
         begun = load_settings(run.output_dir)
     except (CheckpointError, OutputError):
-        return  # the run itself says what is wrong with it
+        return  # the run itself will report the error
     if begun is None or begun.method != run.config.method:
         return
     for name, value in asdict(run.config).items():
         if name not in run.given and getattr(begun, name) != value:
             raise ConfigError(
-                f"{run.output_dir} was begun with {name} = {getattr(begun, name)!r}, and the sweep has it at {value!r} "
-                "by default. Bring the setting back, or choose another output folder."
+                f"{run.output_dir} was begun with {name} = {getattr(begun, name)!r}, but in the sweep it has its "
+                f"default {value!r}. Restore the setting in the sweep file, or choose another output folder."
             )
 
 
@@ -277,7 +277,7 @@ def _start(run: SweepRun, environment: Mapping[str, str]) -> subprocess.Popen[by
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # else Ctrl-C reaches the run twice, and the second one stops it unsaved
+            start_new_session=True,  # else Ctrl-C would reach the run twice, and the second would stop it unsaved
         )
 
 
@@ -305,7 +305,7 @@ def _collect_signals() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _stop_on_error(running: Mapping[SweepRun, subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Leaves no process behind: whatever is still running gets SIGTERM, and time to save."""
+    """Leave no process behind: on exit, send SIGTERM to those still running, and wait for them to save."""
     try:
         yield
     finally:

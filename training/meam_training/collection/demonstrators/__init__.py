@@ -1,4 +1,4 @@
-"""Demonstrators, which make the data sets that `meam collect` records: scripted ones, and trained policies."""
+"""Demonstrators, scripted or trained policies, whose episodes `meam collect` records."""
 
 from meam_training.collection.demonstrators.episode import Episode
 from meam_training.collection.demonstrators.manipulation import MANIPULATION_FAMILIES, ManipulationDemonstrator

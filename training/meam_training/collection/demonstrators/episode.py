@@ -1,4 +1,4 @@
-"""What a demonstrator records, and the seeds that make it repeatable."""
+"""Recorded episodes, and the seeding that makes them reproducible."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 __all__ = ["Episode", "Observations", "episode_generator", "record_steps", "seeded_globally"]
 
 Observations = NDArray[Any] | dict[str, NDArray[Any]]
-"""A row per observation; for a Dict space, an array per key."""
+"""Observations with one row each; for a Dict space, one such array per key."""
 
 
 class Episode(NamedTuple):
-    """One recorded episode of T steps: T + 1 observations, T of everything else; terminations may be mid-episode."""
+    """A recorded episode of T steps: T + 1 observations, and T of everything else; terminations may be mid-episode."""
 
     observations: Observations
     actions: NDArray[Any]
@@ -26,16 +26,16 @@ class Episode(NamedTuple):
 
 
 def episode_generator(seed: int, episode: int) -> np.random.Generator:
-    """The generator of one episode: it depends on nothing that happened in the episodes before."""
+    """Make the random generator of an episode, which is independent of earlier episodes."""
     return np.random.default_rng([seed, episode])
 
 
 @contextmanager
 def seeded_globally(seed: int) -> Iterator[None]:
-    """Seed NumPy's global generator, from which OGBench's oracles and mazes draw; give it back as it was.
+    """Seed NumPy's global generator, which OGBench's oracles and mazes use, and restore its state on exit.
 
     Args:
-        seed: From 0 to 2**32 - 1.
+        seed: Seed from 0 to 2**32 - 1.
     """
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
@@ -50,7 +50,7 @@ def record_steps(env: gymnasium.Env[Any, Any], act: Callable[[Any], NDArray[Any]
 
     Args:
         env: Environment that ends its episodes by itself.
-        act: Chooses the action for an observation.
+        act: Maps an observation to an action.
         seed: Seed of the environment's reset.
     """
     observation, _ = env.reset(seed=seed)

@@ -17,12 +17,12 @@ from meam_training.data.ogbench_rewards import STATES, ogbench_rewards
 __all__ = ["MANIPULATION_FAMILIES", "ManipulationDemonstrator"]
 
 MANIPULATION_FAMILIES: Final = ("cube", "scene", "puzzle")
-"""What the names of the environments begin with."""
+"""Prefixes of the environments' names."""
 
 EPISODE_STEPS = 1000
 
 _STACKING = {"double": (0.0, 0.25), "triple": (0.05, 0.35), "quadruple": (0.1, 0.5), "octuple": (0.0, 0.35)}
-"""Range from which an episode's share of stacking targets is drawn, by the number of cubes."""
+"""Range from which an episode's probability of stacking targets is drawn, by the number of cubes."""
 
 _NOISE = 0.1
 _MARKOV_NOISE_SCALE = (1.0, 1.0, 1.0, 3.0, 10.0)  # x, y, z, yaw, gripper
@@ -32,21 +32,21 @@ _RANDOM_ACTIONS = {"cube": 0.1, "scene": 0.1, "puzzle": 0.2}
 class ManipulationDemonstrator:
     """Records "play" and "noisy" data as OGBench does: its oracles pursue one random subtask after another.
 
-    The kind of data is the one in the environment's name, "play" if there is none. For "play", an oracle follows a plan
-    with smooth noise; for "noisy", it reacts to every observation, with Gaussian noise on the actions and some actions
-    drawn uniformly. The rewards are those of the single task in the name, computed by OGBench from the recorded states:
-    a reward belongs to the state before the step, and an episode goes on where the task's goal holds.
+    The kind of data is taken from the environment's name, and is "play" if the name has none. For "play", an oracle
+    follows a plan with smooth noise; for "noisy", it reacts to each observation, with Gaussian noise on the actions,
+    and some actions are drawn uniformly. The rewards are those of the single task in the name, computed by OGBench from
+    the recorded states: a reward belongs to the state before the step, and reaching the goal does not end the episode.
 
     Args:
         environment_id: OGBench single-task name, such as "cube-single-play-singletask-task1-v0".
-        seed: Seed of scenes, subtasks and noise. Every episode has a generator of its own.
+        seed: Seed of scenes, subtasks and noise. Each episode has a generator of its own.
 
     Attributes:
         kind: "play" or "noisy".
 
     Raises:
         NotFoundError: there is no such environment.
-        ConfigError: the name has no "singletask" in it, so that it has no reward, or names another kind of data.
+        ConfigError: the name does not contain "singletask", so that there is no reward, or names another kind of data.
         MissingExtraError: OGBench is not installed.
 
     References:
@@ -76,11 +76,11 @@ class ManipulationDemonstrator:
             episode: Number of the episode; the same number gives the same data.
 
         Returns:
-            Observations and actions in float32; a termination marks every step that begins where the goal holds.
+            The episode, with float32 observations and actions; a termination marks each step that starts at the goal.
         """
         generator = episode_generator(self._seed, episode)
         while True:
-            # The upper half of the seeds: never the starts of an evaluation, which counts up from its own seed.
+            # From the upper half of the seeds, never those of an evaluation, which counts up from its own seed.
             seed = int(generator.integers(2**31, 2**32))
             with seeded_globally(seed):
                 recorded = self._record(seed, generator)
@@ -88,7 +88,7 @@ class ManipulationDemonstrator:
                 return recorded
 
     def _record(self, seed: int, generator: np.random.Generator) -> Episode | None:
-        """The episode, or None if a block of the scene went out of sight, which OGBench records again, too."""
+        """Record an episode; None if a scene's block left the workspace, in which case OGBench records again too."""
         observation, info = self._env.reset(seed=seed)
         stacking = generator.uniform(*_STACKING.get(self._variant, (0.0, 0.0)))
         noise = generator.uniform(0.0, _NOISE) * np.array(_MARKOV_NOISE_SCALE)
@@ -97,7 +97,7 @@ class ManipulationDemonstrator:
         observations, actions, states = [observation], [], []
         for _ in range(EPISODE_STEPS):
             actions.append(self._act(oracle, observation, info, noise, generator))
-            # The time limit is the task's, not this recording's.
+            # Bypasses the time limit, which is the task's and not this recording's.
             observation, _, _, _, info = self._simulation.step(actions[-1])
             observations.append(observation)
             states.append({name: info[f"prev_{name}"] for name in STATES if name in info})
@@ -106,7 +106,7 @@ class ManipulationDemonstrator:
                 oracle = self._oracles[info["privileged/target_task"]]
                 oracle.reset(observation, info)
         recorded = {name: np.stack([state[name] for state in states]) for name in states[0]}
-        if self._family == "scene" and not _in_sight(recorded["qpos"]):
+        if self._family == "scene" and not _in_workspace(recorded["qpos"]):
             return None
         labels = self._rewards(recorded)
         return Episode(
@@ -135,7 +135,7 @@ def _kind_of_data(environment_id: str) -> str:
 
 
 def _oracles(family: str, kind: str, env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
-    """OGBench's oracles of a family's subtasks, with the settings of OGBench's own data sets."""
+    """Make OGBench's oracles for a family's subtasks, with the settings of OGBench's own data sets."""
     from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
     from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
     from ogbench.manipspace.oracles.markov.drawer_markov import DrawerMarkovOracle
@@ -157,8 +157,8 @@ def _oracles(family: str, kind: str, env: gymnasium.Env[Any, Any]) -> dict[str, 
     return {name: makers[name][kind == "noisy"](env=env, **settings, **closed) for name in subtasks}
 
 
-def _in_sight(states: NDArray[np.float64]) -> bool:
-    """Whether the scene's block stays on the table, or in the drawer, at every step [steps, qpos]."""
+def _in_workspace(states: NDArray[np.float64]) -> bool:
+    """Whether the scene's block stays on the table or in the drawer, given the states of all steps [steps, qpos]."""
     y, z = states[:, 15], states[:, 16]
     in_drawer = (z >= 0.06) & (z <= 0.08)
     return bool(np.all((y < 0.29) & ((y > -0.3) | in_drawer)))

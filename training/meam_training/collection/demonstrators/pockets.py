@@ -16,29 +16,28 @@ from meam_policy.errors import ConfigError
 __all__ = ["DEFAULT_MODE_SHARES", "PocketsDemonstrator"]
 
 DEFAULT_MODE_SHARES: Final[Mapping[str, float]] = {"west": 0.45, "east": 0.40, "north": 0.05, "south": 0.10}
-"""How often each pocket is aimed at: the most valuable one least."""
+"""Probability of aiming at each pocket; the most valuable one has the lowest."""
 
 _STIFFNESS = 2.0  # command per metre
 _DAMPING = 0.6  # command per metre per second
-# Below 1, so that the noise spreads the command on both sides instead of piling it up on the motors' limit.
+# Below 1, so that noise spreads the command to both sides instead of saturating it at the motors' limit.
 _STRENGTH = 0.7
 
 
 class PocketsDemonstrator:
     """Steers the ball to a pocket drawn at random and holds it there, with noise on the motors.
 
-    The pocket is drawn independently of what is observed, so that the same observation is answered by several
-    different actions: the demonstrations are multi-modal, not merely diverse in their starts.
+    The pocket is drawn independently of the observation, so that the same observation leads to several different
+    actions: the demonstrations are multimodal, rather than merely diverse in their initial states.
 
     Args:
-        mode_shares: Probability of aiming at each pocket; pockets left out are never aimed at.
-            None takes `DEFAULT_MODE_SHARES`.
+        mode_shares: Probability of aiming at each pocket, 0 for pockets left out; None takes `DEFAULT_MODE_SHARES`.
         noise: Standard deviation of the Gaussian noise on each motor command, before clipping to [-1, 1].
         seed: Seed of the generator that draws pockets and noise.
 
     Attributes:
-        pocket: Name of the pocket that this episode aims at. A first one is drawn on construction.
-        generator: The generator; between episodes, its state is all that the next one depends on.
+        pocket: Name of the pocket that this episode aims at; the first one is drawn on construction.
+        generator: Random generator; between episodes, its state is all that the next one depends on.
 
     Raises:
         ConfigError: a pocket does not exist, a share is negative, the shares do not sum to 1, or the noise is
@@ -54,9 +53,9 @@ class PocketsDemonstrator:
         shares = DEFAULT_MODE_SHARES if mode_shares is None else mode_shares
         _check_mode_shares(shares)
         if not 0.0 <= noise < math.inf:
-            raise ConfigError(f"noise is {noise}, expected a standard deviation of 0 or more.")
+            raise ConfigError(f"noise is {noise}; expected a standard deviation of 0 or more.")
         self._names = list(shares)
-        # Generator.choice is stricter about the sum than a caller's rounding should have to be.
+        # Normalised, because Generator.choice tolerates less rounding in the sum than is reasonable for callers.
         self._probabilities = np.array(list(shares.values())) / sum(shares.values())
         self._noise = noise
         self.generator = np.random.default_rng(seed)
@@ -67,10 +66,10 @@ class PocketsDemonstrator:
         self.pocket = str(self.generator.choice(self._names, p=self._probabilities))
 
     def act(self, observation: ArrayLike) -> NDArray[np.float32]:
-        """Push towards the aimed pocket, and brake in it.
+        """Push the ball towards the pocket aimed at, and brake it there.
 
         Args:
-            observation: x, y (metres) and their velocities (metres per second) [4].
+            observation: Position x, y (metres) and velocity (metres per second) [4].
 
         Returns:
             Motor commands [2] in [-1, 1].
@@ -83,7 +82,7 @@ class PocketsDemonstrator:
 
 
 def _check_mode_shares(shares: Mapping[str, float]) -> None:
-    """Raise ConfigError unless the shares are a probability distribution over existing pockets."""
+    """Check that the shares are a probability distribution over existing pockets."""
     for name, share in shares.items():
         if name not in POCKETS:
             close = difflib.get_close_matches(name, POCKETS, n=1)

@@ -1,4 +1,4 @@
-"""A demonstrator for OGBench's point mazes: it walks from one random goal to the next."""
+"""A demonstrator for OGBench's point mazes, which moves from one random goal to the next."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ EPISODE_STEPS = 1000
 
 
 class PointmazeDemonstrator:
-    """Records "navigate" data as OGBench does: noisy steps towards the maze's own oracle sub-goals.
+    """Records "navigate" data as OGBench does: noisy steps towards subgoals from the maze's own oracle.
 
-    A goal is drawn from the free cells; when it is reached, the next one is drawn and the episode goes on. The rewards
-    are those of the single task in the environment's name, computed by OGBench from the recorded states.
+    A goal is drawn from the free cells; when it is reached, the next one is drawn and the episode continues. The
+    rewards are those of the single task in the environment's name, computed by OGBench from the recorded states.
 
     Args:
         environment_id: OGBench single-task name, such as "pointmaze-medium-navigate-singletask-task3-v0".
         noise: Standard deviation of the Gaussian noise on every action, before clipping to [-1, 1].
-        seed: Seed of goals, starts and noise.
+        seed: Seed of goals, initial states and noise.
 
     Attributes:
-        generator: The generator; between episodes, its state is all that the next one depends on.
+        generator: Random generator; between episodes, its state is all that the next one depends on.
 
     Raises:
         NotFoundError: there is no such environment.
-        ConfigError: the environment's name has no "singletask" in it, so that it has no reward, or names another kind
-            of data.
+        ConfigError: the name does not contain "singletask", so that there is no reward, or names another kind of data.
         MissingExtraError: OGBench is not installed.
 
     References:
@@ -59,16 +58,16 @@ class PointmazeDemonstrator:
         self._cells = [(int(i), int(j)) for i, j in free]
 
     def record_episode(self) -> Episode:
-        """Walk for 1000 steps.
+        """Record 1000 steps.
 
         Returns:
-            Observations [1001, 2], actions [1000, 2], rewards [1000] and terminations [1000]; a termination marks
-            every step that begins at the task's goal, and does not end the episode.
+            Observations [1001, 2], actions [1000, 2], rewards [1000] and terminations [1000]; a termination marks each
+            step that starts at the task's goal, and does not end the episode.
         """
         start, goal = self._draw_cell(), self._draw_cell()
         seed = int(self.generator.integers(2**31))
         self._env.reset(seed=seed, options={"task_info": {"init_ij": start, "goal_ij": goal}})
-        with seeded_globally(seed):  # where teleports lead to
+        with seeded_globally(seed):  # decides where teleporters lead
             states, actions = self._walk()
         with ogbench_rewards(self.environment_id) as rewards:
             labels = rewards({"qpos": states[:-1]})
@@ -82,7 +81,7 @@ class PointmazeDemonstrator:
             direction = (target - position) / (np.linalg.norm(target - position) + 1e-6)
             action = direction + self._noise * self.generator.standard_normal(2)
             actions.append(np.clip(action, -1, 1).astype(np.float32))
-            # The time limit counts for the maze's own episodes, not for this walk.
+            # Bypasses the time limit, which is meant for the maze's own episodes.
             _, _, _, _, info = self._env.unwrapped.step(actions[-1])
             observations.append(self._maze.get_ob())
             if info["success"]:

@@ -1,4 +1,4 @@
-"""A demonstrator that is a trained policy."""
+"""A demonstrator that acts with a trained policy."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ __all__ = ["PolicyDemonstrator"]
 
 
 class PolicyDemonstrator:
-    """Runs a policy with sampled noise; every episode seeds environment and policy on its own.
+    """Runs a policy with sampled noise; each episode has its own seeds for the environment and the policy.
 
     Args:
         path_or_repo_id: Policy folder, or Hub repo id; see `MeamPolicy.from_pretrained`.
-        env: Environment that ends its episodes by itself. It stays the caller's to close.
-        seed: Seed of starts and noise.
+        env: Environment that ends its episodes by itself; the caller closes it.
+        seed: Seed of initial states and noise.
 
     Attributes:
-        identity: SHA-256 of what the policy is, its graph's hash included, in hexadecimal.
+        identity: SHA-256 of the policy's specification, which includes the graph's hash, in hexadecimal.
 
     Raises:
         NotFoundError: there is no such policy.
-        FormatError: its files are not what the format says.
-        SpaceError: the environment's spaces are not the policy's.
+        FormatError: its files do not conform to the format.
+        SpaceError: the environment's spaces differ from the policy's.
         MissingExtraError: onnxruntime is not installed.
     """
 
@@ -45,7 +45,7 @@ class PolicyDemonstrator:
             episode: Number of the episode; the same number gives the same data.
         """
         generator = episode_generator(self._seed, episode)
-        # The upper half of the seeds: never the starts of an evaluation, which counts up from its own seed.
-        start, noise = (int(seed) for seed in generator.integers(2**31, 2**32, size=2))
-        self._policy.reset(seed=noise)
-        return record_steps(self._env, self._policy.act, start)
+        # From the upper half of the seeds, never those of an evaluation, which counts up from its own seed.
+        reset_seed, noise_seed = (int(seed) for seed in generator.integers(2**31, 2**32, size=2))
+        self._policy.reset(seed=noise_seed)
+        return record_steps(self._env, self._policy.act, reset_seed)
