@@ -159,14 +159,14 @@ def test_episodes_need_variants_and_an_environment(
 ) -> None:
     target = str(tmp_path / "policy")
     text = refused(capsys, run_folder, "--output-dir", target, "--episodes", "2")
-    assert "episodes is 2; expected 0, for there are no variants" in text
+    assert "episodes is 2; expected 0, since there are no variants" in text
     text = refused(capsys, run_folder, "--output-dir", target, "--episodes", "-1", "--ladder")
     assert "episodes is -1; expected 0 or more" in text
     homeless = Path(shutil.copytree(checkpoint.path, tmp_path / "run/checkpoints" / checkpoint.path.name))
     spec = replace(checkpoint.spec, environment_id=None)
     (homeless / "policy_spec.json").write_text(spec.to_json())
     text = refused(capsys, str(homeless), "--output-dir", target, "--episodes", "2", "--ladder")
-    assert "episodes is 2; expected 0, for the data names no environment" in text
+    assert "episodes is 2; expected 0, since the data names no environment" in text
     assert not Path(target).exists()
 
 
