@@ -381,7 +381,7 @@ def test_what_the_networks_lack_is_refused_and_nothing_is_written(dataset: Offli
     with pytest.raises(ConfigError, match="best_of is 4; expected 1, for a bc policy has no critics"):
         export_policy(cloned, tmp_path / "policy", best_of=4)
     edited = train(TrainConfig.preset("qam-edit", **TINY), dataset, tmp_path / "qam-edit")
-    with pytest.raises(ConfigError, match=r"its edits would change how the chunk begins\. Export it without rtc"):
+    with pytest.raises(ConfigError, match=r"its edits would change the prefix\. Export it without rtc"):
         export_policy(edited, tmp_path / "policy", variants=("best-of-1-rtc",))
     assert {path.name for path in tmp_path.iterdir()} == {"me-am", "bc", "qam-edit"}
 
