@@ -168,10 +168,10 @@ def test_of_several_chunks_the_exported_policy_takes_the_one_with_the_highest_va
     [
         ({"nfe": 0}, "nfe is 0; expected 1 to 10000"),
         ({"nfe": -3}, "nfe is -3"),
-        ({"nfe": 3}, "nfe is 3; expected a multiple of 2, as midpoint takes so many at a time"),
+        ({"nfe": 3}, "nfe is 3; expected a multiple of 2, the evaluations per step of midpoint"),
         ({"solver": "rk45"}, "solver is 'rk45'; expected one of euler, ab2, midpoint, heun, rk4"),
-        ({"solver": "rk4"}, "nfe is 10; expected a multiple of 4, as rk4 takes so many"),
-        ({"time_grid": (0.0, 1.0)}, "time_grid is 2 times; expected 6, the ends of 5 steps"),
+        ({"solver": "rk4"}, "nfe is 10; expected a multiple of 4, the evaluations per step of rk4"),
+        ({"time_grid": (0.0, 1.0)}, "time_grid is 2 times; expected 6, the boundaries of 5 steps"),
         ({"time_grid": (0.0, 1.0), "nfe": 3, "solver": "euler"}, "time_grid is 2 times"),
         ({"time_grid": (0.0, 0.6, 0.5, 1.0), "nfe": 3, "solver": "euler"}, "increasing times from 0 to 1"),
         ({"time_grid": (0.0, 0.9), "nfe": 1, "solver": "euler"}, "increasing times from 0 to 1"),

@@ -209,7 +209,7 @@ def test_triton_gets_the_policys_own_graph(run_folder: str, tmp_path: Path, caps
     ("arguments", "text"),
     [
         (["--variants", "warp"], 'There is no variant "warp"; expected names such as k5'),
-        (["--variants", "k3-midpoint"], "expected a multiple of 2, as midpoint takes so many at a time"),
+        (["--variants", "k3-midpoint"], "expected a multiple of 2, the evaluations per step of midpoint"),
         (["--nfe", "3"], "Cannot export with nfe=3"),
         (["--best-of", "0"], "Cannot export with best_of=0"),
         (["--time-grid", "0", "0.5"], "Cannot export with time_grid=(0.0, 0.5)"),

@@ -194,7 +194,7 @@ def test_any_other_text_is_a_variant_or_a_configuration_error(name: str) -> None
 
 
 def test_the_message_says_what_does_not_fit() -> None:
-    with pytest.raises(ConfigError, match="nfe is 3; expected a multiple of 2, as midpoint takes so many"):
+    with pytest.raises(ConfigError, match="nfe is 3; expected a multiple of 2, the evaluations per step of midpoint"):
         parse_variant("k3-midpoint", POLICY)
     with pytest.raises(ConfigError, match="nfe is 0; expected 1 to 10000"):
         parse_variant("k0", POLICY)
