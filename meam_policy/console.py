@@ -15,13 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 SILENCE = 600.0
-"""Seconds without a line on a terminal-less stderr after which there is one."""
+"""Longest silence on a stderr that is no terminal, seconds."""
 
 __all__ = ["print_json", "print_mapping", "print_table", "progress_bar", "say"]
 
 
 def say(message: str) -> None:
-    """Print what is going on to stderr."""
+    """Print a progress message to stderr."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 
@@ -50,12 +50,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 @contextmanager
 def progress_bar(description: str, total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on stderr while work is going on; where it is no terminal, a few lines.
+    """Show a progress bar on stderr; a few lines if it is no terminal.
 
     Args:
-        description: What is going on.
+        description: Description of the work.
         total: Units of work.
-        done: Units done before; they do not count in the time that remains.
+        done: Units done before; the remaining time is estimated without them.
         quiet: Show nothing.
 
     Yields:

@@ -27,7 +27,7 @@ __all__ = [
 
 CONFIG_FILE = "config.json"
 LADDER_FILE = "ladder.png"
-"""A picture of the variants."""
+"""The figure of the variants."""
 POLICY_FILES = (CONFIG_FILE, GRAPH_FILE, "model.safetensors", "golden.safetensors", "README.md", LADDER_FILE)
 """Every file of a policy folder but the graphs of its variants, which `config.json` names; the last is optional."""
 
@@ -99,7 +99,7 @@ def read_spec(folder: Path) -> PolicySpec:
 
     Raises:
         NotFoundError: there is none.
-        FormatError: it is not what the format says.
+        FormatError: it does not have the expected format.
     """
     return PolicySpec.from_json(_read(folder, CONFIG_FILE))
 

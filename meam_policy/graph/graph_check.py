@@ -80,7 +80,7 @@ _BOUNDS = (b"Clip", b"Max", b"Min")
 
 @dataclass(frozen=True)
 class GraphSummary:
-    """What a policy graph is made of.
+    """Contents of a policy graph.
 
     Attributes:
         ir_version: Version of the ONNX file format.
@@ -107,7 +107,7 @@ def check_graph(graph: bytes, name: str = "policy.onnx") -> GraphSummary:
 
     Args:
         graph: The whole file.
-        name: What to call it in errors.
+        name: Name of the file in error messages.
 
     Returns:
         What the graph holds.
