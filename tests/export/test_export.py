@@ -401,7 +401,7 @@ def test_of_a_run_that_kept_no_observations_random_ones_suffice(checkpoint: Chec
 
     folder = export_policy(tmp_path / "run", tmp_path / "policy", variants=("k2-grid",), on_stage=keep)
     assert kinds == [["random"]] * 2
-    assert "On 1000 random inputs, onnxruntime" in (folder / "README.md").read_text()
+    assert "Parity: on 1000 random inputs, onnxruntime" in (folder / "README.md").read_text()
     golden = load_file(folder / "golden.safetensors")
     assert np.array_equal(golden["observation"], random_observations(checkpoint.spec, 16, seed=1))
 
