@@ -42,7 +42,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 def atomic_folder(folder: Path, *, replace: bool = False, last: str = "") -> Iterator[Path]:
     """Make a hidden folder beside `folder`, which takes its place when the block ends without an exception.
 
-    Into an empty folder, perhaps somebody's working directory, its contents are moved one by one.
+    If `folder` exists and is empty (it may be a working directory), the contents are moved into it one by one.
 
     Args:
         folder: Folder to create, with its parents.

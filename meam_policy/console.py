@@ -71,14 +71,14 @@ def progress_bar(description: str, total: int, *, done: int = 0, quiet: bool = F
     )
     with _NotedProgress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task(description, total=total, completed=done, note="")
-        tenths, told = 10 * done // max(total, 1), time.monotonic()
+        tenths, reported = 10 * done // max(total, 1), time.monotonic()
 
         def advance(done: int, note: str = "") -> None:
-            nonlocal tenths, told
+            nonlocal tenths, reported
             progress.update(task, completed=done, note=note)
-            due = 10 * done // total > tenths or time.monotonic() - told > SILENCE
+            due = 10 * done // total > tenths or time.monotonic() - reported > SILENCE
             if progress.disable and not quiet and due:
-                tenths, told = 10 * done // total, time.monotonic()
+                tenths, reported = 10 * done // total, time.monotonic()
                 say(f"{description}: {done} of {total}" + (f", {note}" if note else ""))
 
         yield advance

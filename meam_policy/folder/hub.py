@@ -89,7 +89,7 @@ def download_policy(
             except hub_errors.EntryNotFoundError:
                 continue
         return folder
-    except Exception as error:  # the HTTP library's errors, of which the Hub client has changed the base class twice
+    except Exception as error:  # HTTP errors, whose base class the Hub client has changed twice
         problem = _explain(error, repo_id, revision)
         if not isinstance(problem, HubError) or problem.kind == "access" or force_download:
             raise problem from error

@@ -54,10 +54,10 @@ IR_VERSIONS = (8, 14)
 OPSETS = (17, 28)
 
 MAX_BYTES = 2**31 - 1
-"""Of a protobuf message, whoever reads it."""
+"""Largest protobuf message that parsers accept."""
 
 MAX_NODES = 100_000
-"""Also of initialisers. A hundred velocity evaluations of a deep network need some thousands."""
+"""Also the limit for initialisers. A hundred velocity evaluations of a deep network need some thousands."""
 
 MAX_DIMENSION = 2**20
 
@@ -235,7 +235,7 @@ class _GraphCheck:
         return sum(tensor.bytes for tensor in weights)
 
     def _define(self, names: Sequence[bytes]) -> None:
-        """Add names of values, of which every one has one meaning."""
+        """Define names of values; no name may be defined twice."""
         for name in names:
             if name in self.defined:
                 self.reader.invalid(f"{quote(name)} is defined twice")
