@@ -201,8 +201,8 @@ class MeamPolicy:
         """
         if self._origin is None:
             raise ConfigError(
-                "The policy was not made by from_pretrained, and a pickle holds only where a policy was loaded from. Load "
-                "it with MeamPolicy.from_pretrained, in the other process or before pickling."
+                "The policy was not made by from_pretrained, and a pickle holds only where a policy was loaded from. "
+                "Load it with MeamPolicy.from_pretrained, in the other process or before pickling."
             )
         return _load_again, (dict(self._origin),)
 
