@@ -1,4 +1,4 @@
-"""Files and folders that are at all times there whole, or not at all, and outlast a power failure."""
+"""Atomic writes: files and folders that are always either complete or absent, and survive a power failure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["atomic_file", "atomic_folder", "delete_folder", "flush_to_disk", "wr
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file that is at all times there with its old or its new content.
+    """Write a file that always has either its old or its new content.
 
     Raises:
         OSError: it cannot be written; the old content is still there.
@@ -42,12 +42,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 def atomic_folder(folder: Path, *, replace: bool = False, last: str = "") -> Iterator[Path]:
     """Make a hidden folder beside `folder`, which takes its place when the block ends without an exception.
 
-    Into an empty folder, perhaps somebody's working directory, its contents are moved one by one.
+    If `folder` exists and is empty (it may be a working directory), the contents are moved into it one by one.
 
     Args:
-        folder: What appears; its parents are made.
-        replace: Delete what is there first, where that is not empty; else it is refused.
-        last: Name of what is moved last into an empty folder: with it the contents are whole.
+        folder: Folder to create, with its parents.
+        replace: Delete a folder there that is not empty; otherwise it is refused.
+        last: Name of the entry that is moved last into an empty folder, to mark the contents as complete.
 
     Yields:
         The hidden folder, to be filled with files and folders.
@@ -88,7 +88,7 @@ def delete_folder(folder: Path) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Make sure that a file, or the list of a folder's files, outlasts a power failure.
+    """Make sure that a file, or a folder's list of files, survives a power failure.
 
     Raises:
         OSError: the disk is full.

@@ -44,7 +44,7 @@ COMMANDS = {
 }
 
 _CLOSE = 0.7
-"""Similarity from which on a name is suggested: a slip of one key in a short name is, another word is not."""
+"""Least similarity at which a name is suggested: enough for one typo in a short name, not for another word."""
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -100,11 +100,11 @@ def load_command(command: Command, name: str) -> ModuleType:
     """Import the module of a command, which has `run(arguments, prog)`.
 
     Args:
-        command: Which.
-        name: What the user called it.
+        command: The command.
+        name: Its name on the command line.
 
     Raises:
-        MissingExtraError: something that it needs is not installed.
+        MissingExtraError: an optional dependency of the command is not installed.
     """
     try:
         return importlib.import_module(command.module)

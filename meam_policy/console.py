@@ -15,13 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 SILENCE = 600.0
-"""Seconds without a line on a terminal-less stderr after which there is one."""
+"""Longest silence on a stderr that is no terminal, seconds."""
 
 __all__ = ["print_json", "print_mapping", "print_table", "progress_bar", "say"]
 
 
 def say(message: str) -> None:
-    """Print what is going on to stderr."""
+    """Print a progress message to stderr."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 
@@ -50,12 +50,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 @contextmanager
 def progress_bar(description: str, total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on stderr while work is going on; where it is no terminal, a few lines.
+    """Show a progress bar on stderr; a few lines if it is no terminal.
 
     Args:
-        description: What is going on.
+        description: Description of the work.
         total: Units of work.
-        done: Units done before; they do not count in the time that remains.
+        done: Units done before; the remaining time is estimated without them.
         quiet: Show nothing.
 
     Yields:
@@ -71,14 +71,14 @@ def progress_bar(description: str, total: int, *, done: int = 0, quiet: bool = F
     )
     with _NotedProgress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task(description, total=total, completed=done, note="")
-        tenths, told = 10 * done // max(total, 1), time.monotonic()
+        tenths, reported = 10 * done // max(total, 1), time.monotonic()
 
         def advance(done: int, note: str = "") -> None:
-            nonlocal tenths, told
+            nonlocal tenths, reported
             progress.update(task, completed=done, note=note)
-            due = 10 * done // total > tenths or time.monotonic() - told > SILENCE
+            due = 10 * done // total > tenths or time.monotonic() - reported > SILENCE
             if progress.disable and not quiet and due:
-                tenths, told = 10 * done // total, time.monotonic()
+                tenths, reported = 10 * done // total, time.monotonic()
                 say(f"{description}: {done} of {total}" + (f", {note}" if note else ""))
 
         yield advance

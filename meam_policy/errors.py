@@ -1,10 +1,10 @@
 """The errors this package raises on purpose.
 
-Every one says what was wrong (the value seen), what was expected, and what to do. All derive from
+Every message states what was wrong (the value seen), what was expected, and what to do. All errors derive from
 `MeamError`, and each also from the builtin a caller would naturally catch:
 
     MeamError
-    ├── FormatError(ValueError)             a file of a policy folder is not what the format says
+    ├── FormatError(ValueError)             a file of a policy folder does not have the expected format
     │   ├── VersionError                    written by a newer, or unsupported, version
     │   └── IntegrityError                  a file's hash differs from the one recorded
     ├── NotFoundError(FileNotFoundError)    a file, folder, data set or environment does not exist
@@ -12,7 +12,7 @@ Every one says what was wrong (the value seen), what was expected, and what to d
     ├── SpaceError(ValueError)              an environment's spaces are not the policy's
     ├── ObservationError(ValueError)        an observation does not fit the policy
     ├── ActionError(RuntimeError)           the policy produced an action that must not be executed
-    ├── DeviceError(RuntimeError)           the asked-for execution provider is not usable here
+    ├── DeviceError(RuntimeError)           the requested execution provider is not usable here
     ├── ForkError(RuntimeError)             a policy was loaded before the process was forked
     ├── DatasetError(ValueError)            training data is broken
     ├── ConfigError(ValueError)             a setting is unknown or out of range
@@ -56,7 +56,7 @@ class MeamError(Exception):
 
 
 class FormatError(MeamError, ValueError):
-    """A file of a policy folder is not what the format says."""
+    """A file of a policy folder does not have the expected format."""
 
 
 class VersionError(FormatError):
@@ -100,7 +100,7 @@ class ActionError(MeamError, RuntimeError):
 
 
 class DeviceError(MeamError, RuntimeError):
-    """The asked-for execution provider is not usable on this machine."""
+    """The requested execution provider is not usable on this machine."""
 
 
 class ForkError(MeamError, RuntimeError):

@@ -40,7 +40,7 @@ class MeamPolicy:
     pickle holds only where the policy was loaded from, and loads it again.
 
     Args:
-        spec: What the policy is.
+        spec: The policy's spec.
         session: Runs its graph.
         seed: Seed of the noise; None draws one.
         variant: Name of the graph in `spec.variants`.
@@ -48,9 +48,9 @@ class MeamPolicy:
         origin: Arguments of `from_pretrained` that load the same policy again; without them it cannot be pickled.
 
     Attributes:
-        spec: What the policy is, as the variant in use acts.
+        spec: The policy's spec, with the integration of the variant in use.
         variant: Name of that variant; None for the policy as trained.
-        session: Runs its graph, past all checks.
+        session: Runs its graph, without any checks.
 
     Raises:
         ConfigError: the seed is negative, or the safety settings do not fit the policy.
@@ -113,11 +113,11 @@ class MeamPolicy:
                 one observation: each is timed now, with pauses as in a control loop. Not together with `variant`.
             device: "cpu"; "cuda" or "tensorrt", which fail rather than fall back to the CPU; or "auto", CUDA where it
                 works.
-            threads: Threads used inside one inference.
+            threads: Threads per inference.
             fixed_batch: Prepare the graph for exactly this batch size; on CUDA that captures it as a CUDA graph. Other
                 sizes are padded or split.
             tf32: Let CUDA round the inputs of float32 products to TF32, which costs accuracy.
-            best_of: Chunks drawn for one decision, where the graph chooses the one of the highest value; None takes
+            best_of: Samples per decision, if the graph returns the chunk with the highest value (best-of-N); None takes
                 the folder's number.
             safety: Checks and limits, and what to do where they are broken; None takes the defaults.
             seed: Seed of the noise; None draws one.
@@ -125,7 +125,7 @@ class MeamPolicy:
         Raises:
             NotFoundError: the folder or one of its files does not exist, or the name is empty.
             HubError: the Hub could not deliver; see its `kind`.
-            FormatError: a file is not what the format says; IntegrityError and VersionError (too new) among them.
+            FormatError: a file does not have the expected format; IntegrityError and VersionError are among them.
             DeviceError: the device is not usable here, or no graph answers within the budget.
             ConfigError: an argument has another type or is out of range, or variant or safety settings do not fit.
             MissingExtraError: onnxruntime is not installed.
@@ -187,7 +187,7 @@ class MeamPolicy:
         return replace(self._health)
 
     def check_env(self, env: gymnasium.Env[Any, Any] | gymnasium.vector.VectorEnv[Any, Any, Any]) -> None:
-        """Check that an environment, or a vector of them, speaks the policy's language; see `space_check.check_env`.
+        """Check that an environment, or a vector environment, fits the policy; see `space_check.check_env`.
 
         Raises:
             SpaceError: spaces, keys, bounds, rate or chunk do not fit; the message names the first that does not.
@@ -201,8 +201,8 @@ class MeamPolicy:
         """
         if self._origin is None:
             raise ConfigError(
-                "The policy was made by hand, and a pickle holds only where a policy was loaded from. Load it with "
-                "MeamPolicy.from_pretrained, in the other process or before pickling."
+                "The policy was not made by from_pretrained, and a pickle holds only where a policy was loaded from. "
+                "Load it with MeamPolicy.from_pretrained, in the other process or before pickling."
             )
         return _load_again, (dict(self._origin),)
 

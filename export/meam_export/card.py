@@ -24,7 +24,7 @@ _METHODS = {
 
 
 def render_card(spec: PolicySpec, checkpoint: Checkpoint, parity: ParityReport) -> str:
-    """Fill the model card's template: front matter, inputs and outputs, how to act, how it was trained.
+    """Fill in the model card's template: front matter, usage, inputs and outputs, variants and training.
 
     Raises:
         MissingExtraError: jinja2 is not installed.

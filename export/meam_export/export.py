@@ -1,4 +1,4 @@
-"""Writing a policy folder from a checkpoint."""
+"""Exports a checkpoint as a policy folder."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ GOLDEN_INPUTS = 16
 MAX_NFE = 400
 
 LADDER = ("k1", "k2", "k3", "k5", "k10", "k2-grid", "k3-grid", "k5-grid")
-"""Variants of a ladder; the one-step policy joins them if there is one."""
+"""Variants of a ladder; `meam export --ladder` adds the one-step policy if the run distilled one."""
 
 
 @dataclass(frozen=True)
 class Exported(os.PathLike[str]):
-    """A policy folder that was written; as a path, that folder.
+    """An exported policy folder, usable as its path.
 
     Attributes:
         folder: The policy folder.
-        spec: What stands in its `config.json`.
-        parity: How far its graph is from the checkpoint.
-        variants: The same of every variant, by name.
+        spec: The contents of its `config.json`.
+        parity: Errors of its graph against the checkpoint.
+        variants: Errors of every variant's graph, by name.
     """
 
     folder: Path
@@ -84,36 +84,36 @@ def export_policy(
 
     The folder holds `config.json`, one self-contained `policy.onnx`, `model.safetensors` (the networks),
     `golden.safetensors` (observations and noises with the expected actions) and `README.md` (the model card); with
-    variants also one ONNX file for each, and `ladder.png`. It appears whole, after every graph has been run in
-    onnxruntime against PyTorch in float64.
+    variants also one ONNX file for each, and `ladder.png`. The folder appears complete, once every graph has been run
+    in onnxruntime and compared with PyTorch in float64.
 
     Args:
-        checkpoint: A checkpoint, its folder, or a training folder, of which the newest checkpoint is taken.
-        output_dir: The policy folder to write; must not exist, or be empty.
-        nfe: Velocity evaluations of the exported policy; None takes those of training. A policy is trained as
-            the map that its own steps make, so another number changes its actions.
-        solver: Integration scheme of the exported policy; None takes that of training.
-        time_grid: Ends of its steps, from 0 to 1; None for equal ones.
-        best_of: Chunks drawn for one decision; None takes the number of training.
-        variants: Other graphs to put beside it; see `variants.parse_variant` for their names, and `LADDER`.
-        observations: Raw observations [n, obs] at which graphs are compared beside random ones; None takes those that
-            the training run kept of its data.
+        checkpoint: A checkpoint, its folder, or a training folder, whose newest checkpoint is taken.
+        output_dir: Policy folder to write; must be empty or not exist.
+        nfe: Evaluations of the velocity; None takes the number of training. A policy is trained as the map that its own
+            solver steps make, so another number changes its actions.
+        solver: ODE solver of the exported policy; None takes the one of training.
+        time_grid: Boundaries of the solver steps, from 0 to 1; None for equal steps.
+        best_of: Samples per decision (best-of-N); None takes the number of training.
+        variants: Further graphs to export; see `variants.names.parse_variant` for their names, and `LADDER`.
+        observations: Raw observations [n, obs] at which graphs are compared, besides random ones; None takes those that
+            the training run kept from its data.
         task: Where the variants' returns are measured; None measures none.
-        tolerance: Accepted error of variants in int8 or fp16; None takes that of `parity.TOLERANCES`.
-        action_names: Name of every action number, such as a joint's.
-        observation_names: Name of every observation number.
+        tolerance: Accepted error of int8 and fp16 variants; None takes `parity.TOLERANCES`.
+        action_names: Name of every number of an action, e.g. of its joint.
+        observation_names: Name of every number of an observation.
         license: SPDX identifier of the policy's licence.
-        on_stage: Called with what is done next, and after each graph with it.
+        on_stage: Called as `on_stage(name, None)` before every stage, and with the finished graph after it.
 
     Returns:
-        What was exported; it can be used as the path of the policy folder.
+        The exported policy, usable as the path of its folder.
 
     Raises:
-        OutputError: the folder holds something already, or cannot be written.
+        OutputError: the folder is not empty, or cannot be written.
         NotFoundError: there is no such checkpoint.
         CheckpointError: the checkpoint is broken.
         ConfigError: a setting is out of range, or there is no such variant.
-        ParityError: a graph does not compute what the checkpoint does; nothing is written.
+        ParityError: a graph does not compute what the checkpoint computes; nothing is written.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
     folder = Path(output_dir).expanduser().absolute()
@@ -172,7 +172,7 @@ def export_policy(
         files[LADDER_FILE] = draw_ladder(specs)
     files[CONFIG_FILE] = spec.to_json().encode()
     files["README.md"] = render_card(spec, source, policy.parity).encode()
-    _check_output_folder(folder)  # somebody may have filled it meanwhile
+    _check_output_folder(folder)  # another process may have filled it meanwhile
     _write(folder, files)
     return Exported(folder, spec, policy.parity, {variant.name: variant.parity for variant in built})
 
@@ -185,10 +185,10 @@ def _build_policy(networks: MeamNetworks, spec: PolicySpec, observations: Rows |
 
 
 def _checked(observations: Rows, spec: PolicySpec) -> Rows:
-    """Refuse observations that do not fit.
+    """Convert observations to float32, and refuse those that do not fit the policy.
 
     Raises:
-        ConfigError: their shape is another, or they are not finite.
+        ConfigError: they are not shaped [n, obs] with n >= 1, or not finite.
     """
     rows = np.asarray(observations, dtype=np.float32)
     if rows.ndim != 2 or rows.shape[1] != spec.observation_dim or not len(rows) or not np.isfinite(rows).all():
@@ -199,10 +199,10 @@ def _checked(observations: Rows, spec: PolicySpec) -> Rows:
 
 
 def _check_output_folder(folder: Path) -> None:
-    """Refuse a folder that holds something already.
+    """Refuse an output folder that is not empty.
 
     Raises:
-        OutputError: the folder exists and is not an empty folder.
+        OutputError: the path exists and is not an empty folder.
     """
     if folder.is_dir() and not any(folder.iterdir()):
         return
@@ -212,7 +212,7 @@ def _check_output_folder(folder: Path) -> None:
 
 
 def _model(networks: MeamNetworks, chooses: bool) -> bytes:
-    """The networks a run can be understood and continued from; other averaged copies are of use in training only."""
+    """The networks, without those target networks that only training uses."""
     acting = {"target_policy"} | ({"target_critic"} if chooses else set())
     state = networks.state_dict().items()
     kept = {
@@ -224,7 +224,7 @@ def _model(networks: MeamNetworks, chooses: bool) -> bytes:
 
 
 def _golden(module: PolicyModule, spec: PolicySpec, observations: Rows | None) -> bytes:
-    """Inputs and the actions that PyTorch computes from them, to check a policy on the machine it runs on."""
+    """Inputs with the actions that PyTorch computes from them, for checking the policy on any machine."""
     rows = random_observations(spec, GOLDEN_INPUTS, seed=1)
     if observations is not None:
         rows = np.concatenate([rows[: GOLDEN_INPUTS // 2], observations[: GOLDEN_INPUTS // 2]])
@@ -236,7 +236,7 @@ def _golden(module: PolicyModule, spec: PolicySpec, observations: Rows | None) -
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Write the files; config.json appears last, and only with it is it a policy."""
+    """Write the files; config.json appears last, since it makes the folder a policy."""
     try:
         with atomic_folder(folder, last=CONFIG_FILE) as hidden:
             for name, data in files.items():

@@ -1,1 +1,1 @@
-"""What stands between an observation and an action: flattening, queues, safety."""
+"""From observation to action: flattening, action queues, safety checks."""

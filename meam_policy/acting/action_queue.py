@@ -1,4 +1,4 @@
-"""Executing chunks of actions, one queue for every environment slot."""
+"""Queues of actions from executing chunks, one per environment slot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["ActionChunkQueue"]
 
 
 class ActionChunkQueue:
-    """The actions that are still to be executed, for every slot of a (vector) environment.
+    """The remaining actions of the current chunk, for every slot of a (vector) environment.
 
     Args:
         slots: Number of environment slots.

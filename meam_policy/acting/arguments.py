@@ -1,4 +1,4 @@
-"""Checks of what callers hand to a policy besides the observation: seeds, masks, noise and a prefix."""
+"""Checks of a policy's arguments other than the observation: seeds, masks, noise and prefixes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def checked_seeds(seeds: Any) -> int | Sequence[int] | None:
     """One seed, one for each slot, or None, with a list in place of an array.
 
     Raises:
-        ConfigError: a seed is no whole number of 0 or more.
+        ConfigError: a seed is not an integer of 0 or more.
     """
     listed = seeds.tolist() if isinstance(seeds, np.ndarray) else seeds
     for seed in [] if listed is None else listed if isinstance(listed, Sequence) else [listed]:

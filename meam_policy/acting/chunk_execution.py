@@ -1,4 +1,4 @@
-"""Executing the chunks of a policy under its safety shell, slot by slot."""
+"""Executes a policy's chunks under its safety shell, slot by slot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Infer = Callable[[Rows, Rows], Rows]
 
 
 class ChunkExecution:
-    """What every slot executes: its queue of actions, its noise, and what the shell makes of them.
+    """State of execution for every slot: its queue of actions, its noise, and the shell that limits its actions.
 
     Args:
         spec: Sizes of chunks and actions.

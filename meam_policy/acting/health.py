@@ -1,4 +1,4 @@
-"""What happened to a policy since it was loaded."""
+"""Counters of what happened since a policy was loaded."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Health:
         bad_actions: Chunks with NaN or infinity.
         unfamiliar: Observations above `unfamiliarity_limit`.
         rate_limited: Actions that the rate limit changed.
-        replaced: Actions held or neutral instead of the policy's.
-        unfamiliarity: Of the last observation, the largest over its slots, in standard deviations of the training
-            data; None before the first. What is beyond float64 is its largest number.
+        replaced: Actions that were held or neutral in place of the policy's.
+        unfamiliarity: Unfamiliarity of the last observation, the largest over its slots, in standard deviations of the
+            training data; None before the first observation. Capped at the largest float64.
         max_unfamiliarity: The largest so far; None before the first observation.
         value: Mean value of the last chosen chunk, the lowest over its slots; None before the first, where the graph
             does not choose by value, and where it is not finite.

@@ -11,7 +11,7 @@ __all__ = ["NoiseStreams"]
 
 
 class NoiseStreams:
-    """Standard normal draws, from a stream of its own for every slot.
+    """Standard normal draws, with a separate random stream for every slot.
 
     What happens in one environment never changes the noise of another. The streams begin unseeded: call `reseed` for
     noise that can be repeated.
@@ -31,7 +31,7 @@ class NoiseStreams:
         Args:
             seeds: Seed from which every slot gets its stream, 0 or more; a sequence has one for each slot, which then
                 draws what a single slot with that seed would draw. None leaves all streams as they are.
-            mask: Slots [slots] that are concerned; None for all.
+            mask: Slots [slots] to reseed; None for all.
         """
         if seeds is None:
             return

@@ -1,4 +1,4 @@
-"""Raw observations of an environment or robot, as the one float32 vector a policy reads."""
+"""Flattens raw observations of an environment or robot into the one float32 vector that a policy reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def flatten_observation(spec: PolicySpec, observation: Any, *, finite: bool = Tr
     """Flatten one observation, or a batch of them, into rows.
 
     Args:
-        spec: Says which boxes an observation has, and in which order they are flattened.
+        spec: The boxes of an observation, in the order in which they are flattened.
         observation: Array-like shaped like the observation box, or a mapping of such arrays for a Dict observation;
             with one leading axis more for a batch. Any real number type, byte order and memory layout.
         finite: Refuse NaN and infinity.

@@ -1,4 +1,4 @@
-"""Acting once while a policy is loaded, so that its first tick is not slower than the others."""
+"""Warm-up of a policy while it is loaded, so that its first tick is no slower than the others."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["rehearse"]
 
 
 def rehearse(spec: PolicySpec, infer: Infer) -> None:
-    """Act on the mean observation, with counters, noise and queues of its own.
+    """Act once on the mean observation, with separate counters, noise and queues.
 
     Libraries import modules, and onnxruntime allocates buffers, when they are first used: that must not delay the first
     tick of a control loop. What fails is ignored, since acting reports it for the observation that it fails at.
 
     Args:
-        spec: What the policy is.
-        infer: Computes its chunks, and leaves its counters alone.
+        spec: The policy's spec.
+        infer: Computes its chunks without changing its counters.
     """
     execution = ChunkExecution(spec, SafetyShell(spec, SafetySettings(), Health()))
     execution.noise.reseed(0)

@@ -1,4 +1,4 @@
-"""Checks and limits around a policy: what it sees, and what it sends."""
+"""Checks of a policy's observations and chunks, and limits on its actions."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ the bounds, approached no faster than the rate limit. Before a slot's first acti
 
 @dataclass(frozen=True)
 class SafetySettings:
-    """What the shell does; on by default.
+    """Settings of the safety shell, which is on by default.
 
     Attributes:
-        on_bad_observation: Where an observation holds NaN or infinity.
-        on_bad_action: Where the network produced NaN or infinity.
-        on_unfamiliar: Where an observation's `unfamiliarity` is above its limit; None only counts it.
+        on_bad_observation: Reaction to NaN or infinity in an observation.
+        on_bad_action: Reaction to NaN or infinity in the network's actions.
+        on_unfamiliar: Reaction to an observation whose `unfamiliarity` is above the limit; None only counts it.
         unfamiliarity_limit: Largest distance of any observation number from its mean in the training data, in its
             standard deviations.
         rate_limit: Largest change of an action number from one step to the next, environment units: one number, or one

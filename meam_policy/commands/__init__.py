@@ -18,7 +18,7 @@ def parse(
     """Call a command, or build a dataclass, from command-line arguments; its docstring is the help.
 
     Args:
-        command: What to call.
+        command: Function or dataclass to call.
         arguments: The arguments after the command's name.
         prog: The name to show.
         paired_flags: Offer --no-x beside --x for every switch, whatever its default.

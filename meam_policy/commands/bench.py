@@ -1,4 +1,4 @@
-"""`meam bench`: names the benchmarks, each of which is a command of its own."""
+"""`meam bench`: lists the benchmarks, each a separate command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BENCHMARKS = {
 
 
 def run(arguments: list[str], prog: str) -> None:
-    """Measure what the first argument names."""
+    """Run the benchmark that the first argument names."""
     if arguments[:1] in (["-h"], ["--help"]):
         rows = "\n".join(f"  {name}  {benchmark.summary}" for name, benchmark in BENCHMARKS.items())
         sys.stdout.write(f"usage: {prog} BENCHMARK [options]\n\nbenchmarks:\n{rows}\n\n")

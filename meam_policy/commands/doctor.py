@@ -18,17 +18,17 @@ _STYLES: dict[Level, str] = {"ok": "green", "note": "cyan", "warning": "yellow",
 
 
 def doctor(device: Device = "cpu", rate_hz: float = 50.0, json: bool = False) -> None:
-    """Check what of this machine matters for acting, and what could be better.
+    """Check whether this machine is fit for acting, and what could be improved.
 
-    Versions and wheels, which execution providers really work, cores and limits, memory, clock speed, scheduling, how
-    late the ticks of a control loop are, and the environment. A note may be worth knowing, a warning costs time or
-    accuracy; only a problem, with which policies cannot act on the device, makes the command exit with 2. Nothing is
-    changed, and no network is used.
+    Checks versions and wheels, which execution providers really work, cores and limits, memory, clock speed,
+    scheduling, the lateness of a control loop's ticks, and environment variables. A note may be worth knowing, and a
+    warning costs time or accuracy; only a problem, which keeps policies from acting on the device, makes the command
+    exit with 2. Nothing is changed, and no network is used.
 
     Example: meam doctor --device cuda --rate-hz 100
 
     Args:
-        device: Where policies are to run; others are tried too, but are no problem if they do not work.
+        device: Device on which policies are to run; the others are tried too, but need not work.
         rate_hz: Rate of the control loop, 1 to 10,000.
         json: Print one line of JSON to stdout instead of a table.
     """

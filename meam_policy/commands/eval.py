@@ -43,7 +43,7 @@ def evaluate(
     """Run a policy in an environment and report return, success and action latency.
 
     Episode i resets environment and policy with seed + i, so the same call gives the same returns, however many
-    environments run at a time. The interval is a 95 % bootstrap interval of the mean return. Latency counts the calls
+    environments run in parallel. The interval is a 95 % bootstrap interval of the mean return. Latency counts the calls
     that run the network, each for all environments that need a new chunk.
 
     Example: meam eval policies/pockets --episodes 100
@@ -53,11 +53,11 @@ def evaluate(
         env_id: Environment; by default the one the policy was trained for.
         episodes: Number of episodes.
         seed: Seed of the first episode.
-        num_envs: Environments that run at a time.
-        async_envs: Run each environment in a process of its own; worth it where its steps are slow.
+        num_envs: Environments that run in parallel.
+        async_envs: Run each environment in a separate process; worth it if its steps are slow.
         video: New folder for a video of every episode; one environment at a time.
-        record: Minari id, such as pockets/rollouts-v0, under which to record the episodes; `meam train --data` reads
-            them, also those that were finished before Ctrl-C. Evaluate what is trained on them with another --seed.
+        record: Minari id, e.g. pockets/rollouts-v0, under which to record the episodes; `meam train --data` reads them,
+            including those finished before Ctrl-C. Evaluate policies trained on them with another --seed.
         root: Folder of the Minari data sets; by default MINARI_DATASETS_PATH, or ~/.minari/datasets.
         revision: Branch, tag or commit on the Hub.
         variant: Another graph of the policy; `meam info` lists them.

@@ -16,7 +16,7 @@ __all__ = ["info", "run"]
 
 
 def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = None, json: bool = False) -> None:
-    """Show what a policy is, after checking that the files that are there are whole and that it loads here.
+    """Show a policy's spec and graphs, after checking that its files are intact and that it loads here.
 
     Example: meam info policies/pockets
 

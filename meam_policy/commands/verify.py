@@ -27,20 +27,20 @@ def verify(
     tolerance: float = TOLERANCE,
     json: bool = False,
 ) -> None:
-    """Check that a policy is whole, and that it acts on this machine as it did where it was exported.
+    """Check that a policy is intact, and that it acts on this machine as it did on the one that exported it.
 
     Every file must have the hash that config.json records, and every graph must pass the structural check. Then the
-    inputs of golden.safetensors are run, all at once and one by one, each twice. The policy as trained must give the
-    golden actions; variants that act differently on purpose must give finite actions, within the bounds, and the same
+    inputs of golden.safetensors are run, in one batch and one by one, each twice. The policy as trained must return the
+    golden actions; variants that act differently on purpose must return finite actions within the bounds, and the same
     ones every time. A graph that fails, or cannot be loaded here, does not keep the others from being checked. Exits
-    with 0 if all is well, else with 2 and one sentence about the first thing that is wrong.
+    with 0 if all is well, otherwise with 2 and one sentence on the first fault.
 
-    A folder without golden.safetensors is checked with drawn inputs, and fails: its actions were compared with nothing.
-    Other files that are missing are only named.
+    A folder without golden.safetensors is checked with random inputs, and fails, since its actions could not be
+    compared. Other missing files are only listed.
 
-    Differences are shares of the action's half width. "largest" and "rms" are those from the golden actions, "batch"
-    is the largest one between an input alone and among others, "again" between the same input twice. Times are of one
-    observation, with pauses between the calls; median and 99th percentile.
+    Differences are shares of the action's half width: "largest" and "rms" from the golden actions, "batch" the largest
+    between a batch and single inputs, "again" between two runs of the same input. Times are the median and the 99th
+    percentile of calls for one observation, with pauses between them.
 
     Example: meam verify policies/pockets --device cuda
 
@@ -49,7 +49,7 @@ def verify(
         revision: Branch, tag or commit on the Hub.
         device: Where to run the network; "cuda" and "tensorrt" fail rather than fall back.
         variant: Check only this graph; by default the policy as trained and all variants.
-        threads: Threads used inside one inference.
+        threads: Threads per inference.
         tolerance: Largest accepted difference from the golden actions.
         json: Print one line of JSON to stdout instead of tables.
     """

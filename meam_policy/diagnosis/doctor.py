@@ -1,4 +1,4 @@
-"""What of this machine matters for acting, and what could be better."""
+"""Checks whether this machine is fit for acting, and what could be improved."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from meam_policy.inference.providers import Device, import_onnxruntime, needs_gp
 __all__ = ["Finding", "Level", "diagnose"]
 
 Level = Literal["ok", "note", "warning", "problem"]
-"""A note may be worth knowing, a warning costs time or accuracy, with a problem policies cannot act as asked."""
+"""A note may be worth knowing, a warning costs time or accuracy, a problem keeps policies from acting on the device."""
 
 PACKAGES = ("meam-policy", "numpy", "gymnasium", "huggingface-hub")
 _PROVIDERS: dict[Device, str] = {
@@ -50,13 +50,13 @@ _REINSTALL = "pip uninstall -y {}, then install one again: pip install 'meam-pol
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about this machine.
+    """One finding about this machine.
 
     Attributes:
-        name: What it is about.
+        name: Subject of the check.
         level: How much it matters.
         seen: What was found.
-        remedy: What to do about it; empty where nothing needs doing.
+        remedy: What to do about it; empty if nothing needs doing.
     """
 
     name: str
@@ -68,11 +68,11 @@ class Finding:
 def diagnose(device: Device = "cpu", rate_hz: float = 50.0) -> list[Finding]:
     """Check everything about this machine that matters for acting; takes a second or two.
 
-    Execution providers count as working only after they have run a graph, in a session made as a policy makes it.
-    Nothing is changed, no network is used, and no other libraries are loaded than those of onnxruntime.
+    An execution provider counts as working only after it has run a graph, in a session like a policy's. Nothing is
+    changed, no network is used, and no libraries but onnxruntime's are loaded.
 
     Args:
-        device: Where policies are to run: what keeps it from working is a problem, what keeps others is not.
+        device: Device on which policies are to run; only this one has to work.
         rate_hz: Rate of the control loop, for the jitter of its ticks; 1 to 10,000.
 
     Returns:

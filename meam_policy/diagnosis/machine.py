@@ -1,7 +1,7 @@
-"""What a machine offers a control loop: cores, memory, scheduling, and how late it wakes a sleeper.
+"""What a machine offers a control loop: cores, memory, scheduling, and how punctually it wakes a sleeping process.
 
-Everything is read, nothing is changed. What a system does not report is None, or empty. `root` stands for the root of
-the file system.
+Everything is read, nothing is changed. What a system does not report is None, or empty. `root` is the root of the file
+system.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ROOT = Path("/")
 
 
 def cpu_model(root: Path = _ROOT) -> str:
-    """Name of the processor; of its architecture where there is no other."""
+    """Name of the processor, or of its architecture if that is all the system reports."""
     for key in ("model name", "Hardware", "Model"):
         for line in _read(root / "proc/cpuinfo").splitlines():
             name, _, value = line.partition(":")
@@ -55,7 +55,7 @@ def usable_cores() -> int:
 
 
 def cpu_limit(root: Path = _ROOT) -> float | None:
-    """Cores' worth of time that control groups allow this process, as in a container; None for no limit."""
+    """Number of cores whose time control groups (e.g. a container) allow this process; None for no limit."""
     limits = []
     for folder in _control_groups(root, "cpu"):
         quota, period = (_read(folder / "cpu.max").split() or [""] * 2)[:2]
@@ -78,7 +78,7 @@ def memory_limit(root: Path = _ROOT) -> int | None:
 
 
 def available_memory(root: Path = _ROOT) -> int | None:
-    """Bytes that can be had without swapping."""
+    """Bytes available without swapping."""
     for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             return 1024 * int(line.split()[1])
@@ -86,13 +86,13 @@ def available_memory(root: Path = _ROOT) -> int | None:
 
 
 def governors(root: Path = _ROOT) -> list[str]:
-    """Names of the governors that choose the clock of the cores, each once."""
+    """Names of the cores' CPU frequency governors, each once."""
     files = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
     return sorted({_read(file).strip() for file in files} - {""})
 
 
 def may_use_realtime(root: Path = _ROOT) -> bool | None:
-    """Whether this process may ask for a real-time scheduler."""
+    """Whether this process may use a real-time scheduler."""
     try:
         import resource
 
@@ -110,11 +110,11 @@ def tick_lateness_ms(rate_hz: float, seconds: float = 1.0) -> NDArray[np.float64
     """Sleep to the ticks of a control loop that does nothing else, and measure how late each wake-up was.
 
     Args:
-        rate_hz: Ticks a second, 1 to 10,000.
-        seconds: How long; at least five ticks.
+        rate_hz: Ticks per second, 1 to 10,000.
+        seconds: Duration of the measurement; at least five ticks are measured.
 
     Returns:
-        Milliseconds after each tick, in order.
+        Lateness of each wake-up, milliseconds, in order.
 
     Raises:
         ConfigError: the rate is out of range.

@@ -1,4 +1,4 @@
-"""A small graph, built without onnx, which shows whether an execution provider works on this machine."""
+"""A small graph, built without onnx, that shows whether an execution provider works on this machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROBE_SPEC = PolicySpec(
     integration=Integration(nfe=1),
     method="probe",
 )
-"""The policy that `probe_graph` is without arguments: one action of 64 numbers, observation plus noise."""
+"""Spec of the policy in `probe_graph()`: one action of 64 numbers, observation plus noise."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def probe_device(device: Device) -> Probe:
     """Start a session on a device, as a policy does, and multiply matrices there.
 
     Raises:
-        DeviceError: the device is asked for by name, and cannot start.
+        DeviceError: the device was requested by name, and cannot start.
         ActionError: it starts, and cannot run the graph.
         MissingExtraError: onnxruntime is not installed.
     """
@@ -63,7 +63,7 @@ def probe_graph(size: int = _SIZE, chunk_shape: tuple[int, int] = (1, _SIZE)) ->
     """The bytes of an ONNX file for reshape(observation @ identity + noise, [-1, *chunk_shape]).
 
     Args:
-        size: Numbers of the observation, and of the noise.
+        size: Dimension of the observation, and of the noise.
         chunk_shape: Shape of a chunk, of `size` numbers.
     """
     identity, shape = np.eye(size, dtype="<f4"), np.array([-1, *chunk_shape], dtype="<i8")

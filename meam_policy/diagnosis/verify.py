@@ -1,4 +1,4 @@
-"""Checking a policy folder on the machine it runs on: its files, its graphs' actions, their speed."""
+"""Checks a policy folder on the machine it runs on: its files, its graphs' actions, their speed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ order, and the integration amplifies that like any other rounding. Products roun
 more than float32 does, and show."""
 
 CALLS = 200
-"""Timed calls of each graph."""
+"""Timed calls per graph."""
 
 _WARM_UP, _PAUSE_S = 10, 0.002
 
@@ -54,15 +54,15 @@ def verify_policy(
     """Check a policy's files and graphs, and that they act here as they did where they were exported.
 
     The policy as trained, and variants in float32 that are integrated like it, must give the golden actions. Others
-    act differently on purpose: their actions must be finite, within the bounds, and the same every time. What fails
-    does not keep the other graphs from being checked, and neither does a missing file but `config.json`.
+    act differently on purpose: their actions must be finite, within the bounds, and the same every time. A graph that
+    fails does not keep the others from being checked, and neither does a missing file other than `config.json`.
 
     Args:
         path_or_repo_id: A policy folder, or a Hub repo id "owner/name".
         revision: Branch, tag or commit on the Hub.
         variant: Check only this variant; None for the policy and all its variants.
         device: Where to run; "cuda" and "tensorrt" fail rather than fall back.
-        threads: Threads used inside one inference.
+        threads: Threads per inference.
         tolerance: Largest accepted difference, as a share of the action's half width; above 0.
         calls: How often each graph is timed, with pauses as in a control loop; 1 or more.
         strict: Raise for a graph that fails; False only reports it, see `VerifyReport.check`.
@@ -70,9 +70,9 @@ def verify_policy(
     Raises:
         NotFoundError: config.json, a graph or the golden actions are missing.
         IntegrityError: a file has another hash than `config.json` records.
-        FormatError: a file is not what the format says; VersionError where a graph needs a newer onnxruntime.
-        ParityError: a graph gives other actions than it should, or other ones every time.
-        ActionError: a graph gives actions that are not finite, or out of bounds.
+        FormatError: a file does not have the expected format; VersionError if a graph needs a newer onnxruntime.
+        ParityError: a graph's actions differ from the golden actions, or from run to run.
+        ActionError: a graph's actions are not finite, or out of bounds.
         DeviceError: the device is not usable here.
         ConfigError: there is no such variant, or an argument is out of range.
         HubError: the Hub could not deliver.

@@ -1,4 +1,4 @@
-"""What `meam verify` found."""
+"""Results of `meam verify`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class GraphReport:
     Attributes:
         variant: Its name; None for the policy as trained.
         file: Its file.
-        structure: What it is made of; None if it is missing, or broken.
+        structure: Summary of the graph; None if it is missing or broken.
         same_spec: Whether it was exported with this very `config.json`; None if it does not record that, or was not
             loaded.
-        provider: The execution provider that ran it; None if it cannot be loaded. Then nothing below is known.
-        precision: Of its weights.
-        compared: Whether it must give the golden actions: it is integrated like the policy as trained, in float32.
+        provider: The execution provider that ran it; None if it cannot be loaded, and then nothing below is known.
+        precision: Precision of its weights.
+        compared: Whether it must return the golden actions: it is integrated like the policy as trained, in float32.
         max_difference: Largest difference from the golden actions; None where it takes other noise, and where there are
             none.
         rms_difference: Root mean square of it.
@@ -85,8 +85,8 @@ class VerifyReport:
         """Raise what is wrong.
 
         Raises:
-            ParityError: a graph gives other actions than it should.
-            ActionError: a graph gives actions that are not finite, or out of bounds.
+            ParityError: a graph's actions differ from the golden actions, or from run to run.
+            ActionError: a graph's actions are not finite, or out of bounds.
             FormatError: a graph cannot be loaded; VersionError if only here.
             NotFoundError: a graph, or the golden actions, are missing.
         """

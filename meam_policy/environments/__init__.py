@@ -1,1 +1,1 @@
-"""Gymnasium environments: making them, checking them, drawing them."""
+"""Gymnasium environments: making, checking and rendering them."""

@@ -1,4 +1,4 @@
-"""Keeping dm_control from opening a window system that is not there."""
+"""Keeps dm_control from looking for a display that does not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making the environments of this field by the names their data sets use."""
+"""Makes environments by Gymnasium id or by the name of their data set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_environment(environment_id: str, **kwargs: Any) -> gymnasium.Env[Any, A
     would import a module, are refused: an id may come from a downloaded policy.
 
     Args:
-        environment_id: Such as "meam/Pockets-v0", "HalfCheetah-v5" or an OGBench name.
+        environment_id: Gymnasium id or OGBench name, e.g. "meam/Pockets-v0" or "HalfCheetah-v5".
         **kwargs: Passed on to the environment.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Does an environment speak a policy's language: spaces, control rate, length of its episodes."""
+"""Checks that an environment fits a policy: spaces, control rate, length of its episodes."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ RATE_TOLERANCE = 0.01
 def check_env(spec: PolicySpec, env: AnyEnv) -> None:
     """Check that a policy can act in an environment.
 
-    Beyond `check_spaces`: the control rate, where the policy recorded one, may differ by 1 %; and a chunk must not be
-    longer than an episode, where the environment says how long that may be. An environment that states its time step
-    (`dt`, or `control_timestep()`, of it or of a wrapper) is held to it; one that has nothing but the rate of its
-    pictures (`metadata["render_fps"]`) is warned about.
+    Beyond `check_spaces`: if the policy recorded a control rate, the environment's may differ by 1 %; and a chunk must
+    not be longer than an episode, if the environment states the limit. A rate that follows from a time step (`dt` or
+    `control_timestep()` of the environment or a wrapper) must match; if there is only the frame rate
+    (`metadata["render_fps"]`), a mismatch is a warning.
 
     Args:
-        spec: What the policy is.
+        spec: The policy's spec.
         env: One environment, or a vector environment.
 
     Raises:
         SpaceError: something differs; the message names the first thing that does, with both values.
 
     Warns:
-        UserWarning: the pictures' rate is not the policy's control rate.
+        UserWarning: the frame rate is not the policy's control rate.
     """
     check_spaces(spec, env)
     _check_rate(spec, env)
@@ -58,7 +58,7 @@ def check_spaces(spec: PolicySpec, env: AnyEnv) -> None:
     both have some. Actions: the same, and the bounds are always compared.
 
     Args:
-        spec: What the policy is.
+        spec: The policy's spec.
         env: One environment; of a vector environment its `single_observation_space` and `single_action_space` count.
 
     Raises:

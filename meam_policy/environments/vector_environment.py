@@ -1,4 +1,4 @@
-"""Making vector environments from the names that `make_environment` knows."""
+"""Makes vector environments from the names that `make_environment` accepts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["open_vector_environment"]
 def open_vector_environment(
     environment_id: str, num_envs: int, *, asynchronous: bool = False
 ) -> Iterator[gymnasium.vector.VectorEnv[Any, Any, Any]]:
-    """Make several environments to step together, and close them on the way out.
+    """Make several environments that are stepped together, and close them on exit.
 
-    Their episodes begin when they are reset, not by themselves (autoreset mode DISABLED).
+    They are not reset automatically after an episode (autoreset mode DISABLED).
 
     Args:
         environment_id: See `make_environment`.
         num_envs: Number of environments, at least 1.
-        asynchronous: Run each in a process of its own. The processes are spawned, not forked, so a policy may be
+        asynchronous: Run each in a separate process. The processes are spawned, not forked, so a policy may be
             loaded already; they leave Ctrl-C to this one.
 
     Raises:

@@ -1,6 +1,6 @@
 """Videos of episodes: `python -m meam_policy.environments.video ENV_ID` tries whether an environment can be drawn.
 
-That is tried in a process of its own: a machine that cannot draw off-screen may abort instead of raising.
+It is tried in a separate process: a machine that cannot render off-screen may abort the process instead of raising.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def make_filmed_environment(environment_id: str, folder: Path) -> gymnasium.Env[
 
     Raises:
         MissingExtraError: moviepy, which writes videos, is not installed.
-        OutputError: the folder holds something, or cannot be made.
+        OutputError: the folder is not empty, or cannot be created.
         ConfigError: the environment cannot be drawn on this machine.
         NotFoundError: there is no such environment.
     """

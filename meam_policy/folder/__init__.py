@@ -1,1 +1,1 @@
-"""Policy folders, here and on the Hugging Face Hub."""
+"""Policy folders, local and on the Hugging Face Hub."""

@@ -1,4 +1,4 @@
-"""The golden actions of a policy folder: what PyTorch computed, to compare a machine with."""
+"""The golden actions of a policy folder, computed by PyTorch, with which a machine's actions are compared."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from meam_policy.errors import HubError, MeamError, NotFoundError
 __all__ = ["download_policy"]
 
 METADATA_TIMEOUT_S = 10.0
-"""A Hub that does not answer for this long is given up."""
+"""Timeout of a request to the Hub, seconds."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -36,9 +36,9 @@ def download_policy(
 ) -> Path:
     """Download the named files of a model repository into the Hub cache.
 
-    What is in the cache is used without a request for a full commit hash, and where requests are forbidden: by
-    `local_files_only`, or by HF_HUB_OFFLINE in the environment. Else a branch or tag makes one; if the Hub then fails,
-    what the cache last saw of it is used, with a warning that names the commit.
+    The cache is used without a request if the revision is a full commit hash, or if requests are forbidden by
+    `local_files_only` or the environment variable HF_HUB_OFFLINE. Otherwise the branch or tag is looked up on the Hub;
+    if that fails, its last cached commit is used, with a warning that names the commit.
 
     Args:
         repo_id: "owner/name".
@@ -89,7 +89,7 @@ def download_policy(
             except hub_errors.EntryNotFoundError:
                 continue
         return folder
-    except Exception as error:  # the HTTP library's errors, of which the Hub client has changed the base class twice
+    except Exception as error:  # HTTP errors, whose base class the Hub client has changed twice
         problem = _explain(error, repo_id, revision)
         if not isinstance(problem, HubError) or problem.kind == "access" or force_download:
             raise problem from error

@@ -27,7 +27,7 @@ __all__ = [
 
 CONFIG_FILE = "config.json"
 LADDER_FILE = "ladder.png"
-"""A picture of the variants."""
+"""The figure of the variants."""
 POLICY_FILES = (CONFIG_FILE, GRAPH_FILE, "model.safetensors", "golden.safetensors", "README.md", LADDER_FILE)
 """Every file of a policy folder but the graphs of its variants, which `config.json` names; the last is optional."""
 
@@ -44,7 +44,7 @@ def locate_policy(
     force_download: bool = False,
     variants: Collection[str] | None = (),
 ) -> Path:
-    """Find a policy folder on this machine, downloading it from the Hugging Face Hub if need be.
+    """Find a policy folder on this machine, downloading it from the Hugging Face Hub if needed.
 
     An existing folder always wins. Otherwise text of the form "owner/name" is a repo id, unless a folder "owner"
     exists here; everything else is a path. The remaining arguments are those of `huggingface_hub.hf_hub_download`, but
@@ -99,7 +99,7 @@ def read_spec(folder: Path) -> PolicySpec:
 
     Raises:
         NotFoundError: there is none.
-        FormatError: it is not what the format says.
+        FormatError: it does not have the expected format.
     """
     return PolicySpec.from_json(_read(folder, CONFIG_FILE))
 
@@ -115,10 +115,10 @@ def read_graph(folder: Path, spec: PolicySpec, file: str = GRAPH_FILE) -> bytes:
 
 
 def verify_files(folder: Path, spec: PolicySpec) -> tuple[str, ...]:
-    """Check every file that is there, and of which `config.json` records a hash.
+    """Check the hash of every file that exists and has one recorded in `config.json`.
 
     Returns:
-        What is missing of a whole policy folder, and of the files that `config.json` names. `policy.onnx` alone is
+        The missing files, of those that a complete policy folder has or `config.json` names. Only `policy.onnx` is
         needed to act.
 
     Raises:

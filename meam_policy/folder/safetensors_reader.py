@@ -28,13 +28,13 @@ def read_arrays(data: bytes, name: str) -> dict[str, NDArray[np.float32]]:
 
     Args:
         data: The whole file.
-        name: What to call it in errors.
+        name: Name of the file in error messages.
 
     Returns:
         The arrays by name, as copies.
 
     Raises:
-        FormatError: the file is not safetensors, is not whole, or holds something else than float32 arrays.
+        FormatError: the file is not safetensors, is truncated, or holds anything but float32 arrays.
     """
     if data.startswith(b"version https://git-lfs"):
         raise FormatError(f"{name} is a git-lfs pointer, not the file. Run `git lfs pull`.")

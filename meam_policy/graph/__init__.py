@@ -1,1 +1,1 @@
-"""Reading ONNX files byte by byte, and refusing what no policy needs."""
+"""Reads ONNX files byte by byte, and refuses what no policy needs."""

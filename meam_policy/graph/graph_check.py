@@ -54,10 +54,10 @@ IR_VERSIONS = (8, 14)
 OPSETS = (17, 28)
 
 MAX_BYTES = 2**31 - 1
-"""Of a protobuf message, whoever reads it."""
+"""Largest protobuf message that parsers accept."""
 
 MAX_NODES = 100_000
-"""Also of initialisers. A hundred velocity evaluations of a deep network need some thousands."""
+"""Also the limit for initialisers. A hundred velocity evaluations of a deep network need some thousands."""
 
 MAX_DIMENSION = 2**20
 
@@ -80,7 +80,7 @@ _BOUNDS = (b"Clip", b"Max", b"Min")
 
 @dataclass(frozen=True)
 class GraphSummary:
-    """What a policy graph is made of.
+    """Contents of a policy graph.
 
     Attributes:
         ir_version: Version of the ONNX file format.
@@ -107,7 +107,7 @@ def check_graph(graph: bytes, name: str = "policy.onnx") -> GraphSummary:
 
     Args:
         graph: The whole file.
-        name: What to call it in errors.
+        name: Name of the file in error messages.
 
     Returns:
         What the graph holds.
@@ -235,7 +235,7 @@ class _GraphCheck:
         return sum(tensor.bytes for tensor in weights)
 
     def _define(self, names: Sequence[bytes]) -> None:
-        """Add names of values, of which every one has one meaning."""
+        """Define names of values; no name may be defined twice."""
         for name in names:
             if name in self.defined:
                 self.reader.invalid(f"{quote(name)} is defined twice")

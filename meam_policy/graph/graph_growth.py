@@ -1,4 +1,4 @@
-"""How large the values of a policy graph can become: the bound on operators that make much out of little.
+"""How large the values of a policy graph can become: bounds on operators that expand their inputs.
 
 Expand, Tile, ConstantOfShape and Range (and Pad, which no policy needs) are where small models do big damage: a number
 in a shape becomes that many elements. onnxruntime even computes them while it loads, where nothing but constants goes

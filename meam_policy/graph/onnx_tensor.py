@@ -107,7 +107,7 @@ def _is_complete(reader: WireReader, tensor: Tensor) -> bool:
     start, end = tensor.span
     if tensor.field not in ("int32_data", "int64_data", "uint64_data"):
         return end - start == tensor.bytes
-    # Numbers of one to ten bytes, of which the last has no highest bit.
+    # Numbers of one to ten bytes; only the last byte lacks the highest bit.
     last = np.frombuffer(reader.data, np.uint8, end - start, start) < 128
     return np.count_nonzero(last) == tensor.elements and (start == end or bool(last[-1]))
 

@@ -1,4 +1,4 @@
-"""Choosing the variant of a policy that answers in time on this machine."""
+"""Chooses the variant of a policy that is fast enough on this machine."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ P = TypeVar("P", bound=TimedPolicy)
 def load_within(budget_ms: float, spec: PolicySpec, load: Callable[[str | None], P]) -> P:
     """Load the graph closest to policy.onnx that answers within a time on this machine.
 
-    Variants are tried in the order of their `action_error`. One without that figure acts differently on purpose, such
-    as by choosing among more chunks: it is never taken. One that needs a newer onnxruntime is left out with a warning.
+    Variants are tried in the order of their `action_error`. One without that figure acts differently on purpose, e.g.
+    with another best-of-N, and is never taken. One that needs a newer onnxruntime is skipped with a warning.
 
     Args:
-        budget_ms: Longest accepted answer, milliseconds.
+        budget_ms: Longest accepted latency, milliseconds.
         spec: The policy as it was recorded.
         load: Loads a variant by name; None is the policy itself.
 

@@ -1,4 +1,4 @@
-"""Sessions of onnxruntime belong to the process that made them."""
+"""Refuses sessions of onnxruntime in any process but the one that made them."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def import_onnxruntime() -> ModuleType:
 
 
 def needs_gpu(device: Device) -> bool:
-    """Whether a device other than the CPU is asked for by name."""
+    """Whether a device other than the CPU is requested by name."""
     return device in ("cuda", "tensorrt")
 
 
@@ -50,8 +50,8 @@ def provider_list(device: Device, *, fixed_batch: bool, tf32: bool) -> list[Any]
     With a fixed batch, CUDA captures the whole run as a CUDA graph at fixed addresses, and replays it afterwards.
 
     Args:
-        device: Where to run.
-        fixed_batch: The batch size is fixed.
+        device: Device to run on.
+        fixed_batch: Whether the batch size is fixed.
         tf32: Allow TF32.
 
     Raises:
@@ -81,12 +81,12 @@ def provider_list(device: Device, *, fixed_batch: bool, tf32: bool) -> list[Any]
 
 
 def require_provider(device: Device, seen: Sequence[str]) -> None:
-    """Refuse, or for "auto" report, a session that runs elsewhere than was asked for.
+    """Refuse, or for "auto" report, a session that does not run on the requested device.
 
     onnxruntime itself falls back to the CPU with no more than a line on stderr, and lists providers that cannot work.
 
     Args:
-        device: What was asked for.
+        device: The requested device.
         seen: `get_providers()` of the session.
 
     Raises:

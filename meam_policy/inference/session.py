@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Optimization", "PolicySession", "Session"]
 
 Optimization = Literal["none", "basic", "extended", "all"]
-"""How far onnxruntime may rewrite the graph; "all" is what acts, the others are for checking it."""
+"""How far onnxruntime may rewrite the graph; policies act with "all", the others serve to check it."""
 
 _MAX_BINDINGS = 8
 """Batch sizes for which buffers are kept."""
@@ -58,8 +58,8 @@ class PolicySession:
         takes_prefix: Whether the graph takes a prefix: the actions that the new chunk must continue.
 
     Args:
-        graph: The bytes of the ONNX file.
-        spec: What the graph must look like.
+        graph: Contents of the ONNX file.
+        spec: Spec that the graph must match.
         device: "cpu"; "cuda" or "tensorrt", which fail rather than fall back; or "auto": CUDA where it works, else the
             CPU.
         threads: Intra-op threads. One is the default because these graphs are small and a control loop should not
@@ -68,7 +68,7 @@ class PolicySession:
             are padded or split. None for any size.
         tf32: Let CUDA round the inputs of float32 products to TF32.
         optimization: How far the graph may be rewritten.
-        name: The graph's file, for messages.
+        name: Name of the graph's file in error messages.
 
     Raises:
         FormatError: the graph is not ONNX, holds something that no policy needs, or has other inputs and outputs than

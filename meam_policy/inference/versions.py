@@ -1,4 +1,4 @@
-"""Which version of onnxruntime a graph needs."""
+"""The version of onnxruntime that a graph needs."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def load_failure(name: str, graph: GraphSummary, installed: str, reason: str, *,
     """What to raise for a graph that onnxruntime refuses.
 
     Args:
-        name: What to call the graph.
-        graph: What it holds.
-        installed: Version of the onnxruntime that is installed, such as "1.20.1".
-        reason: The message of its error.
-        on_cpu: Whether it was to run on the CPU, of which `least_version` speaks.
+        name: Name of the graph's file.
+        graph: Contents of the graph.
+        installed: Version of the installed onnxruntime, e.g. "1.20.1".
+        reason: The message of onnxruntime's error.
+        on_cpu: Whether the graph was to run on the CPU, to which `least_version` applies.
 
     Returns:
-        VersionError where the onnxruntime is too old for the graph, else FormatError.
+        VersionError if the onnxruntime is too old for the graph, else FormatError.
     """
     failure = f"{name} cannot be loaded by onnxruntime {installed}: {_shortened(reason)}"
     needed = least_version(graph)

@@ -23,8 +23,8 @@ class ChunkRequest:
     """One inference that a control loop asks for.
 
     Attributes:
-        observation: What the loop saw; nobody else may write to it.
-        tick: The tick at which it saw it.
+        observation: The loop's observation; nobody else may write to it.
+        tick: The tick of that observation.
         prefix: Actions to continue, and their weights; None for a policy that takes none.
         opening: Whether it is the first one of an episode, which the loop waits for.
     """
@@ -37,7 +37,7 @@ class ChunkRequest:
 
 @dataclass(frozen=True, eq=False)
 class ChunkAnswer:
-    """What came of a request.
+    """The result of a request.
 
     Attributes:
         request: The request.

@@ -1,4 +1,4 @@
-"""What a control loop needs of a policy."""
+"""The interface that a control loop needs of a policy."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def checks_of(policy: ChunkPolicy | UncheckedPolicy, unchecked: bool) -> PolicyC
     """Take from a policy what `ChunkPolicy` has beyond `UncheckedPolicy`.
 
     Args:
-        policy: What is to act.
+        policy: The policy that is to act.
         unchecked: Do without what it lacks: then it takes no prefix, every observation is accepted, and no action is
             limited.
 

@@ -1,4 +1,4 @@
-"""Which action of which chunk a tick executes, and how strongly the next chunk must continue the running one."""
+"""The schedule of a control loop: which action of which chunk a tick executes, and how the next chunk continues it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ControlLoop`: a policy that acts at a fixed rate, while its next chunk of actions is computed beside it."""
+"""`ControlLoop`: a policy acts at a fixed rate, while its next action chunk is computed in the background."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Overrun = Literal["hold", "repeat", "zero", "stop"]
 """What a control loop does in a tick for which it has no action."""
 
 _RECENT_DELAYS = 10
-"""Inferences of which the longest delay is expected of the next one."""
+"""Number of recent inferences whose longest delay is expected of the next one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class StampedObservation:
 
 
 class ControlLoop:
-    """Acts at a fixed rate; the policy runs in a thread of its own.
+    """Acts at a fixed rate; the policy runs in a separate thread.
 
     A tick takes one observation and gives one action. How chunks follow each other:
 
@@ -77,14 +77,14 @@ class ControlLoop:
     policy until the loop is closed.
 
     Args:
-        policy: Such as a `MeamPolicy`, or a wrapper around one.
-        rate_hz: Ticks a second.
+        policy: A `MeamPolicy`, a wrapper around one, or any other `ChunkPolicy`.
+        rate_hz: Ticks per second.
         chunking: See above; "realtime" needs a policy that takes a prefix.
         overrun: See above.
         execute_steps: Ticks from one inference to the next, 1 to chunk_size; None for the policy's own.
         max_observation_age_s: Seconds between an observation's timestamp and its tick, beyond which it is not acted
             on; so is one that comes that much from the future, which is of another clock. None for any age.
-        expected_delay: Ticks that an inference is expected to take; None measures it, as the most of the last ten.
+        expected_delay: Ticks that an inference is expected to take; None takes the longest of the last ten.
         simulated_delay: Ticks that every inference takes, in a simulation: no thread, and no clock but the ticks. The
             same seeds then give the same actions. None for real time.
         any_rate: Accept another rate than that of the actions that the policy was trained on.

@@ -1,4 +1,4 @@
-"""One episode while a policy acts in it: what acts, and what is kept of it."""
+"""The log of one episode, and the interface of the policy that acts in it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class ActingPolicy(Protocol):
 
 
 class Trajectory(NamedTuple):
-    """A whole episode of T steps, as the environment gave it.
+    """A whole episode of T environment steps.
 
     Attributes:
-        observations: T + 1 rows; one array a key for a Dict space.
+        observations: T + 1 rows; one array per key for a Dict space.
         actions: [T, …] as in the action space.
         rewards: [T].
         terminations: [T]; true where the task ended. Where the last one is false, the episode was truncated.

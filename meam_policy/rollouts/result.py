@@ -1,4 +1,4 @@
-"""What rollouts returned, with its interval."""
+"""Results of rollouts, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["RolloutResult", "mean_interval"]
 
 @dataclass(frozen=True, eq=False)
 class RolloutResult:
-    """What happened in a number of episodes.
+    """Returns, lengths, successes and latencies of a number of episodes.
 
     Attributes:
         returns: Undiscounted return of every episode [episodes].

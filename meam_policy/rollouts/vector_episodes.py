@@ -1,4 +1,4 @@
-"""Running a policy in a vector environment, so that every episode is what it is in a single environment."""
+"""Runs a policy in a vector environment, with the same episodes as in a single environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a policy is: the one thing that training, export and runtime share."""
+"""The policy's spec: the contract that training, export and runtime share."""
 
 from meam_policy.spec.box import BoxSpec
 from meam_policy.spec.integration import EVALUATIONS, MAX_STEPS, Integration, Solver

@@ -41,10 +41,10 @@ class BoxSpec:
 
     Attributes:
         shape: Shape of one element.
-        dtype: NumPy name of the element type, such as "float32".
-        low: Lower bounds, flattened in C order; -inf where there is none.
-        high: Upper bounds, flattened in C order; inf where there is none.
-        key: Name inside a Dict observation; None for a space that is a Box itself.
+        dtype: NumPy name of the element type, e.g. "float32".
+        low: Lower bounds, flattened in C order; -inf for no bound.
+        high: Upper bounds, flattened in C order; inf for no bound.
+        key: Name in a Dict observation; None for a space that is itself a Box.
     """
 
     shape: tuple[int, ...]
@@ -54,10 +54,10 @@ class BoxSpec:
     key: str | None = None
 
     def __post_init__(self) -> None:
-        """Check that the parts agree.
+        """Check that the fields are consistent.
 
         Raises:
-            FormatError: a dimension is out of range, a bound list has the wrong length, or low > high.
+            FormatError: a dimension is out of range, a list of bounds has the wrong length, or low > high.
         """
         name = "the box" if self.key is None else f'the box "{self.key}"'
         require(len(self.shape) <= MAX_AXES, f"shape of {name}", f"{len(self.shape)} axes", f"at most {MAX_AXES}")
@@ -67,16 +67,16 @@ class BoxSpec:
         require(self.dtype in DTYPES, f"dtype of {name}", repr(self.dtype), f"one of {', '.join(DTYPES)}")
         for side, bounds in (("low", self.low), ("high", self.high)):
             require(len(bounds) == self.size, f"{side} of {name}", f"{len(bounds)} numbers", f"{self.size} numbers")
-            nowhere = math.inf if side == "low" else -math.inf
+            impossible = math.inf if side == "low" else -math.inf
             for bound in bounds:
-                good = not math.isnan(bound) and bound != nowhere
-                require(good, f"{side} of {name}", bound, f"numbers, or {-nowhere} for no bound")
+                good = not math.isnan(bound) and bound != impossible
+                require(good, f"{side} of {name}", bound, f"numbers, or {-impossible} for no bound")
         for low, high in zip(self.low, self.high, strict=True):
             require(low <= high, f"bounds of {name}", f"low {low} above high {high}", "low <= high")
 
     @property
     def size(self) -> int:
-        """Numbers in one element."""
+        """How many numbers one element has."""
         return math.prod(self.shape)
 
     @classmethod
@@ -112,7 +112,7 @@ class BoxSpec:
         return np.array([int(min(max(b, least), most)) for b in bounds], dtype=dtype).reshape(self.shape)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data; a missing bound becomes null, since JSON has no infinity."""
+        """Plain JSON data; an infinite bound becomes null, since JSON has no infinity."""
         return {
             "key": self.key,
             "shape": list(self.shape),

@@ -1,4 +1,4 @@
-"""Typed values out of a policy folder's JSON, with errors that name the field."""
+"""Reads typed values from a policy folder's JSON, with errors that name the field."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_CONFIG_BYTES = 64 * 2**20
 
 
 def require(condition: bool, name: str, seen: object, expected: str) -> None:
-    """Refuse a value of config.json.
+    """Refuse a value in config.json unless a condition holds.
 
     Raises:
         FormatError: the condition does not hold.
@@ -28,7 +28,7 @@ _RENAMED = {"flow_steps": "nfe", "inpainting": "takes_prefix"}
 
 
 def with_new_names(data: Any) -> Any:
-    """The fields of an object, by today's names where an earlier version wrote them under others."""
+    """The fields of an object, with the old names of earlier versions replaced by the current ones."""
     return {_RENAMED.get(name, name): value for name, value in data.items()} if isinstance(data, dict) else data
 
 
@@ -109,7 +109,7 @@ class JsonReader:
         return value
 
     def integer(self, name: str) -> int:
-        """An integer, which true is not."""
+        """An integer; true and false are refused."""
         value = self.get(name, object, "an integer")
         return value if type(value) is int else self.fail(name, value, "an integer")
 
@@ -137,11 +137,11 @@ class JsonReader:
         return number if math.isfinite(number) else self.fail(name, value, "a number; it must be finite")
 
     def optional_numbers(self, name: str) -> tuple[float, ...] | None:
-        """A list of finite numbers; None where the field is null or missing."""
+        """A list of finite numbers; None if the field is null or missing."""
         return None if self.data.get(name) is None else self.numbers(name)
 
     def optional_words(self, name: str) -> tuple[str, ...] | None:
-        """A list of texts; None where the field is null or missing."""
+        """A list of texts; None if the field is null or missing."""
         if self.data.get(name) is None:
             return None
         values = self.get(name, list, "a list of texts, or null")
@@ -161,7 +161,7 @@ class JsonReader:
         return tuple(self.number(f"{name}[{i}]", value) for i, value in enumerate(values))
 
     def bounds(self, name: str, missing: float) -> tuple[float, ...]:
-        """A list of finite numbers, with `missing` for null."""
+        """A list of finite numbers, with `missing` in place of null."""
         values = self.get(name, list, "a list of numbers or nulls")
         return tuple(missing if v is None else self.number(f"{name}[{i}]", v) for i, v in enumerate(values))
 
@@ -174,8 +174,8 @@ class JsonReader:
         return values
 
     def finite(self, name: str, value: Any) -> Any:
-        """Check nested JSON data for numbers that are not finite."""
-        # A stack, not recursion: the JSON parser accepts data nested more deeply than Python's calls may be.
+        """Return nested JSON data after checking that all its numbers are finite."""
+        # A stack, not recursion: the JSON parser accepts data nested more deeply than Python's recursion limit.
         todo = [(name, value)]
         while todo:
             where, item = todo.pop()

@@ -1,4 +1,4 @@
-"""`PolicySpec`: everything that training, export and runtime need to agree on, and its form `config.json`."""
+"""`PolicySpec`: everything that training, export and runtime must agree on, stored as `config.json`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GRAPH_FILE = "policy.onnx"
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What a policy is: its spaces, its normalisation, how its flow is integrated, and where it came from.
+    """A policy's contract: its spaces, its normalisation, how its flow is integrated, and where it came from.
 
     Written as `config.json` into every checkpoint and policy folder. A policy maps a raw observation and a standard
     normal noise vector to a chunk of `chunk_size` actions; `execute_steps` of them are executed before the next
@@ -37,21 +37,22 @@ class PolicySpec:
 
     Attributes:
         observation: The observation's boxes, in the order in which they are flattened into one vector.
-        action: The action's box: bounds of every executed action, in environment units.
+        action: The action's box, with the bounds of every executed action, environment units.
         chunk_size: Actions predicted by one inference.
-        execute_steps: Actions of a chunk that are executed before the next inference; 1 to chunk_size.
-        observation_mean: Mean of every observation number in the training data.
-        observation_std: Scale of every observation number; positive.
+        execute_steps: Execution horizon: actions of a chunk that are executed before the next inference; 1 to
+            chunk_size.
+        observation_mean: Mean of every number of an observation in the training data.
+        observation_std: Scale of every number of an observation; positive.
         action_offset: Centre of the action box, environment units.
         action_scale: Half width of the action box, environment units; positive.
         integration: How its flow is integrated from noise to action.
-        method: Training method, such as "bc", "qam" or "me-am".
+        method: Training method, e.g. "bc", "qam" or "me-am".
         hyperparameters: The settings the policy was trained with.
         training_data: Id or path of the data set.
         environment_id: Environment the data was recorded in.
         control_rate_hz: Rate at which actions were applied when the data was recorded.
-        observation_names: Name of every observation number, such as a joint's; None if unknown.
-        action_names: Name of every action number; None if unknown.
+        observation_names: Name of every number of an observation, e.g. of its joint; None if unknown.
+        action_names: Name of every number of an action; None if unknown.
         license: SPDX identifier of the policy's licence; None if it has none.
         variants: Other graphs in the folder, by name.
         files: SHA-256 (hex) of the other files of the policy folder, by file name.
@@ -80,7 +81,7 @@ class PolicySpec:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        """Check that the parts agree.
+        """Check that the fields are in range and consistent.
 
         Raises:
             FormatError: a number is out of range or a list has the wrong length.
@@ -111,7 +112,7 @@ class PolicySpec:
         for name, size in (("observation_names", self.observation_dim), ("action_names", self.action_dim)):
             names = getattr(self, name)
             require(names is None or len(names) == size, name, f"{len(names or ())} names", f"{size} names, or null")
-            # A graph's metadata separates them by commas.
+            # A graph's metadata separates names by commas.
             require(not any("," in part for part in names or ()), name, names, "names without commas")
         for name, variant in self.variants.items():
             variant.check(name)
@@ -125,22 +126,22 @@ class PolicySpec:
 
     @property
     def observation_dim(self) -> int:
-        """Numbers in one flattened observation."""
+        """Dimension of a flattened observation."""
         return sum(box.size for box in self.observation)
 
     @property
     def action_dim(self) -> int:
-        """Numbers in one flattened action."""
+        """Dimension of a flattened action."""
         return self.action.size
 
     @property
     def chunk_dim(self) -> int:
-        """Numbers in one flattened chunk: chunk_size * action_dim."""
+        """Dimension of a flattened chunk: chunk_size * action_dim."""
         return self.chunk_size * self.action_dim
 
     @property
     def noise_dim(self) -> int:
-        """Numbers in the noise vector of one decision: best_of * chunk_size * action_dim."""
+        """Dimension of the noise vector of one decision: best_of * chunk_size * action_dim."""
         return self.integration.best_of * self.chunk_dim
 
     @property
@@ -157,14 +158,14 @@ class PolicySpec:
 
     @property
     def identity(self) -> str:
-        """SHA-256 (hex) of what the policy is, which its graphs carry: of the fields but `files` and `variants`."""
-        # As it will be read back: 10 and 10.0 are one rate, and two texts.
+        """SHA-256 (hex) of all fields but `files` and `variants`; the policy's graphs carry it."""
+        # Hashed after a round trip through JSON: 10 and 10.0 are the same rate, but different text.
         same = PolicySpec.from_json(replace(self, files={}, variants={}).to_json())
         data = json.loads(same.to_json())
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def select(self, variant: str | None) -> tuple[PolicySpec, str]:
-        """The policy as one of its variants acts, and the file of its graph.
+        """The spec with which a variant acts, and the file of its graph.
 
         Args:
             variant: Name in `variants`; None for the policy itself.
@@ -180,7 +181,7 @@ class PolicySpec:
         return self.acting_as(self.variants[variant]), self.variants[variant].file
 
     def acting_as(self, variant: VariantSpec) -> PolicySpec:
-        """The policy as a variant acts."""
+        """This spec with a variant's integration."""
         return replace(self, integration=variant.integration)
 
     def to_json(self) -> str:

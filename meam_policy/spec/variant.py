@@ -1,4 +1,4 @@
-"""Variants of a policy: other graphs of the same networks, with fewer steps or lighter weights."""
+"""Variants of a policy: other graphs of the same networks, with fewer solver steps or lower precision."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from meam_policy.spec.json_reader import JsonReader, require, with_new_names
 __all__ = ["Precision", "VariantSpec"]
 
 Precision = Literal["fp32", "int8", "fp16"]
-"""Weights of a graph: float32; 8-bit integers in blocks, for CPUs; float16, for CUDA and TensorRT."""
+"""Precision of a graph's weights: float32; 8-bit integers in blocks, for CPUs; float16, for CUDA and TensorRT."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 
 
 @dataclass(frozen=True)
 class VariantSpec:
-    """Another graph of a policy, and what was measured of it when it was exported.
+    """Another graph of a policy, with the figures measured when it was exported.
 
     Attributes:
         file: Its file in the policy folder.
         integration: How its flow is integrated.
-        precision: Weights of the graph.
-        one_step: The policy distilled from the flow, rather than the flow.
-        takes_prefix: Takes a prefix, which its chunk continues: for real-time chunking.
-        measured: Figures by name; those that `meam export` writes are explained in the model card.
+        precision: Precision of the graph's weights.
+        one_step: Whether it is the one-step policy distilled from the flow, rather than the flow itself.
+        takes_prefix: Whether it takes a prefix, which its chunk continues, for real-time chunking.
+        measured: Figures by name; the model card explains those that `meam export` writes.
     """
 
     file: str
@@ -40,10 +40,10 @@ class VariantSpec:
     measured: Mapping[str, float] = field(default_factory=dict)
 
     def check(self, name: str) -> None:
-        """Check that the parts agree.
+        """Check that the fields are in range and consistent.
 
         Raises:
-            FormatError: they do not; the message begins with the variant's name.
+            FormatError: a field is out of range, or contradicts another; the message names the variant.
         """
         prefix = f'variants["{name}"].'
         plain = _NAME.fullmatch(name) is not None

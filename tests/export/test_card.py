@@ -158,7 +158,7 @@ def test_the_shape_of_the_noise_is_told() -> None:
     assert "disagreement" not in render()
     choosing = render(replace(SPEC, integration=replace(SPEC.integration, best_of=3)))
     assert "[batch, samples, 15] (standard normal)" in choosing
-    assert "Of the samples, 3 by default, the one of the highest value acts" in choosing
+    assert "Of the samples, 3 by default, the one with the highest value is returned" in choosing
     assert "`value` [batch]" in choosing
     assert "`disagreement` [batch]" in choosing
 
@@ -166,7 +166,7 @@ def test_the_shape_of_the_noise_is_told() -> None:
 def test_steps_rate_and_training_are_told() -> None:
     card = render()
     assert "unrolled to 8 network evaluations (heun method)" in card
-    assert "predicts 5 actions, of which\n4 are executed" in card
+    assert "predicts 5 actions, of which\n4 are executed before the next inference" in card
     assert "33.333 actions a second" in card
     assert "1,234 gradient steps" in card
     one = render(replace(SPEC, chunk_size=1, execute_steps=1))
@@ -176,11 +176,12 @@ def test_steps_rate_and_training_are_told() -> None:
 def test_the_comparison_is_told_with_what_it_left_out() -> None:
     card = render()
     assert (
-        "On 1000 random and 640 recorded inputs, onnxruntime and PyTorch in float64 differed by at most 5.0e-07" in card
+        "Parity: on 1000 random and 640 recorded inputs, onnxruntime and PyTorch in float64 differed by at most 5.0e-07"
+        in card
     )
     rows = tuple(replace(row, near_ties=ties) for row, ties in zip(PARITY.rows, (2, 3), strict=True))
     tied = " ".join(render(parity=replace(PARITY, rows=rows)).split())
-    assert "640 recorded inputs (5 left out, whose best two chunks are equal in float32), onnxruntime" in tied
+    assert "640 recorded inputs (5 left out, whose best two chunks tie in float32), onnxruntime" in tied
 
 
 def test_the_example_of_the_card_is_python() -> None:

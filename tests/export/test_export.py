@@ -168,10 +168,10 @@ def test_of_several_chunks_the_exported_policy_takes_the_one_with_the_highest_va
     [
         ({"nfe": 0}, "nfe is 0; expected 1 to 10000"),
         ({"nfe": -3}, "nfe is -3"),
-        ({"nfe": 3}, "nfe is 3; expected a multiple of 2, as midpoint takes so many at a time"),
+        ({"nfe": 3}, "nfe is 3; expected a multiple of 2, the evaluations per step of midpoint"),
         ({"solver": "rk45"}, "solver is 'rk45'; expected one of euler, ab2, midpoint, heun, rk4"),
-        ({"solver": "rk4"}, "nfe is 10; expected a multiple of 4, as rk4 takes so many"),
-        ({"time_grid": (0.0, 1.0)}, "time_grid is 2 times; expected 6, the ends of 5 steps"),
+        ({"solver": "rk4"}, "nfe is 10; expected a multiple of 4, the evaluations per step of rk4"),
+        ({"time_grid": (0.0, 1.0)}, "time_grid is 2 times; expected 6, the boundaries of 5 steps"),
         ({"time_grid": (0.0, 1.0), "nfe": 3, "solver": "euler"}, "time_grid is 2 times"),
         ({"time_grid": (0.0, 0.6, 0.5, 1.0), "nfe": 3, "solver": "euler"}, "increasing times from 0 to 1"),
         ({"time_grid": (0.0, 0.9), "nfe": 1, "solver": "euler"}, "increasing times from 0 to 1"),
@@ -402,7 +402,7 @@ def test_of_a_run_that_kept_no_observations_random_ones_suffice(checkpoint: Chec
 
     folder = export_policy(tmp_path / "run", tmp_path / "policy", variants=("k2-grid",), on_stage=keep)
     assert kinds == [["random"]] * 2
-    assert "On 1000 random inputs, onnxruntime" in (folder / "README.md").read_text()
+    assert "Parity: on 1000 random inputs, onnxruntime" in (folder / "README.md").read_text()
     golden = load_file(folder / "golden.safetensors")
     assert np.array_equal(golden["observation"], random_observations(checkpoint.spec, 16, seed=1))
 

@@ -1,4 +1,4 @@
-"""How fast an exported policy acts: contestants timed in turn on one machine, and how far they are from its floor."""
+"""How fast an exported policy acts: contestants take turns on one machine, and are compared with its floor."""
 
 from meam_export.benchmark.contestants import Conditions, check_device, entrants, environment, prepare
 from meam_export.benchmark.floor import weight_bytes

@@ -1,4 +1,4 @@
-"""Who races in `meam bench infer`: their files, and what starts them."""
+"""The contestants of `meam bench infer`: the files they load, and the commands that start them."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = ["Conditions", "check_device", "entrants", "environment", "obstacle", 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What is the same for all contestants.
+    """Conditions that all contestants share.
 
     Attributes:
-        device: Where they act.
-        threads: CPU threads of each; on the CPU also the cores that they share.
-        calls: Timed calls of one turn, one after the other.
-        rate: Ticks per second of the paced calls, of which there are a quarter as many; 0 for none.
-        jax_python: A Python that has JAX; None for this one.
+        device: Device they act on.
+        threads: CPU threads of each contestant; on the CPU also the number of cores they share.
+        calls: Back-to-back timed calls per turn.
+        rate: Ticks per second of the paced calls (a quarter as many as `calls`); 0 to skip them.
+        jax_python: Python interpreter that has JAX; None for this one.
     """
 
     device: Device = "cpu"
@@ -48,7 +48,7 @@ class Conditions:
 
 
 def entrants(device: Device) -> Mapping[str, Entrant]:
-    """Who acts on a device."""
+    """All entrants that can act on a device, by name."""
     return ENTRANTS if device == "cpu" else GPU_ENTRANTS
 
 
@@ -56,7 +56,7 @@ def check_device(device: Device) -> None:
     """Refuse a device that onnxruntime or PyTorch cannot use, before anything is started.
 
     Raises:
-        DeviceError: one of them cannot.
+        DeviceError: onnxruntime or PyTorch cannot use it.
     """
     provider_list(device, fixed_batch=False, tf32=False)
     if device != "cpu" and not torch.cuda.is_available():
@@ -67,14 +67,14 @@ def check_device(device: Device) -> None:
 
 
 def environment(conditions: Conditions) -> dict[str, str]:
-    """Environment variables of the workers: as many threads for everyone."""
+    """Environment variables of the workers, which give every contestant the same number of threads."""
     kind, threads = "cpu" if conditions.device == "cpu" else "cuda", conditions.threads
     libraries = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     return {**worker_environment(kind, threads), **libraries}
 
 
 def obstacle(entrant: Entrant, problem: Problem, conditions: Conditions) -> str | None:
-    """Why somebody cannot take part; None if nothing is known to be in the way."""
+    """Why an entrant cannot take part; None if no reason is known."""
     if entrant.actor in ("numpy", "jax") and (reason := formula_obstacle(problem)):
         return reason
     if entrant.actor == "jax" and conditions.jax_python is None and importlib.util.find_spec("jax") is None:
@@ -91,16 +91,16 @@ def obstacle(entrant: Entrant, problem: Problem, conditions: Conditions) -> str 
 def prepare(
     problem: Problem, names: Sequence[str], conditions: Conditions, folder: Path
 ) -> tuple[list[Contestant], dict[str, str]]:
-    """Write the files of those who can take part.
+    """Write the files of all entrants that can take part.
 
     Args:
         problem: The policy.
-        names: Of the device's entrants.
-        conditions: Of the race.
-        folder: Where to write; empty.
+        names: Names of entrants that can act on the device.
+        conditions: Conditions of the race.
+        folder: Empty folder to write to.
 
     Returns:
-        The contestants, and why the others cannot take part.
+        The contestants, and for every other name the reason why it cannot take part.
     """
     found = {name: entrants(conditions.device)[name] for name in names}
     skipped = {name: reason for name, e in found.items() if (reason := obstacle(e, problem, conditions))}
@@ -117,8 +117,8 @@ def prepare(
 
 
 def _command(task: Mapping[str, Any], conditions: Conditions) -> tuple[str, ...]:
-    elsewhere = task["actor"] == "jax" and conditions.jax_python is not None
-    python = conditions.jax_python if elsewhere else sys.executable
+    own_python = task["actor"] == "jax" and conditions.jax_python is not None
+    python = conditions.jax_python if own_python else sys.executable
     return str(python), str(Path(__file__).with_name("worker.py")), json.dumps(task)
 
 
@@ -144,7 +144,7 @@ def _write_common(problem: Problem, running: Mapping[str, Entrant], folder: Path
 
 
 def _write(problem: Problem, entrant: Entrant, folder: Path) -> dict[str, str]:
-    """Write an entrant's files that are not there yet; returns their names."""
+    """Write an entrant's files unless another entrant already did; returns their names."""
     batch = problem.setting.batch
     if entrant.actor == "floor":
         recorded = record_floor(problem, batch)
@@ -174,7 +174,7 @@ def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _spec(spec: PolicySpec, entrant: Entrant) -> PolicySpec:
-    """The policy as an entrant acts."""
+    """The policy's spec, with the entrant's NFE and best-of-N."""
     if entrant.nfe is None:
         return replace(spec, integration=replace(spec.integration, best_of=entrant.best_of))
     return replace(spec, integration=Integration(entrant.nfe, best_of=entrant.best_of))

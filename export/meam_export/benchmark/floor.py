@@ -1,8 +1,8 @@
-"""The floor: what it costs only to read the weights that one inference needs, once a step.
+"""The floor: the time it takes merely to read the weights that one inference needs, once per solver step.
 
-A flow of K steps multiplies by the same matrices K times: by the first layer's share of x, by the hidden layers and by
-the last one. The floor does that, x <- x + (1/K) W_n ... W_1 x, and nothing else: no bias, no activation and no
-observation. What it reads does not fit into the second-level cache of most processors, so it is measured in bytes.
+A flow of K steps multiplies by the same matrices K times: by the columns of the first layer that take x, by the hidden
+layers and by the last one. The floor does only that, x <- x + (1/K) W_n ... W_1 x, without biases, activations or
+observation. The weights do not fit into the second-level cache of most processors, so the floor is given in bytes read.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ __all__ = ["compile_kernel", "find_compiler", "record_floor", "weight_bytes"]
 
 _COMPILERS = ("cc", "gcc", "clang")
 _COMMON = ("-O3", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-shared", "-fPIC")
-"""Sums may be reordered. Not -ffast-math: a library built with it makes the process that loads it flush denormals."""
+"""Lets the compiler reorder sums. Not -ffast-math: loading a library built with it makes the whole process flush
+denormals."""
 
 _FLAGS = (
     ("-march=native", "-mprefer-vector-width=512"),  # GCC prefers 256 bits where there are 512
     ("-march=native",),
     (),
 )
-"""More flags of the C compiler, the later ones for those that do not know the earlier ones."""
+"""Further compiler flags, tried in this order until the compiler accepts them."""
 
 _INPUTS = 4
 
 
 def weight_bytes(problem: Problem) -> int:
-    """Bytes of float32 weights that one inference reads, every step anew."""
+    """Bytes of float32 weights that one inference reads, counting every solver step."""
     sizes = [problem.spec.chunk_dim, *problem.setting.hidden_dims, problem.spec.chunk_dim]
     return 4 * problem.spec.integration.nfe * sum(rows * columns for rows, columns in pairwise(sizes))
 
 
 def record_floor(problem: Problem, batch: int) -> dict[str, NDArray[Any]]:
-    """The matrices `matrix.0` ..., inputs, and the answers in float64: of the flow, and of summing all weights."""
+    """Matrices `matrix.0`, `matrix.1`, ..., inputs, and float64 answers: the flow's, and the sum of all weights."""
     (first, _), *rest = linear_layers(problem.networks)
     act, steps = problem.spec.chunk_dim, problem.spec.integration.nfe
     matrices = [first[:, -act - 1 : -1], *(weight for weight, _ in rest)]
@@ -67,13 +68,13 @@ def record_floor(problem: Problem, batch: int) -> dict[str, NDArray[Any]]:
 
 
 def find_compiler() -> str | None:
-    """A C compiler: that of the environment variable CC, or one on the PATH; None if there is none."""
+    """Path of a C compiler: the environment variable CC's, or one on the PATH; None if there is none."""
     names = (os.environ.get("CC", ""), *_COMPILERS)
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
 def compile_kernel(compiler: str, folder: Path) -> str | None:
-    """Compile the C floor for this machine into a folder; returns why that failed, or None."""
+    """Compile the C floor for this machine into a folder; returns None, or the compiler's error."""
     source, library = Path(__file__).with_name("floor_kernel.c"), folder / "floor_kernel.so"
     errors = ""
     for flags in _FLAGS:

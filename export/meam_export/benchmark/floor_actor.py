@@ -1,4 +1,4 @@
-"""Reads the weights of one inference, and does as little else as it can; see `floor`."""
+"""Reads the weights of one inference and does as little else as possible; see `floor`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["make"]
 
 Array = NDArray[np.float32]
 PANEL = 128
-"""Rows that the C kernel sums at once."""
+"""Rows whose sums the C kernel keeps in registers."""
 
 Act = Callable[[Array, Array], Any]
 
 
 def make(folder: Path, task: Mapping[str, Any]) -> Act:
-    """Load the matrices, and return what multiplies by them.
+    """Load the matrices, and return a function that multiplies by them.
 
     Args:
-        folder: Holds the file `inputs` of the task, as `floor.record_floor` made it.
-        task: `form`: "numpy", "torch", "sum" or "c"; `device` and `threads`.
+        folder: Folder with the task's file `inputs`, which holds what `floor.record_floor` returned.
+        task: `inputs`; `form`: "numpy", "torch", "sum" or "c"; `device` and `threads`.
     """
     with np.load(folder / task["inputs"]) as file:
         steps = int(file["steps"])
@@ -94,6 +94,6 @@ def _c(matrices: list[Array], steps: int, library: Path) -> Act:
 
 
 def _in_panels(matrix: Array) -> Array:
-    """As the C kernel reads a matrix [out, in]: where it comes out even, in panels of rows, each of them by columns."""
+    """A matrix [out, in] in the C kernel's layout: column-major panels of rows if `out` is a multiple of PANEL."""
     rows, columns = matrix.shape
     return matrix if rows % PANEL else matrix.reshape(-1, PANEL, columns).transpose(0, 2, 1)

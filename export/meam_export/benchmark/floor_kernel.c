@@ -1,4 +1,4 @@
-/* What one inference must read and multiply, and nothing else: `steps` times x += W_n ... W_1 x / steps. */
+/* The matrix products of one inference and nothing else: x += W_n ... W_1 x / steps, repeated `steps` times. */
 
 #include <stddef.h>
 #include <string.h>
@@ -8,9 +8,9 @@
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 
-/* out = W x, with W [rows, columns] as panels of PANEL rows, each by columns: their sums stay in registers, and the
+/* out = W x, with W [rows, columns] stored as column-major panels of PANEL rows: their sums stay in registers, and the
    weights are read in the order of their addresses. */
-static void of_panels(const float *restrict w, const float *restrict x, float *restrict out, size_t rows,
+static void multiply_panels(const float *restrict w, const float *restrict x, float *restrict out, size_t rows,
                       size_t columns) {
     for (size_t r = 0; r < rows; r += PANEL) {
         lanes s[PANEL / LANES] = {0};
@@ -20,8 +20,8 @@ static void of_panels(const float *restrict w, const float *restrict x, float *r
     }
 }
 
-/* The same for W by rows, several at once, so that their sums do not wait for each other. */
-static void of_rows(const float *restrict w, const float *restrict x, float *restrict out, size_t rows,
+/* The same for a row-major W, eight rows at once, so that their sums do not wait for each other. */
+static void multiply_rows(const float *restrict w, const float *restrict x, float *restrict out, size_t rows,
                     size_t columns) {
     size_t r = 0;
     for (; r + 8 <= rows; r += 8) {
@@ -38,15 +38,15 @@ static void of_rows(const float *restrict w, const float *restrict x, float *res
     }
 }
 
-/* Matrices one after the other in w, the i-th [sizes[i + 1], sizes[i]], in panels where they come out even; scratch has
-   room for two of the widest. */
+/* w holds the matrices one after the other, the i-th [sizes[i + 1], sizes[i]], in panels if sizes[i + 1] is a multiple
+   of PANEL; scratch has room for two vectors of size `widest`. */
 void integrate(const float *w, const size_t *sizes, size_t layers, size_t steps, float *x, float *scratch,
                size_t widest) {
     for (size_t step = 0; step < steps; step++) {
         const float *matrix = w, *input = x;
         for (size_t i = 0; i < layers; i++) {
             float *output = scratch + (i % 2) * widest;
-            (sizes[i + 1] % PANEL ? of_rows : of_panels)(matrix, input, output, sizes[i + 1], sizes[i]);
+            (sizes[i + 1] % PANEL ? multiply_rows : multiply_panels)(matrix, input, output, sizes[i + 1], sizes[i]);
             matrix += sizes[i + 1] * sizes[i];
             input = output;
         }

@@ -1,6 +1,6 @@
-"""Acts by the policy's formula in JAX, compiled with its flow unrolled. Run in a Python that has JAX.
+"""Computes the policy's formula in JAX, compiled with its flow unrolled. Runs in a Python that has JAX.
 
-It imports nothing of this project; see `problem.formula` for what it is given.
+It imports nothing from this project; its weights come from `problem.formula`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["make"]
 
 
 def make(folder: Path, task: Mapping[str, Any]) -> Callable[[Any, Any], Any]:
-    """Load the weights, and return what acts: observation [batch, obs], noise [batch, act] -> actions [batch, act]."""
+    """Load the weights, and return the policy: observation [batch, obs], noise [batch, act] -> actions [batch, act]."""
     jax, jnp = importlib.import_module("jax"), importlib.import_module("jax.numpy")
     with np.load(folder / "formula.npz") as file:
         given = dict(file)

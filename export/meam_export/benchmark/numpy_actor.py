@@ -1,4 +1,4 @@
-"""Acts by the policy's formula in NumPy; see `problem.formula` for what it is given."""
+"""Computes the policy's formula in NumPy; its weights come from `problem.formula`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def gelu(x: Array) -> Array:
 
 
 def make(folder: Path, task: Mapping[str, Any]) -> Callable[[Array, Array], Array]:
-    """Load the weights, and return what acts: observation [batch, obs], noise [batch, act] -> actions [batch, act]."""
+    """Load the weights, and return the policy: observation [batch, obs], noise [batch, act] -> actions [batch, act]."""
     with np.load(folder / "formula.npz") as file:
         p = dict(file)
     steps = len(p["times"])
     last = max(int(name.split(".")[1]) for name in p if name.startswith("weight."))
-    of_features, of_x, of_t = np.split(p["weight.0"], [len(p["mean"]), -1], axis=1)
-    biases = [p["bias.0"] + t * of_t[:, 0] for t in p["times"]]
+    w_s, w_x, w_t = np.split(p["weight.0"], [len(p["mean"]), -1], axis=1)
+    biases = [p["bias.0"] + t * w_t[:, 0] for t in p["times"]]
 
     def act(observation: Array, noise: Array) -> Array:
-        projected = ((observation - p["mean"]) / p["std"]) @ of_features.T
+        projected = ((observation - p["mean"]) / p["std"]) @ w_s.T
         x = noise
         for bias in biases:
-            hidden = gelu(projected + bias + x @ of_x.T)
+            hidden = gelu(projected + bias + x @ w_x.T)
             for i in range(1, last):
                 hidden = gelu(hidden @ p[f"weight.{i}"].T + p[f"bias.{i}"])
             x = x + (hidden @ p[f"weight.{last}"].T + p[f"bias.{last}"]) / np.float32(steps)

@@ -1,4 +1,4 @@
-"""Acts by a graph in onnxruntime: through this project's runtime, or through onnxruntime's own interface."""
+"""Runs a graph in onnxruntime: through this project's runtime, or through onnxruntime's own interface."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Array = NDArray[np.float32]
 
 
 def make(folder: Path, task: Mapping[str, Any]) -> Callable[[Array, Array], Array]:
-    """Load a graph, and return what acts.
+    """Load a graph, and return a function that runs it.
 
     Args:
-        folder: Holds the graph, and the policy spec it was written for.
-        task: `graph` and `spec`, their files; `device`, `threads` and `batch`; and `form`: "session" for
-            `PolicySession`, "fixed" for one of a fixed batch size, "plain" for `InferenceSession.run`, "bound" for
-            `run_with_iobinding` on buffers of the process.
+        folder: Folder with the graph and the policy spec it was written for.
+        task: File names `graph` and `spec`; `device`, `threads` and `batch`; and `form`: "session" for `PolicySession`,
+            "fixed" for a `PolicySession` of fixed batch size, "plain" for `InferenceSession.run`, "bound" for
+            `run_with_iobinding` on the process's own buffers.
     """
     graph, form = (folder / task["graph"]).read_bytes(), task["form"]
     if form in ("session", "fixed"):
@@ -47,7 +47,7 @@ def make(folder: Path, task: Mapping[str, Any]) -> Callable[[Array, Array], Arra
 
 
 def _bound(session: onnxruntime.InferenceSession, inputs: Path) -> Callable[[Array, Array], Array]:
-    """Acts on buffers that are bound once; answers in the same array every time."""
+    """A function that runs the graph on buffers bound once, and returns the same array every time."""
     with np.load(inputs) as file:
         example = {name: np.ascontiguousarray(file[name][0]) for name in ("observation", "noise")}
         actions = np.zeros(file["expected"].shape[1:], np.float32)

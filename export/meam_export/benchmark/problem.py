@@ -1,4 +1,4 @@
-"""The policy that acts, and the files from which the contestants load it."""
+"""The policy that the benchmark times, and the files from which the contestants load it."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ __all__ = [
 _INPUTS = 16
 _ROWS = 64
 _CLEAR = 1e-3
-"""Inputs count whose best two chunks differ by more than this share of the values' spread: other float32 arithmetic
-may choose the other one."""
+"""Inputs are kept only if the values of the best two chunks differ by more than this share of the values' spread:
+closer than that, other float32 arithmetic may choose the other chunk."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Networks, and how they act: by one chunk, in float32.
+    """A policy that draws one chunk per decision, in float32.
 
     Attributes:
-        setting: Their sizes.
-        networks: With their weights.
-        spec: Of the policy.
+        setting: Sizes of the networks.
+        networks: The networks with their weights.
+        spec: The policy's spec.
     """
 
     setting: InferenceSetting
@@ -56,7 +56,7 @@ class Problem:
 
 
 def random_problem(setting: InferenceSetting) -> Problem:
-    """A policy of random weights, the same in every run, whose biases are not zero."""
+    """A policy with random weights, the same in every run, and non-zero biases."""
     obs, act = setting.observation_dim, setting.action_dim
     config = TrainConfig.preset(
         "qam",
@@ -87,11 +87,11 @@ def random_problem(setting: InferenceSetting) -> Problem:
 
 
 def checkpoint_problem(path: Path, batch: int = 1) -> Problem:
-    """A trained policy, acting by one chunk.
+    """A trained policy that draws one chunk per decision.
 
     Raises:
         NotFoundError: there is no such checkpoint.
-        CheckpointError: it is broken.
+        CheckpointError: the checkpoint is broken.
     """
     checkpoint = Checkpoint.load(path)
     spec, config = checkpoint.spec, checkpoint.config
@@ -103,11 +103,11 @@ def checkpoint_problem(path: Path, batch: int = 1) -> Problem:
 
 
 def record(networks: MeamNetworks, spec: PolicySpec, batch: int) -> dict[str, NDArray[Any]]:
-    """Inputs, and what the policy answers in float64.
+    """Inputs, and the policy's actions in float64.
 
     Returns:
         `observation` [n, batch, obs], `noise` [n, batch, noise_dim], `expected` [n, batch, chunk_size, action_dim], and
-        `scale`, the half width of every action.
+        `scale` [action_dim], the half width of every action.
     """
     rows = batch * max(1, min(_INPUTS, _ROWS // batch))
     spare = rows if spec.integration.best_of == 1 else 2 * rows
@@ -128,13 +128,13 @@ def record(networks: MeamNetworks, spec: PolicySpec, batch: int) -> dict[str, ND
 
 
 def linear_layers(networks: MeamNetworks) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Weights [out, in] and biases [out] of the field that acts; the first takes the encoded observation, x and t."""
+    """Weights [out, in] and biases [out] of the deployed velocity field; its input is the encoded observation, x, t."""
     layers = [layer for layer in networks.deployed.layers if isinstance(layer, nn.Linear)]
     return [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in layers]
 
 
 def formula_obstacle(problem: Problem) -> str | None:
-    """Why the formula that NumPy and JAX are given is not that of this policy; None if it is."""
+    """Why `formula` does not describe this policy; None if it does."""
     networks, spec = problem.networks, problem.spec
     plain = spec.integration.solver == "euler" and not networks.config.confine and spec.integration.time_grid is None
     if plain and networks.edit_policy is None and not networks.encoder.frequencies.shape[1]:
@@ -143,11 +143,11 @@ def formula_obstacle(problem: Problem) -> str | None:
 
 
 def formula(problem: Problem) -> dict[str, NDArray[np.float32]]:
-    """The parts of the policy's formula.
+    """The arrays of the policy's formula, which the NumPy and JAX contestants compute.
 
-    Normalised observations s = (o - `mean`) / `std`; x <- x + v(s, x, t) / K for the K `times` t; v is a tanh-GELU
-    network of the layers `weight.0`, `bias.0`, ...; actions are `offset` + `scale` clip(x, -1, 1) within `low` and
-    `high`, all of them flattened [chunk_size * action_dim].
+    The normalised observation is s = (o - `mean`) / `std`; x <- x + v(s, x, t) / K at each of the K `times` t; v is a
+    tanh-GELU network with the layers `weight.0`, `bias.0`, ...; the actions are `offset` + `scale` clip(x, -1, 1),
+    clipped to `low` and `high`, all of them flattened [chunk_size * action_dim].
     """
     spec, chunk = problem.spec, problem.spec.chunk_size
     per_action = {"offset": spec.action_offset, "scale": spec.action_scale, "low": spec.action.low}
@@ -164,14 +164,14 @@ def formula(problem: Problem) -> dict[str, NDArray[np.float32]]:
 
 
 def write_networks(folder: Path, networks: MeamNetworks) -> None:
-    """Write what `read_networks` reads."""
+    """Write networks to a folder from which `read_networks` reads them."""
     (folder / "train_config.json").write_text(networks.config.to_json(), encoding="utf-8")
     state: Mapping[str, torch.Tensor] = networks.state_dict()
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
 
 
 def read_networks(folder: Path, spec: PolicySpec) -> MeamNetworks:
-    """The networks that `write_networks` wrote."""
+    """Read the networks that `write_networks` wrote."""
     config = TrainConfig.from_json((folder / "train_config.json").read_bytes())
     networks = build_networks(spec, config)
     networks.load_state_dict(load_file(folder / "model.safetensors"), strict=True)

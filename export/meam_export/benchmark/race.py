@@ -1,4 +1,4 @@
-"""Times contestants in turn, call by call, after each has shown that it computes the policy."""
+"""Times contestants in turn, call by call, once each has been shown to compute the policy."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ EXACT = 1e-4
 """Largest accepted error of a contestant in float32, as a share of the action's half width."""
 
 Latencies = list[list[float]]
-"""Seconds of every call of every round."""
+"""Duration of every call of every round, seconds."""
 
 
 @dataclass
 class Outcome:
-    """What was measured; filled by `race`, so that an interrupted one leaves what it has.
+    """What was measured; `race` fills it as it goes, so that an interrupted race keeps its results so far.
 
     Attributes:
-        setting: The policy that acts.
-        weight_bytes: Bytes of float32 weights that one inference of it reads.
-        entrants: Who was to take part, in the order of the table.
-        contestants: Who does.
-        skipped: Why the others do not.
-        steady: Latencies of calls one after the other.
-        paced: Latencies of calls at the ticks of a control loop.
-        about: What the worker said when it was ready.
-        failures: Why a contestant has no result.
-        peak_memory: Largest resident memory of the contestant's worker, in bytes; where the system tells.
+        setting: Sizes of the policy.
+        weight_bytes: Bytes of float32 weights that one inference reads.
+        entrants: All entrants asked for, in the order of the table.
+        contestants: Those that take part.
+        skipped: Why each of the others does not, by name.
+        steady: Latencies of back-to-back calls, by contestant.
+        paced: Latencies of calls at the ticks of a control loop, by contestant.
+        about: What each worker reported when it was ready.
+        failures: Why a contestant has no result, by name.
+        peak_memory: Peak resident memory of each worker, bytes; missing if the system does not report it.
     """
 
     setting: InferenceSetting
@@ -53,15 +53,15 @@ class Outcome:
 
 
 def require_parity(name: str, entrant: Entrant, about: Mapping[str, Any]) -> None:
-    """Refuse a contestant that computes something else.
+    """Refuse a contestant that does not compute the policy.
 
     Args:
-        name: Of the contestant.
-        entrant: What it is to compute: float32 to within `EXACT`, other weights to within `parity.TOLERANCES`.
+        name: Name of the contestant.
+        entrant: Its precision sets the accepted error: `EXACT` for float32, `parity.TOLERANCES` for other weights.
         about: `max_error` and `rms_error`, as shares of the action's half width.
 
     Raises:
-        ParityError: its answers are not the policy's.
+        ParityError: the error is above the accepted one.
     """
     exact = entrant.precision == "fp32"
     kind, accepted = ("max_error", EXACT) if exact else ("rms_error", TOLERANCES[entrant.precision])
@@ -85,15 +85,15 @@ def race(
     """Start every worker, check all of them, then let the contestants take turns.
 
     Args:
-        outcome: Its contestants race; what they do is added to it.
-        rounds: How often everyone has a turn.
+        outcome: Names the contestants; their results are added to it.
+        rounds: Turns per contestant.
         environment: Environment variables of the workers.
-        calls: Timed calls of a turn, one after the other.
-        paced_calls: Timed calls of a turn at the ticks of a control loop; 0 for none.
-        on_turn: Called with what is about to happen, once for every contestant's start and turn.
+        calls: Back-to-back timed calls per turn.
+        paced_calls: Timed calls per turn at the ticks of a control loop; 0 for none.
+        on_turn: Called before every start and every turn of a contestant, with a description of it.
 
     Raises:
-        ParityError: a contestant computes something else.
+        ParityError: a contestant does not compute the policy.
     """
     workers: dict[str, Worker] = {}
     try:

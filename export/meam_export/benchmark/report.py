@@ -1,4 +1,4 @@
-"""Tables of what was measured."""
+"""Tables of the benchmark's results."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ COLUMNS = (
 )
 
 BRIEF = (0, 1, 2, 4, 7, 8, 9)
-"""Those columns that fit on a terminal."""
+"""Indices of the columns shown in a terminal."""
 
 _QUANTILES = (0.5, 0.99, 1.0)
 
@@ -59,9 +59,9 @@ class Floor:
     """How fast the weights were read.
 
     Attributes:
-        name: Of the contestant that was fastest at it.
-        weight_bytes: What it read.
-        seconds: Median of all its calls one after the other.
+        name: Contestant that read them fastest.
+        weight_bytes: Bytes it read per call.
+        seconds: Median duration of its back-to-back calls, all rounds together.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Floor:
 
     @property
     def bytes_per_second(self) -> float:
-        """The rate of reading."""
+        """Bytes read per second."""
         return self.weight_bytes / self.seconds
 
 
@@ -80,16 +80,16 @@ class Row:
 
     Attributes:
         name: The contestant.
-        summary: What it is, in words.
-        steady: Latency of calls one after the other, all rounds together.
+        summary: Short description of it.
+        steady: Latency of back-to-back calls, all rounds together.
         paced: Latency of calls at the ticks of a control loop, all rounds together.
-        over_eager: How many times as fast as PyTorch, by the medians of the same round; median of the rounds.
-        over_compiled: The same for torch.compile.
-        of_floor: How many times as long as reading the weights takes, likewise; only in float32, with one chunk.
-        chunks_per_second: Decisions, one call after the other.
+        over_eager: Speed-up over eager PyTorch: ratio of the medians within a round, median over the rounds.
+        over_compiled: Speed-up over torch.compile, likewise.
+        of_floor: Latency as a multiple of the floor's, likewise; float32 with one chunk only.
+        chunks_per_second: Action chunks per second in back-to-back calls.
         max_error: Largest error against float64, as a share of the action's half width.
-        first_seconds: Duration of the first call, compilation included.
-        peak_memory: Largest resident memory of its process, bytes.
+        first_seconds: Duration of the first call, including compilation.
+        peak_memory: Peak resident memory of its process, bytes.
         failure: Why there is no result.
     """
 
@@ -109,13 +109,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Goal:
-    """What the exported policy is to reach on one thread.
+    """A figure that the exported policy should reach on one thread.
 
     Attributes:
-        contestant: Whose figure it is.
+        contestant: Contestant it applies to.
         figure: Field of its `Row`.
-        bound: What it is compared with.
-        seen: What was measured.
+        bound: Value to reach.
+        seen: Value measured.
     """
 
     contestant: str
@@ -125,7 +125,7 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        """Whether it is reached: ratios to the floor from above, the others from below."""
+        """Whether the goal is reached: `bound` is a maximum for `of_floor`, and a minimum for the speed-ups."""
         return self.seen <= self.bound if self.figure == "of_floor" else self.seen >= self.bound
 
 
@@ -135,7 +135,7 @@ _GOALS = {
     ("lean", "of_floor"): {"large": 1.2, "small": 2.0},
     ("lean-int8", "over_eager"): {"large": 7.0, "small": 7.0},
 }
-_IN_WORDS = {
+_GOAL_TEXTS = {
     "over_eager": "at least {} times as fast as torch-eager",
     "over_compiled": "at least {} times as fast as torch-compile",
     "of_floor": "at most {} times the floor",
@@ -143,7 +143,7 @@ _IN_WORDS = {
 
 
 def measured_floor(outcome: Outcome) -> Floor | None:
-    """The floor: the fastest way to read the weights; None if none was measured."""
+    """The floor: the fastest measured way to read the weights; None if none was measured."""
     reading = [name for name, entrant in outcome.entrants.items() if entrant.actor == "floor"]
     medians = {name: float(np.median(_pooled(outcome.steady[name]))) for name in reading if _ran(name, outcome)}
     if not medians:
@@ -153,12 +153,12 @@ def measured_floor(outcome: Outcome) -> Floor | None:
 
 
 def summarise(outcome: Outcome) -> list[Row]:
-    """One row for everyone who took part."""
+    """One row per contestant."""
     return [_row(contestant.name, outcome) for contestant in outcome.contestants]
 
 
 def goals(outcome: Outcome, conditions: Conditions) -> list[Goal]:
-    """The goals, where they are about what was measured: the shapes of `make_setting`, on one thread of a CPU."""
+    """The goals that apply to what was measured: batch 1 of a shape of `make_setting`, on one CPU thread."""
     if (conditions.device, conditions.threads, outcome.setting.batch) != ("cpu", 1, 1):
         return []
     rows, found = {row.name: row for row in summarise(outcome)}, []
@@ -170,7 +170,7 @@ def goals(outcome: Outcome, conditions: Conditions) -> list[Goal]:
 
 
 def cells(row: Row) -> list[str]:
-    """A row of the table, in the order of `COLUMNS`."""
+    """The cells of a table row, in the order of `COLUMNS`."""
     if row.failure is not None:
         return [row.name, "failed", *[""] * (len(COLUMNS) - 2)]
     times = [*(row.steady or [None] * 3), *(row.paced or [None] * 3)]
@@ -184,21 +184,21 @@ def cells(row: Row) -> list[str]:
 
 
 def notes(outcome: Outcome, conditions: Conditions) -> list[str]:
-    """Lines below the table: the floor, the goals, and who is missing."""
+    """Lines below the table: the floor, the goals, and the entrants that were skipped or failed."""
     floor, found = measured_floor(outcome), []
     if floor is not None:
         rate = f", {three_digits(floor.bytes_per_second / 1e9)} GB/s" if outcome.setting.batch == 1 else ""
         read = f"{floor.weight_bytes / 1e6:.3g} MB in {three_digits(1e3 * floor.seconds)} ms{rate}"
         found.append(f"Floor: {floor.name} reads {read}.")
     for goal in goals(outcome, conditions):
-        aim = _IN_WORDS[goal.figure].format(f"{goal.bound:g}")
+        aim = _GOAL_TEXTS[goal.figure].format(f"{goal.bound:g}")
         found.append(f"Goal, {goal.contestant} {aim}: {goal.seen:.2f}, {'met' if goal.met else 'missed'}.")
     found += [f"Skipped, {name}: {reason}." for name, reason in outcome.skipped.items()]
     return found + [f"Failed, {name}: {reason}" for name, reason in outcome.failures.items()]
 
 
 def sizes(outcome: Outcome, conditions: Conditions) -> str:
-    """One line on the policy, and on how it was timed."""
+    """One line on the policy's sizes and on how it was timed."""
     s = outcome.setting
     rounds = max(map(len, outcome.steady.values()), default=0)
     paced = f", then {paced_calls(conditions)} at {conditions.rate:g} Hz" if conditions.rate else ""
@@ -210,12 +210,12 @@ def sizes(outcome: Outcome, conditions: Conditions) -> str:
 
 
 def paced_calls(conditions: Conditions) -> int:
-    """Calls of one turn at the ticks of a control loop."""
+    """Calls per turn at the ticks of a control loop."""
     return max(1, conditions.calls // 4) if conditions.rate else 0
 
 
 def machine(outcomes: Sequence[Outcome], conditions: Conditions) -> dict[str, Any]:
-    """What the numbers belong to: processor, threads, device, versions, day."""
+    """What the numbers were measured on: processor, threads, device, versions, date."""
     versions: dict[str, str] = {}
     for outcome in outcomes:
         for about in outcome.about.values():
@@ -225,7 +225,7 @@ def machine(outcomes: Sequence[Outcome], conditions: Conditions) -> dict[str, An
 
 
 def markdown(outcomes: Sequence[Outcome], conditions: Conditions) -> str:
-    """The tables, and what they belong to, as Markdown."""
+    """The tables, and what they were measured on, as Markdown."""
     return markdown_report(
         machine(outcomes, conditions),
         [
@@ -242,7 +242,7 @@ def markdown(outcomes: Sequence[Outcome], conditions: Conditions) -> str:
 
 
 def to_json(outcomes: Sequence[Outcome], conditions: Conditions) -> dict[str, Any]:
-    """Everything measured for programs, the latencies of every call of every round included."""
+    """The machine-readable results, including the latency of every call of every round."""
     return {
         "machine": machine(outcomes, conditions),
         "settings": [
@@ -296,7 +296,7 @@ def _over(name: str, other: str, outcome: Outcome) -> float | None:
 
 
 def _ratio(name: str, other: str, outcome: Outcome) -> float:
-    """How many times as long as the other's the median call takes in the same round; median of the rounds.
+    """Ratio of the median latencies, name's over other's, within a round; median over the rounds.
 
     An interrupted round may lack one of the two.
     """

@@ -1,4 +1,4 @@
-"""The sizes of the policies that act in `meam bench infer`, and who acts."""
+"""The sizes of the policies that `meam bench infer` times, and the entrants that run them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Actor = Literal["torch", "numpy", "jax", "onnx", "floor"]
 
 @dataclass(frozen=True)
 class InferenceSetting:
-    """The policy that acts.
+    """Sizes of the policy, and the batch it acts on.
 
     Attributes:
-        name: What the tables call it.
+        name: Name in the tables.
         observation_dim: Numbers in an observation.
         action_dim: Numbers in an action.
         chunk_size: Actions in a chunk.
-        hidden_dims: Hidden layers of the velocity field and of every critic.
-        num_critics: Members of the critic ensemble, of which only the best of several chunks makes use.
+        hidden_dims: Widths of the hidden layers of the velocity field and of every critic.
+        num_critics: Members of the critic ensemble, which only best-of-N uses.
         nfe: Evaluations of the velocity from noise to action.
-        batch: Decisions of one call.
+        batch: Decisions per call.
     """
 
     name: str
@@ -48,21 +48,21 @@ _SHAPES: Mapping[str, InferenceSetting] = MappingProxyType(
 
 
 def make_setting(shape: str, batch: int = 1) -> InferenceSetting:
-    """The setting of a shape: "large", a manipulator's paper-scale policy, or "small"."""
+    """The setting of a shape: "large", a manipulation policy of paper scale, or "small"."""
     return InferenceSetting(**{**vars(_SHAPES[shape]), "batch": batch})
 
 
 class Entrant(NamedTuple):
-    """One way to act, or one way to read the weights that acting needs.
+    """One way to run the policy, or one way to read the weights that it needs.
 
     Attributes:
-        actor: The module that acts.
-        form: How it does so.
-        summary: What it is, in words.
-        graph: Which graph it runs, if it runs one.
-        precision: Of the graph's weights.
-        nfe: Evaluations of the velocity; None for those of the setting.
-        best_of: Chunks of which it takes the one with the highest value.
+        actor: Module that runs it, without the suffix "_actor".
+        form: Which of that module's ways.
+        summary: Short description for the tables.
+        graph: The graph it runs; None if it runs none.
+        precision: Precision of the graph's weights.
+        nfe: Evaluations of the velocity; None for the setting's.
+        best_of: Samples per decision, of which the one with the highest value is taken (best-of-N).
     """
 
     actor: Actor
@@ -100,7 +100,7 @@ ENTRANTS: Mapping[str, Entrant] = MappingProxyType(
         "floor-c": Entrant("floor", "c", "reading the weights: C, compiled for this machine"),
     }
 )
-"""Who acts on the CPU."""
+"""Entrants on the CPU, by name."""
 
 GPU_ENTRANTS: Mapping[str, Entrant] = MappingProxyType(
     {
@@ -115,4 +115,4 @@ GPU_ENTRANTS: Mapping[str, Entrant] = MappingProxyType(
         "floor-torch": _FLOOR_TORCH,
     }
 )
-"""Who acts on a GPU."""
+"""Entrants on a GPU, by name."""

@@ -1,4 +1,4 @@
-"""Acts by the policy in PyTorch, as it is or compiled."""
+"""Runs the policy in PyTorch, eagerly or compiled."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Array = NDArray[np.float32]
 
 
 def make(folder: Path, task: Mapping[str, Any]) -> Callable[[Array, Array], Array]:
-    """Load the networks, and return what acts.
+    """Load the networks, and return a function that runs the policy.
 
     Args:
-        folder: Holds what `problem.write_networks` wrote, and the policy spec.
-        task: `spec`, its file; `device`, `threads`; and `form`: "eager" or "compile".
+        folder: Folder with the files of `problem.write_networks` and the policy spec.
+        task: `spec`, the spec's file name; `device` and `threads`; and `form`: "eager" or "compile".
     """
     torch.set_num_threads(task["threads"])
     spec = PolicySpec.from_json((folder / task["spec"]).read_bytes())

@@ -1,4 +1,4 @@
-"""PyTorch's own export of a policy: another way to the same graph, to check ours against."""
+"""PyTorch's own ONNX export of a policy, to compare our graph with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["traced_graph"]
 
 
 def traced_graph(module: PolicyModule, spec: PolicySpec) -> bytes:
-    """The policy as `torch.onnx.export` traces it; its noise is [batch, noise_dim], its output `actions` alone."""
+    """The policy as `torch.onnx.export` traces it; its noise is [batch, noise_dim], its only output `actions`."""
     example = (torch.zeros(2, spec.observation_dim), torch.zeros(2, spec.noise_dim))
     batch = torch.export.Dim("batch", min=1)
     quiet = logging.getLogger("torch.onnx")

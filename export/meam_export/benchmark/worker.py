@@ -1,9 +1,9 @@
 """Times one contestant of `meam bench infer`: `python worker.py TASK_JSON`, in that contestant's own Python.
 
-It acts on recorded inputs, compares the answers with the recorded ones, warms up, and prints one line of JSON. Then it
-answers every line on its standard input, `steady N` or `paced N`, with a list of the seconds that N calls took. It
-needs NumPy, and imports nothing of this project but what the contestant runs: the runtime is timed in a process that
-has never loaded PyTorch.
+It acts on recorded inputs, compares the actions with the recorded ones, warms up, and prints one line of JSON. Then it
+answers every line on its standard input, `steady N` or `paced N`, with a JSON list of the durations of N calls in
+seconds. It needs NumPy, and imports nothing from this project but what the contestant runs: the runtime is timed in a
+process that has never loaded PyTorch.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ Act = Callable[[Any, Any], Any]
 Inputs = Iterator[tuple[Any, Any]]
 
 WARM_CALLS = 10
-"""Calls before the timed ones of every turn: the processes that had a turn meanwhile have emptied the caches."""
+"""Untimed calls at the start of every turn: other processes have evicted this one's data from the caches."""
 
 WARM_SECONDS = 0.3
-"""How long a contestant acts before its first turn, at least."""
+"""Minimum duration of the warm-up before the first turn, seconds."""
 
 
 def steady(act: Act, inputs: Inputs, calls: int) -> list[float]:
-    """Seconds that each of the calls takes, one after the other."""
+    """Duration of each of `calls` back-to-back calls, seconds."""
     for observation, noise in itertools.islice(inputs, WARM_CALLS):
         act(observation, noise)
     return [_timed(act, inputs) for _ in range(calls)]
 
 
 def paced(act: Act, inputs: Inputs, calls: int, rate: float) -> list[float]:
-    """Seconds that each of the calls takes at the ticks of a control loop, which sleeps between them.
+    """Duration of each call at the ticks of a control loop, which sleeps between them, seconds.
 
     Args:
-        act: What is timed.
-        inputs: What it acts on.
-        calls: How many are timed; one before them is not.
-        rate: Ticks per second. A call that takes longer than a tick delays the next to the following one.
+        act: Function to time.
+        inputs: Endless inputs for it.
+        calls: Number of timed calls; a discarded call precedes them.
+        rate: Ticks per second. After a call that overruns its tick, the next call waits for the next tick.
     """
     period, seconds = 1 / rate, []
     tick = time.monotonic()
@@ -58,12 +58,12 @@ def paced(act: Act, inputs: Inputs, calls: int, rate: float) -> list[float]:
 
 
 def errors(act: Act, recorded: Mapping[str, Any]) -> dict[str, float]:
-    """Largest and root mean square error of the answers, as shares of the recorded scale.
+    """Largest and root mean square error of a contestant's answers, as shares of the recorded scale.
 
     Args:
-        act: What answers.
+        act: Function to check.
         recorded: `observation` and `noise` [n, batch, ...], the `expected` answers [n, ...] in float64, and `scale`,
-            against whose last axis theirs is broadcast.
+            broadcast over them from the last axis.
     """
     import numpy as np
 
@@ -74,7 +74,7 @@ def errors(act: Act, recorded: Mapping[str, Any]) -> dict[str, float]:
 
 
 def load_actor(name: str) -> ModuleType:
-    """A module beside this one, without its package, which would load PyTorch."""
+    """Load a module of this folder without its package, which would load PyTorch."""
     path = Path(__file__).with_name(f"{name}_actor.py")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
@@ -91,8 +91,8 @@ def _timed(act: Act, inputs: Inputs) -> float:
     return time.perf_counter() - start
 
 
-def _confine(cores: int | None) -> None:
-    """Keep to the first cores: XLA knows no other limit on its threads."""
+def _pin_to_cores(cores: int | None) -> None:
+    """Restrict this process to the first cores: XLA's threads cannot be limited in any other way."""
     if cores is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
@@ -104,12 +104,12 @@ def _versions() -> dict[str, str]:
 
 
 def main() -> None:
-    """Answer the benchmark's requests until the input ends."""
+    """Answer the benchmark's requests until standard input ends."""
     task = json.loads(sys.argv[1])
-    _confine(task["cores"])
-    sys.path.pop(0)  # this folder, whose modules would hide others of their names
+    _pin_to_cores(task["cores"])
+    sys.path.pop(0)  # this folder, whose modules would shadow others of the same name
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keeps what libraries print out of the answers
     import numpy as np
 
     folder = Path(task["folder"])

@@ -1,1 +1,1 @@
-"""Commands of `meam` that produce policy folders."""
+"""Commands of `meam` that export policies, time them and run the demo."""

@@ -58,9 +58,9 @@ ContestantName = Literal[
 
 DESCRIPTION = """Time how fast a policy acts: exported, in PyTorch, in JAX, in NumPy, and against the machine's floor.
 
-Every contestant is a process of its own, which idles while another one acts, and is compared with the policy in float64
-before anything is timed. Ratios are taken within each round, so that a busy machine slows both. The floor is the time
-in which the weights can be read, once for every step of the flow.
+Every contestant is a separate process, which idles while another one acts, and is compared with the policy in float64
+before anything is timed. Ratios are taken within each round, so that a busy machine slows both sides alike. The floor
+is the time it takes to read the weights, once per solver step.
 
 Example: meam bench infer --jax-python ~/jax/bin/python --markdown table.md"""
 
@@ -70,37 +70,37 @@ class BenchInferArguments:
     """Arguments of `meam bench infer`."""
 
     shapes: tuple[ShapeName, ...] = ("large", "small")
-    """Policies of random weights: large (4 x 512, observation 46, 25 actions of 5), small (2 x 256, 29, 5 of 2)."""
+    """Policies with random weights: large (4 x 512, observation 46, 25 actions of 5), small (2 x 256, 29, 5 of 2)."""
     checkpoint: Path | None = None
-    """Time this trained policy instead: a checkpoint, or a training folder."""
+    """Time this trained policy instead: a checkpoint or a training folder."""
     contestants: tuple[ContestantName, ...] = ()
-    """Who acts; everyone whom the device has if none are given."""
+    """Contestants; by default all that can act on the device."""
     rounds: int = 10
-    """Turns of every contestant."""
+    """Turns per contestant."""
     calls: int = 200
-    """Timed calls of one turn, one after the other."""
+    """Back-to-back timed calls per turn."""
     hz: float = 50.0
-    """Rate of a control loop, at whose ticks a quarter as many calls are timed, with sleep between them; 0 for none."""
+    """Rate of a control loop, at whose ticks a quarter as many calls are timed, sleeping in between; 0 for none."""
     threads: int = 1
-    """CPU threads of every contestant; on the CPU they are also confined to as many cores."""
+    """CPU threads of every contestant; on the CPU also the number of cores it is restricted to."""
     batch: int = 1
-    """Decisions of one call."""
+    """Decisions per call."""
     device: DeviceName = "cpu"
-    """Where to act. PyTorch and JAX act on CUDA where it is tensorrt."""
+    """Device to act on. With tensorrt, PyTorch and JAX act on CUDA."""
     jax_python: Path | None = None
-    """Python that has jax; this one if not given."""
+    """Python interpreter that has JAX; this one by default."""
     markdown: Path | None = None
-    """Write the tables to this file, too."""
+    """Also write the tables to this file."""
     json: bool = False
     """Print one line of JSON to stdout instead of the tables."""
 
     def __post_init__(self) -> None:
-        """Check what their types do not.
+        """Check what the types do not.
 
         Raises:
-            ConfigError: a number is out of range, or a contestant does not act on the device.
-            NotFoundError: the other Python is not there.
-            OutputError: the file cannot be written.
+            ConfigError: a number is out of range, or a contestant cannot act on the device.
+            NotFoundError: `jax_python` is not an executable file.
+            OutputError: the Markdown file cannot be written.
         """
         for name in ("rounds", "calls", "threads", "batch"):
             if getattr(self, name) < 1:
@@ -120,12 +120,12 @@ class BenchInferArguments:
 
     @property
     def conditions(self) -> Conditions:
-        """What is the same for all contestants."""
+        """Conditions that all contestants share."""
         return Conditions(self.device, self.threads, self.calls, self.hz, self.jax_python)
 
 
 def run(arguments: list[str], prog: str) -> None:
-    """Time policies; Ctrl-C ends it, and shows what was measured so far."""
+    """Time policies; Ctrl-C stops and shows the results so far."""
     parsed = parse(BenchInferArguments, arguments, prog, description=DESCRIPTION)
     check_device(parsed.device)
     outcomes: list[Outcome] = []
@@ -162,7 +162,7 @@ def _measure(parsed: BenchInferArguments, outcomes: list[Outcome]) -> None:
 
 @contextmanager
 def _planned(parsed: BenchInferArguments) -> Iterator[list[Outcome]]:
-    """The races, whose files are there for as long as they last."""
+    """Prepare the races; their files are deleted on exit."""
     with ExitStack() as stack:
         planned = []
         for problem in _problems(parsed):

@@ -27,20 +27,20 @@ def demo(
     no_video: bool = False,
     json: bool = False,
 ) -> None:
-    """Run the whole way on real data: record, train BC, QAM and ME-AM, export, and act with the exported files.
+    """Run the whole pipeline on real data: record, train BC, QAM and ME-AM, export, and act with the exported files.
 
     No network connection is needed. It takes a few minutes on two cores, prints one table, and writes report.html.
     Ctrl-C at any time is safe: the same command resumes where it stopped.
 
     pointmaze is OGBench's published task pointmaze-medium-navigate-singletask-task3-v0. pockets is a small task of
-    this package, in which demonstrations seldom go where it pays most.
+    this package, in which demonstrations seldom reach the highest reward.
 
     Args:
-        task: What to solve.
+        task: Task to solve.
         output_dir: Folder for data, runs, policies and report.
         seed: Seed of data, training and evaluation.
         episodes: Evaluation episodes; by default 20 in pointmaze, 100 in pockets.
-        no_video: Do not render a rollout. Without this, one is rendered if the machine can draw off-screen.
+        no_video: Render no rollout. By default one is rendered if the machine can render off-screen.
         json: Print one line of JSON to stdout instead of a table.
     """
     result = run_demo(TASKS[task], output_dir, seed=seed, episodes=episodes, progress=partial(progress_bar, quiet=json))
@@ -60,10 +60,10 @@ def demo(
 
 
 def cells(label: str, row: dict[str, Any]) -> list[str]:
-    """A row of the printed table, under `COLUMNS`.
+    """The cells of a row of the printed table, in the order of `COLUMNS`.
 
     Args:
-        label: What the row is called.
+        label: Label of the row.
         row: Its figures; see `DemoResult.table`.
     """
 
@@ -71,7 +71,7 @@ def cells(label: str, row: dict[str, Any]) -> list[str]:
         return "" if row[name] is None else format(row[name], form)
 
     return [
-        label.replace(" (", "\n("),  # with its settings below, the table is 80 characters wide
+        label.replace(" (", "\n("),  # with the settings on a line of their own, the table is 80 characters wide
         number("return_mean", ".2f"),
         f"{row['ci_low']:.2f} … {row['ci_high']:.2f}",
         number("success", ".0%"),

@@ -27,18 +27,18 @@ __all__ = ["ExportArguments", "run"]
 
 DESCRIPTION = """Export a checkpoint as a policy folder that acts without PyTorch.
 
-Every graph is run in onnxruntime against PyTorch in float64, on random observations and on those that the training run
-kept of its data, before the folder is written.
+Before the folder is written, every graph is run in onnxruntime and compared with PyTorch in float64, on random
+observations and on those that the training run kept from its data.
 
 Examples:
   meam export runs/pockets --output-dir policies/pockets
   meam export runs/pockets --output-dir policies/pockets --ladder --episodes 100
   meam export runs/pockets --output-dir policies/pockets --variants k3-grid int8 best-of-4
 
-Variants are named by what they are: k5 (five evaluations of the velocity, by the
-policy's own solver where that divides them, else by Euler's), k4-midpoint (by another solver), k3-grid
-(solver and unequal steps optimised on the policy's own actions), one-step (the distilled policy), best-of-4 (the chunk
-of the highest value), rtc (for real-time chunking), each with -int8 or -fp16 at the end."""
+A variant's name describes it: k5 (NFE 5, with the policy's own solver if 5 is a multiple of its evaluations per step,
+else Euler's), k4-midpoint (with another solver), k3-grid (solver and unequal steps optimised on the policy's own
+actions), one-step (the distilled policy), best-of-4 (the chunk with the highest value of 4), rtc (for real-time
+chunking). -int8 or -fp16 may end any name."""
 
 
 @dataclass(frozen=True)
@@ -46,41 +46,41 @@ class ExportArguments:
     """Arguments of `meam export`."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Checkpoint folder, or training folder, of which the newest checkpoint is taken."""
+    """Checkpoint folder, or a training folder, whose newest checkpoint is taken."""
     output_dir: Path
-    """Policy folder to write; must not exist, or be empty."""
+    """Policy folder to write; must be empty or not exist."""
     nfe: int | None = None
-    """Velocity evaluations; by default those of training. Another number changes the actions."""
+    """Evaluations of the velocity; as in training by default. Another number changes the actions."""
     solver: Solver | None = None
-    """Integration scheme; that of training by default."""
+    """ODE solver; as in training by default."""
     time_grid: tuple[float, ...] = ()
-    """Ends of the steps, from 0 to 1; equal steps by default."""
+    """Boundaries of the solver steps, from 0 to 1; equal steps by default."""
     best_of: int | None = None
-    """Chunks drawn for one decision, of which the one of the highest value acts; as in training by default."""
+    """Samples per decision, of which the chunk with the highest value is executed; as in training by default."""
     variants: tuple[str, ...] = ()
-    """Other graphs to put beside it."""
+    """Further graphs to export into the same folder."""
     ladder: bool = False
-    """Add the usual variants: 1, 2, 3, 5 and 10 evaluations, and optimised grids."""
+    """Add the usual variants: NFE 1, 2, 3, 5 and 10, and optimised time grids."""
     episodes: int = 0
-    """Episodes in the policy's environment to measure each variant's return; 0 for none."""
+    """Episodes in the policy's environment to measure each variant's return over; 0 for none."""
     tolerance: float | None = None
-    """Accepted error of int8 and fp16 variants, root mean square share of the action's half width."""
+    """Accepted error of int8 and fp16 variants: root mean square, as a share of the action's half width."""
     action_names: tuple[str, ...] = ()
-    """Name of every action number, such as its joint's."""
+    """Name of every number of an action, e.g. of its joint."""
     observation_names: tuple[str, ...] = ()
-    """Name of every observation number."""
+    """Name of every number of an observation."""
     license: str | None = None
     """SPDX identifier of the policy's licence."""
     triton: Path | None = None
     """Also write the policy into this NVIDIA Triton model repository."""
     triton_device: TritonDevice = "cpu"
-    """Where Triton is to run it."""
+    """Device on which Triton runs it."""
     json: bool = False
-    """Print one line of JSON to stdout."""
+    """Print one line of JSON to stdout instead of the tables."""
 
 
 def export(arguments: ExportArguments) -> None:
-    """Export as the arguments say."""
+    """Export a checkpoint with the command's arguments."""
     a = arguments
 
     def show(stage: str, built: BuiltVariant | None) -> None:
@@ -90,7 +90,7 @@ def export(arguments: ExportArguments) -> None:
 
     checkpoint = Checkpoint.load(a.checkpoint)
     variants = (*(_ladder(checkpoint) if a.ladder else ()), *a.variants)
-    if variants and a.nfe is None:  # the policy itself, to compare with
+    if variants and a.nfe is None:  # adds the policy itself, for comparison
         variants = (f"k{checkpoint.spec.integration.nfe}", *variants)
     with contextlib.ExitStack() as stack:
         task = None
@@ -99,7 +99,7 @@ def export(arguments: ExportArguments) -> None:
         if a.episodes:
             if checkpoint.spec.environment_id is None or not variants:
                 missing = "there are no variants" if checkpoint.spec.environment_id else "the data names no environment"
-                raise ConfigError(f"episodes is {a.episodes}; expected 0, for {missing}.")
+                raise ConfigError(f"episodes is {a.episodes}; expected 0, since {missing}.")
             env = stack.enter_context(contextlib.closing(make_environment(checkpoint.spec.environment_id)))
             task = LadderTask(env, a.episodes, seed=0)
         exported = export_policy(
@@ -151,7 +151,7 @@ def _ladder(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 def _print_parity(reports: dict[str, ParityReport]) -> None:
     print_table(
-        "onnxruntime against PyTorch in float64, shares of the action's half width",
+        "onnxruntime against PyTorch in float64, as shares of the action's half width",
         ["graph", "weights", "inputs", "largest error", "rms error", "PyTorch float32"],
         [
             [

@@ -1,1 +1,1 @@
-"""`meam demo`: the whole way on real data, from recording to acting, and a report of it."""
+"""`meam demo`: the whole pipeline on real data, from recording to acting, and a report on it."""

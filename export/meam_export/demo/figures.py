@@ -41,25 +41,25 @@ COLOURS = {"data": "#6b7280", "prior": "#b45309", "bc": "#2563eb", "qam": "#7c3a
 DIRECTIONS = {"west": (-1.0, 0.0), "east": (1.0, 0.0), "north": (0.0, 1.0), "south": (0.0, -1.0)}
 
 SAMPLES = 1000
-"""Chunks drawn from every policy at the state."""
+"""Chunks sampled from every policy at the state."""
 
 NEIGHBOURS = 500
-"""Recorded chunks nearest to the state."""
+"""How many of the recorded chunks nearest to the state are shown."""
 
 MAX_PATHS = 20
-"""Episodes drawn from above, at most."""
+"""Largest number of episodes plotted from above."""
 
 
 def first_actions(result: DemoResult, state: tuple[float, ...]) -> dict[str, NDArray[np.float64]]:
-    """Mean action over the chunk that data, prior and policies choose at one state.
+    """Action chunks that data, prior and policies choose at one state, each averaged over the chunk.
 
     Args:
         result: The demo's result.
         state: Observation [obs].
 
     Returns:
-        Mean actions [samples, 2] by name: "data", those of the recorded chunks nearest to the state; "prior", those of
-        ME-AM's prior (from the checkpoint); and those of the exported policies by method.
+        Mean actions [samples, 2] by name: "data", of the recorded chunks nearest to the state; "prior", of samples from
+        the checkpoint's ME-AM prior; and every method's, of samples from its exported policy.
     """
     dataset, checkpoint = result.dataset, result.checkpoints["me-am"]
     chunk_size = checkpoint.spec.chunk_size
@@ -93,12 +93,12 @@ def direction_shares(actions: NDArray[np.float64]) -> dict[str, float]:
 def draw_actions(
     actions: Mapping[str, NDArray[np.float64]], rewarding: Mapping[str, str], labels: Mapping[str, str]
 ) -> bytes:
-    """Draw the action distributions, and how they divide over the directions; rewarding ones are marked.
+    """Plot the action distributions, and the share of each direction; rewarding directions are marked.
 
     Args:
         actions: From `first_actions`.
         rewarding: Label of every direction that leads to reward.
-        labels: What data, prior and methods are called.
+        labels: Titles of data, prior and methods.
     """
     figure = _figure(len(actions) * 2.5, 5.2)
     grid = figure.add_gridspec(2, len(actions), height_ratios=(2.2, 1))
@@ -127,12 +127,12 @@ def draw_actions(
 
 
 def draw_curves(result: DemoResult) -> bytes:
-    """Draw the training curves from the runs' metrics.csv."""
+    """Plot the training curves from the runs' metrics.csv."""
     return _png(curves(result))
 
 
 def curves(result: DemoResult) -> Figure:
-    """The training curves, a panel a metric; a policy's loss is named after its objective."""
+    """The training curves, one panel per metric; a policy's loss is labelled with its objective."""
     panels = {
         "prior_loss": "prior: flow-matching loss",
         "critic_loss": "critic: TD loss",
@@ -164,14 +164,14 @@ def curves(result: DemoResult) -> Figure:
 
 
 def episode_paths(result: DemoResult) -> dict[str, list[NDArray[Any]]]:
-    """Observations [steps + 1, observation_dim] of the first episodes, at most `MAX_PATHS`, by "data" and method."""
+    """Observations [steps + 1, obs] of the first episodes, at most `MAX_PATHS`, of "data" and of every method."""
     ends = np.flatnonzero(result.dataset.episode_ends)[:MAX_PATHS] + 1
     recorded = np.split(result.dataset.observations[: ends[-1]], ends[:-1])
     return {"data": recorded} | {name: list(acted.observations[:MAX_PATHS]) for name, acted in result.rollouts.items()}
 
 
 def draw_rollouts(result: DemoResult) -> bytes:
-    """Draw from above where the recorded and the policies' episodes went."""
+    """Plot the paths of the recorded episodes and of the policies' episodes, seen from above."""
     figure, paths = _figure(12.5, 3.5), episode_paths(result)
     env_id = result.task.environment_id
     scene = _pockets_scene if env_id == "meam/Pockets-v0" else _maze_scene(env_id)
@@ -214,7 +214,7 @@ def _maze_scene(env_id: str) -> Callable[[Axes], None]:
 
 
 def rewarding_directions(env_id: str, state: tuple[float, ...]) -> dict[str, str]:
-    """What each direction leads to at a state; the best one's label begins with a star."""
+    """Labels of the directions that lead to reward from a state; the best one's begins with a star."""
     if env_id == "meam/Pockets-v0":
         return {n: f"{'★ ' if n == 'north' else ''}{p.value:g}" for n, p in POCKETS.items()}
     env = make_environment(env_id)

@@ -1,4 +1,4 @@
-"""What the demo calls its methods: their names, and the settings in which they leave their presets."""
+"""Labels of the demo's methods: their names, and the settings that differ from their presets."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from meam_training.config import TrainConfig
 __all__ = ["NAMES", "OBJECTIVES", "changed_settings", "method_labels", "setting_text", "shared_settings"]
 
 NAMES = {"bc": "BC flow", "qam": "QAM", "qam-edit": "QAM-EDIT", "me-am": "ME-AM"}
-"""What the field calls the methods."""
+"""The methods' names in the literature."""
 
 OBJECTIVES = {"adjoint": "adjoint matching", "target_score": "target score", "reweighted": "reweighted flow matching"}
-"""How `TrainConfig.objective` trains a policy."""
+"""Names of the objectives of `TrainConfig.objective`."""
 
 _LENGTHS = ("steps", "pretrain_steps")
 
@@ -27,10 +27,10 @@ def changed_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def shared_settings(configs: Mapping[str, TrainConfig]) -> dict[str, Any]:
-    """The changed settings that all methods have in common, as far as they have an effect there.
+    """The settings that all methods which take them change to the same value.
 
     Args:
-        configs: Settings of every method, at least one.
+        configs: Settings of every method; at least one method.
     """
     changes = {method: changed_settings(config) for method, config in configs.items()}
     return {
@@ -51,9 +51,9 @@ def _takes(config: TrainConfig, name: str, value: object) -> bool:
 
 
 def method_labels(configs: Mapping[str, TrainConfig]) -> dict[str, str]:
-    """Names of the methods, each with the changed settings that set it apart, such as "ME-AM (objective adjoint)".
+    """Names of the methods, each with the changed settings that set it apart, e.g. "ME-AM (objective adjoint)".
 
-    What all methods share, and how long each is trained, is left out.
+    Settings shared by all methods, and the numbers of gradient steps, are left out.
 
     Args:
         configs: Settings of every method.
@@ -68,7 +68,7 @@ def method_labels(configs: Mapping[str, TrainConfig]) -> dict[str, str]:
 
 
 def setting_text(settings: Mapping[str, Any]) -> str:
-    """Settings as words: `{"objective": "adjoint", "steps": 6000}` gives "objective adjoint, steps 6000"."""
+    """Settings as text: `{"objective": "adjoint", "steps": 6000}` gives "objective adjoint, steps 6000"."""
     return ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in settings.items())
 
 

@@ -1,4 +1,4 @@
-"""The demo's report: one HTML file that opens without a network."""
+"""The demo's report: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ _PACKAGES = ("meam-policy", "torch", "onnxruntime", "mujoco", "gymnasium", "ogbe
 
 
 def write_report(result: DemoResult, output: Path, *, video: bool) -> Path:
-    """Draw and write the report.
+    """Draw the figures and write the report.
 
     Args:
         result: The demo's result.
         output: HTML file to write.
-        video: Whether to render a rollout; where the machine cannot, the report says so instead.
+        video: Whether to render a rollout; if the machine cannot, the report gives the reason instead.
+
+    Returns:
+        The file written.
 
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed.
@@ -48,7 +51,7 @@ def write_report(result: DemoResult, output: Path, *, video: bool) -> Path:
     actions, rewarding = first_actions(result, state), rewarding_directions(env_id, state)
     config = result.checkpoints["me-am"].config
     prior = f"{NAMES['me-am']}'s {'mixture ' if config.mixture_weight else ''}prior"
-    clip, no_clip = None, "No video was asked for."
+    clip, no_clip = None, "No video was requested."
     if video:
         clip = output.with_name("rollout.webp")
         no_clip = render_video(result.policy, env_id, clip, result.seed)
@@ -91,7 +94,7 @@ def _command(result: DemoResult) -> str:
 
 
 def _settings(result: DemoResult) -> dict[str, str]:
-    """The settings that differ from the presets: those that all methods share, then those of each method."""
+    """The settings that differ from the presets: those shared by all methods, then those of each method."""
     configs = {method: checkpoint.config for method, checkpoint in result.checkpoints.items()}
     shared = shared_settings(configs)
     own = {

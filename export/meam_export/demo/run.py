@@ -1,4 +1,4 @@
-"""The stages of the demo. Each leaves its result behind, so that an interrupted demo resumes where it stopped."""
+"""The stages of the demo. Each keeps its result on disk, so that an interrupted demo resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class DemoResult:
 
     Attributes:
         policy: Folder of the ME-AM policy.
-        task: What was to be solved.
+        task: The task.
         seed: Seed of the demo.
         episodes: Evaluation episodes.
-        table: One row for the data and one for every method; see `row`.
+        table: One row for the data and one for every method; figures as in `RolloutResult.summary`.
         dataset: The recorded data.
         checkpoints: Last checkpoint of every method.
-        rollouts: Recorded episodes of every method.
+        rollouts: Evaluation episodes of every method.
     """
 
     policy: Path
@@ -62,12 +62,12 @@ class DemoResult:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What the rows of the table are called: the data, and the methods as `method_labels` names them."""
+        """Labels of the table's rows: "data", and the methods' by `method_labels`."""
         return {"data": "data"} | method_labels({method: saved.config for method, saved in self.checkpoints.items()})
 
     @property
     def about_returns(self) -> str:
-        """What the returns of the table are means over."""
+        """A sentence on the episodes over which the table's returns are averaged."""
         ends = self.dataset.episode_ends
         past_the_goal = bool((self.dataset.terminations & ~ends).any())
         return (
@@ -88,13 +88,13 @@ def run_demo(
 
     Args:
         task: One of `TASKS`.
-        output_dir: Folder for everything; a demo with the same task and seed is continued there.
+        output_dir: Folder for all results; an earlier demo there with the same task and seed is resumed.
         seed: Seed of data, training and evaluation.
         episodes: Evaluation episodes; None takes the task's.
         progress: Opens progress bars.
 
     Raises:
-        ConfigError: episodes or seed is out of range.
+        ConfigError: `episodes` or `seed` is out of range.
         OutputError: the folder holds something else, or cannot be written.
     """
     folder = Path(output_dir).expanduser()
@@ -125,7 +125,11 @@ def _count(number: int, noun: str) -> str:
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder ours, or make sure it is."""
+    """Claim the output folder for this demo, or check that it already belongs to it.
+
+    Raises:
+        OutputError: the folder holds something else, or cannot be written.
+    """
     file = folder / SETTINGS_FILE
     if file.is_file():
         try:
@@ -193,7 +197,7 @@ def _row(method: str, result: RolloutResult) -> dict[str, Any]:
 
 
 def _data_row(dataset: OfflineDataset, success_reward: float) -> dict[str, Any]:
-    """The recorded episodes under the task's reward. They do not end at the goal, as the policies' episodes do."""
+    """The recorded episodes under the task's reward. Unlike the policies' episodes, they do not end at the goal."""
     low, high = mean_interval(dataset.episode_returns)
     starts = np.concatenate([[0], np.flatnonzero(dataset.episode_ends)[:-1] + 1])
     best = np.maximum.reduceat(dataset.rewards, starts)

@@ -1,4 +1,4 @@
-"""The tasks of the demo: data, settings that suit two CPU cores, and what to draw."""
+"""The tasks of the demo: data, settings for two CPU cores, and the state to plot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from meam_training.config import TrainConfig
 __all__ = ["METHODS", "TASKS", "DemoTask"]
 
 METHODS = ("bc", "qam", "me-am")
-"""The methods the demo compares, in the order of its table."""
+"""The methods that the demo compares, in the order of its table."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class DemoTask:
 
     Attributes:
         name: Name on the command line.
-        environment_id: Environment to record, train for, and act in.
-        transitions: Transitions to record.
-        settings: Settings common to the methods, of which each takes those that have an effect on it.
-        method_settings: Settings of single methods.
-        success_reward: A recorded episode is a success if it earns this much at any step.
-        state: Observation at which the action distributions are drawn.
-        episodes: Evaluation episodes by default.
+        environment_id: Environment to record in, train for and act in.
+        transitions: Environment steps to record.
+        settings: Settings common to all methods; each method takes those that affect it.
+        success_reward: A recorded episode is a success if any of its steps earns at least this reward.
+        method_settings: Further settings by method.
+        state: Observation at which the action distributions are plotted.
+        episodes: Default number of evaluation episodes.
     """
 
     name: str
@@ -73,7 +73,7 @@ TASKS: Mapping[str, DemoTask] = MappingProxyType(
             environment_id="pointmaze-medium-navigate-singletask-task3-v0",
             transitions=100_000,
             settings={**_SMALL, "chunk_size": 10, "fourier_features": 64, "fourier_scale": 2.0},
-            # In these 20 dimensions the gradient of Q leads there faster than the weights of a few samples.
+            # In 20 dimensions the gradient of Q improves the policy faster than the weights of a few samples.
             method_settings={**_STEPS, "me-am": {**_STEPS["me-am"], "objective": "adjoint"}},
             success_reward=0.0,
             state=(4.0, 8.0),

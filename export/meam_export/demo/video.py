@@ -1,6 +1,6 @@
-"""A rendered rollout, as an animated picture: `python -m meam_export.demo.video POLICY ENV_ID OUTPUT.webp`.
+"""A rendered rollout as an animated image: `python -m meam_export.demo.video POLICY ENV_ID OUTPUT.webp SEED`.
 
-Run in a process of its own: a machine that cannot draw off-screen may abort instead of raising.
+Runs in a separate process: a machine that cannot render off-screen may abort the process instead of raising.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def render_video(policy: Path, env_id: str, output: Path, seed: int) -> str | No
 
     Args:
         policy: Policy folder.
-        env_id: Environment.
+        env_id: Environment to act in.
         output: WebP file to write.
         seed: Seed of the rollout.
 
     Returns:
-        None, or why there is no video.
+        None, or the reason why there is no video.
     """
     environment = {"MUJOCO_GL": "egl", **os.environ}
     command = [sys.executable, "-m", "meam_export.demo.video", str(policy), env_id, str(output), str(seed)]
@@ -36,11 +36,11 @@ def render_video(policy: Path, env_id: str, output: Path, seed: int) -> str | No
             command, env=environment, capture_output=True, text=True, timeout=4 * TIME_LIMIT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"No video: drawing took longer than {4 * TIME_LIMIT_S:g} s on this machine."
+        return f"No video: rendering took longer than {4 * TIME_LIMIT_S:g} s on this machine."
     if done.returncode or not output.is_file():
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return (
-            f"No video: {reason.rstrip('.')}. If this machine cannot draw off-screen, on Debian: "
+            f"No video: {reason.rstrip('.')}. If this machine cannot render off-screen, on Debian: "
             "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri."
         )
     return None
@@ -70,7 +70,7 @@ def _record(policy_folder: str, env_id: str, output: str, seed: int) -> None:
 
 
 def _drop_shadows(env) -> None:
-    """Software rendering of shadows takes most of the time and shows nothing."""
+    """Turn off shadows: in software they take most of the rendering time and show nothing."""
     env.unwrapped.model.light_castshadow[:] = 0
 
 

@@ -1,1 +1,1 @@
-"""The policy as one ONNX graph, and what it must compute."""
+"""The policy as one ONNX graph, and the check of what it computes."""

@@ -1,12 +1,12 @@
 """Sums of scaled graph values, emitted as few ONNX operators.
 
-An exported policy runs hundreds of small operators, each of which costs more than the few numbers that a solver adds or
-scales. So the solvers of training run here on symbols, and nothing is emitted before it is known what it is for:
+An exported policy runs hundreds of small operators, and calling one costs more time than the few additions of a solver
+step. So the solvers of training run here on symbolic sums, and no operator is emitted before its use is known:
 
-- A matrix product takes what is added to it as the third input of its Gemm, and its scale as `alpha`.
-- A sum may be emitted up to a scale and a constant, which the next layer's `alpha` and bias take up.
-- What was emitted as a part of a sum is afterwards known as a difference of that sum and the rest; where rounding would
-  spoil the difference, it is computed again.
+- A matrix product takes its summand as the third input of its Gemm, and its scale as `alpha`.
+- A sum may be emitted up to a scale and a constant, which go into the next layer's `alpha` and bias.
+- An atom that was emitted only as part of a sum is expressed from then on as that sum minus the rest; where rounding
+  would spoil the difference, the atom is computed again.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from numpy.typing import NDArray
 
 __all__ = ["Emitter", "Expression", "LinearWriter"]
 
-_NOTHING = 1e-12
-"""Coefficients and constants below this share of the largest are rounding errors of exact cancellations."""
+_NEGLIGIBLE = 1e-12
+"""Coefficients and constants below this share of the largest count as rounding errors of terms that cancel exactly."""
 
 _MAX_ERROR = 8.0
-"""Rounding errors of a sum by which a part may be wrong that is taken as a difference; else it is computed again."""
+"""Accepted error of an atom taken as a difference, in rounding errors of the sum; above it, it is computed again."""
 
-_RANGE = 256.0
-"""How far a value may be from the sum that it stands for: float16 overflows at 65504, and factors multiply."""
+_MAX_SCALE = 256.0
+"""Largest factor, either way, between a value and the sum that it represents: float16 overflows at 65504, and factors
+multiply."""
 
 Vector = NDArray[np.float64]
 
 
 class _Atom:
-    """Something that sums are made of; once it exists only as a part of other values, `meaning` says how.
+    """A summand.
 
-    Taken as that difference it is known to within `error` rounding errors.
+    Attributes:
+        meaning: The atom in terms of values of the graph, once it was emitted as part of one; None before.
+        error: Error of `meaning`, in rounding errors.
     """
 
     meaning: Expression | None = None
@@ -49,21 +52,21 @@ class _Value(_Atom):
 
 
 class _Product(_Atom):
-    """A matrix product that is still to be emitted."""
+    """A matrix product to be emitted."""
 
     def __init__(self, inputs: ir.Value, weight: Vector) -> None:
         self.inputs, self.weight = inputs, weight
 
 
 class _Clipped(_Atom):
-    """A clipped sum that is still to be emitted."""
+    """A clipped sum to be emitted."""
 
     def __init__(self, inner: Expression, low: float, high: float) -> None:
         self.inner, self.low, self.high = inner, low, high
 
 
 class Expression:
-    """A sum of scaled atoms and a constant vector; every row of a batch is such a sum.
+    """A sum of scaled atoms and a constant vector, for every row of a batch.
 
     Args:
         terms: Coefficient of every atom.
@@ -80,7 +83,7 @@ class Expression:
 
     @classmethod
     def linear(cls, inputs: ir.Value, weight: Vector, bias: Vector) -> Expression:
-        """Inputs @ weight.T + bias, with inputs [rows, in], weight [out, in] and bias [out]."""
+        """A linear layer: inputs @ weight.T + bias, with inputs [rows, in], weight [out, in] and bias [out]."""
         return cls({_Product(inputs, weight): 1.0}, bias)
 
     def __add__(self, other: Expression) -> Expression:
@@ -99,7 +102,7 @@ class Expression:
         return (1 / scale) * self
 
     def clamp(self, low: float, high: float) -> Expression:
-        """The sum with every component clipped."""
+        """The sum with every component clipped to [low, high]."""
         here = self.resolved()
         if len(here.terms) == 1 and not np.any(here.constant):
             ((atom, coefficient),) = here.terms.items()
@@ -108,7 +111,7 @@ class Expression:
         return Expression({_Clipped(self, low, high): 1.0})
 
     def resolved(self) -> Expression:
-        """The same sum of atoms that stand for themselves."""
+        """The same sum, with emitted atoms replaced by their `meaning` where that is accurate enough."""
         size = _size(self.terms)
         sum_ = Expression({}, self.constant)
         for atom, coefficient in self.terms.items():
@@ -116,24 +119,24 @@ class Expression:
                 sum_ = sum_ + Expression({atom: coefficient})
             else:
                 sum_ = sum_ + coefficient * atom.meaning
-        least = _NOTHING * max(map(abs, sum_.terms.values()), default=0.0)
+        least = _NEGLIGIBLE * max(map(abs, sum_.terms.values()), default=0.0)
         terms = {atom: c for atom, c in sum_.terms.items() if abs(c) > least}
         return Expression(terms, sum_.constant if np.max(np.abs(sum_.constant)) > least else 0.0)
 
 
 class LinearWriter(Protocol):
-    """Writes the operators that sums need."""
+    """Writes the operators that sums are made of."""
 
     def product(self, inputs: ir.Value, weight: Vector, added: ir.Value | None, alpha: float, beta: float) -> ir.Value:
-        """Alpha inputs @ weight.T + beta added, in float32."""
+        """Writes alpha * inputs @ weight.T + beta * added, in float32."""
         ...
 
     def op(self, name: str, *inputs: ir.Value) -> ir.Value:
-        """One operator of float32 values."""
+        """Writes one operator on float32 values."""
         ...
 
     def constant(self, value: Vector | float) -> ir.Value:
-        """A float32 constant."""
+        """Stores a float32 constant."""
         ...
 
 
@@ -148,16 +151,16 @@ class Emitter:
         self._writer = writer
 
     def up_to_scale(self, sum_: Expression) -> tuple[ir.Value, float, Vector | float]:
-        """Emit a value m of which the sum is scale * m + constant, and from now on known as that.
+        """Emit a value m with sum = scale * m + constant, and replace the sum's terms accordingly.
 
         Returns:
             m, scale and constant.
         """
         here = sum_.resolved()
         atom, scale = self._emit(here.terms)
-        if not 1 / _RANGE < abs(scale) < _RANGE:
+        if not 1 / _MAX_SCALE < abs(scale) < _MAX_SCALE:
             atom, scale = _Value(self._writer.op("Mul", atom.value, self._writer.constant(scale))), 1.0
-        # Else sums made of this one would hold all of its history, and what rounding adds to it.
+        # Otherwise later sums would expand into all atoms of this one, and accumulate their rounding errors.
         emitted = Expression({atom: scale}, here.constant)
         sum_.terms, sum_.constant = emitted.terms, emitted.constant
         return atom.value, scale, here.constant
@@ -174,7 +177,7 @@ class Emitter:
         return self._plus(value, constant)
 
     def _emit(self, terms: dict[_Atom, float]) -> tuple[_Value, float]:
-        """A value of which the terms are a multiple."""
+        """Emit a value m; returns it and the scale with sum of terms = scale * m."""
         pending = [atom for atom in terms if not isinstance(atom, _Value)]
         if not pending:
             return self._combined(terms)
@@ -204,7 +207,7 @@ class Emitter:
         return self._writer.op("Clip", self.exactly(scale * atom.inner), *bounds)
 
     def _combined(self, terms: dict[_Atom, float]) -> tuple[_Value, float]:
-        """A multiple of a sum of values, with the largest coefficient as 1."""
+        """Emit a sum of values, scaled to make its largest coefficient 1; returns it and the scale."""
         pivot = max(terms, key=lambda atom: abs(terms[atom]))
         assert isinstance(pivot, _Value)
         others = {atom: c / terms[pivot] for atom, c in terms.items() if atom is not pivot}
@@ -220,7 +223,7 @@ class Emitter:
         return _Value(value), terms[pivot]
 
     def _product_with_constant(self, here: Expression, product: _Product) -> ir.Value:
-        """One Gemm, whose third input carries the rest and the constant."""
+        """Emit one Gemm, whose third input holds the rest of the sum and the constant."""
         alpha = here.terms[product]
         rest = {atom: c for atom, c in here.terms.items() if atom is not product}
         if not rest:
@@ -240,9 +243,9 @@ class Emitter:
 
 
 def _is_one(coefficient: float) -> bool:
-    return abs(coefficient - 1) <= _NOTHING
+    return abs(coefficient - 1) <= _NEGLIGIBLE
 
 
 def _size(terms: dict[_Atom, float]) -> float:
-    """Of a sum: its values are of order one, as actions are, unless a coefficient says more."""
+    """Magnitude of a sum: 1, as for actions, or its largest coefficient if that is larger."""
     return max([1.0, *map(abs, terms.values())])

@@ -1,4 +1,4 @@
-"""Does the ONNX graph compute what the checkpoint computes?"""
+"""Parity: the check that an ONNX graph computes what its checkpoint computes."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ __all__ = ["TOLERANCES", "ParityReport", "ParityRow", "check_parity", "draw_nois
 TOLERANCES: Mapping[Precision, float] = MappingProxyType({"fp32": 1e-5, "int8": 0.05, "fp16": 0.005})
 """Largest accepted error by precision, as a share of the action's half width.
 
-For float32 it is the largest error of all inputs; where PyTorch's own float32 loses more than a quarter of it, four
-times what that loses. For the others it is the root mean square over the policy's own observations: near the boundary
-between two modes a rounded weight may choose the other mode, and a largest error would say no more than that."""
+For fp32 the largest error over all inputs counts, and the limit rises to four times the error of PyTorch in float32 if
+that is larger. For the others the root mean square over the policy's own observations counts: near the boundary between
+two modes a rounded weight may choose the other mode, so that the largest error would only show that this happened."""
 
 INPUTS = 1000
-"""Inputs of each kind."""
+"""Number of random inputs."""
 
-_SLICE = 250
+_BATCH = 250
 _FLOAT32 = 2e-7
-"""Share of a value that float32 loses in a few operations."""
+"""Relative error of a few operations in float32."""
 
 _NEAR_TIE = 4
-"""Chunks whose values differ by less than this times what PyTorch's own float32 loses of them may be chosen in either
-order."""
+"""Two chunks tie if their values differ by less than this multiple of the values' error in PyTorch's float32."""
 
 Rows = NDArray[np.float32]
 Outputs = Mapping[str, NDArray[Any]]
@@ -44,15 +43,15 @@ Outputs = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class ParityRow:
-    """Errors on one kind of inputs, as shares of the action's half width, and of the largest value.
+    """Errors on one kind of inputs: of actions as shares of their half width, of values as shares of the largest value.
 
     Attributes:
-        kind: Where the inputs come from.
-        inputs: How many there are.
-        max_error: Largest error of any action, at any optimisation level.
-        rms_error: Root mean square over all actions, at the worst optimisation level.
+        kind: Origin of the inputs: "random" or "recorded".
+        inputs: Number of inputs.
+        max_error: Largest error of any output, at any optimisation level.
+        rms_error: Root mean square error of all outputs, at the worst optimisation level.
         torch_error: Largest error of PyTorch in float32.
-        near_ties: Inputs left out, since two chunks have nearly the same value.
+        near_ties: Inputs left out because the best two chunks have nearly the same value.
     """
 
     kind: str
@@ -68,8 +67,8 @@ class ParityReport:
     """Differences between a graph in onnxruntime and the checkpoint in PyTorch with float64.
 
     Attributes:
-        precision: Of the graph's weights.
-        tolerance: Error that was accepted.
+        precision: Precision of the graph's weights.
+        tolerance: Accepted error.
         rows: Errors by kind of inputs.
     """
 
@@ -79,22 +78,22 @@ class ParityReport:
 
     @property
     def inputs(self) -> int:
-        """Inputs compared."""
+        """Number of inputs compared."""
         return sum(row.inputs for row in self.rows)
 
     @property
     def max_error(self) -> float:
-        """Largest error of all."""
+        """Largest error over all inputs."""
         return max(row.max_error for row in self.rows)
 
     @property
     def rms_error(self) -> float:
-        """Root mean square error on the policy's own observations, or on random ones if there are no others."""
+        """Root mean square error on the recorded observations, or on random ones if there are no others."""
         return self.rows[-1].rms_error
 
 
 def random_observations(spec: PolicySpec, count: int, seed: int) -> Rows:
-    """Raw observations [count, obs] as wide as three times the training data."""
+    """Normal raw observations [count, obs] with three times the standard deviation of the training data."""
     spread = 3 * np.random.default_rng(seed).standard_normal((count, spec.observation_dim))
     return (np.array(spec.observation_mean) + np.array(spec.observation_std) * spread).astype(np.float32)
 
@@ -105,7 +104,7 @@ def draw_noise(spec: PolicySpec, count: int, seed: int) -> Rows:
 
 
 def reference(module: PolicyModule) -> PolicyModule:
-    """The policy in float64."""
+    """A copy of the policy in float64."""
     return copy.deepcopy(module).double()
 
 
@@ -120,27 +119,28 @@ def check_parity(
     name: str = GRAPH_FILE,
     count: int = INPUTS,
 ) -> ParityReport:
-    """Run the graph in onnxruntime at every optimisation level, one by one and in batches, against PyTorch in float64.
+    """Compare the graph in onnxruntime with PyTorch in float64: at every optimisation level, singly and in batches.
 
     Args:
-        graph: The bytes of the ONNX file.
+        graph: Contents of the ONNX file.
         module: The policy in PyTorch.
-        spec: What the graph must look like.
-        observations: Raw observations [n, obs] of the data or of the policy; random ones are always compared too.
-        precision: Of the graph's weights.
-        tolerance: Accepted error; None takes that of `TOLERANCES`.
-        name: The graph's file, for messages.
-        count: Random inputs.
+        spec: Spec that the graph must match.
+        observations: Raw observations [n, obs] from the data or the policy; random ones are compared in any case.
+        precision: Precision of the graph's weights.
+        tolerance: Accepted error; None takes `TOLERANCES`.
+        name: Name of the graph's file in error messages.
+        count: Number of random inputs.
 
     Raises:
-        ParityError: the error is above the tolerance, a value is not finite, or no input has one best chunk.
-        FormatError: onnxruntime cannot load the graph, or its inputs and outputs are not the format's.
+        ParityError: the error is above the tolerance, an output is not finite, or the best two chunks tie at more than
+            nine tenths of the inputs.
+        FormatError: onnxruntime cannot load the graph, or its inputs or outputs do not match the spec.
     """
     accepted = TOLERANCES[precision] if tolerance is None else tolerance
     kinds = {"random": random_observations(spec, count, seed=0)}
     if observations is not None:
         kinds["recorded"] = observations
-    # Integers are exact at every level; rewriting them costs minutes at large batches.
+    # Integer products are exact at every level, and rewriting their graph takes minutes at large batches.
     levels: tuple[Optimization, ...] = ("basic", "all") if precision == "int8" else get_args(Optimization)
     sessions: dict[Optimization, PolicySession] = {
         level: PolicySession(graph, spec, optimization=level, name=name) for level in levels
@@ -178,12 +178,12 @@ def _compare(
     spec: PolicySpec,
 ) -> ParityRow:
     noise = draw_noise(spec, len(observations), seed=0)
-    inputs = [observations, noise, *(_given(spec, len(observations)) if module.takes_prefix else ())]
+    inputs = [observations, noise, *(_random_prefixes(spec, len(observations)) if module.takes_prefix else ())]
     expected, in_float32 = (_in_torch(m, inputs, dtype) for m, dtype in ((exact, "f8"), (module, "f4")))
     clear = ~_near_ties(exact, module, observations, noise, spec)
     worst, rms = [], []
     for session in sessions.values():
-        errors = _errors(_in_session(session, inputs, _SLICE), expected, spec)[clear]
+        errors = _errors(_in_session(session, inputs, _BATCH), expected, spec)[clear]
         few = slice(0, min(16, len(observations)))
         alone = {name: array[few] for name, array in expected.items()}
         singles = _errors(_in_session(session, [rows[few] for rows in inputs], 1), alone, spec)[clear[few]]
@@ -201,15 +201,15 @@ def _compare(
 
 
 def _errors(found: Outputs, expected: Outputs, spec: PolicySpec) -> NDArray[np.float64]:
-    """Differences [n, numbers] of all outputs: actions as shares of the half width, values of the largest value."""
+    """Errors [n, numbers] of all outputs: actions as shares of their half width, values of the largest value."""
     largest = max(float(np.abs(expected["value"]).max()), 1e-6) if "value" in expected else 1.0
     scales = {"actions": np.array(spec.action_scale), "value": largest, "disagreement": largest}
     parts = [np.abs(found[name] - array) / scales[name] for name, array in expected.items()]
     return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
 
-def _given(spec: PolicySpec, count: int) -> tuple[Rows, Rows]:
-    """Chunks to continue, within the bounds, and weights, of which half are 0 or 1."""
+def _random_prefixes(spec: PolicySpec, count: int) -> tuple[Rows, Rows]:
+    """Prefixes [count, chunk_size, action_dim] in the bounds, and weights [count, chunk_size], half of them 0 or 1."""
     generator = np.random.default_rng(6)
     u = generator.uniform(-1, 1, (count, spec.chunk_size, spec.action_dim))
     weights = np.clip(generator.uniform(-0.5, 1.5, (count, spec.chunk_size)), 0, 1)
@@ -241,7 +241,7 @@ def _near_ties(
     rows, draws = torch.from_numpy(observations), torch.from_numpy(noise)
     values = exact.all_values(rows.double(), draws.double())
     lost = (values - module.all_values(rows, draws)).abs().amax(dim=0)
-    lost = lost.maximum(_FLOAT32 * values.abs().amax(dim=0))  # it may have lost little there by luck
+    lost = lost.maximum(_FLOAT32 * values.abs().amax(dim=0))  # by chance the error seen may be smaller
     best = values.topk(2, dim=0).values
     return (best[0] - best[1] < _NEAR_TIE * lost).numpy()
 
@@ -249,4 +249,4 @@ def _near_ties(
 def _remedy(precision: Precision) -> str:
     if precision == "fp32":
         return "Please report this with the versions of torch and onnxruntime."
-    return "Keep fp32 for this policy, or accept more with a tolerance of your own."
+    return "Keep fp32 for this policy, or accept a larger error with `tolerance`."

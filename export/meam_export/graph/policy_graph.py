@@ -1,8 +1,8 @@
-"""The policy as one ONNX graph: normalisers inside, the ODE unrolled, noise an input.
+"""The policy as one ONNX graph, with the normalisers inside, the ODE unrolled, and the noise as an input.
 
-The graph is written operator by operator rather than traced, so that a step costs little more than its products: the
-observation's share of the first layer is computed once, flow time is a constant in the first layer's bias, and the sums
-of the solver go into the products' own additions (see `expression`).
+The graph is written operator by operator rather than traced, so that a solver step costs little more than its matrix
+products: the observation's part of the first layer is computed once, flow time is a constant in the first layer's bias,
+and the solver's sums become the third inputs of the products (see `expression`).
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ def build_graph(module: PolicyModule, spec: PolicySpec, precision: Precision = "
 
     Inputs: `observation` [batch, observation_dim], raw, and `noise` [batch, chunk_dim], standard normal; both float32.
     Output: `actions` [batch, chunk_size, action_dim], environment units, within the bounds. With best_of > 1 the noise
-    is [batch, samples, chunk_dim] with any number of samples, the chunk of the highest mean value acts, and there are
-    the outputs `value` [batch], that mean, and `disagreement` [batch], the critics' standard deviation there. With
-    takes_prefix there are the inputs `prefix` [batch, chunk_size, action_dim], the chunk that is continued, environment
-    units, and `prefix_weight` [batch, chunk_size], from 0, not given, to 1, given.
+    is [batch, samples, chunk_dim] with any number of samples, and the chunk with the highest mean value is returned;
+    further outputs are that mean, `value` [batch], and the critics' standard deviation of it, `disagreement` [batch].
+    With takes_prefix there are two more inputs: `prefix` [batch, chunk_size, action_dim], the chunk to continue, in
+    environment units, and `prefix_weight` [batch, chunk_size], from 0 (free) to 1 (prescribed).
 
     Args:
         module: The policy in PyTorch.
-        spec: Dimensions, bounds, and how to integrate.
-        precision: Weights of the velocity field, its edit or its one-step policy; all else is float32.
+        spec: Dimensions, bounds and integration.
+        precision: Precision of the velocity field, the edit policy and the one-step policy; all else is float32.
 
     Returns:
-        The bytes of an ONNX file, checked by `onnx.checker` with full shape inference.
+        Contents of an ONNX file, checked by `onnx.checker` with full shape inference.
     """
     graph = _PolicyGraph(module, spec, make_writer(precision))
     model = graph.model(graph_metadata(spec))
@@ -58,7 +58,7 @@ def build_graph(module: PolicyModule, spec: PolicySpec, precision: Precision = "
 
 
 def graph_metadata(spec: PolicySpec) -> dict[str, str]:
-    """The contract of the policy, as `metadata_props` of its graph; lists are separated by commas."""
+    """The policy's contract, for the `metadata_props` of its graph; lists are separated by commas."""
     found: dict[str, Any] = {
         "spec_sha256": spec.identity,
         "method": spec.method,
@@ -80,7 +80,7 @@ def graph_metadata(spec: PolicySpec) -> dict[str, str]:
 
 
 class _PolicyGraph:
-    """One policy's graph while it is written."""
+    """The graph of one policy, under construction."""
 
     def __init__(self, module: PolicyModule, spec: PolicySpec, writer: GraphWriter) -> None:
         self._networks, self._spec, self._write = module.networks, spec, writer
@@ -93,7 +93,7 @@ class _PolicyGraph:
         self._features = self._encode()
         x_0 = self._noise
         if self._several:
-            x_0 = writer.op("Reshape", x_0, writer.whole(-1, spec.chunk_dim))
+            x_0 = writer.op("Reshape", x_0, writer.integers(-1, spec.chunk_dim))
             self._repeated = self._per_sample(self._features, self._networks.encoder.output_dim)
         else:
             self._repeated = self._features
@@ -101,10 +101,10 @@ class _PolicyGraph:
         x_1 = self._one_step(x_0) if module.one_step else self._flow(x_0, guide)
         if self._networks.edit_policy is not None and not module.one_step:
             x_1 = self._edited(self._networks.edit_policy, x_1)
-        self._outputs = self._chosen(x_1) if self._several else {"actions": self._scaled(x_1)}
+        self._outputs = self._best_chunk(x_1) if self._several else {"actions": self._scaled(x_1)}
 
     def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
-        """The finished graph."""
+        """The finished graph as a model with this metadata."""
         shapes = {"actions": ("batch", self._spec.chunk_size, self._spec.action_dim)}
         for name, value in self._outputs.items():
             value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, ir.Shape(shapes.get(name, ("batch",)))
@@ -132,23 +132,25 @@ class _PolicyGraph:
     def _per_sample(self, rows: ir.Value, width: int) -> ir.Value:
         """Repeat every row [batch, width] for each of its samples: [batch * samples, width]."""
         write = self._write
-        shape = write.op("Concat", write.op("Shape", self._noise, start=0, end=2), write.whole(width), axis=0)
-        repeated = write.op("Expand", write.op("Unsqueeze", rows, write.whole(1)), shape)
-        return write.op("Reshape", repeated, write.whole(-1, width))
+        shape = write.op("Concat", write.op("Shape", self._noise, start=0, end=2), write.integers(width), axis=0)
+        repeated = write.op("Expand", write.op("Unsqueeze", rows, write.integers(1)), shape)
+        return write.op("Reshape", repeated, write.integers(-1, width))
 
     def _prefix_guide(self) -> Callable[[Expression], Expression]:
-        """D' = (1 - w) D + w given, for the prefix that is given."""
+        """Inpainting: the denoised action D becomes (1 - w) D + w p, with the prefix p and its weights w."""
         write, spec = self._write, self._spec
         prefix = _input("prefix", "batch", spec.chunk_size, spec.action_dim)
         weight = _input("prefix_weight", "batch", spec.chunk_size)
         self._inputs += [prefix, weight]
-        flat = write.whole(-1, spec.chunk_dim)
+        flat = write.integers(-1, spec.chunk_dim)
         centred = write.op("Sub", prefix, write.constant(np.array(spec.action_offset)))
         scaled = write.op("Div", centred, write.constant(np.array(spec.action_scale)))
-        given = write.op("Reshape", write.op("Clip", scaled, write.constant(-1.0), write.constant(1.0)), flat)
-        each = write.op("Mul", write.op("Unsqueeze", weight, write.whole(2)), write.constant(np.ones(spec.action_dim)))
+        target = write.op("Reshape", write.op("Clip", scaled, write.constant(-1.0), write.constant(1.0)), flat)
+        each = write.op(
+            "Mul", write.op("Unsqueeze", weight, write.integers(2)), write.constant(np.ones(spec.action_dim))
+        )
         share = write.op("Reshape", each, flat)
-        rest, added = write.op("Sub", write.constant(1.0), share), write.op("Mul", share, given)
+        rest, added = write.op("Sub", write.constant(1.0), share), write.op("Mul", share, target)
 
         def guide(x_1: Expression) -> Expression:
             return Expression.value(write.op("Add", write.op("Mul", self._emit.exactly(x_1), rest), added))
@@ -165,7 +167,7 @@ class _PolicyGraph:
         velocity = UnrolledVelocity(n.deployed, projected, integration.nfe, write, self._emit)
         start = Expression.value(x_0)
         if n.config.confine:
-            # The last layer's bias b is added once, not to every denoised action: the sums of all steps are made of
+            # The last layer's bias b is added once, not to every denoised action: all steps sum multiples of
             # y = x + (1 - t) b, and x + (1 - t) (W h + b) = y + (1 - t) W h.
             bias_only = Expression({}, linear_arrays(n.deployed.layers[-1])[1])
             start = Expression.value(self._emit.exactly(start + bias_only)) - bias_only
@@ -176,7 +178,7 @@ class _PolicyGraph:
         return self._perceptron(list(self._networks.one_step.layers), x_0)
 
     def _perceptron(self, layers: list[nn.Module], x: ir.Value) -> Expression:
-        """A network on features and x, whose share of the features is computed in float32."""
+        """A network on [features, x]; the features' part of its first layer is computed in float32."""
         write = self._write
         (weight, bias), *rest = (linear_arrays(layer) for layer in layers)
         split = weight.shape[1] - self._spec.chunk_dim
@@ -187,7 +189,7 @@ class _PolicyGraph:
         return Expression.linear(hidden, *rest[-1])
 
     def _edited(self, edit_policy: EditPolicy, x_1: Expression) -> Expression:
-        """Flow actions moved by the mode of the edit, as `heads.apply_edit` does."""
+        """The flow's actions plus the mode of the edit; see `edit_policy.apply_edit`."""
         write, scale = self._write, self._networks.config.edit_scale
         x = self._emit.exactly(x_1.clamp(-1, 1))
         mean = self._perceptron([*edit_policy.layers, edit_policy.mean], x)
@@ -195,14 +197,14 @@ class _PolicyGraph:
         return Expression.value(x) + scale * Expression.value(edit)
 
     def _scaled(self, x_1: Expression) -> ir.Value:
-        """Clipped to [-1, 1], in environment units and within the bounds."""
+        """Actions clipped to [-1, 1], in environment units and within the bounds."""
         write, spec = self._write, self._spec
         offset, scale = np.array(spec.action_offset), np.array(spec.action_scale)
         # Clipped after scaling, to the narrower of both bounds: clip(x) s + o = clip(s x + o, o - s, o + s).
         low = np.maximum(np.float32(np.array(spec.action.low)), np.float32(offset - scale))
         high = np.minimum(np.float32(np.array(spec.action.high)), np.float32(offset + scale))
         rows = self._emit.exactly(x_1)
-        value = write.op("Reshape", rows, write.whole(-1, spec.chunk_size, spec.action_dim))
+        value = write.op("Reshape", rows, write.integers(-1, spec.chunk_size, spec.action_dim))
         if np.any(scale != 1):
             value = write.op("Mul", value, write.constant(scale))
         if np.any(offset != 0):
@@ -210,35 +212,35 @@ class _PolicyGraph:
         value = write.op("Max", value, write.constant(low))
         return write.op("Min", value, write.constant(high))
 
-    def _chosen(self, x_1: Expression) -> dict[str, ir.Value]:
-        """Of every decision's samples the one with the highest mean value, that value, and the critics' spread."""
+    def _best_chunk(self, x_1: Expression) -> dict[str, ir.Value]:
+        """Best-of-N: the sample with the highest mean value, that value, and the critics' standard deviation of it."""
         write, critic = self._write, self._networks.target_critic
         chunks = self._emit.exactly(x_1.clamp(-1, 1))
-        values = _values(critic, self._repeated, chunks, write)  # [critics, batch * samples]
+        values = _critic_values(critic, self._repeated, chunks, write)  # [critics, batch * samples]
         shape = write.op(
-            "Concat", write.whole(len(critic.weights[0])), write.op("Shape", self._noise, start=0, end=2), axis=0
+            "Concat", write.integers(len(critic.weights[0])), write.op("Shape", self._noise, start=0, end=2), axis=0
         )
         values = write.op("Reshape", values, shape)
-        mean = write.op("ReduceMean", values, write.whole(0), keepdims=0)
+        mean = write.op("ReduceMean", values, write.integers(0), keepdims=0)
         best = write.op("ArgMax", mean, axis=1, keepdims=1)  # [batch, 1]
         value = write.op("GatherElements", mean, best, axis=1)
-        centred = write.op("Sub", values, write.op("Unsqueeze", mean, write.whole(0)))
-        variance = write.op("ReduceMean", write.op("Mul", centred, centred), write.whole(0), keepdims=0)
+        centred = write.op("Sub", values, write.op("Unsqueeze", mean, write.integers(0)))
+        variance = write.op("ReduceMean", write.op("Mul", centred, centred), write.integers(0), keepdims=0)
         spread = write.op("Sqrt", write.op("GatherElements", variance, best, axis=1))
         samples = write.op("Reshape", chunks, write.op("Shape", self._noise))
         rows = write.op("GatherND", samples, best, batch_dims=1)  # [batch, chunk_dim]
         return {
             "actions": self._scaled(Expression.value(rows)),
-            "value": write.op("Squeeze", value, write.whole(1)),
-            "disagreement": write.op("Squeeze", spread, write.whole(1)),
+            "value": write.op("Squeeze", value, write.integers(1)),
+            "disagreement": write.op("Squeeze", spread, write.integers(1)),
         }
 
 
-def _values(critic: CriticEnsemble, features: ir.Value, chunks: ir.Value, write: GraphWriter) -> ir.Value:
-    """Values [critics, rows] by the whole ensemble."""
+def _critic_values(critic: CriticEnsemble, features: ir.Value, chunks: ir.Value, write: GraphWriter) -> ir.Value:
+    """Values [critics, rows] of all critics."""
     inputs = write.op("Concat", features, chunks, axis=-1)
     weights, biases = ([array_of(p) for p in parameters] for parameters in (critic.weights, critic.biases))
-    # A norm's scale and shift are linear, so they belong to the next layer.
+    # A norm's scale and shift are linear, so they are folded into the next layer.
     for layer, (scale, shift) in enumerate(zip(critic.norm_scales, critic.norm_biases, strict=True), start=1):
         biases[layer] = biases[layer] + array_of(shift) @ weights[layer]
         weights[layer] = array_of(scale).swapaxes(1, 2) * weights[layer]
@@ -248,7 +250,7 @@ def _values(critic: CriticEnsemble, features: ir.Value, chunks: ir.Value, write:
             ones = write.constant(np.ones(weight.shape[1]))
             hidden = write.op("LayerNormalization", write.gelu(hidden), ones, axis=-1, epsilon=1e-6)
         hidden = write.op("Add", write.op("MatMul", hidden, write.constant(weight)), write.constant(bias))
-    return write.op("Squeeze", hidden, write.whole(2))
+    return write.op("Squeeze", hidden, write.integers(2))
 
 
 def _input(name: str, *shape: int | str) -> ir.Value:

@@ -1,4 +1,4 @@
-"""The velocity field on symbols: a copy of the network for every evaluation."""
+"""The velocity field on symbolic sums: the graph holds one copy of the network per evaluation."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Array = NDArray[np.float64]
 
 
 class UnrolledVelocity:
-    """v(x, t) on symbols: every call writes the network once more, with the same weights.
+    """The velocity v(x, t) on symbolic sums: every call writes the network once more, with the same weights.
 
-    The first layer's biases of all calls hold the observation's share and the time. One addition computes them all; its
-    constant is known when the last call has been made.
+    The observation's part of the first layer and the time enter through that layer's bias. One addition computes the
+    biases of all calls; its constant is complete after the last call.
 
     Args:
         field: The velocity field.
-        projected: The observation's share of the first layer [rows, width], without its bias.
-        calls: How many there will be.
+        projected: The observation's part of the first layer [rows, width], without the bias.
+        calls: Number of calls that will be made, the NFE.
         write: Writes operators.
         emit: Emits sums.
     """
@@ -43,22 +43,22 @@ class UnrolledVelocity:
         self._write, self._emit = write, emit
         (weight, self._bias), *self._hidden, self._last = (linear_arrays(layer) for layer in field.layers)
         act, width = len(self._last[1]), len(self._bias)
-        self._of_x, self._of_t = weight[:, -act - 1 : -1], weight[:, -1]
-        self._constant = write.later()
-        sums = write.op("Add", write.op("Unsqueeze", projected, write.whole(1)), self._constant)
-        flat = write.biases(write.op("Reshape", sums, write.whole(-1, calls * width)))
+        self._w_x, self._w_t = weight[:, -act - 1 : -1], weight[:, -1]
+        self._constant = write.placeholder()
+        sums = write.op("Add", write.op("Unsqueeze", projected, write.integers(1)), self._constant)
+        flat = write.biases(write.op("Reshape", sums, write.integers(-1, calls * width)))
         biases = [flat] if calls == 1 else write.ops("Split", [flat], calls, axis=1, num_outputs=calls)
         self._biases = iter(biases)
         self._constants: list[Array] = []
 
     def __call__(self, x: Expression, t: float) -> Expression:
-        """The velocity; after the last call the constant is set."""
+        """The velocity [rows, act] at x [rows, act] and flow time t in [0, 1]."""
         value, scale, constant = self._emit.up_to_scale(x)
-        # W_x x + w_t t + b, with x = scale value + constant
-        shift = self._of_x @ np.broadcast_to(constant, self._of_x.shape[1])
-        self._constants.append(self._bias + t * self._of_t + shift)
+        # W_x x + w_t t + b, with x = scale * value + constant
+        shift = self._w_x @ np.broadcast_to(constant, self._w_x.shape[1])
+        self._constants.append(self._bias + t * self._w_t + shift)
         self._constant.const_value = ir.tensor(np.stack(self._constants).astype(np.float32))
-        hidden = self._write.hidden(value, self._of_x, next(self._biases), scale)
+        hidden = self._write.hidden(value, self._w_x, next(self._biases), scale)
         for weight, bias in self._hidden:
             hidden = self._write.hidden(hidden, weight, bias)
         return Expression.linear(hidden, *self._last)
@@ -71,5 +71,5 @@ def linear_arrays(layer: nn.Module) -> tuple[Array, Array]:
 
 
 def array_of(tensor: torch.Tensor) -> Array:
-    """A tensor's numbers, in float64."""
+    """A tensor as a NumPy array in float64."""
     return tensor.detach().double().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Writing ONNX operators and weights, in one of the precisions."""
+"""Writes ONNX operators and weights in one of the precisions."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from meam_policy.spec import Precision
 __all__ = ["IR_VERSION", "OPSET", "GraphWriter", "make_writer"]
 
 OPSET = 20
-"""The oldest operator set with GELU as one operator: onnxruntime 1.17 reads it."""
+"""The oldest operator set with GELU as one operator; onnxruntime 1.17 reads it."""
 
 IR_VERSION = 9
-"""The file format that came with this operator set."""
+"""The ONNX file format version of this operator set."""
 
 BLOCK = 128
-"""Weights that share a scale in int8."""
+"""Consecutive weights of a row that share a scale in int8."""
 
 Array = NDArray[Any]
 
 
 class GraphWriter:
-    """Writes float32 operators; weights are stored once, however often they are used.
+    """Writes float32 operators; every weight is stored once, however often it is used.
 
     Attributes:
-        nodes: What was written so far, in order.
+        nodes: Operators written so far, in order.
         initializers: Weights and constants.
     """
 
@@ -40,19 +40,19 @@ class GraphWriter:
         self._stored: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def op(self, name: str, *inputs: ir.Value, domain: str = "", **attributes: Any) -> ir.Value:
-        """One operator with one output."""
+        """Writes one operator with one output."""
         return self.ops(name, inputs, 1, domain, **attributes)[0]
 
     def ops(
         self, name: str, inputs: Sequence[ir.Value], outputs: int, domain: str = "", **attributes: Any
     ) -> Sequence[ir.Value]:
-        """One operator with several outputs."""
+        """Writes one operator with several outputs."""
         node = ir.node(name, inputs, attributes, domain=domain, num_outputs=outputs)
         self.nodes.append(node)
         return node.outputs
 
     def store(self, array: Array) -> ir.Value:
-        """A constant as it is; equal ones are stored once."""
+        """Stores a constant with its own type and shape; equal constants are stored once."""
         key = (str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).digest())
         if key not in self._stored:
             tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=f"c{len(self.initializers)}")
@@ -63,27 +63,27 @@ class GraphWriter:
             self._stored[key] = value
         return self._stored[key]
 
-    def later(self) -> ir.Value:
-        """A constant of which the value is set later, as `const_value`."""
+    def placeholder(self) -> ir.Value:
+        """Adds a constant whose `const_value` is set later."""
         self.initializers.append(ir.Value(name=f"c{len(self.initializers)}"))
         return self.initializers[-1]
 
     def constant(self, value: Array | float) -> ir.Value:
-        """A float32 constant."""
+        """Stores a float32 constant."""
         return self.store(np.asarray(value, dtype=np.float32))
 
-    def whole(self, *values: int) -> ir.Value:
-        """A vector of whole numbers, such as a shape."""
+    def integers(self, *values: int) -> ir.Value:
+        """Stores a vector of integers, e.g. a shape."""
         return self.store(np.array(values, dtype=np.int64))
 
     def product(self, inputs: ir.Value, weight: Array, added: ir.Value | None, alpha: float, beta: float) -> ir.Value:
-        """Alpha inputs @ weight.T + beta added, from and to float32, with weight [out, in]."""
+        """Writes alpha * inputs @ weight.T + beta * added, from and to float32, with weight [out, in]."""
         return self.gemm(inputs, weight, added, alpha, beta)
 
     def gemm(
         self, inputs: ir.Value, weight: Array, added: ir.Value | None, alpha: float = 1.0, beta: float = 1.0
     ) -> ir.Value:
-        """The same, in float32 whatever the precision."""
+        """Writes the same product in float32, whatever the writer's precision."""
         terms = (inputs, self.constant(weight.T)) + (() if added is None else (added,))
         factors: dict[str, Any] = {"alpha": alpha} if alpha != 1 else {}
         if beta != 1:
@@ -91,7 +91,7 @@ class GraphWriter:
         return self.op("Gemm", *terms, **factors)
 
     def sum(self, value: ir.Value, added: ir.Value | None, alpha: float, beta: float) -> ir.Value:
-        """Alpha value + beta added, for products that cannot add by themselves."""
+        """Writes alpha * value + beta * added, for products that cannot add by themselves."""
         if alpha != 1:
             value = self.op("Mul", value, self.constant(alpha))
         if added is None:
@@ -101,24 +101,24 @@ class GraphWriter:
         return self.op("Add", value, added)
 
     def biases(self, value: ir.Value) -> ir.Value:
-        """Prepare a float32 value that `hidden` adds."""
+        """Converts a float32 value to the type that `hidden` takes as its bias."""
         return value
 
     def hidden(self, inputs: ir.Value, weight: Array, bias: ir.Value | Array, alpha: float = 1.0) -> ir.Value:
-        """gelu(alpha inputs @ weight.T + bias)."""
+        """Writes gelu(alpha * inputs @ weight.T + bias)."""
         added = self.constant(bias) if isinstance(bias, np.ndarray) else bias
         return self.gelu(self.product(inputs, weight, added, alpha, 1.0))
 
     def gelu(self, value: ir.Value) -> ir.Value:
-        """The tanh approximation of GELU."""
+        """Writes the tanh approximation of GELU."""
         return self.op("Gelu", value, approximate="tanh")
 
 
 class Int8Writer(GraphWriter):
-    """Weights as 8-bit integers with a scale for every block, multiplied by inputs quantised as they come."""
+    """Writes weights as 8-bit integers with one scale per block; their inputs are quantised at run time."""
 
     def product(self, inputs: ir.Value, weight: Array, added: ir.Value | None, alpha: float, beta: float) -> ir.Value:
-        """Alpha inputs @ weight.T + beta added, approximately."""
+        """Writes alpha * inputs @ weight.T + beta * added, with 8-bit weights."""
         packed, scales = quantise(weight)
         n, k = weight.shape
         attributes = {"K": k, "N": n, "bits": 8, "block_size": BLOCK, "accuracy_level": 4}
@@ -129,25 +129,25 @@ class Int8Writer(GraphWriter):
 
 
 class Float16Writer(GraphWriter):
-    """Weights and hidden layers in float16; what is integrated stays in float32."""
+    """Writes weights and hidden layers in float16; the integrated state stays in float32."""
 
     def __init__(self) -> None:
         super().__init__()
         self._halves: dict[ir.Value, ir.Value] = {}
 
     def half(self, value: ir.Value) -> ir.Value:
-        """The value in float16."""
+        """Casts a value to float16, once."""
         if value not in self._halves:
             cast = self.op("Cast", value, to=int(ir.DataType.FLOAT16))
             self._halves |= {value: cast, cast: cast}
         return self._halves[value]
 
     def biases(self, value: ir.Value) -> ir.Value:
-        """Prepare a float32 value that `hidden` adds: a split of it is in float16 too."""
+        """Casts biases to float16 before they are split, with one operator for all layers."""
         return self.half(value)
 
     def hidden(self, inputs: ir.Value, weight: Array, bias: ir.Value | Array, alpha: float = 1.0) -> ir.Value:
-        """gelu(alpha inputs @ weight.T + bias), in float16."""
+        """Writes gelu(alpha * inputs @ weight.T + bias), in float16."""
         added = self.store(bias.astype(np.float16)) if isinstance(bias, np.ndarray) else bias
         factors: dict[str, Any] = {"alpha": alpha} if alpha != 1 else {}
         value = self.op("Gemm", self.half(inputs), self._weight(weight), added, **factors)
@@ -156,7 +156,7 @@ class Float16Writer(GraphWriter):
         return activated
 
     def product(self, inputs: ir.Value, weight: Array, added: ir.Value | None, alpha: float, beta: float) -> ir.Value:
-        """Alpha inputs @ weight.T + beta added, with a product in float16."""
+        """Writes alpha * inputs @ weight.T + beta * added, with the product in float16."""
         value = self.op("MatMul", self.half(inputs), self._weight(weight))
         value = self.op("Cast", value, to=int(ir.DataType.FLOAT))
         return self.sum(value, added, alpha, beta)
@@ -166,15 +166,15 @@ class Float16Writer(GraphWriter):
 
 
 def quantise(weight: Array) -> tuple[Array, Array]:
-    """Round weights to 8 bits, with one scale for each block of a row.
+    """Round weights to 8 bits, with one scale per block of a row.
 
-    Written here because onnxruntime's quantiser works on whole models, and sets up the root logger when imported.
+    Implemented here because onnxruntime's quantiser takes whole models, and configures the root logger when imported.
 
     Args:
-        weight: [out, in].
+        weight: Weights [out, in].
 
     Returns:
-        Bytes [out, blocks, BLOCK], of which 128 is zero, and scales [out * blocks], as MatMulNBits reads them.
+        Bytes [out, blocks, BLOCK] with the zero point 128, and scales [out * blocks]: the layout of MatMulNBits.
     """
     rows, columns = weight.shape
     blocks = -(-columns // BLOCK)
@@ -182,10 +182,10 @@ def quantise(weight: Array) -> tuple[Array, Array]:
     padded[:, :columns] = weight
     values = padded.reshape(rows, blocks, BLOCK)
     scales = np.abs(values).max(axis=-1) / 127
-    whole = np.rint(values / np.where(scales == 0, 1, scales)[..., None]) + 128
-    return whole.astype(np.uint8), scales.astype(np.float32).ravel()
+    rounded = np.rint(values / np.where(scales == 0, 1, scales)[..., None]) + 128
+    return rounded.astype(np.uint8), scales.astype(np.float32).ravel()
 
 
 def make_writer(precision: Precision) -> GraphWriter:
-    """The writer of a precision."""
+    """A new writer for a precision."""
     return {"fp32": GraphWriter, "int8": Int8Writer, "fp16": Float16Writer}[precision]()

@@ -1,4 +1,4 @@
-"""Triton's configuration of a policy, in the text format of protocol buffers, with a seal that shows edits."""
+"""Triton's configuration of a policy, in the text format of protocol buffers, with a seal that reveals edits."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from meam_policy.spec import PolicySpec
 __all__ = ["TritonDevice", "config_text", "is_as_written"]
 
 TritonDevice = Literal["cpu", "gpu"]
-"""Where Triton runs a policy: "gpu" is every GPU that the server sees."""
+"""Where Triton runs a policy: "gpu" means every GPU visible to the server."""
 
 _SEAL = "# Written by meam export. SHA-256 of the lines below: "
 
 
 class _Symbol(str):
-    """Text that the protobuf text format writes without quotes: the name of an enumeration's value."""
+    """The name of an enum value, which the protobuf text format writes without quotes."""
 
 
 def config_text(
@@ -38,16 +38,16 @@ def config_text(
 
     Args:
         name: Name of the model.
-        signature: Tensors of its graph.
-        spec: The policy; clients read its chunk size, rate and so on among the parameters.
+        signature: Inputs and outputs of its graph.
+        spec: The policy's spec; its chunk size, control rate etc. become parameters that clients can read.
         version: Version that `spec` describes.
-        max_batch_size: See `write_triton_repository`, as for the arguments below.
-        instances: Copies that run side by side.
+        max_batch_size: Largest batch; see `write_triton_repository` for this and the arguments below.
+        instances: Copies that run in parallel.
         device: "cpu" or "gpu".
-        max_queue_delay_us: How long a request may wait, microseconds.
+        max_queue_delay_us: How long a request may wait for a fuller batch, microseconds.
 
     Returns:
-        Printable ASCII, under a first line that `is_as_written` compares with the rest.
+        Printable ASCII; its first line is a hash of the rest, which `is_as_written` checks.
 
     Raises:
         FormatError: the spec holds text that is not Unicode.
@@ -71,7 +71,7 @@ def config_text(
 
 
 def is_as_written(text: bytes) -> bool:
-    """Whether a `config.pbtxt` is what `config_text` wrote, to the byte."""
+    """Whether a `config.pbtxt` is byte for byte what `config_text` wrote."""
     return text == _sealed(text.partition(b"\n")[2])
 
 
@@ -81,26 +81,26 @@ def _sealed(text: bytes) -> bytes:
 
 def _tensor_config(tensor: Tensor) -> dict[str, Any]:
     config = {"name": tensor.name, "data_type": _Symbol(tensor.data_type), "dims": tensor.shape or (1,)}
-    # Triton knows no empty dims: one number a row is [batch] in the graph and [batch, 1] for clients.
+    # Triton accepts no empty dims: one number per row is [batch] in the graph and [batch, 1] for clients.
     return config if tensor.shape else {**config, "reshape": {"shape": ()}}
 
 
 def _device_config(device: TritonDevice) -> dict[str, Any]:
-    """Nothing on the CPU: the backend's default is every graph optimisation of onnxruntime."""
+    """Settings of the device; none on the CPU, where the backend enables all of onnxruntime's optimisations anyway."""
     if device == "cpu":
         return {}
-    # TF32 rounds the factors of every product to ten bits, which the parity check of the export does not cover.
+    # TF32 rounds the factors of every product to ten bits, which the export's parity check does not cover.
     cuda = {"name": "cuda", "parameters": _map({"use_tf32": "0"})}
     return {"optimization": {"execution_accelerators": {"gpu_execution_accelerator": [cuda]}}}
 
 
 def _thread_parameters(device: TritonDevice) -> dict[str, str]:
-    """One thread an instance: these graphs are small, and instances scale better than threads within one."""
+    """One CPU thread per instance: the graphs are small, and more instances scale better than more threads."""
     return {"intra_op_thread_count": "1", "inter_op_thread_count": "1"} if device == "cpu" else {}
 
 
 def _warmup(inputs: Sequence[Tensor], max_batch_size: int) -> list[dict[str, Any]]:
-    """Zeros for batches of 1, 4, 16, … and the largest, before the first robot asks; axes of any size have size 1."""
+    """Warm-up requests of zeros, for batches of 1, 4, 16, … and the largest; axes of any size have size 1."""
     data = {
         tensor.name: {
             "data_type": _Symbol(tensor.data_type),
@@ -131,12 +131,12 @@ def _policy_parameters(spec: PolicySpec, version: int) -> dict[str, str]:
 
 
 def _map(entries: dict[str, Any]) -> list[dict[str, Any]]:
-    """A protobuf map, which its text format writes as repeated entries."""
+    """A protobuf map, which the text format writes as repeated entries."""
     return [{"key": key, "value": value} for key, value in entries.items()]
 
 
 def _lines(message: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """Protobuf text format of a message: a dict is a message, a list a repeated one, a tuple repeated numbers."""
+    """Protobuf text format of a message: dicts are messages, lists repeated messages, tuples repeated numbers."""
     for name, value in message.items():
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, dict):
@@ -158,7 +158,11 @@ def _scalar(value: str | bool | int | tuple[int, ...]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string in quotes: printable ASCII as it is but for quotes and backslashes, every other byte in octal."""
+    """A quoted string: quotes and backslashes are escaped, bytes outside printable ASCII written in octal.
+
+    Raises:
+        FormatError: the text is not Unicode.
+    """
     try:
         data = text.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""A Triton model repository: its models, and their numbered versions."""
+"""A Triton model repository: models and their numbered versions."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ def write_triton_repository(
     device: TritonDevice = "cpu",
     max_queue_delay_us: int = 0,
 ) -> Path:
-    """Add a policy to a Triton model repository: as a new model, or as the next version of the one of that name.
+    """Add a policy to a Triton model repository: as a new model, or as the next version of the model of that name.
 
-    A new model appears whole. A new version of a model must take and give the same tensors. It appears whole too, and
-    `config.pbtxt` is then replaced by one made from these arguments; Triton serves the newest version. Settings of
-    your own belong into `configs/NAME.pbtxt` in the model's folder, which is left alone (`--model-config-name=NAME`):
-    a `config.pbtxt` edited by hand is not overwritten.
+    A new version must have the same inputs and outputs as the newest one. Models and versions appear in the repository
+    only when complete. After a new version, `config.pbtxt` is replaced by one made from these arguments; Triton serves
+    the newest version. Put settings of your own into `configs/NAME.pbtxt` in the model's folder, which is never touched
+    (`--model-config-name=NAME`): a manually edited `config.pbtxt` is not overwritten.
 
     Args:
-        policy_folder: What `meam export` wrote, or a Hub repo id "owner/name".
-        repository: The model repository; made if need be.
-        model_name: Name of the model; by default that of the policy folder, in which characters other than ASCII
-            letters, digits, "_", "." and "-" become "_".
-        max_batch_size: Most rows that Triton runs at once, and that one request may have; 1 or more.
-        instances: Copies of the model that run side by side, on the CPU with one thread each; on GPUs, for each GPU.
+        policy_folder: A folder that `meam export` wrote, or a Hub repo id "owner/name".
+        repository: The model repository; created if needed.
+        model_name: Name of the model; by default the policy folder's, with characters other than ASCII letters, digits,
+            "_", "." and "-" replaced by "_".
+        max_batch_size: Largest number of rows of a batch, and of a single request; 1 or more.
+        instances: Copies of the model that run in parallel: on the CPU with one thread each, on GPUs per GPU.
         device: "cpu" or "gpu".
-        max_queue_delay_us: How long a request may wait for others to be batched with, microseconds. With 0, a batch
-            is what has arrived while the instances were busy; with more, every request waits this long unless a
-            full batch gathers sooner.
+        max_queue_delay_us: How long a request may wait for a fuller batch, microseconds. With 0, a batch holds what
+            arrived while all instances were busy; otherwise every request waits this long unless a full batch gathers
+            sooner.
 
     Returns:
         The model's folder, `repository / model_name`.
 
     Raises:
         NotFoundError: there is no such policy.
-        HubError: the Hub could not deliver the policy.
+        HubError: the policy cannot be downloaded from the Hub.
         FormatError: the policy is broken, or Triton could not batch its graph.
-        ConfigError: an argument is out of range, or no model name can be made of the folder's.
-        OutputError: the model that is there has other inputs or outputs, was not written by `meam export` or was
-            edited since, or the repository cannot be written.
+        ConfigError: an argument is out of range, or the folder's name yields no model name.
+        OutputError: the existing model has other inputs or outputs, was not written by `meam export` or was edited
+            since, or the repository cannot be written.
         MissingExtraError: onnx is not installed.
 
     References:
@@ -98,7 +98,11 @@ def _check_numbers(**numbers: tuple[int, int]) -> None:
 
 
 def _model_name(policy_folder: str | os.PathLike[str], given: str | None) -> str:
-    """The given name, or one made of the last part of the path: Triton's names become folders and parts of URLs."""
+    """The given name, or one made from the last part of the path; Triton uses it in paths and URLs.
+
+    Raises:
+        ConfigError: the given name holds other characters, or the path yields no name.
+    """
     source = os.path.basename(os.path.abspath(os.path.expanduser(policy_folder)))
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", source).lstrip(".-") if given is None else given
     if not _MODEL_NAME.fullmatch(name) or (given is None and not name.strip("_")):
@@ -114,7 +118,7 @@ def _next_version(model: Path, signature: Signature) -> int:
     """1 for a new model; otherwise one more than the newest version, which must have the same signature.
 
     Raises:
-        OutputError: the folder is not a model that `meam export` wrote, or its signature is another.
+        OutputError: the folder is not a model that `meam export` wrote, or its signature differs.
     """
     remedy = "Choose another model name, or delete it first."
     try:
@@ -150,20 +154,20 @@ def _describe(tensor: Tensor | None) -> str:
 
 
 def _check_seal(config: Path) -> None:
-    """Refuse to replace what somebody has edited.
+    """Refuse to replace an edited configuration.
 
     Raises:
-        OutputError: the file is not as `meam export` wrote it.
+        OutputError: the file differs from what `meam export` wrote.
     """
     if not is_as_written(config.read_bytes()):
         raise OutputError(
-            f"{config} was edited, or not written by `meam export`; expected it as written, for a new version replaces "
-            "it. Move your settings to configs/NAME.pbtxt beside it, or choose another model name."
+            f"{config} was edited, or not written by `meam export`; expected it unchanged, since a new version "
+            "replaces it. Move your settings to configs/NAME.pbtxt beside it, or choose another model name."
         )
 
 
 def _write(model: Path, version: int, graph: bytes, config: bytes) -> None:
-    """Write a version. It appears before its configuration, for only one writer can make it."""
+    """Write a version before its configuration: of two concurrent writers, only one can create the folder."""
     try:
         with atomic_folder(model if version == 1 else model / str(version)) as hidden:
             folder = hidden / str(version) if version == 1 else hidden

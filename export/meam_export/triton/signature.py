@@ -1,4 +1,4 @@
-"""The inputs and outputs that an ONNX file declares, as Triton names their types."""
+"""The inputs and outputs that an ONNX file declares, with Triton's names for their types."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _DATA_TYPES = {
     "INT64": "TYPE_INT64",
     "BOOL": "TYPE_BOOL",
 }
-"""Triton's names of ONNX element types."""
+"""Triton's names for ONNX element types."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of the graph; its shape is without the batch axis, -1 where the size varies."""
+    """An input or output of the graph; its shape excludes the batch axis, and is -1 where the size varies."""
 
     name: str
     data_type: str
@@ -32,21 +32,21 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """What goes into a graph and what comes out of it, in the order of its declarations."""
+    """The inputs and outputs of a graph, in the order of its declarations."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
 
 def read_signature(graph: bytes, file: str) -> Signature:
-    """Read the tensors that an ONNX file itself declares.
+    """Read the inputs and outputs that an ONNX file declares.
 
     Args:
         graph: Contents of the file.
-        file: What messages call it.
+        file: Name of the file in error messages.
 
     Raises:
-        FormatError: the graph is not ONNX, or a tensor is of a type or shape that Triton could not batch.
+        FormatError: the graph is not ONNX, or a tensor has a type or shape that Triton could not batch.
         MissingExtraError: onnx is not installed.
     """
     try:
@@ -65,7 +65,7 @@ def read_signature(graph: bytes, file: str) -> Signature:
 
 
 def check_signature(signature: Signature, spec: PolicySpec) -> None:
-    """Refuse a graph that is not of the policy which `config.json`, by which clients go, describes.
+    """Refuse a graph that does not match the policy's spec, on which clients rely.
 
     Raises:
         FormatError: the graph takes other observations or returns other actions.
@@ -78,7 +78,7 @@ def check_signature(signature: Signature, spec: PolicySpec) -> None:
         if seen.get(name) != shape:
             listed = ", ".join(f'"{other}" {["batch", *sizes]}' for other, sizes in seen.items()) or "none"
             raise FormatError(
-                f'policy.onnx has the {kind}s {listed}; expected "{name}" {["batch", *shape]}, as config.json says. '
+                f'policy.onnx has the {kind}s {listed}; expected "{name}" {["batch", *shape]}, as in config.json. '
                 "Export the policy again."
             )
 

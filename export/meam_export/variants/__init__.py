@@ -1,1 +1,1 @@
-"""Other graphs of the same networks: fewer steps, lighter weights, and what they cost."""
+"""Further graphs of the same networks, with fewer solver steps or lower precision, and what they cost."""

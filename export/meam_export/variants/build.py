@@ -1,4 +1,4 @@
-"""Writing the graph of a variant, and checking it."""
+"""Writes the graph of a variant and checks it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class BuiltVariant:
 
     Attributes:
         name: Its name.
-        spec: What goes into `config.json`, without figures.
-        graph: The bytes of its file.
-        policy_spec: The policy as the variant acts.
-        module: The same in PyTorch.
-        parity: How far the graph is from the checkpoint.
+        spec: Its entry in `config.json`, without measured figures.
+        graph: Contents of its ONNX file.
+        policy_spec: The policy's spec with the variant's integration.
+        module: The variant in PyTorch.
+        parity: Errors of the graph against the checkpoint.
     """
 
     name: str
@@ -46,15 +46,15 @@ def build_variant(
     """Write a variant's graph, and check it.
 
     Args:
-        name: See `parse_variant`.
+        name: Name of the variant; see `parse_variant`.
         networks: Trained networks.
         policy: The policy itself.
-        observations: Raw observations [n, obs] of the data or of the policy.
-        tolerance: Accepted error of another precision than fp32; None takes that of `parity.TOLERANCES`.
+        observations: Raw observations [n, obs] from the data or the policy; None uses only random ones.
+        tolerance: Accepted error in int8 or fp16; None takes `parity.TOLERANCES`.
 
     Raises:
         ConfigError: there is no such variant of this policy.
-        ParityError: its error is above the tolerance.
+        ParityError: the graph's error is above the tolerance.
     """
     variant, solvers = parse_variant(name, policy.policy_spec)
     if replace(variant, file=policy.spec.file) == policy.spec and not solvers:

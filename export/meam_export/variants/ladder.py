@@ -1,4 +1,4 @@
-"""A ladder of variants: what fewer steps and lighter weights cost in action, and what they save in time."""
+"""A ladder of variants: what fewer solver steps and lower precision cost in accuracy, and what they save in time."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ _ROUNDS, _RUNS = 20, 20
 
 @dataclass(frozen=True)
 class LadderTask:
-    """Where returns are measured.
+    """The environment in which returns are measured.
 
     Attributes:
         env: The environment.
-        episodes: Episodes of each variant.
-        seed: Seed of the first one.
+        episodes: Episodes per variant.
+        seed: Seed of the first episode.
     """
 
     env: gymnasium.Env[Any, Any]
@@ -67,21 +67,24 @@ def measure_ladder(
 ) -> dict[str, dict[str, float]]:
     """Measure every variant; see `FIGURES` for what is measured.
 
-    A variant that chooses among another number of chunks than the policy acts differently on purpose: it has no errors.
+    A variant with another `best_of` than the policy acts differently on purpose, so no errors are measured for it.
 
     Args:
         variants: The variants.
         networks: Trained networks.
         policy: The policy itself.
-        observations: Raw observations [n, obs] of the data or of the policy; None takes random ones.
+        observations: Raw observations [n, obs] from the data or the policy; None takes random ones.
         task: Where returns are measured; None measures none.
+
+    Returns:
+        For every variant by name, its figures by the names in `FIGURES`.
     """
     rows = random_observations(policy, _INPUTS, seed=3) if observations is None else observations[-_INPUTS:]
     scale = np.array(policy.action_scale)
     noise = draw_noise(policy, len(rows), seed=3)
     trained = PolicyModule(networks, policy)
-    finely = Integration(_FINE_NFE, "rk4", best_of=policy.integration.best_of)
-    fine = PolicyModule(networks, replace(policy, integration=finely))
+    fine_integration = Integration(_FINE_NFE, "rk4", best_of=policy.integration.best_of)
+    fine = PolicyModule(networks, replace(policy, integration=fine_integration))
     as_trained, exact = (_in_torch(module, rows, noise) for module in (trained, fine))
     few = np.repeat(rows[:_OBSERVATIONS], _DRAWS, axis=0)
     draws = draw_noise(policy, len(few), seed=4)
@@ -125,7 +128,10 @@ def sliced_wasserstein(one: NDArray[Any], other: NDArray[Any], directions: NDArr
 
 
 def _mean_distance(chunks: NDArray[Any], others: NDArray[Any]) -> float:
-    """Of the samples at every observation. A unit move of every number counts as 1 in one dimension, 0.8 in many."""
+    """Mean sliced Wasserstein-1 distance between the samples at each observation.
+
+    Moving every number by 1 gives a distance of 1 in one dimension and about 0.8 in many.
+    """
     flat, flat_others = (array.reshape(-1, _DRAWS, int(np.prod(array.shape[1:]))) for array in (chunks, others))
     directions = np.random.default_rng(0).standard_normal((_DIRECTIONS, flat.shape[-1]))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -135,7 +141,7 @@ def _mean_distance(chunks: NDArray[Any], others: NDArray[Any]) -> float:
 def _latencies(
     sessions: Mapping[str, PolicySession], specs: Mapping[str, PolicySpec], row: Rows
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds of one inference, in turns, so that a busy moment falls on all variants."""
+    """Latencies of one inference, measured in turns, so that a busy moment affects all variants alike."""
     noise = {name: draw_noise(specs[name], 1, seed=5) for name in sessions}
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(_ROUNDS):

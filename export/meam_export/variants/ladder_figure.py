@@ -1,4 +1,4 @@
-"""The picture of a ladder: error, return and latency against the number of evaluations."""
+"""The figure of a ladder: error, return and latency against the NFE."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MARKERS = {
 _OPEN = ("rtc", "grid")
 _LINES = {"midpoint": "--", "grid": ":", "rtc": "", "one-step": "", "best-of": ""}
 _TOUCHING = 6.0
-"""Markers closer than this, in pixels, cover each other."""
+"""Markers closer than this cover each other, pixels."""
 _PANELS = {
     "action_error": "difference from policy.onnx\n(rms, share of the half width)",
     "return_mean": "return (95 % interval)",
@@ -50,10 +50,10 @@ def draw_ladder(variants: Mapping[str, VariantSpec]) -> bytes:
 
 
 def ladder_figure(variants: Mapping[str, VariantSpec]) -> Figure:
-    """Draw measured variants. Where several lie on one point, every further marker is an open one around the others.
+    """Draw measured variants. Where several coincide, each further marker is drawn open around the others.
 
     Args:
-        variants: By name, with their figures; panels of which there are none are left out.
+        variants: Measured variants by name; panels for figures that none of them has are left out.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -77,7 +77,7 @@ def ladder_figure(variants: Mapping[str, VariantSpec]) -> Figure:
 
 @dataclass
 class _Point:
-    """A variant in a panel."""
+    """A variant's marker in a panel."""
 
     title: str
     kind: str
@@ -101,7 +101,7 @@ def _points(name: str, variants: Mapping[str, VariantSpec]) -> list[_Point]:
 
 
 def _draw(axes: Axes, name: str, variants: Mapping[str, VariantSpec]) -> dict[str, Line2D]:
-    """Draw a panel, and give the signs in it by what they stand for."""
+    """Draw a panel; returns its legend, the line style and marker of every label."""
     from matplotlib.lines import Line2D
 
     points = _points(name, variants)
@@ -148,7 +148,7 @@ def _scale(axes: Axes, name: str, variants: Mapping[str, VariantSpec], points: S
 
 
 def _covered(axes: Axes, points: Sequence[_Point]) -> list[tuple[_Point, int]]:
-    """With each point, how many earlier ones lie where it does: its marker is drawn around theirs, open."""
+    """Every point with the number of earlier points that it covers."""
     axes.autoscale_view()
     places = [axes.transData.transform((point.nfe, point.value)) for point in points]
     found: list[tuple[_Point, int]] = []
@@ -163,7 +163,7 @@ def _kind(variant: VariantSpec) -> str:
         return "one-step"
     if variant.takes_prefix:
         return "rtc"
-    if "action_error" not in variant.measured:  # it chooses among another number of chunks than the policy
+    if "action_error" not in variant.measured:  # its best_of differs from the policy's
         return "best-of"
     return variant.integration.solver if variant.integration.time_grid is None else "grid"
 

@@ -1,4 +1,4 @@
-"""Variants of a policy by name: how each is integrated, and in which precision."""
+"""Names of variants: how each one is integrated, and in which precision."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _PARTS = re.compile(
 
 
 def parse_variant(name: str, policy: PolicySpec) -> tuple[VariantSpec, tuple[Solver, ...]]:
-    """Read a variant's name.
+    """Parse a variant's name.
 
-    - "k5": five evaluations, by the policy's own solver where that divides them, else by Euler's.
-    - "k4-midpoint": by another solver: euler, ab2, midpoint, heun or rk4.
-    - "k3-grid": steps of unequal length, and where no solver is named the solver, optimised on the policy's own
-      actions.
-    - "one-step": the one-step policy that was distilled beside the flow.
-    - "best-of-4", "k5-best-of-4": the chunk of the highest value of four.
-    - "rtc", alone or with steps: told how its chunk begins, for real-time chunking.
+    - "k5": NFE 5, with the policy's own solver if 5 is a multiple of its evaluations per step, else with Euler's.
+    - "k4-midpoint": with another solver: euler, ab2, midpoint, heun or rk4.
+    - "k3-grid": solver steps of unequal length, optimised on the policy's own actions; so is the solver unless named.
+    - "one-step": the one-step policy distilled from the flow.
+    - "best-of-4", "k5-best-of-4": the chunk with the highest value of four samples.
+    - "rtc", alone or after other parts: takes a prefix, which its chunk continues, for real-time chunking.
     - "int8" or "fp16", alone or at the end: in that precision.
 
     Returns:
-        The variant, and the solvers of which one and its time grid are to be found; none if they are given.
+        The variant, and the solvers among which the best one and its time grid are to be searched; empty if both are
+        given.
 
     Raises:
-        ConfigError: it is no such name, or its parts do not fit.
+        ConfigError: the name is not a variant's, or its parts contradict each other.
     """
     match = _PARTS.fullmatch(f"-{name}")
     if match is None:
@@ -75,7 +75,11 @@ def parse_variant(name: str, policy: PolicySpec) -> tuple[VariantSpec, tuple[Sol
 
 
 def _check_prefix(name: str, variant: VariantSpec, searched: bool) -> None:
-    """Refuse by its name what `PolicyModule` would refuse, before anything is computed."""
+    """Refuse early, by the variant's name, what `PolicyModule` would refuse later.
+
+    Raises:
+        ConfigError: the variant cannot take a prefix.
+    """
     if variant.one_step or variant.integration.best_of > 1:
         raise ConfigError(
             f'There is no variant "{name}": only a flow that draws one chunk can take a prefix. Take best-of-1-rtc.'
@@ -88,10 +92,10 @@ def _check_prefix(name: str, variant: VariantSpec, searched: bool) -> None:
 
 
 def check_variant(name: str, policy: PolicySpec, config: TrainConfig) -> None:
-    """Check that a run can have a variant, before any is built.
+    """Check that a variant can be exported from a run, before anything is built.
 
     Raises:
-        ConfigError: there is no such variant, or the run trained nothing that it needs.
+        ConfigError: there is no such variant, or the run did not train what it needs.
     """
     variant, _ = parse_variant(name, policy)
     if variant.integration.best_of > 1 and not config.trains_policy:
@@ -102,6 +106,6 @@ def check_variant(name: str, policy: PolicySpec, config: TrainConfig) -> None:
         )
     if variant.takes_prefix and config.edit_scale:
         raise ConfigError(
-            f'There is no variant "{name}" of a {policy.method} policy: its edits would change how the chunk begins. '
+            f'There is no variant "{name}" of a {policy.method} policy: its edits would change the prefix. '
             "Export it without rtc."
         )

@@ -1,4 +1,4 @@
-"""Steps of unequal length, chosen so that few of them come close to the policy as it was trained."""
+"""Solver steps of unequal length, chosen so that a few of them come close to the policy as trained."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ __all__ = ["search_integration"]
 
 _SAMPLES = 256
 _EVALUATIONS = 60
-"""Tries for each step that can move."""
+"""Evaluations of the objective per free step length."""
 
 _MOST_EVALUATIONS = 300
 _SLOPES = (0.0, -3.0, 3.0)
-"""Log lengths from the first step to the last where the search may start: equal steps, short last, short first ones."""
+"""Slopes of the log step lengths at the starts of the search: equal steps, short last ones, short first ones."""
 
 
 def search_integration(
     networks: MeamNetworks, policy: PolicySpec, nfe: int, solvers: Sequence[Solver], observations: Rows | None
 ) -> Integration:
-    """Find the solver and the grid whose actions are closest to those of the policy as trained, in the mean square.
+    """Find the solver and time grid whose actions have the smallest mean square difference from the policy as trained.
 
-    What is approached is the policy's own map of its own steps, not the exact ODE: it is that map which was trained.
+    The target is the map that the policy's own solver steps make, not the exact ODE: that map is what was trained.
 
     Args:
         networks: Trained networks.
         policy: The policy itself.
         nfe: Evaluations of the velocity on the new grid.
-        solvers: Integration schemes to try; `nfe` is a multiple of the evaluations of each.
-        observations: Raw observations [n, obs] of the data or of the policy; None takes random ones.
+        solvers: Solvers to try; `nfe` is a multiple of each one's evaluations per step.
+        observations: Raw observations [n, obs] from the data or the policy; None takes random ones.
 
     Returns:
-        The solver, and the ends of its steps; equal steps if nothing better is found.
+        The solver and its time grid; equal steps if the search finds nothing better.
 
     References:
         Nelder & Mead, A Simplex Method for Function Minimization, 1965.
@@ -62,7 +62,7 @@ def search_integration(
     tried = []
     for solver in solvers:
         steps = nfe // EVALUATIONS[solver]
-        # From equal steps alone, a flow that bends only near an end looks straight.
+        # Seen from equal steps alone, a flow that bends only near one end looks straight.
         equal, *others = (slope * np.arange(1, steps) / steps for slope in _SLOPES)
         start = min((equal, *others), key=lambda logarithms, solver=solver: error(logarithms, solver))
         found = _minimum(lambda logarithms, solver=solver: error(logarithms, solver), start)
@@ -90,7 +90,7 @@ def _actions(module: PolicyModule, observations: Tensor, noise: Tensor) -> Tenso
 
 
 def _grid(logarithms: NDArray[np.float64]) -> tuple[float, ...]:
-    """Ends of steps with these log lengths, up to a common factor, the first one's being 0."""
+    """Time grid of steps with these log lengths, relative to the first step's."""
     lengths = np.exp(np.clip(np.concatenate([[0.0], logarithms]), -6, 6))
     ends = [float(round(end, 9)) for end in accumulate(lengths / lengths.sum(), initial=0.0)]
     return (*ends[:-1], 1.0)

@@ -160,14 +160,14 @@ def test_episodes_need_variants_and_an_environment(
 ) -> None:
     target = str(tmp_path / "policy")
     text = refused(capsys, run_folder, "--output-dir", target, "--episodes", "2")
-    assert "episodes is 2; expected 0, for there are no variants" in text
+    assert "episodes is 2; expected 0, since there are no variants" in text
     text = refused(capsys, run_folder, "--output-dir", target, "--episodes", "-1", "--ladder")
     assert "episodes is -1; expected 0 or more" in text
     homeless = Path(shutil.copytree(checkpoint.path, tmp_path / "run/checkpoints" / checkpoint.path.name))
     spec = replace(checkpoint.spec, environment_id=None)
     (homeless / "policy_spec.json").write_text(spec.to_json())
     text = refused(capsys, str(homeless), "--output-dir", target, "--episodes", "2", "--ladder")
-    assert "episodes is 2; expected 0, for the data names no environment" in text
+    assert "episodes is 2; expected 0, since the data names no environment" in text
     assert not Path(target).exists()
 
 
@@ -210,7 +210,7 @@ def test_triton_gets_the_policys_own_graph(run_folder: str, tmp_path: Path, caps
     ("arguments", "text"),
     [
         (["--variants", "warp"], 'There is no variant "warp"; expected names such as k5'),
-        (["--variants", "k3-midpoint"], "expected a multiple of 2, as midpoint takes so many at a time"),
+        (["--variants", "k3-midpoint"], "expected a multiple of 2, the evaluations per step of midpoint"),
         (["--nfe", "3"], "Cannot export with nfe=3"),
         (["--best-of", "0"], "Cannot export with best_of=0"),
         (["--time-grid", "0", "0.5"], "Cannot export with time_grid=(0.0, 0.5)"),

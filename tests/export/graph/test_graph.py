@@ -430,7 +430,7 @@ def test_the_reference_shares_the_networks_and_integrates_them_its_own_way() -> 
     assert other.networks is module.networks
 
 
-# Told how the chunk begins
+# With a prefix
 
 
 def some_prefixes(spec: PolicySpec, rows: int, seed: int = 7) -> tuple[np.ndarray, np.ndarray]:

@@ -288,7 +288,7 @@ def test_a_rounded_graph_above_the_tolerance_is_refused_with_value_limit_and_rem
     assert str(caught.value) == (
         f"policy-x.onnx differs from the checkpoint by {seen:.2g} of the action's half width on recorded observations; "
         f"expected at most {tolerance:.2g} for {precision}. It was not written. Keep fp32 for this policy, or accept "
-        "more with a tolerance of your own."
+        "a larger error with `tolerance`."
     )
 
 
@@ -429,7 +429,7 @@ def test_a_wrong_value_or_disagreement_is_noticed_though_the_actions_are_right(
             check(graph, CHOOSING, CHOOSING_SPEC)
 
 
-# Told how the chunk begins
+# With a prefix
 
 TOLD = PolicyModule(MODULE.networks, SPEC, takes_prefix=True)
 TOLD_GRAPH = build_graph(TOLD, SPEC)

@@ -189,8 +189,8 @@ def test_equal_constants_are_stored_once_and_different_ones_are_not() -> None:
     stored = [writer.constant(array) for array in (weight, weight.copy(), weight.T, weight.reshape(3, 2), weight + 1)]
     assert stored[0] is stored[1]
     assert len({id(value) for value in stored}) == 4  # the transpose holds the same numbers in another order
-    assert writer.whole(1) is writer.whole(1)
-    assert writer.whole(1) is not writer.constant(np.ones(1))  # of another type
+    assert writer.integers(1) is writer.integers(1)
+    assert writer.integers(1) is not writer.constant(np.ones(1))  # of another type
     assert writer.constant(1.0) is not writer.constant(np.ones(1))  # of another shape
     assert len({value.name for value in writer.initializers}) == len(writer.initializers) == 7
     weight[:] = 0  # what was stored is not the caller's array

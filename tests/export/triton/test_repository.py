@@ -470,8 +470,8 @@ def test_arguments_out_of_range_are_refused(policy: Path, tmp_path: Path, argume
         (hand_made(observation=()), r'"observation" has the shape \[\]'),
         (hand_made(noise=("batch", 0, 6)), r'"noise" has the shape \[-1, 0, 6\]'),
         (hand_made(element=TensorProto.STRING), '"observation" has elements STRING; expected one of FLOAT'),
-        (hand_made(observation=("batch", 4)), r"expected \"observation\" \['batch', 3\], as config.json says"),
-        (hand_made(actions=("batch", 2, 3)), r"expected \"actions\" \['batch', 3, 2\], as config.json says"),
+        (hand_made(observation=("batch", 4)), r"expected \"observation\" \['batch', 3\], as in config.json"),
+        (hand_made(actions=("batch", 2, 3)), r"expected \"actions\" \['batch', 3, 2\], as in config.json"),
     ],
 )
 def test_a_graph_that_triton_could_not_batch_is_refused(tmp_path: Path, graph: bytes, message: str) -> None:

@@ -194,7 +194,7 @@ def test_any_other_text_is_a_variant_or_a_configuration_error(name: str) -> None
 
 
 def test_the_message_says_what_does_not_fit() -> None:
-    with pytest.raises(ConfigError, match="nfe is 3; expected a multiple of 2, as midpoint takes so many"):
+    with pytest.raises(ConfigError, match="nfe is 3; expected a multiple of 2, the evaluations per step of midpoint"):
         parse_variant("k3-midpoint", POLICY)
     with pytest.raises(ConfigError, match="nfe is 0; expected 1 to 10000"):
         parse_variant("k0", POLICY)
@@ -382,7 +382,7 @@ def test_what_the_networks_lack_is_refused_and_nothing_is_written(dataset: Offli
     with pytest.raises(ConfigError, match="best_of is 4; expected 1, for a bc policy has no critics"):
         export_policy(cloned, tmp_path / "policy", best_of=4)
     edited = train(TrainConfig.preset("qam-edit", **TINY), dataset, tmp_path / "qam-edit")
-    with pytest.raises(ConfigError, match=r"its edits would change how the chunk begins\. Export it without rtc"):
+    with pytest.raises(ConfigError, match=r"its edits would change the prefix\. Export it without rtc"):
         export_policy(edited, tmp_path / "policy", variants=("best-of-1-rtc",))
     assert {path.name for path in tmp_path.iterdir()} == {"me-am", "bc", "qam-edit"}
 

@@ -544,11 +544,11 @@ def test_steps_out_of_range_are_refused(name, steps):
         ("nfe", 0, "0", "1 to 10000"),
         ("nfe", -1, "-1", "1 to 10000"),
         ("nfe", 2**40, "1099511627776", "1 to 10000"),
-        ("nfe", 5, "5", "a multiple of 2, as midpoint takes so many at a time"),
+        ("nfe", 5, "5", "a multiple of 2, the evaluations per step of midpoint"),
         ("solver", "dopri5", "'dopri5'", "one of euler, ab2, midpoint, heun, rk4"),
         ("solver", "Euler", "'Euler'", "one of euler, ab2, midpoint, heun, rk4"),
-        ("time_grid", [0, 1], "2 times", "3, the ends of 2 steps"),
-        ("time_grid", [0, 0.25, 0.5, 1], "4 times", "3, the ends of 2 steps"),
+        ("time_grid", [0, 1], "2 times", "3, the boundaries of 2 steps"),
+        ("time_grid", [0, 0.25, 0.5, 1], "4 times", "3, the boundaries of 2 steps"),
         ("time_grid", [0, 1, 1], "[0.0, 1.0, 1.0]", "increasing times from 0 to 1"),
         ("best_of", 0, "0", "1 to 10000"),
         ("best_of", 10_001, "10001", "1 to 10000"),
@@ -583,7 +583,7 @@ def test_plain_names_of_variants_are_taken(name):
 def test_times_that_do_not_lead_from_0_to_1_in_as_many_steps_are_refused(grid):
     message = error_of(changed(("time_grid",), grid))
     assert message.startswith("config.json: time_grid is ")
-    assert ("expected 3, the ends of 2 steps" if len(grid) != 3 else "increasing times from 0 to 1") in message
+    assert ("expected 3, the boundaries of 2 steps" if len(grid) != 3 else "increasing times from 0 to 1") in message
 
 
 @pytest.mark.parametrize("solver", sorted(EVALUATIONS))
@@ -595,7 +595,7 @@ def test_evaluations_are_a_multiple_of_those_of_one_step(solver):
         if steps % together == 0:
             assert PolicySpec.from_json(text).integration.nfe == steps
         else:
-            expected = f"nfe is {steps}; expected a multiple of {together}, as {solver} takes so many at a time"
+            expected = f"nfe is {steps}; expected a multiple of {together}, the evaluations per step of {solver}"
             assert expected in error_of(text)
 
 

@@ -17,7 +17,8 @@ def test_a_grid_has_one_time_more_than_steps(solver, steps):
     evaluations = steps * EVALUATIONS[solver]
     Integration(evaluations, solver, tuple(i / steps for i in range(steps + 1))).check()
     for times in (steps, steps + 2):
-        with pytest.raises(FormatError, match=f"time_grid is {times} times; expected {steps + 1}, the ends of {steps}"):
+        message = f"time_grid is {times} times; expected {steps + 1}, the boundaries of {steps}"
+        with pytest.raises(FormatError, match=message):
             Integration(evaluations, solver, tuple(i / (times - 1) if i else 0.0 for i in range(times))).check()
 
 

@@ -33,19 +33,17 @@ Logger = Literal["tensorboard", "wandb"]
 
 # Conditions under which settings have an effect. Where a field has several, an error names the first one that fails.
 TRAINS_POLICY = OnlyIf("method", lambda c: c.method != "bc", "take another method")
-EDITS = OnlyIf("method", lambda c: c.method == "qam-edit", 'take method="qam-edit"')
+EDITS = OnlyIf("method", lambda c: c.method == "qam-edit", "take the method qam-edit")
 HAS_FOURIER_FEATURES = OnlyIf("fourier_features", lambda c: c.fourier_features > 0, "set fourier_features above 0")
-FOLLOWS_SDE = OnlyIf("objective", lambda c: c.objective == "adjoint", 'set objective="adjoint"')
-REWEIGHTS = OnlyIf("objective", lambda c: c.objective == "reweighted", 'set objective="reweighted"')
-TAKES_GRADIENTS = OnlyIf(
-    "objective", lambda c: c.objective != "reweighted", 'set objective="adjoint" or objective="target_score"'
-)
+FOLLOWS_SDE = OnlyIf("objective", lambda c: c.objective == "adjoint", "set objective to adjoint")
+REWEIGHTS = OnlyIf("objective", lambda c: c.objective == "reweighted", "set objective to reweighted")
+TAKES_GRADIENTS = OnlyIf("objective", lambda c: c.objective != "reweighted", "set objective to adjoint or target_score")
 READS_SCORE = OnlyIf(
     "entropy_coef",
     lambda c: c.entropy_coef > 0 or c.objective == "target_score",
-    'set entropy_coef above 0 with method="me-am", or objective="target_score"',
+    "set entropy_coef above 0 (me-am), or objective to target_score",
 )
-MIXES_PRIOR = OnlyIf("mixture_weight", lambda c: c.mixture_weight > 0, 'set mixture_weight above 0 with method="me-am"')
+MIXES_PRIOR = OnlyIf("mixture_weight", lambda c: c.mixture_weight > 0, "set mixture_weight above 0 (me-am)")
 PERTURBS_STARTS = OnlyIf("ascent_starts", lambda c: c.ascent_starts > 2, "set ascent_starts above 2")
 ASCENDS = OnlyIf("ascent_steps", lambda c: c.ascent_steps > 0, "set ascent_steps above 0")
 HAS_SEVERAL_CRITICS = OnlyIf("num_critics", lambda c: c.num_critics > 1, "set num_critics above 1")
