@@ -130,7 +130,7 @@ def test_a_run_begun_in_python_says_how_to_resume(data, tmp_path, capsys):
 def test_a_flag_without_effect_is_refused(data, tmp_path, capsys):
     assert meam(["train", "--data", str(data), "--output-dir", str(tmp_path / "run"), "--sde-steps", "5"]) == 2
     assert (
-        'sde_steps is 5, but has no effect with objective="reweighted"; leave it out, or set objective="adjoint".'
+        'sde_steps is 5, but has no effect with objective="reweighted"; leave it out, or set objective to adjoint.'
     ) in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
 

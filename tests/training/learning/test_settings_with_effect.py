@@ -155,7 +155,7 @@ def test_a_setting_is_named_with_what_would_give_it_an_effect():
         (
             "me-am",
             {"sde_steps": 5},
-            'sde_steps is 5, but has no effect with objective="reweighted"; leave it out, or set objective="adjoint".',
+            'sde_steps is 5, but has no effect with objective="reweighted"; leave it out, or set objective to adjoint.',
         ),
         (
             "me-am",
