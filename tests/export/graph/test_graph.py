@@ -415,7 +415,7 @@ def test_what_cannot_act_is_refused() -> None:
     with pytest.raises(ConfigError, match="no one-step policy"):
         PolicyModule(networks, make_spec(), one_step=True)
     one_step = trained(make_spec(config=KINDS["one step"]), KINDS["one step"])[0].networks
-    with pytest.raises(ConfigError, match="best_of is 2; expected 1, for the one-step policy"):
+    with pytest.raises(ConfigError, match="best_of is 2; expected 1, because the one-step policy"):
         PolicyModule(one_step, make_spec(config=KINDS["one step"], best_of=2), one_step=True)
     cloned = trained(make_spec(config=KINDS["bc"]), KINDS["bc"])[0].networks
     with pytest.raises(ConfigError, match="best_of is 2; expected 1, because bc trains no critics"):

@@ -289,12 +289,12 @@ def test_an_unfinished_recording_is_not_overwritten(tmp_path, unfinished):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"seed": 4}, "has seed 3, and this one 4"),
-        ({"transitions": 400}, "has transitions 300, and this one 400"),
-        ({"mode_shares": {"west": 1.0}}, "has mode_shares None, and this one {'west': 1.0}"),
+        ({"seed": 4}, "has seed = 3, but now it is 4"),
+        ({"transitions": 400}, "has transitions = 300, but now it is 400"),
+        ({"mode_shares": {"west": 1.0}}, "has mode_shares = None, but now it is {'west': 1.0}"),
         (
             {"environment_id": POINTMAZE, "dataset_id": "meam/pockets-v0"},
-            f"has environment_id '{POCKETS}', and this one '{POINTMAZE}'",
+            f"has environment_id = '{POCKETS}', but now it is '{POINTMAZE}'",
         ),
     ],
 )
@@ -386,7 +386,7 @@ def test_a_policys_recording_is_what_the_policy_does(policy, rolled_out):
 def test_a_policy_repeats_itself_with_its_seed_interrupted_or_not(policy, rolled_out, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         collect(POCKETS, 400, seed=3, policy=policy, root=tmp_path / "same", on_progress=interrupt_at(100))
-    with pytest.raises(ConfigError, match="has policy '[0-9a-f]{64}', and this one None"):
+    with pytest.raises(ConfigError, match="has policy = '[0-9a-f]{64}', but now it is None"):
         collect(POCKETS, 400, seed=3, root=tmp_path / "same", resume=True)
     same = collect(POCKETS, 400, seed=3, policy=policy, root=tmp_path / "same", resume=True)
     assert_same(OfflineDataset.from_minari(same), rolled_out[0])

@@ -104,7 +104,7 @@ def test_a_run_file_of_something_else_is_refused(data, tmp_path, capsys):
     assert (
         meam(["train", "--data", str(data), "--output-dir", str(tmp_path / "run"), "--steps", "3", *TINY.split()]) == 2
     )
-    assert "run.json is not of a training run" in capsys.readouterr().err
+    assert "run.json is not that of a training run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", [["--data", "{}"], ["--data={}"]])

@@ -128,7 +128,7 @@ def test_lengths_that_differ_are_refused(field, length):
 
 
 def test_flags_of_different_lengths_are_refused():
-    with pytest.raises(DatasetError, match="terminations has 7 rows, truncations 6"):
+    with pytest.raises(DatasetError, match="terminations has 7 rows and truncations 6"):
         OfflineDataset.from_arrays(**arrays(truncations=np.zeros(6, bool)))
 
 

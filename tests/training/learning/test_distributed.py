@@ -94,7 +94,7 @@ def test_the_mean_of_two_halves_is_the_gradient_of_the_whole(make_config, datase
         ({"batch_size": 20, "candidates": 4}, "multiple of 8 for 2 processes and 4 candidates"),
         ({"mixture_weight": 0.01, "batch_size": 32}, "at least one row"),
         ({"adaptive_mixture": True, "mixture_weight": 0.4}, "adaptive_mixture"),
-        ({"online_steps": 5}, "online_steps is 5; expected 0 with several processes"),
+        ({"online_steps": 5}, "online_steps is 5; expected 0 with 2 processes"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(make_config, changes, message):
