@@ -74,6 +74,7 @@ def test_the_data_row_is_computed_from_the_recorded_rewards(pockets: tuple[Path,
     assert row["success"] == pytest.approx((returns.max(axis=1) == 1.0).mean())
 
 
+@pytest.mark.slow
 def test_a_finished_demo_is_not_done_twice(pockets: tuple[Path, DemoResult]) -> None:
     folder, first = pockets
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
@@ -100,6 +101,7 @@ def test_a_folder_with_another_demo_or_anything_else_is_refused(
         run_demo(toy("pockets"), tmp_path / "new", seed=3, episodes=0, progress=silent)
 
 
+@pytest.mark.slow
 def test_the_report_is_one_file_that_needs_no_network(pockets: tuple[Path, DemoResult], tmp_path: Path) -> None:
     html = write_report(pockets[1], tmp_path / "report.html", video=False).read_text(encoding="utf-8")
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
@@ -110,6 +112,7 @@ def test_the_report_is_one_file_that_needs_no_network(pockets: tuple[Path, DemoR
         assert f"{row['return_mean']:.2f}" in html
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("episodes", [1, 2])
 def test_the_report_says_how_many_episodes_were_run_and_drawn(
     pockets: tuple[Path, DemoResult], tmp_path: Path, episodes: int
@@ -124,6 +127,7 @@ def test_the_report_says_how_many_episodes_were_run_and_drawn(
     assert not re.search(r"(?i)twenty|three|goal", text)
 
 
+@pytest.mark.slow
 def test_the_report_names_methods_and_losses_after_their_settings(
     pockets: tuple[Path, DemoResult], tmp_path: Path
 ) -> None:
@@ -137,6 +141,7 @@ def test_the_report_names_methods_and_losses_after_their_settings(
     assert legend(pockets[1]) == ["QAM: adjoint matching", "ME-AM: reweighted flow matching"]
 
 
+@pytest.mark.slow
 def test_the_report_lists_the_settings_that_leave_the_presets(pockets: tuple[Path, DemoResult], tmp_path: Path) -> None:
     text = words(write_report(pockets[1], tmp_path / "report.html", video=False))
     everyone = text.split("all methods ")[1]
@@ -170,6 +175,7 @@ def test_the_help_names_the_default_episodes_of_every_task() -> None:
     assert f"by default {counts}." in (demo.__doc__ or "")
 
 
+@pytest.mark.slow
 def test_a_video_that_is_not_made_says_why(tmp_path: Path) -> None:
     why = render_video(tmp_path / "nowhere", "meam/Pockets-v0", tmp_path / "rollout.webp", seed=0)
     assert why is not None

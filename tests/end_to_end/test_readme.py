@@ -38,6 +38,7 @@ def test_the_robot_example_needs_nothing_but_the_runtime(documented_world: Path)
     assert execute(code, documented_world) == "49 (2,) 50\n"
 
 
+@pytest.mark.slow
 def test_the_demo_example_runs_an_episode(documented_world: Path) -> None:
     assert "'episodes': 1," in execute(block("demo"), documented_world)
 

@@ -150,6 +150,7 @@ def test_a_delay_beyond_half_a_chunk_leaves_ticks_without_an_action() -> None:
     assert (figures.waiting, figures.overruns, figures.missed) == (0, 5, 5 / 12)
 
 
+@pytest.mark.slow
 def test_a_measure_that_no_episode_has_is_missing_from_the_cell_and_named_so_in_the_table() -> None:
     first, _ = run_twelve("naive", 2)
     unknown = episodes.EpisodeFigures(**{**vars(first), "success": float("nan")})

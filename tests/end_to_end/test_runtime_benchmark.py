@@ -155,6 +155,7 @@ def test_ticks_count_the_deadlines_that_a_control_loop_misses(folder, fake_time)
     assert len(ticks.lateness) == 40
 
 
+@pytest.mark.slow
 def test_the_loops_run_with_and_without_load(folder, monkeypatch):
     monkeypatch.setattr(tick_loop, "_SETTLE_S", 0.0)
     found = tick_loop.measure_loops(folder, rate_hz=200.0, seconds=0.1, rounds=2)

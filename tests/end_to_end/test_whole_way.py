@@ -108,6 +108,7 @@ def test_an_output_folder_that_holds_a_policy_is_left_alone(checkpoint: Checkpoi
     assert {file.name: file.read_bytes() for file in policy_folder.iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["bc", "qam", "qam-edit"])
 def test_every_method_goes_the_whole_way(method: str, data_folder: Path, tmp_path: Path) -> None:
     checkpoint = train(
@@ -118,6 +119,7 @@ def test_every_method_goes_the_whole_way(method: str, data_folder: Path, tmp_pat
     assert policy.act(np.zeros(4)).shape == (2,)
 
 
+@pytest.mark.slow
 def test_the_command_line_goes_the_whole_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

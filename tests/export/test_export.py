@@ -126,6 +126,7 @@ def test_the_policy_is_integrated_as_in_training_unless_told_otherwise(
     assert not np.array_equal(as_trained, other.sample(observation, noise=noise))
 
 
+@pytest.mark.slow
 def test_of_several_chunks_the_exported_policy_takes_the_one_with_the_highest_value(
     dataset: OfflineDataset, tmp_path: Path
 ) -> None:
@@ -197,6 +198,7 @@ def test_a_tolerance_that_says_nothing_is_refused(checkpoint: Checkpoint, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -288,6 +290,7 @@ def test_info_notices_any_damaged_file(
 # Variants
 
 
+@pytest.mark.slow
 def test_with_variants_there_are_their_graphs_and_a_picture(checkpoint: Checkpoint, tmp_path: Path) -> None:
     folder = export_policy(checkpoint, tmp_path / "policy", variants=("k1", "best-of-2")).folder
     graphs = {"policy-k1.onnx", "policy-best-of-2.onnx"}
@@ -309,11 +312,13 @@ def stages_of(checkpoint: Checkpoint, folder: Path) -> list[tuple[str, bool]]:
     return stages
 
 
+@pytest.mark.slow
 def test_every_stage_is_announced_and_every_graph_reported(checkpoint: Checkpoint, tmp_path: Path) -> None:
     expected = [("policy", False), ("policy", True), ("k1", False), ("k1", True), ("ladder", False)]
     assert stages_of(checkpoint, tmp_path / "policy") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", range(5))
 @pytest.mark.parametrize("there", [True, False])
 def test_an_interrupt_leaves_nothing_behind(checkpoint: Checkpoint, tmp_path: Path, stage: int, there: bool) -> None:
@@ -439,6 +444,7 @@ def test_golden_vectors_are_half_random_and_half_recorded_and_reproduced(checkpo
 # What the file says of itself
 
 
+@pytest.mark.slow
 def test_names_and_licence_are_in_the_folder_and_in_every_graph(checkpoint: Checkpoint, tmp_path: Path) -> None:
     folder = export_policy(
         checkpoint,
@@ -466,6 +472,7 @@ def test_without_a_licence_none_is_claimed(folder: Path) -> None:
     assert "license" not in ModelCard.load(folder / "README.md").data.to_dict()
 
 
+@pytest.mark.slow
 def test_verify_tells_a_graph_that_continues_a_chunk_from_one_that_does_not(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -482,6 +489,7 @@ def test_verify_tells_a_graph_that_continues_a_chunk_from_one_that_does_not(
         verify_policy(folder, calls=2)
 
 
+@pytest.mark.slow
 def test_what_was_exported_is_the_folder_its_spec_and_its_parity(checkpoint: Checkpoint, tmp_path: Path) -> None:
     exported = export_policy(checkpoint, tmp_path / "policy", variants=("k1",))
     assert exported.folder == tmp_path / "policy" == Path(exported)

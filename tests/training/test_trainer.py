@@ -89,6 +89,7 @@ OBJECTIVES = ["reweighted", "target_score", "adjoint"]
 PUBLISHED = {"solver": "euler", "confine": False, "joint_clip": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_without_entropy_and_mixture_a_run_of_me_am_is_one_of_qam_bit_for_bit(
     dataset, make_config, tmp_path, objective
@@ -142,6 +143,7 @@ def test_the_first_updates_are_adam_steps_of_the_learning_rate(dataset, make_con
     np.testing.assert_allclose(moved, 1e-3, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_progress_and_metrics_agree(dataset, make_config, tmp_path):
     seen = []
     train(make_config(steps=7, log_every=3), dataset, tmp_path, on_progress=lambda *args: seen.append(args))
@@ -154,6 +156,7 @@ def test_progress_and_metrics_agree(dataset, make_config, tmp_path):
             assert float(row[name]) == pytest.approx(value, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_of_metrics_are_means_over_their_updates(dataset, make_config, tmp_path):
     train(make_config(steps=6, log_every=1), dataset, tmp_path / "each")
     train(make_config(steps=6, log_every=3), dataset, tmp_path / "third")
@@ -215,6 +218,7 @@ def test_a_resumed_run_of_any_kind_equals_an_uninterrupted_one(dataset, make_con
     assert without_speed(tmp_path / "cut") == without_speed(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_extended(dataset, make_config, tmp_path):
     whole = train(make_config(steps=10, pretrain_steps=3), dataset, tmp_path / "whole")
     train(make_config(steps=6, pretrain_steps=3), dataset, tmp_path / "cut")
@@ -252,6 +256,7 @@ def test_a_run_of_several_stages_keeps_its_number_of_steps(dataset, make_config,
         train(make_config(steps=6, mirror_stages=2), dataset, tmp_path, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"), [("seed", 7), ("learning_rate", 1e-2), ("hidden_dims", (4,)), ("entropy_coef", 0.2)]
 )
@@ -317,6 +322,7 @@ def test_an_interrupt_saves_the_update_it_met_and_the_run_goes_on_from_there(
     assert without_speed(cut) == without_speed(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_stops_at_once(dataset, make_config, tmp_path):
     def interrupt(step, metrics):
         for _ in range(2):
@@ -328,6 +334,7 @@ def test_a_second_interrupt_stops_at_once(dataset, make_config, tmp_path):
     assert train(make_config(), dataset, tmp_path).step == 12
 
 
+@pytest.mark.slow
 def test_an_error_of_the_callers_own_passes_and_frees_the_folder(dataset, make_config, tmp_path):
     def fail(step, metrics):
         raise ZeroDivisionError
@@ -367,6 +374,7 @@ def test_without_gradient_clipping_divergence_is_noticed_too(dataset, make_confi
 # Locking
 
 
+@pytest.mark.slow
 def test_a_second_training_into_the_same_folder_is_refused_and_the_first_unharmed(dataset, make_config, tmp_path):
     config = make_config(steps=4)
     refused = []
@@ -637,6 +645,7 @@ def same_weights(one, other):
     return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_prior_of_a_later_stage_is_the_policy_of_the_one_before(dataset, make_config, tmp_path, objective):
     config = make_config(steps=10, pretrain_steps=1, checkpoint_every=1, mirror_stages=3, objective=objective)

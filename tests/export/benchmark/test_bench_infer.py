@@ -190,6 +190,7 @@ def test_the_floor_multiplies_by_the_matrices_of_every_step(
         assert act(observation, noise) == pytest.approx(exact, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 @given(
     obs=st.integers(1, 4),
     act=st.integers(1, 3),
@@ -213,6 +214,7 @@ def test_the_large_policy_reads_36_megabytes() -> None:
     assert weight_bytes(random_problem(make_setting("large"))) == 10 * 4 * (2 * 125 * 512 + 3 * 512 * 512)
 
 
+@pytest.mark.slow
 def test_jax_is_given_the_same_formula(problem: Problem, tmp_path: Path) -> None:
     modules = tmp_path / "modules" / "jax"
     modules.mkdir(parents=True)
@@ -235,6 +237,7 @@ def raced(problem: Problem, names: list[str], folder: Path, rounds: int = 1, **c
     return outcome
 
 
+@pytest.mark.slow
 def test_the_exported_policy_is_timed_without_pytorch_in_its_process(problem: Problem, tmp_path: Path) -> None:
     outcome = raced(problem, ["lean"], tmp_path, rounds=2)
     assert outcome.failures == {}
@@ -611,6 +614,7 @@ def test_the_command_prints_a_table_and_json(
     assert table.read_text().count("| lean |") == 2
 
 
+@pytest.mark.slow
 def test_a_wrong_contestant_ends_the_command_with_its_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

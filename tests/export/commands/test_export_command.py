@@ -89,6 +89,7 @@ def test_the_command_to_go_on_with_can_be_pasted_whatever_the_folder_is_called(
     assert len(shlex.split(commands["Serve it"])) == 3
 
 
+@pytest.mark.slow
 def test_json_is_one_line_and_nothing_else(
     run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +129,7 @@ def test_the_ladder_without_episodes_has_no_returns(
     assert "Measuring the variants …" in captured.err
 
 
+@pytest.mark.slow
 def test_the_returns_of_episodes_are_those_of_a_rollout(
     run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -188,6 +188,7 @@ def test_in_float32_symbols_round_little_more_than_tensors(
     assert max(ours) < 2e-6 + 8 * max(theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("confine", [False, True])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_what_is_emitted_up_to_scale_stays_in_the_range_of_float16(solver: Solver, confine: bool) -> None:
@@ -236,6 +237,7 @@ def test_a_free_heun_step_is_two_products_and_an_addition(steps: int) -> None:
     assert counts("heun", False, steps) == {"Gemm": 2 * steps, "Add": steps + 1, **rescaled}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "confine", "per_step"),
     [

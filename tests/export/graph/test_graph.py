@@ -279,6 +279,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "solver", "grid"), CASES)
 def test_the_graph_computes_what_the_definition_says(kind: str, solver: Solver, grid: str) -> None:
     config, one_step = KINDS[kind], kind.startswith("one step")
@@ -308,6 +309,7 @@ def test_few_and_many_steps_are_right_too(kind: str, solver: Solver, steps: int)
     assert_close(run(start(graph), observation, noise), numpy_policy(weights, spec, KINDS[kind], observation, noise))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("grid", [(0.0, 1e-3, 1.0), (0.0, 0.5, 0.999, 1.0), (0.0, 0.03, 0.5, 0.51, 1.0)])
 @pytest.mark.parametrize("kind", ["qam", "me-am"])
@@ -450,6 +452,7 @@ INPAINTABLE = [k for k, c in KINDS.items() if c.best_of == 1 and not c.edit_scal
 UNEQUAL: dict[str, tuple[float, ...] | None] = {**GRIDS, "a short last step": (0.0, 0.5, 0.99, 1.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", INPAINTABLE)
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
 @pytest.mark.parametrize("grid", UNEQUAL)
@@ -471,6 +474,7 @@ def test_a_continued_chunk_is_the_one_of_the_definition(kind: str, solver: Solve
     assert check_graph(graph).opset == OPSET
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", INPAINTED)
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
 @pytest.mark.parametrize("grid", GRIDS)
@@ -681,6 +685,7 @@ def test_actions_are_clipped_to_the_narrower_of_scale_and_bounds(
 # Precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("precision", "largest", "usual"), [("int8", 0.15, 0.02), ("fp16", 6e-3, 6e-4)])
 def test_rounded_weights_act_nearly_the_same(kind: str, precision: Precision, largest: float, usual: float) -> None:
@@ -718,6 +723,7 @@ def test_float16_weights_take_two_bytes_and_int8_weights_one(kind: str) -> None:
 # The same numbers every time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", get_args(Precision))
 @pytest.mark.parametrize("kind", ["qam", "qam-edit, best of 2", "me-am", "one step"])
 def test_repeated_runs_and_any_number_of_threads_give_the_same_bits(kind: str, precision: Precision) -> None:
@@ -731,6 +737,7 @@ def test_repeated_runs_and_any_number_of_threads_give_the_same_bits(kind: str, p
         assert all(np.array_equal(again[name], array) for name, array in first.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bc", "qam", "qam-edit, best of 2", "me-am", "me-am, best of 3", "one step"])
 @pytest.mark.parametrize("widths", [(12, 10), (96, 64), (256, 256)])
 @pytest.mark.parametrize("fourier_features", [0, 16])
@@ -869,6 +876,7 @@ def test_the_graph_holds_the_weights_that_act_and_no_others(kind: str) -> None:
     assert needed - 40 <= stored < needed + 150  # and a few constants; scales of norms are in the next layer's weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qam", "me-am"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_step_adds_a_row_of_biases_and_its_operators_to_the_file_and_no_weights(kind: str, solver: Solver) -> None:

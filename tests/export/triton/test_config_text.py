@@ -53,6 +53,7 @@ def read(text: bytes) -> Any:
 any_text = st.text() | st.text(alphabet="\"\\\n\r\t\0'#{}é\u2028\U0001f916ab0 ")
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(environment_id=any_text, method=any_text, key=any_text)
 def test_any_text_comes_back_from_the_configuration(environment_id: str, method: str, key: str) -> None:

@@ -125,6 +125,7 @@ def test_the_sliced_distance_is_the_mean_of_that_of_the_projections(seed: int, s
     assert sliced_wasserstein(one, one[::-1], directions) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [1, 2, 10])
 def test_a_move_of_every_number_counts_much_the_same_in_any_dimension(dim: int) -> None:
     # A chunk of so many numbers, of which all move by 0.1: E|<d, 1>| over unit vectors d goes from 1 to sqrt(2 / pi).
@@ -162,6 +163,7 @@ def test_without_recorded_observations_random_ones_are_taken() -> None:
     assert found == expected != other
 
 
+@pytest.mark.slow
 def test_a_variant_that_chooses_otherwise_has_times_but_no_errors() -> None:
     spec = replace(SPEC, integration=replace(SPEC.integration, best_of=2))
     networks = make_networks(spec)
@@ -233,6 +235,7 @@ EVERY_KIND = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "panels"),
     [(list(EVERY_KIND), 3), (["k2-grid", "k5-int8"], 2), (["best-of-4"], 2), (["k5"], 3), (["one-step"], 2)],

@@ -98,6 +98,7 @@ def test_what_is_found_is_never_worse_than_equal_steps_by_any_solver_tried(seed:
     assert error(networks, policy, steps, solver, grid) <= equal * (1 + 1e-5) + 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_the_end", [True, False])
 def test_steps_gather_where_the_flow_bends(at_the_end: bool) -> None:
     # By twenty Euler steps the ramp moves x by 0.6 (0.25 + 0.5 + 0.75) / 20 at the end, and by 0.6 / 20 more at the

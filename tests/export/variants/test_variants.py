@@ -305,6 +305,7 @@ def test_every_variant_acts_as_its_networks_do(kind: str, tmp_path: Path, reques
     assert len({outcomes[name] for name in exact}) == len(exact)
 
 
+@pytest.mark.slow
 def test_a_variant_that_is_the_policy_itself_shares_its_file(distilled: Checkpoint, tmp_path: Path) -> None:
     folder = export_policy(
         distilled, tmp_path / "policy", variants=("k4", "fp32", "k4-midpoint", "best-of-1", "k2")
@@ -315,6 +316,7 @@ def test_a_variant_that_is_the_policy_itself_shares_its_file(distilled: Checkpoi
     assert variants["k4"].measured["action_error"] < 1e-6 < variants["k2"].measured["action_error"]
 
 
+@pytest.mark.slow
 def test_a_variant_that_is_told_nothing_acts_as_the_policy_does(distilled: Checkpoint, tmp_path: Path) -> None:
     folder = export_policy(distilled, tmp_path / "policy", variants=("rtc", "k2-rtc")).folder
     spec = MeamPolicy.from_pretrained(folder).spec
@@ -330,11 +332,13 @@ def test_a_variant_that_is_told_nothing_acts_as_the_policy_does(distilled: Check
     np.testing.assert_allclose(told, plain, rtol=0, atol=5e-6)
 
 
+@pytest.mark.slow
 def test_of_a_policy_that_chooses_the_same_choice_shares_its_file(choosing: Checkpoint, tmp_path: Path) -> None:
     folder = export_policy(choosing, tmp_path / "policy", variants=("best-of-3", "best-of-2")).folder
     assert {file.name for file in folder.glob("*.onnx")} == {"policy.onnx", "policy-best-of-2.onnx"}
 
 
+@pytest.mark.slow
 def test_every_graph_has_its_hash_and_a_name_given_twice_is_one_variant(distilled: Checkpoint, tmp_path: Path) -> None:
     folder = export_policy(distilled, tmp_path / "policy", variants=("k2", "k1", "k2"))
     spec = MeamPolicy.from_pretrained(folder).spec
@@ -344,6 +348,7 @@ def test_every_graph_has_its_hash_and_a_name_given_twice_is_one_variant(distille
         onnx.checker.check_model(onnx.load(folder / file), full_check=True)
 
 
+@pytest.mark.slow
 def test_a_variant_of_a_policy_on_its_own_grid_keeps_it(distilled: Checkpoint, tmp_path: Path) -> None:
     grid = (0.0, 0.25, 1.0)
     folder = export_policy(distilled, tmp_path / "policy", time_grid=grid, variants=("int8", "k2"), tolerance=1.0)
@@ -379,7 +384,7 @@ def test_what_the_networks_lack_is_refused_and_nothing_is_written(dataset: Offli
     cloned = train(TrainConfig.preset("bc", TINY), dataset, tmp_path / "bc")
     with pytest.raises(ConfigError, match='"best-of-4" of a bc policy: it has no critics to choose by'):
         export_policy(cloned, tmp_path / "policy", variants=("best-of-4",))
-    with pytest.raises(ConfigError, match="best_of is 4; expected 1, for a bc policy has no critics"):
+    with pytest.raises(ConfigError, match="best_of is 4; expected 1, because bc trains no critics"):
         export_policy(cloned, tmp_path / "policy", best_of=4)
     edited = train(TrainConfig.preset("qam-edit", **TINY), dataset, tmp_path / "qam-edit")
     with pytest.raises(ConfigError, match=r"its edits would change the prefix\. Export it without rtc"):
@@ -387,6 +392,7 @@ def test_what_the_networks_lack_is_refused_and_nothing_is_written(dataset: Offli
     assert {path.name for path in tmp_path.iterdir()} == {"me-am", "bc", "qam-edit"}
 
 
+@pytest.mark.slow
 def test_a_tolerance_of_ones_own_is_for_rounded_variants_only(distilled: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ParityError, match=r"policy-int8\.onnx differs .* expected at most 1e-09 for int8"):
         export_policy(distilled, tmp_path / "policy", variants=("int8",), tolerance=1e-9)

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ def histories(draw):
     return slots, chunk_size, draw(st.integers(1, chunk_size)), steps
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(histories())
 def test_every_slot_behaves_like_a_list_of_its_own(history):

@@ -251,6 +251,7 @@ def test_interrupt_exits_with_130_and_no_traceback(swinger, tmp_path):
     assert (process.returncode, out, err) == (130, "", "meam: interrupted; what was finished is kept.\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", ["--help", "--version", "info {folder}", "info {folder} --json", "eval --help"])
 def test_closed_pipe_ends_quietly(swinger, arguments):
     command = f"({sys.executable} -m meam_policy {arguments.format(folder=swinger.folder)}; echo $? >&2) | true"

@@ -393,6 +393,7 @@ def test_command_succeeds_with_warnings(offer, capfd, monkeypatch):
     assert "warning" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_looking_at_a_machine_imports_neither_torch_nor_onnx(run_python):
     code = (
         "import sys, meam_policy.diagnosis.doctor as d\n"

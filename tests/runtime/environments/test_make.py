@@ -135,6 +135,7 @@ def test_an_environment_whose_simulator_is_gone_is_explained():
         make_environment("Ant-v2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", [{}, {"MUJOCO_GL": "egl"}, {"DISPLAY": ":7"}])
 def test_drawing_stays_as_the_process_has_chosen_it(chosen):
     pytest.importorskip("dm_control")

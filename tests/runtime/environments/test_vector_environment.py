@@ -39,6 +39,7 @@ def step_half_answered(env):
     env.parent_pipes[0].recv()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begin", [nothing_under_way, step_under_way, step_half_answered])
 def test_interrupt_ends_the_processes_quietly_whatever_is_under_way(capfd, begin):
     with (  # noqa: PT012

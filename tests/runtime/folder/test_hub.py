@@ -401,6 +401,7 @@ def test_repository_without_a_policy_is_not_found(load, hub, missing):
         load()
 
 
+@pytest.mark.slow
 def test_connection_that_is_cut_once_is_resumed(load, hub, linear):
     hub.cuts = 1
     assert acts_like(load(), linear)

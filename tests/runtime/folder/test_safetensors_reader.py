@@ -43,6 +43,7 @@ def agrees_or_refuses(data):
 
 
 # The library writes an empty header of metadata as JSON that nobody reads.
+@pytest.mark.slow
 @given(ARRAYS, st.none() | st.dictionaries(st.text(max_size=4), st.text(max_size=4), min_size=1))
 def test_files_of_the_safetensors_library_are_read_to_the_bit(arrays, metadata):
     assert agrees_or_refuses(safetensors_numpy.save(arrays, metadata))
@@ -67,6 +68,7 @@ def test_trailing_bytes_are_refused(extra):
         read_arrays(safetensors_numpy.save(SMALL) + extra, NAME)
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(st.lists(st.tuples(st.integers(0, 160), st.integers(0, 255)), min_size=1, max_size=3))
 def test_file_with_changed_bytes_is_read_as_the_library_does_or_refused(changes):

@@ -946,6 +946,7 @@ def test_nodes_weights_and_fields_are_limited(monkeypatch):
     assert "more than 50 protobuf fields" in refusal(GOOD_BYTES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [field(7, b"\x0a\x00" * 2_200_000), field(7, b"") + b"\x72\x00" * 2_200_000],

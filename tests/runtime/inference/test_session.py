@@ -317,6 +317,7 @@ def test_inputs_are_not_modified_and_may_be_read_only_and_of_any_layout(network,
     np.testing.assert_array_equal(inputs[1], NOISE[:8])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixed_batch", [None, 4])
 def test_eight_threads_at_once_get_the_results_of_one(network, fixed_batch):
     session = network(fixed_batch=fixed_batch)

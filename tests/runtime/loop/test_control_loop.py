@@ -135,6 +135,7 @@ def overlapping(chunk_size, execute_steps, delay, ticks):
     return asked, [(n + 1, i - asked[n]) for i, n in enumerate(newest)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunking", ["naive", "realtime"])
 @given(st.data())
 def test_overlapping_chunks_are_executed_from_the_tick_they_arrive_in_at_the_action_of_that_tick(chunking, data):

@@ -675,6 +675,7 @@ def test_identity_is_the_hash_of_config_json_without_files_and_variants():
     assert GOOD.identity == hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(specs())
 def test_identity_survives_config_json(spec):

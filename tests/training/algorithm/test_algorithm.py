@@ -386,6 +386,7 @@ def test_the_search_makes_the_mixture_better_than_the_data(make_config, make_net
     assert metrics["mixture_distance"] > 0.01
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(
     seed=st.integers(0, 1000),

@@ -295,6 +295,7 @@ def test_a_linear_flow_is_distilled_into_one_evaluation():
     assert error < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coef", [0.5, 2.0, 8.0])
 def test_the_value_moves_a_distilled_action_from_the_flows_towards_the_peak(coef):
     policy = randomized(OneStepPolicy(1, 1, ()))

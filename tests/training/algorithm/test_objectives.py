@@ -233,6 +233,7 @@ def test_where_nothing_is_to_change_all_weights_are_equal() -> None:
     assert metrics["effective_samples"] < 0.99
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(
     seed=st.integers(0, 100),
@@ -301,6 +302,7 @@ def test_the_tilted_gaussian_is_the_fixed_point(objective: str, entropy_coef: fl
     assert mean.norm() < 0.06 * at_prior.norm()
 
 
+@pytest.mark.slow
 def test_at_the_fixed_point_the_weights_are_nearly_equal() -> None:
     config = make_config(entropy_coef=0.3, inverse_temperature=4.0, nfe=20, likelihood_steps=12, candidates=16)
     networks = gaussian_networks(config)
@@ -366,6 +368,7 @@ AXIS_OF_ROWS = {  # of every field of the noise
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "sde"), OBJECTIVES)
 @pytest.mark.parametrize("edited", [False, True])
 @settings(max_examples=4)

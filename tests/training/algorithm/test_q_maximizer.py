@@ -110,6 +110,7 @@ def test_steps_shrink_linearly():
     np.testing.assert_allclose(lengths, [0.1, 0.075, 0.05, 0.025])
 
 
+@pytest.mark.slow
 @given(searches())
 def test_the_result_is_never_worse_than_any_start(search):
     value, starts, steps, step_size = search

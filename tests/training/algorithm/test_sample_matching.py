@@ -51,6 +51,7 @@ def test_the_weights_are_the_target_over_the_mixture_of_prior_and_policy(arrays,
     np.testing.assert_allclose(weights, (ratio / ratio.sum(axis=0)).astype(np.float64), rtol=1e-8, atol=1e-300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(samples(size=1e30), st.floats(0.01, 0.99), st.floats(0, 0.99), st.sampled_from([0.0, 1.0, 1e6]))
 def test_the_weights_of_an_observation_sum_to_one_and_none_exceeds_it(dtype, arrays, share, entropy_coef, tau):
@@ -77,6 +78,7 @@ def test_only_differences_between_samples_of_one_observation_count(arrays, const
     torch.testing.assert_close(moved, plain, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("entropy_coef", "tau"), [(0.0, 4.0), (0.5, 4.0), (0.5, 20.0)])
 def test_at_the_target_the_weighted_samples_have_its_mean_but_for_a_bias_of_one_over_their_number(entropy_coef, tau):
     generator = np.random.default_rng(0)
@@ -152,6 +154,7 @@ def test_a_policy_beside_the_target_is_pulled_towards_it(t, mean, policy_mean, s
     np.testing.assert_allclose(of_target - of_policy, (1 - t) * (mean - policy_mean) / 0.25, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("samples", "expected"), [(4, 0.386), (8, 0.400), (32, 0.409)])
 def test_few_samples_draw_the_fixed_point_towards_the_prior(samples, expected):
     # Two modes so far apart that a sample is in one or the other: all outcomes can be counted.

@@ -163,6 +163,7 @@ def test_the_sliced_distance_of_a_shift_is_two_over_pi_of_its_length() -> None:
     assert found == pytest.approx(2 / math.pi * np.linalg.norm(shift), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("run", "context"), [*LINE, CELLS[-1]], ids=named)
 def test_samples_of_the_prior_are_at_1_and_of_the_target_at_the_floor(run: Any, context: Any) -> None:
     grid = problems.make_grid(run.dim)

@@ -115,6 +115,7 @@ def test_the_order_differs_from_round_to_round():
     assert len({tuple(order[start : start + 5]) for start in range(0, 30, 5)}) > 3
 
 
+@pytest.mark.slow
 def test_contestants_work_one_at_a_time_in_the_order_of_the_turns(stand_in, tmp_path):
     contestants = [stand_in("a", seconds=0.5), stand_in("b", seconds=0.25), stand_in("c", seconds=0.5)]
     outcome = run_race(contestants)
@@ -126,6 +127,7 @@ def test_contestants_work_one_at_a_time_in_the_order_of_the_turns(stand_in, tmp_
     assert outcome.failures == {}
 
 
+@pytest.mark.slow
 def test_contestants_of_one_command_share_a_worker(stand_in):
     outcome = run_race([stand_in("a", form="update"), stand_in("b", form="scan"), stand_in("c", seconds=0.1)])
     pids = {name: about["pid"] for name, about in outcome.about.items()}
@@ -139,6 +141,7 @@ def test_workers_are_confined_to_the_cores_and_this_process_is_not(stand_in):
     assert os.sched_getaffinity(0) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "reason"),
     [

@@ -471,6 +471,7 @@ def test_the_point_moves_and_stays_in_the_maze(pointmaze):
     assert np.ptp(pointmaze.observations, axis=0).min() > 4
 
 
+@pytest.mark.slow
 def test_the_pointmaze_demonstrator_repeats_itself_with_its_seed(pointmaze):
     walks: Any = [PointmazeDemonstrator(POINTMAZE, seed=seed).record_episode() for seed in (1, 1, 2)]
     for one, same in zip(walks[0], walks[1], strict=True):
@@ -479,6 +480,7 @@ def test_the_pointmaze_demonstrator_repeats_itself_with_its_seed(pointmaze):
     assert not np.array_equal(walks[0][1], walks[2][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["large", "giant", "teleport"])
 def test_every_pointmaze_repeats_itself_with_its_seed(monkeypatch, size):
     monkeypatch.setattr(pointmaze_module, "EPISODE_STEPS", 300)

@@ -31,6 +31,7 @@ def episodes(demonstrator, count):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POCKETS)
 def test_the_ball_reaches_the_aimed_pocket_early_and_stays(name):
     returns, ends = zip(*episodes(PocketsDemonstrator({name: 1.0}), 100), strict=True)

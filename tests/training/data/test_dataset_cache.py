@@ -237,6 +237,7 @@ def link(folder):
     (folder / "rewards.npy").symlink_to(folder.parent / "elsewhere.npy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

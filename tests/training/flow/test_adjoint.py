@@ -258,6 +258,7 @@ def test_sampling_an_ancestral_path_keeps_no_gradient():
     assert not path.requires_grad
 
 
+@pytest.mark.slow
 @given(steps=st.integers(1, 30), mean=st.floats(-2, 2), std=st.floats(0.05, 3), seed=st.integers(0, 100))
 def test_the_ancestral_adjoint_of_a_gaussian_prior_is_exact_at_any_step_count(steps, mean, std, seed):
     velocity, spread = gaussian_velocity(mean, std)

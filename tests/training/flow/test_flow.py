@@ -150,6 +150,7 @@ class Curved:
         return x
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000), steps=st.integers(1, 12), batch=st.integers(1, 4), act=st.integers(1, 4))
 def test_the_midpoint_scheme_is_that_of_its_definition(seed, steps, batch, act):
     field, x_0 = Curved(seed, act), np.random.default_rng(seed + 1).normal(size=(batch, act))
@@ -174,6 +175,7 @@ def test_the_midpoint_scheme_is_of_second_order_and_eulers_of_first():
     assert midpoint < euler / 5
 
 
+@pytest.mark.slow
 @given(st.integers(1, 20), st.floats(-5, 5), st.floats(-5, 5))
 def test_the_midpoint_scheme_is_exact_where_the_velocity_is_linear_in_time_alone(steps, constant, slope):
     reached = integrate(

@@ -81,6 +81,7 @@ def on_tensors(field: Field) -> Callable[[torch.Tensor, float], torch.Tensor]:
     return lambda x, t: torch.from_numpy(np.asarray(field(x.numpy(), t)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("confine", [False, True])
 @pytest.mark.parametrize("solver", SOLVERS)
 @settings(deadline=None)
@@ -106,6 +107,7 @@ def test_the_error_shrinks_with_the_order_of_the_solver(solver: Solver, power: i
         assert coarse / fine == pytest.approx(2 ** ORDERS[solver], rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "degree"), [("euler", 0), ("ab2", 0), ("midpoint", 1), ("heun", 1), ("rk4", 3)])
 @given(times=GRIDS, factors=st.lists(st.floats(-5, 5), min_size=4, max_size=4))
 def test_a_velocity_that_is_a_polynomial_of_time_is_integrated_exactly(
@@ -250,6 +252,7 @@ def test_a_prefix_is_for_solvers_that_evaluate_nothing_at_the_end() -> None:
     assert set(PREFIX_SOLVERS) == {solver for solver in SOLVERS if 1 not in EVALUATED[solver]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("confine", [False, True])
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
 @settings(deadline=None)
@@ -265,6 +268,7 @@ def test_an_inpainted_flow_is_that_of_its_definition_on_any_grid_for_any_weights
     np.testing.assert_allclose(reached, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("confine", [False, True])
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
@@ -302,6 +306,7 @@ def test_a_prefix_of_weight_zero_changes_nothing(
     np.testing.assert_allclose(inpainted(field, x_0, times, solver, confine, 1e3, 0.0), plain, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
 @given(times=GRIDS, weight=st.floats(0, 1), known=st.floats(-1, 1), centre=st.floats(-1, 1))
 def test_a_flow_to_one_point_ends_between_it_and_the_prefix_in_proportion_to_the_weight(

@@ -70,6 +70,7 @@ def simulated(make_config, dataset, method):
     return whole, halves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_the_mean_of_two_halves_is_the_gradient_of_the_whole(make_config, dataset, method):
     (gradients, metrics), halves = simulated(make_config, dataset, method)

@@ -93,6 +93,7 @@ def assert_bit_equal(one, other):
 # In the environment
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "settings"),
     [("me-am", {"best_of": 2}), ("bc", {}), ("qam-edit", {"execute_steps": 1})],
@@ -108,6 +109,7 @@ def test_an_evaluation_is_a_rollout_of_the_exported_policy(pockets, make_config,
     assert last.score == pytest.approx(result.return_mean, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["me-am", "qam-edit"])
 def test_networks_in_training_act_as_the_exported_policy(dataset, make_config, tmp_path, method):
     last = train(make_config(method, steps=3, best_of=2), dataset, tmp_path / "run")
@@ -218,6 +220,7 @@ def test_a_return_that_is_not_a_number_is_never_the_best(dataset, make_config, t
     assert [row["return_mean"] for row in rows(tmp_path)] == ["nan", "-5"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_gives_an_evaluation_up_and_saves(dataset, make_config, tmp_path):
     env = Corridor()
     reset = env.reset
@@ -354,6 +357,7 @@ def test_every_number_has_a_column():
     assert set(EVALUATION_METRICS) == env_metrics | data_metrics
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_an_interrupt_cut_off_is_made_up_for(dataset, make_config, tmp_path):
     config = make_config(steps=4, evaluate_every=2)
     train(config, dataset, tmp_path / "whole")

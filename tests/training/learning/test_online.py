@@ -175,6 +175,7 @@ def test_without_a_whole_online_chunk_a_batch_is_offline(make_config, leftward):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_a_restored_replay_ends_the_episode_that_was_going_on(make_config, leftward):
     config = make_config(chunk_size=2, online_steps=9, offline_share=0.0)
     run, other = begin(config, leftward), begin(config, leftward)

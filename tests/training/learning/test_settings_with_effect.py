@@ -111,6 +111,7 @@ def test_every_setting_with_a_condition_is_tested():
     assert {name for name, _ in CONDITIONS} == EFFECTIVE.keys() | OF_A_RUN.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EFFECTIVE)
 def test_a_setting_that_is_accepted_changes_what_is_learned(make_config, learned, name):
     value, method, changes = EFFECTIVE[name]
@@ -120,6 +121,7 @@ def test_a_setting_that_is_accepted_changes_what_is_learned(make_config, learned
     assert not same(learned(plain), learned(changed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "other"), [(n, c.other) for n, c in CONDITIONS if n in EFFECTIVE and (n, c.other) not in SHIFTING]
 )

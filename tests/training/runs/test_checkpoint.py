@@ -249,6 +249,7 @@ def test_what_an_interrupted_save_left_is_overwritten(run, tmp_path):
     assert {file.name for file in saved.path.iterdir()} == FILES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_truncated_file_never_gives_an_error_of_another_library(copy, dataset, name):
     whole = (copy / name).read_bytes()

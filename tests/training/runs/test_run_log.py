@@ -191,6 +191,7 @@ def test_tensorboard_shows_exactly_the_numbers_of_the_csv_files(dataset, make_co
     assert shown == tensorboard_page(tmp_path) == csv_scalars(tmp_path)
 
 
+@pytest.mark.slow
 def test_tensorboard_hides_what_came_after_the_step_from_which_a_run_is_resumed(dataset, make_config, tmp_path):
     def die(step, row):
         if step == 6:

@@ -85,6 +85,7 @@ def test_a_sweep_is_every_combination_in_a_fixed_order(write, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_meam_train_understands_every_command_as_the_sweep_does(write, monkeypatch):
     path = write("""
         [settings]
