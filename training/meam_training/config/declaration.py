@@ -1,7 +1,7 @@
 """Constraints that a settings dataclass declares on its fields with `typing.Annotated`, and their validation.
 
     discount: Annotated[float, Range(above=0, most=1)] = 0.99
-    sde_steps: Annotated[int | None, Range(least=1), OnlyIf("objective", ..., 'set objective="adjoint"')] = None
+    sde_steps: Annotated[int | None, Range(least=1), OnlyIf("objective", ..., "set objective to adjoint")] = None
     device: Annotated[str, HowItRuns()] = "auto"
 
 The field's type determines the rest: `Literal` lists the choices, `bool` is a switch, `tuple[..., ...]` gives the type
