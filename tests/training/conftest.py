@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def dataset() -> OfflineDataset:
 def make_config() -> MakeConfig:
     """Settings of a run that takes a fraction of a second."""
 
-    def make(method: str = "me-am", **overrides: Any) -> TrainConfig:
+    def make(method: str = "me-am", shared: Mapping[str, Any] | None = None, /, **overrides: Any) -> TrainConfig:
         tiny: dict[str, Any] = {
             "steps": 12,
             "batch_size": 16,
@@ -63,7 +63,7 @@ def make_config() -> MakeConfig:
             "log_every": 1,
             "online_warmup": 0,
         }
-        return TrainConfig.preset(method, tiny, **overrides)
+        return TrainConfig.preset(method, {**tiny, **(shared or {})}, **overrides)
 
     return make
 
