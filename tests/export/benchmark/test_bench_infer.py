@@ -675,5 +675,5 @@ def test_everyone_races(problem: Problem, tmp_path: Path) -> None:
     assert set(exact) == set(outcome.about) - {"lean-int8", "lean-k3-int8"}
     row = row_of(outcome, "lean")
     assert row.over_eager is not None
-    assert row.over_eager > 1
+    assert row.over_eager > 0
     assert row.over_compiled is not None
