@@ -29,8 +29,8 @@ METHODS = {
     "target score": ("me-am", {"objective": "target_score", "best_of": 2}, "aot_eager"),
     "edit": ("qam-edit", {}, "aot_eager"),
 }
-"""Preset, settings, and the backend: "aot_eager" makes the same single graph of update and gradients, but takes PyTorch's
-kernels instead of compiling new ones, most of a minute each. Those of `qam` are compiled in algorithm/test_reference.py.
+"""Preset, settings, and the backend: "aot_eager" makes the same single graph of update and gradients, but takes
+PyTorch's kernels instead of compiling new ones, most of a minute each; algorithm/test_reference.py compiles `qam`'s.
 """
 
 
