@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["atomic_file", "atomic_folder", "delete_folder", "flush_to_disk", "write_atomically"]
+__all__ = ["atomic_file", "atomic_folder", "delete_folder", "flush_to_disk", "move_folder", "write_atomically"]
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -60,19 +60,29 @@ def atomic_folder(folder: Path, *, replace: bool = False, last: str = "") -> Ite
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        for path in (*temporary.rglob("*"), temporary):
-            flush_to_disk(path)
         if folder.is_dir() and not any(folder.iterdir()):
+            _flush_all(temporary)
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == last):
                 path.rename(folder / path.name)
             flush_to_disk(folder)
+            flush_to_disk(folder.parent)
         else:
             if replace and folder.is_dir():
                 delete_folder(folder)
-            temporary.rename(folder)
-        flush_to_disk(folder.parent)
+            move_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move_folder(folder: Path, destination: Path) -> None:
+    """Move a folder to its place once all of it is on the disk.
+
+    Raises:
+        OSError: it cannot be moved, or the place is taken.
+    """
+    _flush_all(folder)
+    folder.rename(destination)
+    flush_to_disk(destination.parent)
 
 
 def delete_folder(folder: Path) -> None:
@@ -100,3 +110,8 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush_all(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        flush_to_disk(path)

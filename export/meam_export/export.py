@@ -37,7 +37,7 @@ LADDER = ("k1", "k2", "k3", "k5", "k10", "k2-grid", "k3-grid", "k5-grid")
 """Variants of a ladder; `meam export --ladder` adds the one-step policy if the run distilled one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Exported(os.PathLike[str]):
     """An exported policy folder, usable as its path.
 
@@ -58,6 +58,10 @@ class Exported(os.PathLike[str]):
 
     def __str__(self) -> str:
         return str(self.folder)
+
+    def __repr__(self) -> str:
+        graphs = ", ".join(["policy", *self.variants])
+        return f"Exported({str(self.folder)!r}, method={self.spec.method!r}, graphs={graphs!r})"
 
     def __truediv__(self, name: str | os.PathLike[str]) -> Path:
         return self.folder / name

@@ -497,3 +497,4 @@ def test_what_was_exported_is_the_folder_its_spec_and_its_parity(checkpoint: Che
     assert exported.spec == PolicySpec.from_json((exported / "config.json").read_bytes())
     assert exported.parity.rows
     assert set(exported.variants) == {"k1"}
+    assert repr(exported) == f"Exported({str(exported)!r}, method='me-am', graphs='policy, k1')"

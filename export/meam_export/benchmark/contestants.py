@@ -79,7 +79,7 @@ def obstacle(entrant: Entrant, problem: Problem, conditions: Conditions) -> str 
         return reason
     if entrant.actor == "jax" and conditions.jax_python is None and importlib.util.find_spec("jax") is None:
         return "JAX is not installed here; name a Python that has it with --jax-python"
-    if entrant.best_of > 1 and not problem.networks.config.trains_policy:
+    if entrant.best_of > 1 and problem.networks.policy is None:
         return f"a {problem.spec.method} policy has no critics to choose by"
     if entrant.form == "c" and problem.setting.batch > 1:
         return "the C floor multiplies by vectors: batch 1"
@@ -138,7 +138,7 @@ def _task(entrant: Entrant, problem: Problem, conditions: Conditions, folder: Pa
 def _write_common(problem: Problem, running: Mapping[str, Entrant], folder: Path) -> None:
     actors = {entrant.actor for entrant in running.values()}
     if "torch" in actors:
-        write_networks(folder, problem.networks)
+        write_networks(folder, problem)
     if actors & {"numpy", "jax"}:
         _save(folder / "formula.npz", formula(problem))
 

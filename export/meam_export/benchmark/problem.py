@@ -48,11 +48,13 @@ class Problem:
         setting: Sizes of the networks.
         networks: The networks with their weights.
         spec: The policy's spec.
+        config: Settings of the run that trained it.
     """
 
     setting: InferenceSetting
     networks: MeamNetworks
     spec: PolicySpec
+    config: TrainConfig
 
 
 def random_problem(setting: InferenceSetting) -> Problem:
@@ -83,7 +85,7 @@ def random_problem(setting: InferenceSetting) -> Problem:
     with torch.no_grad():
         for parameter in networks.parameters():
             parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
-    return Problem(setting, networks, spec)
+    return Problem(setting, networks, spec, config)
 
 
 def checkpoint_problem(path: Path, batch: int = 1) -> Problem:
@@ -99,7 +101,7 @@ def checkpoint_problem(path: Path, batch: int = 1) -> Problem:
     sizes = (spec.observation_dim, spec.action_dim, spec.chunk_size, config.hidden_dims)
     critics = config.num_critics if config.trains_policy else 0
     setting = InferenceSetting(f"checkpoint {path.name}", *sizes, critics, spec.integration.nfe, batch)
-    return Problem(setting, checkpoint.load_networks().eval(), spec)
+    return Problem(setting, checkpoint.load_networks().eval(), spec, config)
 
 
 def record(networks: MeamNetworks, spec: PolicySpec, batch: int) -> dict[str, NDArray[Any]]:
@@ -136,7 +138,7 @@ def linear_layers(networks: MeamNetworks) -> list[tuple[NDArray[np.float32], NDA
 def formula_obstacle(problem: Problem) -> str | None:
     """Why `formula` does not describe this policy; None if it does."""
     networks, spec = problem.networks, problem.spec
-    plain = spec.integration.solver == "euler" and not networks.config.confine and spec.integration.time_grid is None
+    plain = spec.integration.solver == "euler" and not networks.confine and spec.integration.time_grid is None
     if plain and networks.edit_policy is None and not networks.encoder.frequencies.shape[1]:
         return None
     return "written for Euler steps of an unconfined flow, without edits or Fourier features"
@@ -163,10 +165,10 @@ def formula(problem: Problem) -> dict[str, NDArray[np.float32]]:
     return {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in found.items()}
 
 
-def write_networks(folder: Path, networks: MeamNetworks) -> None:
-    """Write networks to a folder from which `read_networks` reads them."""
-    (folder / "train_config.json").write_text(networks.config.to_json(), encoding="utf-8")
-    state: Mapping[str, torch.Tensor] = networks.state_dict()
+def write_networks(folder: Path, problem: Problem) -> None:
+    """Write a problem's networks to a folder from which `read_networks` reads them."""
+    (folder / "train_config.json").write_text(problem.config.to_json(), encoding="utf-8")
+    state: Mapping[str, torch.Tensor] = problem.networks.state_dict()
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
 
 

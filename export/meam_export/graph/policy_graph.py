@@ -16,6 +16,7 @@ from torch import nn
 from meam_policy.errors import MissingExtraError
 from meam_policy.spec import PolicySpec, Precision
 from meam_training.flow.solvers import solve
+from meam_training.networks.action_normaliser import ActionNormaliser
 from meam_training.networks.critic_ensemble import CriticEnsemble
 from meam_training.networks.edit_policy import EditPolicy
 from meam_training.networks.policy_module import PolicyModule
@@ -143,8 +144,8 @@ class _PolicyGraph:
         weight = _input("prefix_weight", "batch", spec.chunk_size)
         self._inputs += [prefix, weight]
         flat = write.integers(-1, spec.chunk_dim)
-        centred = write.op("Sub", prefix, write.constant(np.array(spec.action_offset)))
-        scaled = write.op("Div", centred, write.constant(np.array(spec.action_scale)))
+        offset, scale, *_ = ActionNormaliser.of(spec)
+        scaled = write.op("Div", write.op("Sub", prefix, write.constant(offset)), write.constant(scale))
         target = write.op("Reshape", write.op("Clip", scaled, write.constant(-1.0), write.constant(1.0)), flat)
         each = write.op(
             "Mul", write.op("Unsqueeze", weight, write.integers(2)), write.constant(np.ones(spec.action_dim))
@@ -166,12 +167,12 @@ class _PolicyGraph:
         integration = self._spec.integration
         velocity = UnrolledVelocity(n.deployed, projected, integration.nfe, write, self._emit)
         start = Expression.value(x_0)
-        if n.config.confine:
+        if n.confine:
             # The last layer's bias b is added once, not to every denoised action: all steps sum multiples of
             # y = x + (1 - t) b, and x + (1 - t) (W h + b) = y + (1 - t) W h.
             bias_only = Expression({}, linear_arrays(n.deployed.layers[-1])[1])
             start = Expression.value(self._emit.exactly(start + bias_only)) - bias_only
-        return solve(velocity, start, integration.times, integration.solver, n.config.confine, guide)
+        return solve(velocity, start, integration.times, integration.solver, n.confine, guide)
 
     def _one_step(self, x_0: ir.Value) -> Expression:
         assert self._networks.one_step is not None
@@ -190,7 +191,7 @@ class _PolicyGraph:
 
     def _edited(self, edit_policy: EditPolicy, x_1: Expression) -> Expression:
         """The flow's actions plus the mode of the edit; see `edit_policy.apply_edit`."""
-        write, scale = self._write, self._networks.config.edit_scale
+        write, scale = self._write, self._networks.edit_scale
         x = self._emit.exactly(x_1.clamp(-1, 1))
         mean = self._perceptron([*edit_policy.layers, edit_policy.mean], x)
         edit = write.op("Tanh", self._emit.exactly(mean))
@@ -199,10 +200,10 @@ class _PolicyGraph:
     def _scaled(self, x_1: Expression) -> ir.Value:
         """Actions clipped to [-1, 1], in environment units and within the bounds."""
         write, spec = self._write, self._spec
-        offset, scale = np.array(spec.action_offset), np.array(spec.action_scale)
+        offset, scale, low, high = ActionNormaliser.of(spec)
         # Clipped after scaling, to the narrower of both bounds: clip(x) s + o = clip(s x + o, o - s, o + s).
-        low = np.maximum(np.float32(np.array(spec.action.low)), np.float32(offset - scale))
-        high = np.minimum(np.float32(np.array(spec.action.high)), np.float32(offset + scale))
+        low = np.maximum(np.float32(low), np.float32(offset - scale))
+        high = np.minimum(np.float32(high), np.float32(offset + scale))
         rows = self._emit.exactly(x_1)
         value = write.op("Reshape", rows, write.integers(-1, spec.chunk_size, spec.action_dim))
         if np.any(scale != 1):

@@ -508,7 +508,7 @@ def test_policies_that_the_formula_does_not_describe_are_not_raced_by_it(problem
             integration=replace(problem.spec.integration, solver=config.solver, nfe=10),
             method=config.method,
         )
-        other = Problem(TINY, build_networks(spec, config), spec)
+        other = Problem(TINY, build_networks(spec, config), spec, config)
         for name in ("numpy", "jax"):
             reason = obstacle(ENTRANTS[name], other, CONDITIONS)
             assert reason is not None
@@ -518,7 +518,7 @@ def test_policies_that_the_formula_does_not_describe_are_not_raced_by_it(problem
 def test_a_policy_without_critics_does_not_choose(problem: Problem) -> None:
     spec = replace(problem.spec, integration=replace(problem.spec.integration, nfe=10), method="bc")
     config = TrainConfig.preset("bc", hidden_dims=(8,), chunk_size=3, solver="euler", confine=False)
-    other = Problem(TINY, build_networks(spec, config), spec)
+    other = Problem(TINY, build_networks(spec, config), spec, config)
     reason = obstacle(ENTRANTS["lean-best-of-4"], other, CONDITIONS)
     assert reason == "a bc policy has no critics to choose by"
 

@@ -23,7 +23,7 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from meam_policy.atomic_files import atomic_file, flush_to_disk
+from meam_policy.atomic_files import atomic_file, move_folder
 from meam_policy.errors import ConfigError, DatasetError, LockedError, OutputError
 from meam_training.collection.demonstrators import Episode
 
@@ -146,9 +146,7 @@ class PartialRecording:
             OutputError: the data set cannot be moved.
         """
         try:
-            for file in filter(Path.is_file, written.rglob("*")):
-                flush_to_disk(file)
-            written.rename(destination)
+            move_folder(written, destination)
             for file in _shards(self.folder):
                 file.unlink()
         except OSError as error:

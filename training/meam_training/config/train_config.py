@@ -67,7 +67,7 @@ class TrainConfig:
     """Method: bc, qam, qam-edit or me-am."""
     steps: Annotated[int, Range(least=1)] = 100_000
     """Gradient steps (updates), including those of pretraining."""
-    pretrain_steps: Annotated[int, Range(least=0)] = 0
+    pretrain_steps: Annotated[int, Range(least=0), TRAINS_POLICY] = 0
     """Initial updates that train only the prior, on the data; they are cheap. The policy then starts as its copy."""
     batch_size: Annotated[int, Range(least=1)] = 256
     """Action chunks in a batch."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from meam_policy.spec import Integration, PolicySpec
-from meam_training.config import TrainConfig
+from meam_training.config import Precision, TrainConfig
 from meam_training.flow.ode import integrate
 from meam_training.networks.critic_ensemble import CriticEnsemble
 from meam_training.networks.edit_policy import EditPolicy, apply_edit
@@ -39,13 +39,15 @@ class MeamNetworks(nn.Module):
         known_value: If set, used in place of the critics: the value of normalised chunks at raw observations,
             [batch, obs], [batch, act] -> [batch].
         integration: How the policy's ODE is integrated in training.
+        confine: Whether denoised actions are clipped to the box.
+        edit_scale: Bound on the edits of the edit policy, normalised action units.
     """
 
     def __init__(self, spec: PolicySpec, config: TrainConfig) -> None:
         super().__init__()
         action_dim = spec.chunk_dim
-        self.config = config
-        self.integration = config.integration
+        self.integration, self.confine, self.edit_scale = config.integration, config.confine, config.edit_scale
+        self._precision: Precision = config.precision
         self.known_value: KnownValue | None = None
         self.encoder = ObservationEncoder(
             spec.observation_mean, spec.observation_std, config.fourier_features, config.fourier_scale
@@ -92,7 +94,7 @@ class MeamNetworks(nn.Module):
             yield
         finally:
             for part in parts:
-                part.precision = self.config.precision
+                part.precision = self._precision
 
     @property
     def deployed(self) -> VelocityField:
@@ -116,7 +118,7 @@ class MeamNetworks(nn.Module):
             integration: How to integrate; None takes `self.integration`, as in training.
             guide: Modifies denoised actions.
         """
-        return integrate(field.condition(features), x_0, integration or self.integration, self.config.confine, guide)
+        return integrate(field.condition(features), x_0, integration or self.integration, self.confine, guide)
 
     def act(
         self,
@@ -171,7 +173,7 @@ class MeamNetworks(nn.Module):
             else:
                 drawn = edit_noise.unflatten(-1, (best_of, -1)).movedim(1, 0)
                 edit, _ = self.edit_policy.sample(repeated, x_1, drawn)
-            x_1 = apply_edit(x_1, edit, self.config.edit_scale)
+            x_1 = apply_edit(x_1, edit, self.edit_scale)
         x_1 = x_1.clamp(-1, 1)
         if best_of == 1:
             return x_1, None

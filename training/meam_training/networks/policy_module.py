@@ -42,7 +42,7 @@ class PolicyModule(nn.Module):
             raise ConfigError(
                 "The checkpoint has no one-step policy. Train with --distill-coef above 0, or export the flow."
             )
-        if best_of > 1 and not networks.config.trains_policy:
+        if best_of > 1 and networks.policy is None:
             raise ConfigError(f"best_of is {best_of}; expected 1, because {spec.method} trains no critics.")
         if best_of > 1 and one_step:
             raise ConfigError(f"best_of is {best_of}; expected 1, because the one-step policy draws one chunk.")

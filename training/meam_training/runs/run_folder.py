@@ -196,8 +196,17 @@ class Run:
         score: float | None = None,
         online: Mapping[str, Tensor] | None = None,
     ) -> TrainingState:
-        networks, optimizer, generator = learner.networks, learner.optimizer, learner.generator
-        return TrainingState(step, self.config, self.spec, self.data, networks, optimizer, generator, score, online)
+        return TrainingState(
+            step=step,
+            config=self.config,
+            spec=self.spec,
+            data=self.data,
+            networks=learner.networks,
+            optimizer=learner.optimizer,
+            generator=learner.generator,
+            score=score,
+            online=online,
+        )
 
 
 @contextlib.contextmanager
