@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import pydoc
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from meam_policy.cli import run
 
 ROOT = Path(__file__).parents[2]
 READMES = sorted((ROOT / "benchmarks").glob("*/*.md"))
@@ -32,11 +36,22 @@ EVERY = [(readme, words) for readme in READMES for words in commands(readme)]
 @cache
 def usage(*program: str) -> str:
     """What a program or a subcommand says of its options."""
-    start = (
-        [sys.executable, "-m", "meam_policy", *program[1:]] if program[0] == "meam" else [sys.executable, *program[1:]]
-    )
-    done = subprocess.run([*start, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
+        if program[0] == "meam":
+            with contextlib.suppress(SystemExit):
+                run([*program[1:], "--help"])
+            return out.getvalue()
+        script = ROOT / program[1]
+        patch.setattr(sys, "argv", [str(script), *program[2:], "--help"])
+        patch.syspath_prepend(str(script.parent))
+        for sibling in script.parent.glob("*.py"):  # another folder's script may bear the same name
+            patch.delitem(sys.modules, sibling.stem, raising=False)
+        with contextlib.suppress(SystemExit):
+            runpy.run_path(str(script), run_name="__main__")
+        for sibling in script.parent.glob("*.py"):
+            sys.modules.pop(sibling.stem, None)
+    return out.getvalue()
 
 
 def program(words: list[str]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ SCENE = "scene-play-singletask-task2-v0"
 PUZZLE = "puzzle-3x3-play-singletask-v0"
 NOISY_CUBE = CUBE.replace("play", "noisy")
 TASKS = [CUBE, *(pytest.param(name, marks=pytest.mark.slow) for name in (SCENE, PUZZLE, NOISY_CUBE))]
-STEPS = 120
+STEPS = 80
 
 
 @pytest.fixture(autouse=True)
