@@ -23,6 +23,7 @@ EFFECTIVE: dict[str, tuple[Any, str, dict[str, Any]]] = {  # field: a value, and
     "critic_hidden_dims": ((7,), "me-am", {}),
     "num_critics": (3, "me-am", {}),
     "fourier_scale": (2.0, "bc", {"fourier_features": 4}),
+    "pretrain_steps": (1, "me-am", {}),
     "best_of": (2, "me-am", {}),
     "discount": (0.5, "me-am", {}),
     "objective": ("target_score", "me-am", {}),

@@ -98,7 +98,7 @@ class Learner:
                 f"The gradient of update {step} is not finite ({shown}); expected finite numbers. Earlier checkpoints "
                 "are intact; try a smaller learning_rate, inverse_temperature or entropy_coef."
             )
-        if step == c.pretrain_steps:
+        if c.trains_policy and step == c.pretrain_steps:
             n.start_policy_from_prior()
             # Adam's moments are of gradients of another scale; keeping them would stall the prior for a long time.
             self.optimizer.state.clear()
