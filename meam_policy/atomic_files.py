@@ -9,7 +9,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["atomic_file", "atomic_folder", "delete_folder", "flush_to_disk", "move_folder", "write_atomically"]
+from meam_policy.errors import ConfigError
+
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "delete_folder",
+    "flush_to_disk",
+    "given_folder",
+    "move_folder",
+    "write_atomically",
+]
+
+
+def given_folder(name: str, folder: str | os.PathLike[str]) -> Path:
+    """Path of a folder that a caller gave, with `~` expanded.
+
+    Args:
+        name: Name of the argument, for the error.
+        folder: What was given; the folder need not exist.
+
+    Raises:
+        ConfigError: it is empty text, which would be the current folder, or neither text nor a path.
+    """
+    if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder).strip():
+        raise ConfigError(
+            f'{name} is {folder!r}; expected the path of a folder, as text or a Path. The current folder is ".".'
+        )
+    return Path(folder).expanduser()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -16,6 +17,8 @@ from rich.text import Text
 
 SILENCE = 600.0
 """Longest silence on a stderr that is no terminal, seconds."""
+SHORT = 32
+"""Longest cell that a table never folds, characters."""
 
 __all__ = ["print_json", "print_mapping", "print_table", "progress_bar", "say"]
 
@@ -37,15 +40,30 @@ def print_mapping(title: str, rows: Mapping[str, object]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table to stdout; columns after the first are right-aligned if they hold numbers."""
+    """Print a table to stdout; columns after the first are right-aligned if they hold numbers.
+
+    Columns of short cells keep them whole: a table of such columns only gets closer set, then wider than the terminal.
+    """
+    console = Console(highlight=False)
     # As plain text: rich takes what stands in square brackets for its markup.
     table = Table(title=Text(title), title_justify="left", show_header=any(columns), show_edge=False, pad_edge=False)
+    folds = False
     for index, column in enumerate(columns):
         numeric = all(str(row[index])[:1] in "-0123456789" for row in rows)
-        table.add_column(column, justify="right" if index and numeric else "left", overflow="fold")
+        short = all(cell_len(str(row[index])) <= SHORT for row in rows)
+        folds |= not short
+        table.add_column(column, justify="right" if index and numeric else "left", overflow="fold", no_wrap=short)
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    Console(highlight=False).print(table)
+    if not folds and _unfolded(table) > console.width:
+        table.padding = 0
+        console.width = max(console.width, _unfolded(table))
+    console.print(table)
+
+
+def _unfolded(table: Table) -> int:
+    """Width at which no cell is folded, characters."""
+    return Console(width=100_000).measure(table).maximum
 
 
 @contextmanager

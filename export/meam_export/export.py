@@ -20,7 +20,7 @@ from meam_export.variants.build import BuiltVariant, build_variant
 from meam_export.variants.ladder import LadderTask, measure_ladder
 from meam_export.variants.ladder_figure import draw_ladder
 from meam_export.variants.names import check_variant
-from meam_policy.atomic_files import atomic_folder
+from meam_policy.atomic_files import atomic_folder, given_folder
 from meam_policy.errors import ConfigError, OutputError
 from meam_policy.folder.policy_folder import CONFIG_FILE, GRAPH_FILE, LADDER_FILE, sha256
 from meam_policy.spec import PolicySpec, Solver, VariantSpec
@@ -116,11 +116,11 @@ def export_policy(
         OutputError: the folder is not empty, or cannot be written.
         NotFoundError: there is no such checkpoint.
         CheckpointError: the checkpoint is broken.
-        ConfigError: a setting is out of range, or there is no such variant.
+        ConfigError: a setting is out of range, there is no such variant, or the folder's name is empty.
         ParityError: a graph does not compute what the checkpoint computes; nothing is written.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
-    folder = Path(output_dir).expanduser().absolute()
+    folder = given_folder("output_dir", output_dir).absolute()
     _check_output_folder(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(checkpoint)
     integration = {

@@ -54,7 +54,7 @@ def evaluate(
         episodes: Number of episodes.
         seed: Seed of the first episode.
         num_envs: Environments that run in parallel.
-        async_envs: Run each environment in a separate process; worth it if its steps are slow.
+        async_envs: With --num-envs above 1, run each environment in a separate process; worth it if its steps are slow.
         video: New folder for a video of every episode; one environment at a time.
         record: Minari id, e.g. pockets/rollouts-v0, under which to record the episodes; `meam train --data` reads them,
             including those finished before Ctrl-C. Evaluate policies trained on them with another --seed.
@@ -96,7 +96,8 @@ def evaluate(
     if json:
         print_json(summary)
     else:
-        print_mapping(f"{policy} in {name}", {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in summary.items()})
+        shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in summary.items() if v is not None}
+        print_mapping(f"{policy} in {name}", shown)
 
 
 def _open_environment(name: str, num_envs: int, async_envs: bool, video: Path | None) -> AbstractContextManager[AnyEnv]:
@@ -104,7 +105,9 @@ def _open_environment(name: str, num_envs: int, async_envs: bool, video: Path | 
         raise ConfigError("--video films one environment at a time; leave out --num-envs and --async-envs, or --video.")
     if video is not None:
         return closing(make_filmed_environment(name, video))
-    if num_envs != 1 or async_envs:
+    if async_envs and num_envs == 1:
+        raise ConfigError("--async-envs has no effect on one environment; leave it out, or set --num-envs above 1.")
+    if num_envs != 1:
         return open_vector_environment(name, num_envs, asynchronous=async_envs)
     return closing(make_environment(name))
 

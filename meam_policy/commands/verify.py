@@ -86,7 +86,7 @@ def _plain_graph(graph: GraphReport) -> dict[str, Any]:
 
 def _print_report(policy: str, report: VerifyReport) -> None:
     _print_table(
-        f"{policy}: {len(report.files)} files have the hashes of config.json",
+        f"{policy}: {_counted(len(report.files))} of config.json",
         ["graph", "IR", "opset", "nodes", "weights", "operators"],
         [_structure(graph) for graph in report.graphs],
         left=("graph", "operators"),
@@ -110,6 +110,10 @@ def _print_report(policy: str, report: VerifyReport) -> None:
             print(f"{graph.file}: config.json has been changed since the export.")
     if not report.uncompared and not all(graph.compared for graph in report.graphs if graph.provider):
         print("* acts differently on purpose: so it may differ from the golden actions")
+
+
+def _counted(files: int) -> str:
+    return "1 file has the hash" if files == 1 else f"{files} files have the hashes"
 
 
 def _structure(graph: GraphReport) -> list[str]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from meam_policy.errors import ConfigError, IntegrityError, NotFoundError
 from meam_policy.folder.hub import download_policy
@@ -54,9 +55,9 @@ def locate_policy(
         The folder, which exists; its contents are not checked yet.
 
     Raises:
-        NotFoundError: a path that is empty or not a folder, or a repository without a policy.
+        NotFoundError: a path that is empty, not a folder or that of a training run, or a repository without a policy.
         HubError: the Hub could not deliver the policy.
-        ConfigError: it is no text and no path.
+        ConfigError: it is no text and no path, or the revision is empty, or given for a folder on this machine.
     """
     if not isinstance(path_or_repo_id, (str, os.PathLike)):
         raise ConfigError(
@@ -68,8 +69,16 @@ def locate_policy(
             f"The policy's name is empty ({path_or_repo_id!r}); expected the path of a folder, or a Hub repo id "
             '"owner/name". "." is this very folder.'
         )
+    if revision is not None and not revision.strip():
+        raise ConfigError(f"revision is {revision!r}; expected a branch, tag or commit on the Hub, or None for main.")
     path = Path(path_or_repo_id).expanduser()
+    _refuse_training(path)
     if path.is_dir():
+        if revision is not None:
+            raise ConfigError(
+                f'revision is "{revision}", but {path} is a folder on this machine, which has none; leave it out, or '
+                "give a Hub repo id owner/name."
+            )
         return path
     text = path_or_repo_id if isinstance(path_or_repo_id, str) else ""
     if not _REPO_ID.fullmatch(text) or path.parent.name in ("", ".", "..") or path.parent.is_dir():
@@ -92,6 +101,19 @@ def locate_policy(
                 f"{', '.join(required[2:])}. Upload the whole policy folder again."
             ) from error
     return folder
+
+
+def _refuse_training(path: Path) -> None:
+    """Refuse the folder of a training run or of its checkpoints, whose config.json would look like a newer policy's."""
+    above = path.absolute().parent
+    in_run = above.name == "checkpoints" and (above.parent / "run.json").is_file()  # best and latest are no folders
+    is_checkpoint = in_run or (path / "trainer.json").is_file()
+    if (is_checkpoint or (path / "run.json").is_file()) and not (path / GRAPH_FILE).exists():
+        kind = "a checkpoint" if is_checkpoint else "a training run"
+        raise NotFoundError(
+            f"{path} is {kind}, not a policy folder. Export it first: "
+            f"`meam export {quote(str(path))} --output-dir DIR`, then give DIR."
+        )
 
 
 def read_spec(folder: Path) -> PolicySpec:

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from meam_policy.atomic_files import atomic_folder, delete_folder, write_atomically
+from meam_policy.atomic_files import atomic_folder, delete_folder, given_folder, write_atomically
+from meam_policy.errors import ConfigError
 
 
 def contents(folder):
@@ -78,3 +79,14 @@ def test_a_folder_is_never_seen_half_deleted(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.rmtree", lambda path, **kwargs: None)  # killed before the first file is gone
     delete_folder(folder)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("folder", ["", "  ", None, 3])
+def test_what_is_no_path_is_refused_by_its_argument(folder):
+    with pytest.raises(ConfigError, match=f"output_dir is {folder!r}; expected the path of a folder"):
+        given_folder("output_dir", folder)
+
+
+def test_a_given_folder_is_a_path_with_the_home_folder_filled_in():
+    assert given_folder("output_dir", "~/runs") == Path.home() / "runs"
+    assert given_folder("output_dir", Path("runs")) == Path("runs")

@@ -534,3 +534,11 @@ def test_settings_without_effect_of_an_earlier_version_are_reset():
     assert TrainConfig.from_json(json.dumps(written)) == TrainConfig()
     written = {**json.loads(TrainConfig.preset("bc").to_json()), "num_critics": 2, "objective": "adjoint"}
     assert TrainConfig.from_json(json.dumps(written)) == TrainConfig.preset("bc")
+
+
+@pytest.mark.parametrize("method", ["bc", "qam", "qam-edit"])
+def test_a_method_without_its_preset_names_the_preset(method):
+    with pytest.raises(
+        ConfigError, match=rf'Leave it out, or take me-am\. In Python, TrainConfig\.preset\("{method}"\)'
+    ):
+        TrainConfig(method=method)

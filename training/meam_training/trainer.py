@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from meam_policy.atomic_files import given_folder
 from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError
 from meam_policy.spec import PolicySpec
@@ -80,7 +80,7 @@ def train(
 
     Raises:
         ConfigError: the known value does not return one differentiable value per row, or cannot be combined with
-            best_of; or Weights & Biases does not start.
+            best_of; the output folder's name is empty; or Weights & Biases does not start.
         OutputError: the folder cannot be written, or holds a run although `resume` is false; or the disk is full.
         LockedError: another process is training into the folder.
         CheckpointError: the run in the folder has other settings, or is broken.
@@ -91,12 +91,13 @@ def train(
         MissingExtraError: the environment's simulator or a logger is not installed.
         DivergedError: a gradient is not finite; the last checkpoint is intact.
     """
+    folder = given_folder("output_dir", output_dir)
     device = training_device(config.device)
     spec, data = make_spec(config, dataset), dataset.fingerprint + ("" if value is None else " with a known value")
     chunks = make_chunk_source(config, dataset, spec, device)
     if value is not None:
         check_known_value(value, chunks, config, device)
-    folder, steps = Path(output_dir).expanduser(), config.steps + config.online_steps
+    steps = config.steps + config.online_steps
     with (
         process_group(config, device) as group,
         _evaluator(config, spec, chunks, device, env, group) as evaluator,

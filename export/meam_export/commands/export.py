@@ -92,6 +92,7 @@ def export(arguments: ExportArguments) -> None:
     variants = (*(_ladder(checkpoint) if a.ladder else ()), *a.variants)
     if variants and a.nfe is None:  # adds the policy itself, for comparison
         variants = (f"k{checkpoint.spec.integration.nfe}", *variants)
+    _refuse_idle(a, variants)
     with contextlib.ExitStack() as stack:
         task = None
         if a.episodes < 0:
@@ -128,6 +129,24 @@ def export(arguments: ExportArguments) -> None:
         raise OutputError(f"The policy is in {exported}, but not in the Triton repository: {problem}") from problem
 
 
+def _refuse_idle(arguments: ExportArguments, variants: tuple[str, ...]) -> None:
+    """Refuse settings that have no effect on what is exported.
+
+    Raises:
+        ConfigError: there is one; the message says how it would have an effect.
+    """
+    if arguments.triton_device != "cpu" and arguments.triton is None:
+        raise ConfigError(
+            f"--triton-device {arguments.triton_device} is given without --triton; leave it out, or give --triton with "
+            "the folder of a model repository."
+        )
+    if arguments.tolerance is not None and not any(name.endswith(("int8", "fp16")) for name in variants):
+        raise ConfigError(
+            f"--tolerance {arguments.tolerance:g} has no effect without an int8 or fp16 variant; leave it out, or add "
+            "one, as in --variants int8."
+        )
+
+
 def _report(arguments: ExportArguments, exported: Exported, served: Path | None) -> None:
     variants = exported.spec.variants
     reports = {"policy": exported.parity, **exported.variants}
@@ -152,7 +171,7 @@ def _ladder(checkpoint: Checkpoint) -> tuple[str, ...]:
 def _print_parity(reports: dict[str, ParityReport]) -> None:
     print_table(
         "onnxruntime against PyTorch in float64, as shares of the action's half width",
-        ["graph", "weights", "inputs", "largest error", "rms error", "PyTorch float32"],
+        ["graph", "weights", "inputs", "max error", "rms error", "PyTorch"],
         [
             [
                 name,

@@ -9,7 +9,7 @@ from typing import get_args
 
 from meam_export.triton.config_text import TritonDevice, config_text, is_as_written
 from meam_export.triton.signature import Signature, Tensor, check_signature, read_signature
-from meam_policy.atomic_files import atomic_folder, write_atomically
+from meam_policy.atomic_files import atomic_folder, given_folder, write_atomically
 from meam_policy.errors import ConfigError, OutputError
 from meam_policy.folder.policy_folder import GRAPH_FILE, locate_policy, read_graph, read_spec
 
@@ -75,7 +75,7 @@ def write_triton_repository(
     graph = read_graph(folder, spec)
     signature = read_signature(graph, GRAPH_FILE)
     check_signature(signature, spec)
-    model = Path(repository).expanduser().absolute() / _model_name(policy_folder, model_name)
+    model = given_folder("repository", repository).absolute() / _model_name(policy_folder, model_name)
     version = _next_version(model, signature)
     config = config_text(
         model.name,

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from meam_export import export_policy
 from meam_export.commands import export as command
-from meam_policy import MeamPolicy, make_environment, rollout
+from meam_policy import ConfigError, MeamPolicy, make_environment, rollout
 from meam_policy.cli import run
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, collect, train
 
@@ -217,7 +218,11 @@ def test_triton_gets_the_policys_own_graph(run_folder: str, tmp_path: Path, caps
         (["--best-of", "0"], "Cannot export with best_of=0"),
         (["--time-grid", "0", "0.5"], "Cannot export with time_grid=(0.0, 0.5)"),
         (["--action-names", "x"], "action_names is 1 names; expected 2 names"),
-        (["--tolerance", "0"], "tolerance is 0.0; expected a number above 0"),
+        (["--variants", "int8", "--tolerance", "0"], "tolerance is 0.0; expected a number above 0"),
+        (["--tolerance", "0.1"], "--tolerance 0.1 has no effect without an int8 or fp16 variant; leave it out"),
+        (["--tolerance", "0.1", "--variants", "k1"], "--tolerance 0.1 has no effect without an int8 or fp16 variant"),
+        (["--triton-device", "gpu"], "--triton-device gpu is given without --triton; leave it out"),
+        (["--triton", ""], "the text after --triton is empty"),
         (["--variants", "int8", "--tolerance", "1e-9"], "policy-int8.onnx differs from the checkpoint by"),
     ],
 )
@@ -242,3 +247,13 @@ def test_help_names_every_form_of_a_variant(capsys: pytest.CaptureFixture[str]) 
     text = " ".join(capsys.readouterr().out.split())
     for example in ("k5", "k4-midpoint", "k3-grid", "one-step", "best-of-4", "-int8", "-fp16", "--ladder --episodes"):
         assert example in text
+
+
+def test_an_empty_folder_is_refused_not_taken_for_this_one(
+    run_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "the text after --output-dir is empty" in refused(capsys, run_folder, "--output-dir", "")
+    with pytest.raises(ConfigError, match="output_dir is ''; expected the path of a folder"):
+        export_policy(run_folder, "")
+    assert not list(tmp_path.iterdir())

@@ -101,7 +101,45 @@ def test_empty_name_of_a_policy_is_refused(capfd, swinger, monkeypatch, command)
     assert run([command, ""]) == 2
     output = capfd.readouterr()
     assert output.out == ""
-    assert output.err.startswith("meam: The policy's name is empty")
+    assert output.err.startswith(f"meam: `meam {command}`: argument 1 is empty")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (["eval", "policy", "--env-id", ""], "the text after --env-id"),
+        (["eval", "policy", "--revision="], "the text after --revision"),
+        (["info", "policy", "--revision", "  "], "the text after --revision"),
+        (["verify", "--json", "policy", "--variant", ""], "the text after --variant"),
+    ],
+)
+def test_empty_text_on_the_command_line_is_refused_by_its_flag(capfd, arguments, place):
+    assert run(arguments) == 2
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"meam: `meam {arguments[0]}`: {place} is empty")
+
+
+@pytest.mark.parametrize("command", ["info", "eval", "verify"])
+def test_a_training_run_is_not_taken_for_a_newer_policy(capfd, tmp_path, command):
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"method": "qam"}')
+    assert run([command, str(tmp_path)]) == 2
+    assert f"Export it first: `meam export {tmp_path} --output-dir DIR`, then give DIR." in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["info", "eval", "verify"])
+def test_a_folder_on_this_machine_has_no_revision(capfd, swinger, command):
+    assert run([command, str(swinger.folder), "--revision", "main"]) == 2
+    assert 'revision is "main", but' in capfd.readouterr().err
+
+
+def test_eval_shows_no_row_for_a_variant_that_was_not_asked_for(capfd, swinger):
+    assert run(["eval", str(swinger.folder), "--episodes", "1"]) == 0
+    output = capfd.readouterr().out
+    assert "return_mean" in output
+    assert "variant" not in output
+    assert "None" not in output
 
 
 @pytest.mark.parametrize(

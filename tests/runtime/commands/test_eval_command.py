@@ -36,7 +36,7 @@ def without_latency(summary):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["--num-envs", 3], ["--num-envs", 2, "--async-envs"], ["--async-envs"]])
+@pytest.mark.parametrize("options", [["--num-envs", 3], ["--num-envs", 2, "--async-envs"]])
 def test_figures_do_not_depend_on_how_many_environments_run_at_a_time(capfd, swinger, options):
     arguments = [swinger.folder, "--episodes", 5, "--seed", 9]
     single, several = figures(capfd, *arguments), figures(capfd, *arguments, *options)
@@ -86,6 +86,7 @@ def test_recording_without_the_training_extra_names_it(run_python, swinger):
         (["--root", "data"], "without --record"),
         (["--video", "videos", "--num-envs", "2"], "one environment at a time"),
         (["--video", "videos", "--async-envs"], "one environment at a time"),
+        (["--async-envs"], "set --num-envs above 1"),
         (["--record", "rollouts"], "not a Minari id"),
     ],
 )

@@ -263,6 +263,7 @@ def test_folder_with_nothing_but_config_and_graph_is_checked_with_drawn_inputs(m
     output = capfd.readouterr().out
     assert "missing: model.safetensors, golden.safetensors, README.md" in output
     assert "8 drawn inputs" in output
+    assert ": 1 file has the hash of config.json" in output
 
 
 def test_what_is_there_of_an_incomplete_folder_is_checked(make_policy):

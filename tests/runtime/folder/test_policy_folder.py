@@ -181,3 +181,42 @@ def test_errors_write_nothing(make_policy, capfd):
         linear.load()
     assert sorted(linear.folder.iterdir()) == before
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("part", ["", "checkpoints/step_00000003", "checkpoints/best", "checkpoints/latest"])
+@pytest.mark.parametrize("find", [locate_policy, MeamPolicy.from_pretrained])
+def test_a_training_run_and_its_checkpoints_are_to_be_exported_first(tmp_path, part, find):
+    run = tmp_path / "my run"
+    (run / "checkpoints" / "step_00000003").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    (run / "config.json").write_text('{"method": "qam"}')
+    with pytest.raises(NotFoundError) as caught:
+        find(run / part)
+    kind = "a checkpoint" if part else "a training run"
+    command = f"meam export '{run / part}' --output-dir DIR"
+    assert str(caught.value) == (
+        f"{run / part} is {kind}, not a policy folder. Export it first: `{command}`, then give DIR."
+    )
+
+
+def test_a_checkpoint_away_from_its_run_is_to_be_exported_first(tmp_path):
+    (tmp_path / "trainer.json").write_text("{}")
+    with pytest.raises(NotFoundError, match="is a checkpoint, not a policy folder"):
+        locate_policy(tmp_path)
+
+
+def test_a_policy_kept_beside_a_run_file_is_still_a_policy(make_policy):
+    folder = make_policy().folder
+    (folder / "run.json").write_text("{}")
+    assert locate_policy(folder) == folder
+
+
+@pytest.mark.parametrize("revision", ["", " "])
+def test_an_empty_revision_is_refused_before_the_hub_is_asked(revision):
+    with pytest.raises(ConfigError, match=r"revision is .*expected a branch, tag or commit"):
+        MeamPolicy.from_pretrained("owner/name", revision=revision)
+
+
+def test_a_revision_of_a_folder_on_this_machine_is_refused(make_policy):
+    with pytest.raises(ConfigError, match='revision is "v1", but .* is a folder on this machine'):
+        MeamPolicy.from_pretrained(make_policy().folder, revision="v1")

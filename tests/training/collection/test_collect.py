@@ -23,6 +23,7 @@ from meam_training.collection.dataset_folder import default_dataset_id
 from meam_training.collection.demonstrators import Episode, PocketsDemonstrator, PointmazeDemonstrator
 from meam_training.collection.demonstrators import pointmaze as pointmaze_module
 from meam_training.commands import collect as command
+from meam_training.commands import train as train_command
 from meam_training.data.dataset import OfflineDataset
 from meam_training.trainer import train
 
@@ -424,7 +425,9 @@ def test_an_interrupted_command_says_how_to_resume(tmp_path, capsys, monkeypatch
 def test_the_command_to_train_with_can_be_pasted_whatever_the_folder_is_called(tmp_path, capsys):
     command.run([POCKETS, "--transitions", "40", "--root", str(tmp_path / "it's data")], "meam collect")
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Train with: ")]
-    assert shlex.split(line.removeprefix("Train with: "))[4] == str(tmp_path / "it's data" / "meam" / "pockets-v0")
+    words = shlex.split(line.removeprefix("Train with: "))
+    assert train_command._parse(words[2:], "meam train").output_dir == Path("runs/first")
+    assert words[4] == str(tmp_path / "it's data" / "meam" / "pockets-v0")
 
 
 def test_the_root_is_minaris_own_unless_given(tmp_path, monkeypatch):
@@ -517,4 +520,15 @@ def test_an_evaluation_never_starts_where_the_data_started(tmp_path):
 def test_a_negative_seed_is_refused(tmp_path, environment):
     with pytest.raises(ConfigError, match="seed is -1"):
         collect(environment, 10, seed=-1, root=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"root": ""}, "root is ''; expected the path of a folder"), ({"dataset_id": ""}, '"" is not a Minari id')],
+)
+def test_empty_text_is_no_default(tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        collect(POCKETS, 10, **{"root": tmp_path, **given})
     assert not list(tmp_path.iterdir())

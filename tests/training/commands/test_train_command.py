@@ -3,13 +3,17 @@ import json
 import os
 import shlex
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from meam_export.commands.export import ExportArguments
 from meam_policy import console
 from meam_policy.cli import run as meam
+from meam_policy.commands import parse
+from meam_policy.errors import ConfigError
 from meam_training.commands import train as train_command
 from meam_training.commands.train import _Progress
 from meam_training.config import TrainConfig
@@ -161,6 +165,7 @@ def test_an_interrupted_run_says_how_to_resume_once_it_has_begun(begun, data, tm
     capsys.readouterr()
     assert meam(["train", "--resume", "--output-dir", "it's a run"]) == 130
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Resume with: ")]
+    assert train_command._parse(shlex.split(line)[4:], "meam train").output_dir == Path("it's a run")
     assert shlex.split(line)[2:] == ["meam", "train", "--resume", "--output-dir", "it's a run"]
     assert meam(["train", "--data", str(data), "--output-dir", "new"]) == 130
     assert "Resume with" not in capsys.readouterr().err
@@ -172,6 +177,8 @@ def test_the_help_lists_every_setting_as_a_flat_flag_with_its_choices(capsys, mo
         meam(["train", "--help"])
     out = capsys.readouterr().out
     for field in dataclasses.fields(TrainConfig):
+        if field.name == "method":  # chosen by the preset
+            continue
         assert f"--{field.name.replace('_', '-')}" in out
     assert "--objective {reweighted,adjoint,target_score}" in out
     assert "--sde-steps {None}|INT" in out
@@ -213,3 +220,70 @@ def test_in_a_terminal_the_note_has_a_line_of_its_own(monkeypatch):
 def test_resuming_where_there_is_no_run_says_so(tmp_path, capsys):
     assert meam(["train", "--resume", "--output-dir", str(tmp_path / "typo")]) == 2
     assert "typo holds no run to resume" in capsys.readouterr().err
+
+
+def test_the_method_is_chosen_by_the_preset_alone(data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        meam(["train", "--help"])
+    assert "--method" not in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        meam(["train", "--method", "qam", "--data", str(data), "--output-dir", str(tmp_path / "run"), *TINY.split()])
+    assert caught.value.code == 2
+    assert "--method" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_that_the_preset_fixes_is_refused_with_the_way_out(data, tmp_path, capsys):
+    arguments = ["--data", str(data), "--output-dir", str(tmp_path / "run"), "--entropy-coef", "0.1"]
+    assert meam(["train", "qam", *arguments]) == 2
+    assert "the preset qam fixes it at 0.0. Leave it out, or take me-am." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "", "--output-dir", "run"], "the text after --data is empty"),
+        (["--data", "", "--output-dir", "run", "--resume"], "the text after --data is empty"),
+        (["--data", "walk.npz", "--output-dir", ""], "the text after --output-dir is empty"),
+        (["--data", "walk.npz", "--output-dir=", "--resume"], "the text after --output-dir is empty"),
+        (["", "--data", "walk.npz", "--output-dir", "run"], "argument 1 is empty"),
+        (["--data", "None", "--output-dir", "run"], "--data is None; expected a Minari id"),
+    ],
+)
+def test_data_and_folders_without_a_name_are_refused_by_their_flag(
+    data, tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert meam(["train", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [data.name]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["collect", "--root", ""], ["collect", "--dataset-id", ""], ["sweep", ""]], ids=" ".join
+)
+def test_other_commands_refuse_empty_text_too(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert meam(arguments) == 2
+    assert "is empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_output_folder_is_refused_in_python_too(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="output_dir is ''; expected the path of a folder"):
+        train(TrainConfig(), OfflineDataset.from_ogbench(str(data)), "")
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_the_printed_exports_of_the_last_and_of_the_best_checkpoint_are_whole_commands(begun, capsys):
+    state = begun / "checkpoints" / "step_00000003" / "trainer.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "score": 7.0}))
+    os.rename(begun, begun.parent / "it's a run")
+    capsys.readouterr()
+    assert meam(["train", "--resume", "--output-dir", "it's a run", "--steps", "5"]) == 0
+    printed = [line.partition("meam export ")[2] for line in capsys.readouterr().err.splitlines()]
+    exports = [parse(ExportArguments, shlex.split(line), "meam export") for line in printed if line]
+    assert [str(export.checkpoint) for export in exports] == ["it's a run", "it's a run/checkpoints/best"]
+    assert len({export.output_dir for export in exports}) == 2
+    assert [Checkpoint.load(export.checkpoint).step for export in exports] == [5, 3]

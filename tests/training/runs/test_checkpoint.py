@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import meam_training.runs.checkpoint as checkpoint_module
 from meam_policy import atomic_files
-from meam_policy.errors import CheckpointError, MeamError, NotFoundError, OutputError
+from meam_policy.errors import CheckpointError, ConfigError, MeamError, NotFoundError, OutputError
 from meam_training.networks.meam_networks import build_networks
 from meam_training.runs.checkpoint import Checkpoint, TrainingState
 from meam_training.trainer import make_spec, train
@@ -469,3 +469,12 @@ def test_a_disk_that_turns_out_full_only_when_it_is_flushed_spares_the_old_check
     with pytest.raises(OutputError, match="No space left on device"):
         save(tmp_path, Checkpoint.load(run), 2)
     assert steps(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("folder", [None, "", 3])
+@pytest.mark.parametrize(
+    "find", [Checkpoint.load, Checkpoint.latest, Checkpoint.best, lambda folder: Checkpoint.prune(folder, 1)]
+)
+def test_what_is_no_path_is_refused_by_its_value(find, folder):
+    with pytest.raises(ConfigError, match=f"is {folder!r}; expected the path of a folder"):
+        find(folder)

@@ -72,7 +72,7 @@ def collect(
     """
     if transitions < 1 or seed < 0:
         raise ConfigError(f"transitions is {transitions} and seed is {seed}; expected transitions >= 1 and seed >= 0.")
-    name = dataset_id or default_dataset_id(environment_id)
+    name = default_dataset_id(environment_id) if dataset_id is None else dataset_id
     with warnings.catch_warnings(), ExitStack() as opened:
         # OGBench's manipulation tasks recreate their action space at every step, which warns each time.
         warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from meam_policy.atomic_files import given_folder
 from meam_policy.errors import ConfigError, MissingExtraError, OutputError
 from meam_training.data.minari_files import minari_root
 
@@ -26,7 +27,7 @@ def new_dataset_folder(name: str, root: str | os.PathLike[str] | None) -> Path:
         root: Folder of the Minari data sets; None takes Minari's own.
 
     Raises:
-        ConfigError: the name is not a Minari id.
+        ConfigError: the name is not a Minari id, or the root is empty.
         OutputError: the data set already exists, or the root is not writable.
         MissingExtraError: minari is not installed.
     """
@@ -37,7 +38,7 @@ def new_dataset_folder(name: str, root: str | os.PathLike[str] | None) -> Path:
     match = DATASET_ID_RE.fullmatch(name)
     if match is None or match["version"] is None:
         raise ConfigError(f'"{name}" is not a Minari id; expected one such as "namespace/name-v0".')
-    base = (minari_root() if root is None else Path(root).expanduser()).absolute()
+    base = (minari_root() if root is None else given_folder("root", root)).absolute()
     if (base / name).exists():
         raise OutputError(f"The data set {base / name} exists already. Delete it, or choose another id or folder.")
     try:

@@ -12,19 +12,16 @@ from typing import Annotated
 
 import tyro
 
-from meam_policy.commands import parse
+from meam_policy.commands import parse, refuse_empty
 from meam_policy.console import print_json, progress_bar, say
 from meam_policy.errors import DatasetError, NotFoundError
-from meam_training.config import PRESETS, TrainConfig
+from meam_training.config import PRESETS, Method, TrainConfig
 from meam_training.data.dataset import OfflineDataset
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.run_folder import RunRecord, load_settings
 from meam_training.trainer import train
 
 __all__ = ["TrainArguments", "run"]
-
-UNKNOWN = ""
-"""Placeholder for the data of a run that does not record their origin."""
 
 DESCRIPTION = f"""Train a policy from a data set: meam train PRESET --data DATA --output-dir DIR [settings].
 
@@ -38,6 +35,9 @@ Example: meam train me-am --data meam/pockets-v0 --output-dir runs/pockets --ste
 class _Draft(TrainConfig):
     """Settings as built by the parser, unchecked; they are checked once it is known which of them were given."""
 
+    # The preset chooses the method, and with it the settings of its scheme, which a flag would leave behind.
+    method: tyro.conf.Suppress[Method] = "me-am"
+
     def __post_init__(self) -> None:
         """Check nothing."""
 
@@ -46,7 +46,7 @@ class _Draft(TrainConfig):
 class TrainArguments:
     """Arguments of `meam train`, after the preset."""
 
-    data: str
+    data: Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
     """Minari id, folder of a Minari data set, or OGBench .npz file."""
     output_dir: Path
     """Folder of the run."""
@@ -63,6 +63,7 @@ class TrainArguments:
 def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and train."""
     parsed = _parse(arguments, prog)
+    assert parsed.data is not None  # otherwise _parse refuses
     dataset = _load(parsed.data, parsed.env_id)
     origin = {"data": _absolute(parsed.data), "env_id": parsed.env_id}
     last = Checkpoint.latest(parsed.output_dir) if parsed.resume else None
@@ -100,7 +101,7 @@ def run(arguments: list[str], prog: str) -> None:
     if best is not None and best.step != checkpoint.step:
         say(
             f"The best return, {best.score:.4g}, was that of update {best.step}: "
-            f"meam export {quote(str(parsed.output_dir / 'checkpoints' / 'best'))}"
+            f"meam export {quote(str(parsed.output_dir / 'checkpoints' / 'best'))} --output-dir policies/best"
         )
 
 
@@ -131,6 +132,7 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
     """Parse the arguments, with the data and settings of a resumed run as defaults."""
     named = bool(arguments) and not arguments[0].startswith("-")
     preset = arguments[0] if named else None
+    refuse_empty(arguments, prog)
     folder = _resumed(arguments)
     begun = None if folder is None else load_settings(folder)
     record = None if folder is None else RunRecord.load(folder)
@@ -145,15 +147,17 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
         description=DESCRIPTION,
         paired_flags=True,  # a flag that the resumed run has set can be given again, or negated and then refused
         default=TrainArguments(
-            data=origin.get("data") or (tyro.MISSING if folder is None else UNKNOWN),
+            data=origin.get("data") or (tyro.MISSING if folder is None else None),
             output_dir=tyro.MISSING,
             config=_Draft(**vars(settings)),
             env_id=origin.get("env_id"),
         ),
     )
-    if parsed.data == UNKNOWN and begun is None:
+    if parsed.data is None and folder is None:  # the word None, which tyro reads as Python's
+        raise DatasetError("--data is None; expected a Minari id, the folder of a Minari data set, or an .npz file.")
+    if parsed.data is None and begun is None:
         raise NotFoundError(f"{folder} holds no run to resume. Give the folder of one, or --data to begin one there.")
-    if parsed.data == UNKNOWN:
+    if parsed.data is None:
         raise DatasetError(
             f"The run in {folder} was begun in Python, from arrays or without `origin`, so its data is not known here. "
             "Resume it in Python with train(..., resume=True), or give its --data."

@@ -209,7 +209,10 @@ class TrainConfig:
         check_fields(fields, values)
         for name, value in _FIXED[self.method].items():
             if values[name] != value:
-                raise ConfigError(f"{name} is {values[name]}; the preset {self.method} fixes it at {value}.")
+                raise ConfigError(
+                    f"{name} is {values[name]}; the preset {self.method} fixes it at {value}. Leave it out, or take "
+                    f'me-am. In Python, TrainConfig.preset("{self.method}") sets it.'
+                )
         for name, condition in _without_effect(fields, values).items():
             raise ConfigError(
                 f"{name} is {_shown(values[name])}, but has no effect with {condition.other}="

@@ -30,7 +30,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from meam_policy.atomic_files import atomic_folder, delete_folder, flush_to_disk
+from meam_policy.atomic_files import atomic_folder, delete_folder, flush_to_disk, given_folder
 from meam_policy.errors import CheckpointError, NotFoundError, OutputError
 from meam_policy.spec import PolicySpec
 from meam_training.config import TrainConfig
@@ -115,8 +115,9 @@ class Checkpoint:
         Raises:
             NotFoundError: there is no such folder, no checkpoint in it, or, for `best`, none with a score.
             CheckpointError: a file is missing or broken.
+            ConfigError: `path` is empty, or no path.
         """
-        folder = Path(path).expanduser()
+        folder = given_folder("path", path)
         if folder.name in (_LATEST, _BEST) and folder.parent.name == "checkpoints" and not folder.exists():
             return cls._named(folder)
         if not folder.is_dir():
@@ -176,6 +177,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: a file of the checkpoint is missing or broken.
+            ConfigError: `output_dir` is empty, or no path.
         """
         while folders := _folders(output_dir):
             try:
@@ -195,6 +197,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: a file of the checkpoint is missing or broken.
+            ConfigError: `output_dir` is empty, or no path.
         """
         scores = _scores(output_dir)
         return cls.load(max(scores, key=lambda folder: scores[folder])) if scores else None
@@ -209,6 +212,7 @@ class Checkpoint:
 
         Raises:
             OutputError: a checkpoint cannot be deleted.
+            ConfigError: `output_dir` is empty, or no path.
         """
         scores = _scores(output_dir)
         best = {max(scores, key=lambda folder: scores[folder])} if scores else set()
@@ -230,6 +234,7 @@ class Checkpoint:
 
         Raises:
             OutputError: the folder cannot be written, for instance because the disk is full.
+            ConfigError: `output_dir` is empty, or no path.
         """
         folder = _checkpoints(output_dir) / f"step_{state.step:08d}"
         tensors, layout = _flatten_optimizer(state.optimizer.state_dict())
@@ -336,7 +341,7 @@ def _unflatten_optimizer(tensors: Mapping[str, Tensor], layout: Mapping[str, Any
 
 
 def _checkpoints(output_dir: str | os.PathLike[str]) -> Path:
-    return Path(output_dir).expanduser() / "checkpoints"
+    return given_folder("output_dir", output_dir) / "checkpoints"
 
 
 def _folders(output_dir: str | os.PathLike[str]) -> list[Path]:

@@ -33,6 +33,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from meam_policy.atomic_files import given_folder
 from meam_policy.errors import CheckpointError, ConfigError, NotFoundError, OutputError
 from meam_training.config import PRESETS, TrainConfig
 from meam_training.runs.checkpoint import Checkpoint
@@ -115,6 +116,7 @@ def read_sweep(path: str | os.PathLike[str], output_dir: str | os.PathLike[str])
             range, given twice or without effect, or two runs are the same.
     """
     settings, grid, tasks = _tables(Path(path).expanduser())
+    folder = given_folder("output_dir", output_dir)
     runs: dict[str, SweepRun] = {}
     idle = settings.keys() - {"preset"}
     for task, own in tasks.items():
@@ -123,7 +125,7 @@ def read_sweep(path: str | os.PathLike[str], output_dir: str | os.PathLike[str])
             name = ",".join(f"{key}={_readable(value)}" for key, value in {"task": task, **point}.items())
             if name in runs:
                 raise ConfigError(f"{path}: two runs are {name}; expected different values in every list of [grid].")
-            run = _run(name, Path(output_dir).expanduser() / name, settings, {**own, **point})
+            run = _run(name, folder / name, settings, {**own, **point})
             idle = {key for key in idle if key not in own and getattr(run.config, key) != _setting(settings[key])}
             runs[name] = run
     for key in sorted(idle):  # settings without effect on any run, which raises
