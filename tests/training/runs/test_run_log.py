@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,7 @@ def test_a_logger_that_is_not_installed_is_named_with_the_command(
 
 WANDB = """
 import sys
+import time
 import wandb
 from meam_training import TrainConfig
 from meam_training.runs.run_log import RunLog
