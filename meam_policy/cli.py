@@ -125,10 +125,12 @@ def _usage() -> str:
         "Train flow policies from offline data, export them to ONNX, and act with them.\n\n"
         f"commands:\n{rows}\n\n"
         "The usual way:\n"
-        "  meam collect meam/Pockets-v0\n"
-        "  meam train me-am --data meam/pockets-v0 --output-dir runs/pockets --steps 2000\n"
+        "  meam collect meam/Pockets-v0 --transitions 20000 --root data\n"
+        "  meam train me-am --data data/meam/pockets-v0 --output-dir runs/pockets \\\n"
+        "      --steps 5000 --pretrain-steps 4000 --chunk-size 5 --learning-rate 1e-3 --batch-size 128 \\\n"
+        "      --hidden-dims 128 128 --critic-hidden-dims 128 128 --num-critics 2\n"
         "  meam export runs/pockets --output-dir policies/pockets\n"
-        "  meam eval policies/pockets\n\n"
+        "  meam eval policies/pockets --episodes 100\n\n"
         "`meam COMMAND --help` explains a command; `meam --version` prints the version.\n"
     )
 

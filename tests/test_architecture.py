@@ -88,7 +88,6 @@ def _targets(tree: ast.Module) -> Iterator[str]:
                 yield inner if inner in modules() else node.module
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_room_is_on_one_storey(package):
     rooms = {room(module) for module in modules() if module.split(".")[0] == package}

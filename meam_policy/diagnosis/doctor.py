@@ -134,36 +134,36 @@ def _onnxruntime(device: Device) -> Iterator[Finding]:
 def _providers(device: Device, onnxruntime: ModuleType) -> Iterator[Finding]:
     offered = onnxruntime.get_available_providers()
     started = set()
-    for candidate, provider in _PROVIDERS.items():
-        if provider not in offered and candidate != device:
+    for tried, provider in _PROVIDERS.items():
+        if provider not in offered and tried != device:
             continue
         try:
-            probe = probe_device(candidate)
+            probe = probe_device(tried)
         except MeamError as error:
-            yield _failed_provider(candidate, device, error)
+            yield _failed_provider(tried, device, error)
             continue
-        started.add(candidate)
-        yield Finding(candidate, "ok", f"{probe.provider} works")
-        if needs_gpu(candidate):
-            yield _tf32(candidate, probe.exact)
+        started.add(tried)
+        yield Finding(tried, "ok", f"{probe.provider} works")
+        if needs_gpu(tried):
+            yield _tf32(tried, probe.exact)
     if _PROVIDERS["cuda"] in offered and sys.platform == "linux":
         yield from _cuda_libraries(onnxruntime, device, "cuda" in started)
 
 
-def _failed_provider(candidate: Device, device: Device, error: MeamError) -> Finding:
-    seen = str(error).removeprefix(f'device="{candidate}", but ')
-    if candidate in (device, "cpu"):
-        return Finding(candidate, "problem", seen, "" if needs_gpu(candidate) else _REINSTALL.format("onnxruntime"))
-    level: Level = "warning" if (candidate, device) == ("cuda", "auto") else "note"
+def _failed_provider(tried: Device, device: Device, error: MeamError) -> Finding:
+    seen = str(error).removeprefix(f'device="{tried}", but ')
+    if tried in (device, "cpu"):
+        return Finding(tried, "problem", seen, "" if needs_gpu(tried) else _REINSTALL.format("onnxruntime"))
+    level: Level = "warning" if (tried, device) == ("cuda", "auto") else "note"
     remedy = 'Policies with device="auto" run on the CPU.' if level == "warning" else "Only matters if you want it."
-    return Finding(candidate, level, f"offered, but does not work here: {seen}", remedy)
+    return Finding(tried, level, f"offered, but does not work here: {seen}", remedy)
 
 
-def _tf32(candidate: Device, exact: bool) -> Finding:
+def _tf32(tried: Device, exact: bool) -> Finding:
     if exact:
-        return Finding("TF32", "ok", f"off: {candidate} multiplies in float32")
+        return Finding("TF32", "ok", f"off: {tried} multiplies in float32")
     remedy = "Set NVIDIA_TF32_OVERRIDE=0 in the environment; check policies with `meam verify`."
-    return Finding("TF32", "warning", f"on: {candidate} rounds the inputs of float32 products to ten bits", remedy)
+    return Finding("TF32", "warning", f"on: {tried} rounds the inputs of float32 products to ten bits", remedy)
 
 
 def _cuda_libraries(onnxruntime: ModuleType, device: Device, works: bool) -> Iterator[Finding]:

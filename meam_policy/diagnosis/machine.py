@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -106,12 +106,19 @@ def may_use_realtime(root: Path = _ROOT) -> bool | None:
     return None
 
 
-def tick_lateness_ms(rate_hz: float, seconds: float = 1.0) -> NDArray[np.float64]:
+def tick_lateness_ms(
+    rate_hz: float,
+    seconds: float = 1.0,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], object] = time.sleep,
+) -> NDArray[np.float64]:
     """Sleep to the ticks of a control loop that does nothing else, and measure how late each wake-up was.
 
     Args:
         rate_hz: Ticks per second, 1 to 10,000.
         seconds: Duration of the measurement; at least five ticks are measured.
+        clock: Time in seconds, from any origin.
+        sleep: Sleeps for the given seconds.
 
     Returns:
         Lateness of each wake-up, milliseconds, in order.
@@ -123,11 +130,11 @@ def tick_lateness_ms(rate_hz: float, seconds: float = 1.0) -> NDArray[np.float64
         raise ConfigError(f"rate_hz is {rate_hz}; expected 1 to {MAX_RATE_HZ:g}.")
     ticks = max(_LEAST_TICKS, math.ceil(rate_hz * seconds))
     lateness = np.zeros(ticks)
-    start = time.monotonic()
+    start = clock()
     for tick in range(ticks):
         due = start + (tick + 1) / rate_hz
-        time.sleep(max(due - time.monotonic(), 0.0))
-        lateness[tick] = time.monotonic() - due
+        sleep(max(due - clock(), 0.0))
+        lateness[tick] = clock() - due
     return lateness * 1e3
 
 

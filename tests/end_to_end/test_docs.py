@@ -26,6 +26,7 @@ import meam_export
 import meam_policy
 import meam_training
 from meam_policy import MeamPolicy, cli, errors
+from meam_training.commands import train as train_command
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
@@ -122,6 +123,17 @@ def test_every_command_line_names_a_command_and_its_flags(words: list[str], monk
     for word in words:
         if word.startswith("--"):
             assert word.partition("=")[0] in found.value.flags, f"meam {' '.join(command)} has no {word}"
+
+
+def test_the_helps_show_the_recipe_of_the_training_page(capsys: pytest.CaptureFixture[str]) -> None:
+    def commands(text: str) -> list[list[str]]:
+        lines = re.sub(r"\\\n", " ", text).splitlines()
+        return [shlex.split(line) for line in lines if re.match(r" *meam [a-z]+ ", line)]
+
+    recipe = commands(section("docs/training.md", "The same on the command line"))[:4]
+    assert cli.run(["--help"]) == 0
+    assert commands(capsys.readouterr().out) == recipe
+    assert shlex.split(train_command.DESCRIPTION.partition("Example: ")[2]) == recipe[1]
 
 
 def test_inline_commands_exist() -> None:

@@ -90,7 +90,7 @@ def test_the_graph_is_self_contained_and_free_of_control_flow_and_randomness(pol
     assert batch[0]
 
 
-def test_other_flow_steps_change_the_graph_but_not_the_weights(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_another_nfe_and_solver_change_the_graph_but_not_the_weights(checkpoint: Checkpoint, tmp_path: Path) -> None:
     one = export_policy(checkpoint, tmp_path / "one", nfe=1, solver="euler")
     module = PolicyModule(checkpoint.load_networks(), MeamPolicy.from_pretrained(one).spec)
     observation, noise = torch.zeros(1, 4), torch.ones(1, 8)

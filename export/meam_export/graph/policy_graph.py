@@ -138,7 +138,7 @@ class _PolicyGraph:
         return write.op("Reshape", repeated, write.integers(-1, width))
 
     def _prefix_guide(self) -> Callable[[Expression], Expression]:
-        """Inpainting: the denoised action D becomes (1 - w) D + w p, with the prefix p and its weights w."""
+        """Guide of the solver: the denoised action D becomes (1 - w) D + w p, with the prefix p and its weights w."""
         write, spec = self._write, self._spec
         prefix = _input("prefix", "batch", spec.chunk_size, spec.action_dim)
         weight = _input("prefix_weight", "batch", spec.chunk_size)

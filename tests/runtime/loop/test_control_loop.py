@@ -724,7 +724,7 @@ def test_actions_are_shaped_and_typed_like_the_action_space_and_within_its_bound
 
 
 def run_timed(loop, clock, steps, work=None, **arguments):
-    """Run a loop, with so many seconds of work in some ticks; the time of every action after the first one's."""
+    """Run a loop with the given seconds of work in some ticks; the time of every action after the first one's."""
     times = []
 
     def send(_):

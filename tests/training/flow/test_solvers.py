@@ -227,10 +227,10 @@ def test_confined_euler_ends_at_the_last_denoised_action() -> None:
     assert (reached.abs() == 1).any()
 
 
-# Inpainting a prefix
+# Guided to a prefix
 
 
-def inpainted(
+def guided(
     field: Field,
     x_0: np.ndarray,
     times: Sequence[float],
@@ -257,13 +257,13 @@ def test_a_prefix_is_for_solvers_that_evaluate_nothing_at_the_end() -> None:
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
 @settings(deadline=None)
 @given(seed=st.integers(0, 10_000), times=GRIDS, act=st.integers(1, 4))
-def test_an_inpainted_flow_is_that_of_its_definition_on_any_grid_for_any_weights(
+def test_a_guided_flow_is_that_of_its_definition_on_any_grid_for_any_weights(
     solver: Solver, confine: bool, seed: int, times: tuple[float, ...], act: int
 ) -> None:
     field, generator = random_field(seed, act), np.random.default_rng(seed + 1)
     x_0, known = generator.normal(size=(3, act)), generator.uniform(-1, 1, (3, act))
     weight = np.clip(generator.uniform(-0.5, 1.5, (3, act)), 0, 1)
-    reached = inpainted(field, x_0, times, solver, confine, known, weight)
+    reached = guided(field, x_0, times, solver, confine, known, weight)
     expected = by_definition(field, x_0, times, solver, confine, known, weight)
     np.testing.assert_allclose(reached, expected, rtol=1e-9, atol=1e-9)
 
@@ -286,9 +286,7 @@ def test_a_prefix_of_weight_one_is_reproduced_whatever_the_velocity_is(
     generator = np.random.default_rng(0)
     known, weight = np.array([number, -number, 0.5]), np.array([1.0, 1.0, 0.0])
     x_0 = np.array([start, -start / 2, 0.3])
-    reached = inpainted(
-        lambda x, _t: size * generator.normal(size=3), x_0, times, solver, confine, known, weight, dtype
-    )
+    reached = guided(lambda x, _t: size * generator.normal(size=3), x_0, times, solver, confine, known, weight, dtype)
     # The path is straight, and no step of these grids is more than 40 times as long as the one before.
     np.testing.assert_allclose(reached[:2], known[:2], rtol=0, atol=1000 * torch.finfo(dtype).eps)
 
@@ -303,7 +301,7 @@ def test_a_prefix_of_weight_zero_changes_nothing(
 ) -> None:
     field, x_0 = random_field(seed, 3), np.random.default_rng(seed + 1).normal(size=(4, 3))
     plain = solve(on_tensors(field), torch.from_numpy(x_0), times, solver, confine).numpy()
-    np.testing.assert_allclose(inpainted(field, x_0, times, solver, confine, 1e3, 0.0), plain, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(guided(field, x_0, times, solver, confine, 1e3, 0.0), plain, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.slow
@@ -312,7 +310,7 @@ def test_a_prefix_of_weight_zero_changes_nothing(
 def test_a_flow_to_one_point_ends_between_it_and_the_prefix_in_proportion_to_the_weight(
     solver: Solver, times: tuple[float, ...], weight: float, known: float, centre: float
 ) -> None:
-    reached = inpainted(lambda x, t: (centre - x) / (1 - t), np.ones(2), times, solver, False, known, weight)
+    reached = guided(lambda x, t: (centre - x) / (1 - t), np.ones(2), times, solver, False, known, weight)
     np.testing.assert_allclose(reached, (1 - weight) * centre + weight * known, rtol=0, atol=1e-11)
 
 
@@ -329,7 +327,7 @@ def test_a_little_more_weight_changes_the_result_a_little(
     direction = -1 if weight > 0.5 else 1
 
     def change(by: float) -> float:
-        ends = (inpainted(field, x_0, times, solver, confine, known, w) for w in (weight, weight + direction * by))
+        ends = (guided(field, x_0, times, solver, confine, known, w) for w in (weight, weight + direction * by))
         return float(np.abs(next(ends) - next(ends)).max())
 
     # Lipschitz: the constant of a small change is no larger than that of a thousand times as much.
@@ -338,7 +336,7 @@ def test_a_little_more_weight_changes_the_result_a_little(
 
 
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
-def test_every_evaluation_is_inpainted_once(solver: Solver) -> None:
+def test_every_evaluation_is_guided_once(solver: Solver) -> None:
     seen: list[torch.Tensor] = []
 
     def guide(x_1: torch.Tensor) -> torch.Tensor:
@@ -371,7 +369,7 @@ NOISE = np.random.default_rng(0).normal(size=(5000, ACT))
 def share_of_the_way(solver: Solver, known: int, sign: int) -> float:
     """Share of the results that follow sign * WAY when its first `known` components are the prefix."""
     weight = (np.arange(ACT) < known).astype(float)
-    reached = inpainted(of_two_ways, NOISE, Integration(10, solver).times, solver, False, sign * WAY, weight)
+    reached = guided(of_two_ways, NOISE, Integration(10, solver).times, solver, False, sign * WAY, weight)
     np.testing.assert_allclose(reached[:, :known], np.tile(sign * WAY[:known], (len(NOISE), 1)), rtol=0, atol=1e-12)
     return float((sign * reached[:, known:] * WAY[known:] > 0).all(axis=1).mean())
 

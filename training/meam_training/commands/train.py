@@ -28,7 +28,9 @@ DESCRIPTION = f"""Train a policy from a data set: meam train PRESET --data DATA 
 PRESET is one of {", ".join(PRESETS)}; by default me-am, or that of the resumed run. Checkpoints and metrics.csv go to
 the output folder. Ctrl-C finishes the update and saves; meam train --resume --output-dir DIR continues from there.
 
-Example: meam train me-am --data meam/pockets-v0 --output-dir runs/pockets --steps 2000 --chunk-size 5"""
+Example: meam train me-am --data data/meam/pockets-v0 --output-dir runs/pockets --steps 5000 --pretrain-steps 4000
+--chunk-size 5 --learning-rate 1e-3 --batch-size 128 --hidden-dims 128 128 --critic-hidden-dims 128 128
+--num-critics 2"""
 
 
 @dataclass(frozen=True)

@@ -331,7 +331,7 @@ class TrainConfig:
         """Read settings written by `to_json`, including those of earlier versions.
 
         Earlier versions accepted settings without effect; these are reset to their defaults, so that every run can be
-        resumed. (A resumed `bc` run may draw different random numbers, which used to depend on the policy's settings.)
+        resumed. Where such settings of a `bc` run take part in its random draws, the resumed run draws other numbers.
 
         Raises:
             ConfigError: the text is not JSON, or does not hold valid training settings.

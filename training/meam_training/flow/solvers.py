@@ -15,7 +15,7 @@ __all__ = ["PREFIX_SOLVERS", "Vector", "denoised", "solve"]
 
 
 PREFIX_SOLVERS: tuple[Solver, ...] = ("euler", "ab2", "midpoint")
-"""Solvers that never evaluate the velocity at t = 1, so that they can inpaint a prefix."""
+"""Solvers that never evaluate the velocity at t = 1, so that a `guide` can hold them to a prefix."""
 
 
 @runtime_checkable
@@ -61,8 +61,8 @@ def solve(
             max(|x_0|, 3): with a = h / (2 (1 - t)) <= 1/2, a midpoint step ends at
             (1 - 2a) x + 2 (D' - a D) / (1 - a), where the denoised actions D, D' lie in the box.
         guide: Modifies the denoised action at each evaluation, to steer the flow towards the part of the result that
-            is already known (inpainting). Not for solvers that evaluate the velocity at t = 1, where nothing is left
-            to denoise.
+            is already known ("inpainting" in the literature). Not for solvers that evaluate the velocity at t = 1,
+            where nothing is left to denoise.
 
     References:
         Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I, 1993, sections II.1 and III.1, III.5.

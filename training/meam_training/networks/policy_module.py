@@ -101,11 +101,11 @@ class PolicyModule(nn.Module):
             given = self.normaliser.normalise(prefix).flatten(1)
             weight = prefix_weight.repeat_interleave(self.chunk_shape[1], dim=1)
 
-            def inpaint(x_1: Tensor) -> Tensor:
+            def guide(x_1: Tensor) -> Tensor:
                 # D' = w given + (1 - w) D, without derivatives of the network
                 return (1 - weight) * x_1 + weight * given
 
-            x_1 = n.flow(n.deployed, features, noise, self.integration, inpaint).clamp(-1, 1)
+            x_1 = n.flow(n.deployed, features, noise, self.integration, guide).clamp(-1, 1)
         else:
             x_1, values = n.choose(features, noise, integration=self.integration)
         actions = self.normaliser.to_environment(x_1.reshape(-1, *self.chunk_shape))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -38,6 +38,7 @@ class RunLog:
         run_id: Id in Weights & Biases; a known id continues that run.
         metrics: Columns of `metrics.csv` after the step; `updates_per_second` is appended to them.
         evaluations: Columns of `evaluations.csv` after the step.
+        clock: Time in seconds, from any origin.
 
     Raises:
         MissingExtraError: TensorBoard or Weights & Biases is requested but not installed.
@@ -53,6 +54,7 @@ class RunLog:
         run_id: str,
         metrics: Sequence[str],
         evaluations: Sequence[str],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._values: dict[str, list[Tensor]] = {}
         with _full_disk_is_an_output_error(folder):
@@ -64,7 +66,7 @@ class RunLog:
             if "wandb" in config.loggers:
                 self._sinks.append(WandBSink(folder, config, run_id))
         self._folder = folder
-        self._start = time.perf_counter()
+        self._clock, self._start = clock, clock()
 
     def __enter__(self) -> RunLog:
         return self
@@ -87,8 +89,8 @@ class RunLog:
         row = {name: torch.stack(values).mean().item() for name, values in self._values.items()}
         # Counts gradient norms, the one metric of every update; the online warm-up has none.
         updates = len(self._values.get("gradient_norm", ()))
-        row["updates_per_second"] = updates / (time.perf_counter() - self._start)
-        self._values, self._start = {}, time.perf_counter()
+        row["updates_per_second"] = updates / (self._clock() - self._start)
+        self._values, self._start = {}, self._clock()
         return self._log(self._metrics, "train", step, row)
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -106,9 +108,9 @@ class RunLog:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Exclude the time spent in the context from the updates per second."""
-        before = time.perf_counter()
+        before = self._clock()
         yield
-        self._start += time.perf_counter() - before
+        self._start += self._clock() - before
 
     def flush(self) -> None:
         """Flush all rows to disk, so that they survive a power failure.

@@ -57,7 +57,7 @@ KINDS = {
     "takes_prefix": TrainConfig.preset("me-am", **SIZES),
     "takes_prefix, not confined": CONFIG,
 }
-INPAINTED = [kind for kind in KINDS if kind.startswith("takes_prefix")]
+WITH_PREFIX = [kind for kind in KINDS if kind.startswith("takes_prefix")]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 GRIDS: dict[str, tuple[float, ...] | None] = {"equal steps": None, "unequal steps": (0.0, 0.125, 0.3, 1.0)}
 
@@ -228,7 +228,7 @@ def exported(
 
 @cache
 def exported_kind(kind: str, precision: Precision = "fp32") -> tuple[bytes, PolicyModule, Weights]:
-    one_step, takes_prefix = kind.startswith("one step"), kind in INPAINTED
+    one_step, takes_prefix = kind.startswith("one step"), kind in WITH_PREFIX
     return exported(make_spec(config=KINDS[kind]), KINDS[kind], precision, one_step, takes_prefix)
 
 
@@ -275,7 +275,7 @@ CASES = [
     (kind, solver, grid)
     for kind, solver, grid in itertools.product(KINDS, SOLVERS, GRIDS)
     if not kind.startswith("one step") or (solver, grid) == ("euler", "equal steps")  # where nothing is integrated
-    if kind not in INPAINTED or solver in PREFIX_SOLVERS
+    if kind not in WITH_PREFIX or solver in PREFIX_SOLVERS
 ]
 
 
@@ -284,7 +284,7 @@ CASES = [
 def test_the_graph_computes_what_the_definition_says(kind: str, solver: Solver, grid: str) -> None:
     config, one_step = KINDS[kind], kind.startswith("one step")
     spec = make_spec(3 * EVALUATIONS[solver], config=config, solver=solver, time_grid=GRIDS[grid])
-    graph, module, weights = exported(spec, config, one_step=one_step, takes_prefix=kind in INPAINTED)
+    graph, module, weights = exported(spec, config, one_step=one_step, takes_prefix=kind in WITH_PREFIX)
     observation, noise = inputs(spec)
     expected = numpy_policy(weights, spec, config, observation, noise, one_step)
     session = start(graph)
@@ -448,12 +448,12 @@ def clipped(spec: PolicySpec, prefix: np.ndarray) -> np.ndarray:
     return prefix.clip(offset - scale, offset + scale).clip(spec.action.low, spec.action.high)
 
 
-INPAINTABLE = [k for k, c in KINDS.items() if c.best_of == 1 and not c.edit_scale and not k.startswith("one step")]
+CAN_TAKE_PREFIX = [k for k, c in KINDS.items() if c.best_of == 1 and not c.edit_scale and not k.startswith("one step")]
 UNEQUAL: dict[str, tuple[float, ...] | None] = {**GRIDS, "a short last step": (0.0, 0.5, 0.99, 1.0)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", INPAINTABLE)
+@pytest.mark.parametrize("kind", CAN_TAKE_PREFIX)
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
 @pytest.mark.parametrize("grid", UNEQUAL)
 def test_a_continued_chunk_is_the_one_of_the_definition(kind: str, solver: Solver, grid: str) -> None:
@@ -475,7 +475,7 @@ def test_a_continued_chunk_is_the_one_of_the_definition(kind: str, solver: Solve
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", INPAINTED)
+@pytest.mark.parametrize("kind", WITH_PREFIX)
 @pytest.mark.parametrize("solver", PREFIX_SOLVERS)
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("size", [1, 1000], ids=["small", "large"])
@@ -501,7 +501,7 @@ def test_actions_given_with_weight_one_come_back_within_the_bounds_whatever_the_
 
 
 def test_a_prefix_of_weight_zero_is_of_no_consequence() -> None:
-    for kind in INPAINTED:
+    for kind in WITH_PREFIX:
         spec = make_spec(config=KINDS[kind])
         (observation, noise), (prefix, _) = inputs(spec), some_prefixes(spec, 64)
         found = run(session_of(kind), observation, noise, 100 * prefix, np.zeros((64, 3)))["actions"]
@@ -512,7 +512,7 @@ def test_a_prefix_of_weight_zero_is_of_no_consequence() -> None:
 
 
 def test_every_row_continues_its_own_prefix_with_its_own_weights() -> None:
-    for kind in INPAINTED:
+    for kind in WITH_PREFIX:
         spec, session = make_spec(config=KINDS[kind]), session_of(kind)
         (observation, noise), given = inputs(spec, 9), some_prefixes(spec, 9)
         together = run(session, observation, noise, *given)["actions"]
@@ -555,7 +555,7 @@ def test_a_prefix_in_any_units_is_clipped_to_the_narrower_of_scale_and_bounds(
 
 
 @pytest.mark.parametrize(("precision", "largest", "usual"), [("int8", 0.15, 0.02), ("fp16", 6e-3, 6e-4)])
-@pytest.mark.parametrize("kind", INPAINTED)
+@pytest.mark.parametrize("kind", WITH_PREFIX)
 def test_with_rounded_weights_a_chunk_is_continued_nearly_the_same(
     kind: str, precision: Precision, largest: float, usual: float
 ) -> None:
