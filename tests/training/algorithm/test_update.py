@@ -125,7 +125,7 @@ def test_the_noise_has_a_row_for_everything_that_is_random(make_config, batch, a
         "head_x_0": (heads, act),
         "edit": (batch if edits else 0, act),
     }
-    np.testing.assert_allclose(noise.probes @ noise.probes.T, np.eye(probes), atol=1e-5)
+    np.testing.assert_allclose(noise.probes @ noise.probes.T, np.eye(probes), atol=1e-3)  # Gram-Schmidt, in float32
 
 
 @pytest.mark.parametrize("method", ["qam-edit", "me-am"])
