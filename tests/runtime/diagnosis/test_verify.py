@@ -260,7 +260,7 @@ def test_folder_with_nothing_but_config_and_graph_is_checked_with_drawn_inputs(m
     assert (data["passed"], data["missing"]) == (False, list(report.missing))
     with pytest.raises(NotFoundError, match="golden.safetensors"):
         run([str(linear.folder)], "meam verify")
-    output = capfd.readouterr().out
+    output = " ".join(capfd.readouterr().out.split())
     assert "missing: model.safetensors, golden.safetensors, README.md" in output
     assert "8 drawn inputs" in output
     assert ": 1 file has the hash of config.json" in output
