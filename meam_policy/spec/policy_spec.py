@@ -26,7 +26,7 @@ GRAPH_FILE = "policy.onnx"
 """The graph of the policy itself."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PolicySpec:
     """A policy's contract: its spaces, its normalisation, how its flow is integrated, and where it came from.
 
@@ -123,6 +123,14 @@ class PolicySpec:
             require(plain, "files", repr(name), "plain file names")
             good = len(digest) == 64 and not set(digest) - set("0123456789abcdef")
             require(good, f'files["{name}"]', repr(digest), "a SHA-256 in lower-case hexadecimal")
+
+    def __repr__(self) -> str:
+        """Describe the policy in one line; `to_json` shows everything."""
+        return (
+            f"PolicySpec(method={self.method!r}, environment_id={self.environment_id!r}, "
+            f"observation={self.observation_dim} numbers, action={self.action_dim} numbers, "
+            f"chunk={self.chunk_size}, {self.integration})"
+        )
 
     @property
     def observation_dim(self) -> int:

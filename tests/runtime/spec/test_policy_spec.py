@@ -807,3 +807,10 @@ def test_reading_does_not_change_the_callers_data():
 def test_names_with_commas_are_refused_for_a_graphs_metadata_separates_them_by_commas():
     with pytest.raises(FormatError, match="observation_names is .*; expected names without commas"):
         dataclasses.replace(GOOD, observation_names=("a,b", "c"))
+
+
+def test_a_printed_spec_is_one_line():
+    assert repr(GOOD) == (
+        f"PolicySpec(method={GOOD.method!r}, environment_id='meam/Pockets-v0', observation=2 numbers, "
+        "action=1 numbers, chunk=4, Integration(nfe=2, solver='euler', time_grid=(0.0, 0.25, 1.0), best_of=1))"
+    )
