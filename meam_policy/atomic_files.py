@@ -87,16 +87,16 @@ def atomic_folder(folder: Path, *, replace: bool = False, last: str = "") -> Ite
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
+        _flush_all(temporary)  # before anything is deleted for it
         if folder.is_dir() and not any(folder.iterdir()):
-            _flush_all(temporary)
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == last):
                 path.rename(folder / path.name)
             flush_to_disk(folder)
-            flush_to_disk(folder.parent)
         else:
             if replace and folder.is_dir():
                 delete_folder(folder)
-            move_folder(temporary, folder)
+            temporary.rename(folder)
+        flush_to_disk(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from meam_policy import atomic_files
 from meam_policy.atomic_files import atomic_folder, delete_folder, given_folder, write_atomically
 from meam_policy.errors import ConfigError
 
@@ -58,6 +59,18 @@ def test_a_folder_replaces_another_only_where_it_is_asked_to(tmp_path):
     with pytest.raises(OSError, match="not empty"), atomic_folder(folder) as hidden:
         (hidden / "c").write_text("c")
     assert contents(tmp_path) == {"folder/b": "b"}
+
+
+def test_a_folder_is_on_the_disk_before_the_one_that_it_replaces_is_deleted(tmp_path, monkeypatch):
+    folder, events = tmp_path / "folder", []
+    folder.mkdir()
+    (folder / "old").write_text("1")
+    flush, rename = atomic_files.flush_to_disk, Path.rename
+    monkeypatch.setattr(atomic_files, "flush_to_disk", lambda path: (events.append(path.name), flush(path)))
+    monkeypatch.setattr(Path, "rename", lambda self, to: (events.append(f"to {to.name}"), rename(self, to)))
+    with atomic_folder(folder, replace=True) as hidden:
+        (hidden / "new").write_text("2")
+    assert events == ["new", hidden.name, "to .folder.deleted", "to folder", tmp_path.name]
 
 
 def test_an_empty_folder_is_filled_with_the_named_file_last(tmp_path, monkeypatch):
