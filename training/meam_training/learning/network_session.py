@@ -23,7 +23,6 @@ class NetworkSession:
 
     def __init__(self, networks: MeamNetworks, spec: PolicySpec) -> None:
         self.takes_prefix = False
-        self._networks = networks
         self._device = next(networks.parameters()).device
         self._policy = PolicyModule(networks, spec).to(self._device)
 
@@ -42,7 +41,7 @@ class NetworkSession:
     ) -> dict[str, NDArray[np.float32]]:
         """Compute all outputs of the exported graph; see `PolicySession.run_all`. Takes no prefix."""
         rows, draws = (torch.from_numpy(array).to(self._device) for array in (observation, noise))
-        with self._networks.in_float32():
+        with self._policy.networks.in_float32():
             outputs = self._policy.decide(rows, draws)
         names = ("actions", "value", "disagreement")
         return {name: tensor.cpu().numpy() for name, tensor in zip(names, outputs, strict=False)}
