@@ -11,7 +11,7 @@ from torch import Tensor
 
 from meam_training.config import TrainConfig
 
-__all__ = ["ROW_AXES", "ChunkBatch", "MeamNoise", "RowAxis", "draw_noise", "mixed_rows", "row_axes"]
+__all__ = ["ROW_AXES", "ChunkBatch", "MeamNoise", "RowAxis", "draw_noise", "mixed_rows", "orthonormal", "row_axes"]
 
 _DRAWS = 4
 """Interpolants drawn per sample: a row of the regression is cheap compared with the sample and its density."""
