@@ -14,7 +14,13 @@ __all__ = ["NAMES", "OBJECTIVES", "changed_settings", "method_labels", "setting_
 NAMES = {"bc": "BC flow", "qam": "QAM", "qam-edit": "QAM-EDIT", "me-am": "ME-AM"}
 """The methods' names in the literature."""
 
-OBJECTIVES = {"adjoint": "adjoint matching", "target_score": "target score", "reweighted": "reweighted flow matching"}
+OBJECTIVES = {
+    "adjoint": "adjoint matching",
+    "bridge": "adjoint matching on bridges",
+    "target_score": "target score",
+    "reweighted": "reweighted flow matching",
+    "two_scale": "weights early, adjoint late",
+}
 """Names of the objectives of `TrainConfig.objective`."""
 
 _LENGTHS = ("steps", "pretrain_steps")

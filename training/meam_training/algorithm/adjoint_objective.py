@@ -28,7 +28,7 @@ from meam_training.flow.path import score_from_velocity, time_like
 from meam_training.flow.velocity import RecordedVelocity
 from meam_training.networks.meam_networks import MeamNetworks
 
-__all__ = ["ADJOINT_METRICS", "adjoint_loss", "prior_score", "terminal_adjoint"]
+__all__ = ["ADJOINT_METRICS", "adjoint_loss", "prior_score", "terminal_adjoint", "value_gradient"]
 
 ADJOINT_METRICS = ("adjoint_max", "outside_box")
 """Names of the logged metrics: the largest component of the adjoint at the path's last step, and the share of
@@ -81,16 +81,23 @@ def terminal_adjoint(
     evaluated at the clipped action too; each component is bounded by `score_limit`, and is zero where it would drive
     x_1 further out: away from the data a learned score extrapolates, and training diverges without these limits.
     """
-    with torch.enable_grad():
-        x = x_1.detach().requires_grad_()
-        value = n.values(features.detach(), x.clamp(-1, 1)).mean(dim=0).sum()
-        (gradient,) = torch.autograd.grad(value, x)
-    adjoint = -config.inverse_temperature * gradient
+    adjoint = -config.inverse_temperature * value_gradient(n, features, x_1)
     if config.entropy_coef:
         score = prior_score(n, features, x_1, config)
         outward = (x_1.abs() >= 1) & (score * x_1 < 0)
         adjoint = adjoint + config.entropy_coef * score.masked_fill(outward, 0.0)
     return adjoint
+
+
+def value_gradient(
+    n: MeamNetworks, features: Float[Tensor, "batch features"], x_1: Float[Tensor, "batch act"]
+) -> Float[Tensor, "batch act"]:
+    """Gradient of Q, the mean of the target critics at the clipped action; zero in components outside the box."""
+    with torch.enable_grad():
+        x = x_1.detach().requires_grad_()
+        value = n.values(features.detach(), x.clamp(-1, 1)).mean(dim=0).sum()
+        (gradient,) = torch.autograd.grad(value, x)
+    return gradient
 
 
 def prior_score(

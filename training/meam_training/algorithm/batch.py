@@ -13,9 +13,6 @@ from meam_training.config import TrainConfig
 
 __all__ = ["ROW_AXES", "ChunkBatch", "MeamNoise", "RowAxis", "draw_noise", "mixed_rows", "orthonormal", "row_axes"]
 
-_DRAWS = 4
-"""Interpolants drawn per sample: a row of the regression is cheap compared with the sample and its density."""
-
 
 class ChunkBatch(NamedTuple):
     """A batch of action chunks on the training device.
@@ -82,6 +79,9 @@ class MeamNoise(NamedTuple):
         sample_x_0: Initial noise of the samples that train a policy without an SDE [candidates, rows, act].
         match_x_0: Noise end points of these samples' interpolants [draws, candidates, rows, act].
         match_t: Times of these interpolants [draws, candidates, rows, 1].
+        bridge_start: Initial noise of the policy's samples to which bridges lead [batch, act].
+        bridge_x_0: Noise end points of these bridges [points, batch, act].
+        bridge_t: Times of the points on them, where they are random [points, batch, 1].
         probes: Orthonormal directions of the divergence [probes, act].
         ascent_x_0: Noise of the starts of the gradient ascent, except the first [ascent_starts - 1, mixed, act].
         bandwidth: Noise added to the Q-maximised actions [mixed, act].
@@ -99,6 +99,9 @@ class MeamNoise(NamedTuple):
     sample_x_0: Annotated[Tensor, RowAxis(1)]
     match_x_0: Annotated[Tensor, RowAxis(2)]
     match_t: Annotated[Tensor, RowAxis(2)]
+    bridge_start: Annotated[Tensor, RowAxis(0)]
+    bridge_x_0: Annotated[Tensor, RowAxis(1)]
+    bridge_t: Annotated[Tensor, RowAxis(1)]
     probes: Annotated[Tensor, RowAxis(None)]
     ascent_x_0: Annotated[Tensor, RowAxis(1)]
     bandwidth: Annotated[Tensor, RowAxis(0)]
@@ -116,10 +119,12 @@ def draw_noise(
 ) -> MeamNoise:
     """Draw the randomness of one update."""
     mixed = mixed_rows(batch_size, config)
-    adjoint = config.objective == "adjoint"
-    per_state = config.candidates if config.objective == "reweighted" else 1
-    rows = 0 if adjoint else batch_size // per_state
-    probes = min(config.divergence_probes, action_dim) if config.objective == "reweighted" else 0
+    along_sde = batch_size if config.objective == "adjoint" else 0
+    draws, candidates, rows = _drawn_samples(batch_size, config)
+    weighs = config.objective in ("reweighted", "two_scale")
+    probes = min(config.divergence_probes, action_dim) if weighs else 0
+    points = {"two_scale": 1, "bridge": config.nfe}.get(config.objective, 0)
+    bridges = batch_size if points else 0
     heads = batch_size if config.edit_scale or config.distill_coef else 0
     edits = batch_size if config.edit_scale else 0
 
@@ -134,11 +139,14 @@ def draw_noise(
         next_edit=normal(edits, config.best_of * action_dim),
         flow_x_0=normal(batch_size, action_dim),
         flow_t=uniform(batch_size, 1),
-        sde_x_0=normal(batch_size if adjoint else 0, action_dim),
-        sde=normal((config.sde_steps or config.nfe) - 1, batch_size if adjoint else 0, action_dim),
-        sample_x_0=normal(per_state, rows, action_dim),
-        match_x_0=normal(_DRAWS, per_state, rows, action_dim),
-        match_t=uniform(_DRAWS, per_state, rows, 1),
+        sde_x_0=normal(along_sde, action_dim),
+        sde=normal((config.sde_steps or config.nfe) - 1, along_sde, action_dim),
+        sample_x_0=normal(candidates, rows, action_dim),
+        match_x_0=normal(draws, candidates, rows, action_dim),
+        match_t=uniform(draws, candidates, rows, 1),
+        bridge_start=normal(bridges, action_dim),
+        bridge_x_0=normal(points, bridges, action_dim),
+        bridge_t=uniform(points, bridges, 1),
         probes=orthonormal(normal(action_dim, probes).T),
         ascent_x_0=normal(config.ascent_starts - 1, mixed, action_dim),
         bandwidth=normal(mixed, action_dim),
@@ -146,6 +154,20 @@ def draw_noise(
         head_x_0=normal(heads, action_dim),
         edit=normal(edits, action_dim),
     )
+
+
+def _drawn_samples(batch_size: int, config: TrainConfig) -> tuple[int, int, int]:
+    """Draws of (x_0, t) per sample, samples per observation, and observations, of the objectives that draw samples.
+
+    A row of the regression is cheap compared with a sample and its density, hence several draws. With two_scale, half
+    of the update's rows are left for its late part, which sees every observation.
+    """
+    candidates = config.candidates
+    return {
+        "target_score": (4, 1, batch_size),
+        "reweighted": (4, candidates, batch_size // candidates),
+        "two_scale": (2, candidates, max(1, batch_size // (2 * candidates))),
+    }.get(config.objective, (0, 1, 0))
 
 
 def mixed_rows(batch_size: int, config: TrainConfig) -> int:

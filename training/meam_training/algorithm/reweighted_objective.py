@@ -11,17 +11,15 @@ where the weights w of an observation sum to 1; see `meam_training.algorithm.sam
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from meam_training.algorithm.batch import MeamNoise
+from meam_training.algorithm.candidates import draw_candidates
 from meam_training.algorithm.sample_matching import importance_weights
 from meam_training.config import TrainConfig
-from meam_training.flow.likelihood import log_likelihood
 from meam_training.flow.path import flow_matching_loss, interpolate
 from meam_training.networks.meam_networks import MeamNetworks
-from meam_training.networks.velocity_field import VelocityField
 
 __all__ = ["REWEIGHTED_METRICS", "reweighted_loss"]
 
@@ -51,31 +49,16 @@ def reweighted_loss(
     References:
         Tong et al., Improving and Generalizing Flow-Based Generative Models, arXiv:2302.00482 (weighted flow matching).
     """
-    assert n.target_policy is not None
     assert n.policy is not None
     count, rows, _ = noise.sample_x_0.shape
-    from_prior = count // 4
     features = features[:rows]
-    with torch.no_grad():
-        x_1 = torch.cat(
-            [
-                n.flow(n.target_prior, features, noise.sample_x_0[:from_prior]),
-                n.flow(n.target_policy, features, noise.sample_x_0[from_prior:]),
-            ]
-        ).clamp(-1, 1)
-        repeated = features.expand(count, *features.shape)
-        value = n.values(repeated.flatten(0, 1), x_1.flatten(0, 1)).mean(dim=0).view(count, rows)
-
-    def log_density(field: VelocityField) -> Tensor:
-        return log_likelihood(field.condition(features), x_1, noise.probes, config.likelihood_steps)
-
-    log_prior, log_policy = log_density(n.target_prior), log_density(n.target_policy)
+    c = draw_candidates(n, features, count // 4, noise, config)
     weight = importance_weights(
-        log_prior, log_policy, value, from_prior / count, config.entropy_coef, config.inverse_temperature
+        c.log_prior, c.log_policy, c.value, c.prior_share, config.entropy_coef, config.inverse_temperature
     )
     effective = (1 / weight.square().sum(dim=0)).mean() / count
     x_0, t = noise.match_x_0, noise.match_t
-    x_1 = x_1.expand_as(x_0)
+    x_1 = c.x_1.expand_as(x_0)
     predicted = n.policy.condition(features)(interpolate(x_0, x_1, t), t)
     weight = (count * weight).expand(x_0.shape[:-1])
     loss = flow_matching_loss(predicted.flatten(0, 2), x_0.flatten(0, 2), x_1.flatten(0, 2), weight.flatten())

@@ -13,11 +13,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from meam_training.algorithm.adjoint_objective import ADJOINT_METRICS, adjoint_loss
 from meam_training.algorithm.batch import ChunkBatch, MeamNoise
+from meam_training.algorithm.bridge_objective import BRIDGE_METRICS, bridge_loss
 from meam_training.algorithm.critic_loss import CRITIC_METRICS, critic_loss
 from meam_training.algorithm.head_losses import HEAD_METRICS, head_losses
 from meam_training.algorithm.prior_loss import MIXTURE_METRICS, mixture_prior_loss, prior_loss
 from meam_training.algorithm.reweighted_objective import REWEIGHTED_METRICS, reweighted_loss
 from meam_training.algorithm.target_score_objective import TARGET_SCORE_METRICS, target_score_loss
+from meam_training.algorithm.two_scale_objective import TWO_SCALE_METRICS, two_scale_loss
 from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks
 
@@ -33,6 +35,8 @@ METRICS = tuple(
             *ADJOINT_METRICS,
             *TARGET_SCORE_METRICS,
             *REWEIGHTED_METRICS,
+            *TWO_SCALE_METRICS,
+            *BRIDGE_METRICS,
             *MIXTURE_METRICS,
             *HEAD_METRICS,
         )
@@ -40,7 +44,13 @@ METRICS = tuple(
 )
 """Names of all metrics that `Losses.metrics` may hold: the losses, then the metrics that their modules add."""
 
-OBJECTIVES = {"adjoint": adjoint_loss, "target_score": target_score_loss, "reweighted": reweighted_loss}
+OBJECTIVES = {
+    "adjoint": adjoint_loss,
+    "bridge": bridge_loss,
+    "target_score": target_score_loss,
+    "reweighted": reweighted_loss,
+    "two_scale": two_scale_loss,
+}
 """The policy's loss by `TrainConfig.objective`."""
 
 

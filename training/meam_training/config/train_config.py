@@ -25,7 +25,8 @@ from meam_training.config.declaration import (
 __all__ = ["PRESETS", "Logger", "Method", "Objective", "Precision", "Scheme", "TrainConfig"]
 
 Method = Literal["bc", "qam", "qam-edit", "me-am"]
-Objective = Literal["reweighted", "adjoint", "target_score"]
+Objective = Literal["two_scale", "reweighted", "adjoint", "bridge", "target_score"]
+BridgeAdjoint = Literal["denoiser", "scalar"]
 Scheme = Literal["ancestral", "reference"]
 Precision = Literal["float32", "bf16"]
 Logger = Literal["tensorboard", "wandb"]
@@ -36,8 +37,16 @@ TRAINS_POLICY = OnlyIf("method", lambda c: c.method != "bc", "take another metho
 EDITS = OnlyIf("method", lambda c: c.method == "qam-edit", "take the method qam-edit")
 HAS_FOURIER_FEATURES = OnlyIf("fourier_features", lambda c: c.fourier_features > 0, "set fourier_features above 0")
 FOLLOWS_SDE = OnlyIf("objective", lambda c: c.objective == "adjoint", "set objective to adjoint")
-REWEIGHTS = OnlyIf("objective", lambda c: c.objective == "reweighted", "set objective to reweighted")
-TAKES_GRADIENTS = OnlyIf("objective", lambda c: c.objective != "reweighted", "set objective to adjoint or target_score")
+WEIGHS = OnlyIf(
+    "objective", lambda c: c.objective in ("reweighted", "two_scale"), "set objective to two_scale or reweighted"
+)
+SWITCHES = OnlyIf("objective", lambda c: c.objective == "two_scale", "set objective to two_scale")
+FOLLOWS_BRIDGES = OnlyIf("objective", lambda c: c.objective == "bridge", "set objective to bridge")
+TAKES_SCORES = OnlyIf(
+    "objective",
+    lambda c: c.objective in ("adjoint", "bridge", "target_score"),
+    "set objective to adjoint, bridge or target_score",
+)
 READS_SCORE = OnlyIf(
     "entropy_coef",
     lambda c: c.entropy_coef > 0 or c.objective == "target_score",
@@ -116,27 +125,34 @@ class TrainConfig:
     """Entropy coefficient lambda in [0, 1): the policy's target density is p_prior^(1 - lambda) exp(tau Q), up to a
     constant."""
     objective: Annotated[Objective, TRAINS_POLICY] = "reweighted"
-    """How the policy is trained: reweighted (flow matching on samples of policy and prior, with importance weights),
-    adjoint (adjoint matching along an SDE), target_score (regression on the target's score)."""
+    """How the policy is trained: two_scale (importance weights early in flow time, the adjoint late), reweighted (flow
+    matching on samples of policy and prior, with importance weights), adjoint (adjoint matching along an SDE), bridge
+    (adjoint matching on bridges, without an SDE), target_score (regression on the target's score)."""
+    switch_time: Annotated[float, Range(above=0, below=1), TRAINS_POLICY, SWITCHES] = 0.7
+    """Flow time at which the two_scale objective changes from weights to the adjoint. Before it, modes further apart
+    than (1 - switch_time) / switch_time are decided; within what is left, the density should be close to Gaussian."""
+    bridge_adjoint: Annotated[BridgeAdjoint, TRAINS_POLICY, FOLLOWS_BRIDGES] = "denoiser"
+    """Adjoint of the bridge objective: denoiser (carried back by the Jacobian of the prior's denoised action), or
+    scalar (scaled by t, as published by SQAM)."""
     sde: Annotated[Scheme, TRAINS_POLICY, FOLLOWS_SDE] = "ancestral"
     """Discretisation of the adjoint objective's SDE: ancestral (exact linear part), or reference (Euler-Maruyama, as
     published)."""
     sde_steps: Annotated[int | None, Range(least=1), TRAINS_POLICY, FOLLOWS_SDE] = None
     """SDE steps of the adjoint objective; None takes nfe."""
-    candidates: Annotated[int, Range(least=1), TRAINS_POLICY, REWEIGHTS] = 8
-    """Weighted samples per observation in the reweighted objective, a quarter of them from the prior; 4 or more. An
-    update draws batch_size samples in total. Few candidates bias the policy towards the prior, in proportion to
-    1 / candidates."""
-    likelihood_steps: Annotated[int, Range(least=1), TRAINS_POLICY, REWEIGHTS] = 5
-    """Midpoint steps for the log densities of the reweighted objective."""
-    divergence_probes: Annotated[int, Range(least=1), TRAINS_POLICY, REWEIGHTS] = 2
+    candidates: Annotated[int, Range(least=1), TRAINS_POLICY, WEIGHS] = 8
+    """Weighted samples per observation, 4 or more; a quarter of them come from the prior in the reweighted objective,
+    an eighth in two_scale. An update draws batch_size of them in total, two_scale half as many. Few candidates bias the
+    policy towards the prior, in proportion to 1 / candidates."""
+    likelihood_steps: Annotated[int, Range(least=1), TRAINS_POLICY, WEIGHS] = 5
+    """Midpoint steps for the log densities of the weighted samples."""
+    divergence_probes: Annotated[int, Range(least=1), TRAINS_POLICY, WEIGHS] = 2
     """Directions along which the divergence in these log densities is evaluated; exact if there are as many as
     components in an action chunk."""
     mirror_stages: Annotated[int, Range(least=1), TRAINS_POLICY] = 1
     """Mirror-descent stages, of equal numbers of updates: the policy of one stage becomes the prior of the next."""
-    score_eps: Annotated[float, Range(above=0, below=1), TRAINS_POLICY, TAKES_GRADIENTS, READS_SCORE] = 0.1
+    score_eps: Annotated[float, Range(above=0, below=1), TRAINS_POLICY, TAKES_SCORES, READS_SCORE] = 0.1
     """Evaluate the prior's score from its velocity at t = 1 - score_eps."""
-    score_limit: Annotated[float, Range(above=0), TRAINS_POLICY, TAKES_GRADIENTS, READS_SCORE] = 10.0
+    score_limit: Annotated[float, Range(above=0), TRAINS_POLICY, TAKES_SCORES, READS_SCORE] = 10.0
     """Bound on each component of the prior's score, per normalised action unit: outside the data, a learned score
     extrapolates without bound."""
     mixture_weight: Annotated[float, Range(least=0, below=1)] = 0.1
@@ -227,10 +243,10 @@ class TrainConfig:
                 f"nfe is {self.nfe}; expected a multiple of {EVALUATIONS[self.solver]}, the evaluations per step of "
                 f'solver="{self.solver}", or solver="euler".'
             )
-        if self.objective == "reweighted" and self.trains_policy:
+        if self.objective in ("reweighted", "two_scale") and self.trains_policy:
             if self.batch_size < 4:
                 raise ConfigError(
-                    f'batch_size is {self.batch_size}; expected 4 or more with objective="reweighted". '
+                    f'batch_size is {self.batch_size}; expected 4 or more with objective="{self.objective}". '
                     'For smaller batches take objective="adjoint".'
                 )
             if not 4 <= self.candidates <= self.batch_size:

@@ -39,7 +39,9 @@ class RecordedVelocity:
 class Jacobian(Protocol):
     """Jacobian of a velocity with respect to x at many points, accessed through its products with vectors."""
 
-    def transposed_product(self, index: int, covector: Float[Tensor, "batch act"]) -> Float[Tensor, "batch act"]:
+    def transposed_product(
+        self, index: int | slice, covector: Float[Tensor, "*points act"]
+    ) -> Float[Tensor, "*points act"]:
         """Product J^T c at the points [index] of the first axis."""
         ...
 
@@ -66,7 +68,7 @@ class _AutogradJacobian:
     def __init__(self, velocity: Velocity, x: Tensor, t: Tensor) -> None:
         self._velocity, self._x, self._t = velocity, x, t
 
-    def transposed_product(self, index: int, covector: Tensor) -> Tensor:
+    def transposed_product(self, index: int | slice, covector: Tensor) -> Tensor:
         with torch.enable_grad():
             x = self._x[index].detach().requires_grad_()
             (product,) = torch.autograd.grad(self._velocity(x, self._t[index]), x, covector)

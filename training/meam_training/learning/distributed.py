@@ -57,11 +57,13 @@ class ProcessGroup:
                 f"online_steps is {config.online_steps}; expected 0 with {self.size} processes, since there is only "
                 "one environment. Use a single process for online training."
             )
-        unit = config.candidates if config.objective == "reweighted" and config.trains_policy else 1
+        # Rows of the batch behind one observation whose candidates are weighed, which no two processes can share.
+        groups = {"reweighted": config.candidates, "two_scale": 2 * config.candidates}
+        unit = groups.get(config.objective, 1) if config.trains_policy else 1
         if config.batch_size % (unit * self.size):
             raise ConfigError(
                 f"batch_size is {config.batch_size}; expected a multiple of {unit * self.size} for {self.size} "
-                f"processes" + (f" and {unit} candidates." if unit > 1 else ".")
+                f"processes" + (f" and {config.candidates} candidates." if unit > 1 else ".")
             )
         if 0 < mixed_rows(config.batch_size, config) < self.size:
             raise ConfigError(

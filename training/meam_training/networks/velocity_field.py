@@ -112,7 +112,9 @@ class MlpJacobian:
     def __init__(self, slopes: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         self._slopes, self._weights = slopes, weights
 
-    def transposed_product(self, index: int, covector: Float[Tensor, "batch out"]) -> Float[Tensor, "batch in"]:
+    def transposed_product(
+        self, index: int | slice, covector: Float[Tensor, "*points out"]
+    ) -> Float[Tensor, "*points in"]:
         """Product J^T c at the points [index] of the first axis."""
         for slopes, weight in zip(self._slopes[::-1], self._weights[:0:-1], strict=True):
             covector = (covector.to(weight.dtype) @ weight).to(slopes.dtype) * slopes[index]
