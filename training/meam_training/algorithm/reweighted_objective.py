@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from meam_training.algorithm.batch import MeamNoise
-from meam_training.algorithm.sample_matching import importance_weights
+from meam_training.algorithm.sample_matching import importance_weights, value_cost
 from meam_training.config import TrainConfig
 from meam_training.flow.likelihood import log_likelihood
 from meam_training.flow.path import flow_matching_loss, interpolate
@@ -46,7 +46,7 @@ def reweighted_loss(
         config: Settings.
 
     Returns:
-        The loss, and the metrics `REWEIGHTED_METRICS`.
+        The loss, and the metrics `REWEIGHTED_METRICS`; with a KL budget also the first two of `BUDGET_METRICS`.
 
     References:
         Tong et al., Improving and Generalizing Flow-Based Generative Models, arXiv:2302.00482 (weighted flow matching).
@@ -70,8 +70,9 @@ def reweighted_loss(
         return log_likelihood(field.condition(features), x_1, noise.probes, config.likelihood_steps)
 
     log_prior, log_policy = log_density(n.target_prior), log_density(n.target_policy)
+    tilt = n.tilt(config)
     weight = importance_weights(
-        log_prior, log_policy, value, from_prior / count, config.entropy_coef, config.inverse_temperature
+        log_prior, log_policy, value, from_prior / count, tilt.entropy_coef, tilt.inverse_temperature
     )
     effective = (1 / weight.square().sum(dim=0)).mean() / count
     x_0, t = noise.match_x_0, noise.match_t
@@ -79,4 +80,15 @@ def reweighted_loss(
     predicted = n.policy.condition(features)(interpolate(x_0, x_1, t), t)
     weight = (count * weight).expand(x_0.shape[:-1])
     loss = flow_matching_loss(predicted.flatten(0, 2), x_0.flatten(0, 2), x_1.flatten(0, 2), weight.flatten())
-    return loss, {"effective_samples": effective}
+    metrics = {"effective_samples": effective}
+    if n.trust_region is not None:
+        with torch.no_grad():
+            of_prior = value[:from_prior]
+            if (
+                from_prior == 1
+            ):  # one sample has no variance; the noise of the first of the policy's is free for another
+                another = n.flow(n.target_prior, features, noise.sample_x_0[1]).clamp(-1, 1)
+                of_prior = torch.cat([of_prior, n.values(features, another).mean(dim=0)[None]])
+        metrics["path_kl"] = (log_policy - log_prior)[from_prior:].mean() / config.chunk_size
+        metrics["unit_cost"] = value_cost(of_prior).mean() / config.chunk_size
+    return loss, metrics

@@ -39,8 +39,10 @@ class RecordedVelocity:
 class Jacobian(Protocol):
     """Jacobian of a velocity with respect to x at many points, accessed through its products with vectors."""
 
-    def transposed_product(self, index: int, covector: Float[Tensor, "batch act"]) -> Float[Tensor, "batch act"]:
-        """Product J^T c at the points [index] of the first axis."""
+    def transposed_product(
+        self, index: int, covector: Float[Tensor, "*parts batch act"]
+    ) -> Float[Tensor, "*parts batch act"]:
+        """Product J^T c at the points [index] of the first axis, for one covector at each point or several."""
         ...
 
     def product(self, vectors: Float[Tensor, "vectors act"]) -> Float[Tensor, "vectors *batch act"]:
@@ -67,6 +69,8 @@ class _AutogradJacobian:
         self._velocity, self._x, self._t = velocity, x, t
 
     def transposed_product(self, index: int, covector: Tensor) -> Tensor:
+        if covector.dim() > self._x.dim() - 1:
+            return torch.stack([self.transposed_product(index, part) for part in covector])
         with torch.enable_grad():
             x = self._x[index].detach().requires_grad_()
             (product,) = torch.autograd.grad(self._velocity(x, self._t[index]), x, covector)

@@ -112,8 +112,10 @@ class MlpJacobian:
     def __init__(self, slopes: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         self._slopes, self._weights = slopes, weights
 
-    def transposed_product(self, index: int, covector: Float[Tensor, "batch out"]) -> Float[Tensor, "batch in"]:
-        """Product J^T c at the points [index] of the first axis."""
+    def transposed_product(
+        self, index: int, covector: Float[Tensor, "*parts batch out"]
+    ) -> Float[Tensor, "*parts batch in"]:
+        """Product J^T c at the points [index] of the first axis, for one covector at each point or several."""
         for slopes, weight in zip(self._slopes[::-1], self._weights[:0:-1], strict=True):
             covector = (covector.to(weight.dtype) @ weight).to(slopes.dtype) * slopes[index]
         return covector @ self._weights[0]
