@@ -188,7 +188,7 @@ CHOICES = {
     "solver": ["euler", "ab2", "midpoint", "heun", "rk4"],
     "precision": ["float32", "bf16"],
 }
-SWITCHES = ["confine", "adaptive_mixture", "joint_clip", "compile"]
+SWITCHES = ["confine", "adaptive_mixture", "joint_clip", "compile", "layer_norm"]
 
 
 def changed(field: str, value: Any) -> TrainConfig:

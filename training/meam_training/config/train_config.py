@@ -90,6 +90,9 @@ class TrainConfig:
     faster. Without a C++ compiler, training warns and runs uncompiled."""
     hidden_dims: Annotated[tuple[int, ...], Range(least=1)] = (512, 512, 512, 512)
     """Widths of the hidden layers of the two velocity fields, and of the edit and one-step policies."""
+    layer_norm: bool = False
+    """Normalise the hidden layers of the two velocity fields (LayerNorm after the activation), as those of the critics
+    always are; TRQAM does so in its large networks, of width 1024."""
     critic_hidden_dims: Annotated[tuple[int, ...], Range(least=1), TRAINS_POLICY] = (512, 512, 512, 512)
     """Widths of the hidden layers of each critic."""
     num_critics: Annotated[int, Range(least=1), TRAINS_POLICY] = 10

@@ -55,14 +55,14 @@ class MeamNetworks(nn.Module):
             spec.observation_mean, spec.observation_std, config.fourier_features, config.fourier_scale
         )
         features = self.encoder.output_dim
-        self.prior = VelocityField(features, action_dim, config.hidden_dims, config.precision)
+        self.prior = VelocityField(features, action_dim, config.hidden_dims, config.precision, config.layer_norm)
         self.policy: VelocityField | None = None
         self.target_policy: VelocityField | None = None
         self.edit_policy: EditPolicy | None = None
         self.one_step: OneStepPolicy | None = None
         self.trust_region = TrustRegion.of(config)
         if config.trains_policy:
-            self.policy = VelocityField(features, action_dim, config.hidden_dims, config.precision)
+            self.policy = VelocityField(features, action_dim, config.hidden_dims, config.precision, config.layer_norm)
             self.critic = CriticEnsemble(
                 features, action_dim, config.critic_hidden_dims, config.num_critics, config.precision
             )
