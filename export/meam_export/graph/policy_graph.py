@@ -29,7 +29,7 @@ try:
     from meam_export.graph.writer import IR_VERSION, OPSET, GraphWriter, make_writer
 except ImportError as error:
     raise MissingExtraError("Export needs onnx and onnx-ir: pip install 'meam-policy[export]'.") from error
-from meam_export.graph.unrolled_velocity import UnrolledVelocity, array_of, linear_arrays
+from meam_export.graph.unrolled_velocity import UnrolledVelocity, array_of, linear_arrays, velocity_arrays
 
 __all__ = ["build_graph", "graph_metadata"]
 
@@ -170,7 +170,7 @@ class _PolicyGraph:
         if n.confine:
             # The last layer's bias b is added once, not to every denoised action: all steps sum multiples of
             # y = x + (1 - t) b, and x + (1 - t) (W h + b) = y + (1 - t) W h.
-            bias_only = Expression({}, linear_arrays(n.deployed.layers[-1])[1])
+            bias_only = Expression({}, velocity_arrays(n.deployed)[-1][1])
             start = Expression.value(self._emit.exactly(start + bias_only)) - bias_only
         return solve(velocity, start, integration.times, integration.solver, n.confine, guide)
 
@@ -248,8 +248,7 @@ def _critic_values(critic: CriticEnsemble, features: ir.Value, chunks: ir.Value,
     hidden = inputs
     for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         if index:
-            ones = write.constant(np.ones(weight.shape[1]))
-            hidden = write.op("LayerNormalization", write.gelu(hidden), ones, axis=-1, epsilon=1e-6)
+            hidden = write.normalised(write.gelu(hidden), weight.shape[1])
         hidden = write.op("Add", write.op("MatMul", hidden, write.constant(weight)), write.constant(bias))
     return write.op("Squeeze", hidden, write.integers(2))
 

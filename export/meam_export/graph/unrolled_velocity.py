@@ -18,7 +18,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("Export needs onnx and onnx-ir: pip install 'meam-policy[export]'.") from error
 
-__all__ = ["UnrolledVelocity", "array_of", "linear_arrays"]
+__all__ = ["UnrolledVelocity", "array_of", "linear_arrays", "velocity_arrays"]
 
 Array = NDArray[np.float64]
 
@@ -41,7 +41,8 @@ class UnrolledVelocity:
         self, field: VelocityField, projected: ir.Value, calls: int, write: GraphWriter, emit: Emitter
     ) -> None:
         self._write, self._emit = write, emit
-        (weight, self._bias), *self._hidden, self._last = (linear_arrays(layer) for layer in field.layers)
+        (weight, self._bias), *self._hidden, self._last = velocity_arrays(field)
+        self._normalises = len(field.norms) > 0
         act, width = len(self._last[1]), len(self._bias)
         self._w_x, self._w_t = weight[:, -act - 1 : -1], weight[:, -1]
         self._constant = write.placeholder()
@@ -58,10 +59,23 @@ class UnrolledVelocity:
         shift = self._w_x @ np.broadcast_to(constant, self._w_x.shape[1])
         self._constants.append(self._bias + t * self._w_t + shift)
         self._constant.const_value = ir.tensor(np.stack(self._constants).astype(np.float32))
-        hidden = self._write.hidden(value, self._w_x, next(self._biases), scale)
+        hidden = self._normalised(self._write.hidden(value, self._w_x, next(self._biases), scale), len(self._w_x))
         for weight, bias in self._hidden:
-            hidden = self._write.hidden(hidden, weight, bias)
+            hidden = self._normalised(self._write.hidden(hidden, weight, bias), len(bias))
         return Expression.linear(hidden, *self._last)
+
+    def _normalised(self, hidden: ir.Value, width: int) -> ir.Value:
+        return self._write.normalised(hidden, width) if self._normalises else hidden
+
+
+def velocity_arrays(field: VelocityField) -> list[tuple[Array, Array]]:
+    """Weight and bias of each layer, in float64; those of a LayerNorm are folded into the layer after it."""
+    layers = [linear_arrays(layer) for layer in field.layers]
+    for index, norm in enumerate(field.norms, start=1):
+        assert isinstance(norm, nn.LayerNorm)
+        weight, bias = layers[index]
+        layers[index] = weight * array_of(norm.weight), bias + weight @ array_of(norm.bias)
+    return layers
 
 
 def linear_arrays(layer: nn.Module) -> tuple[Array, Array]:

@@ -113,6 +113,13 @@ class GraphWriter:
         """Writes the tanh approximation of GELU."""
         return self.op("Gelu", value, approximate="tanh")
 
+    def normalised(self, value: ir.Value, width: int) -> ir.Value:
+        """Writes the LayerNorm of rows of a width, in float32, without scale and shift.
+
+        These are linear, so they are folded into the next layer.
+        """
+        return self.op("LayerNormalization", value, self.constant(np.ones(width)), axis=-1, epsilon=1e-6)
+
 
 class Int8Writer(GraphWriter):
     """Writes weights as 8-bit integers with one scale per block; their inputs are quantised at run time."""
@@ -154,6 +161,12 @@ class Float16Writer(GraphWriter):
         activated = self.gelu(value)
         self._halves[activated] = activated
         return activated
+
+    def normalised(self, value: ir.Value, width: int) -> ir.Value:
+        """Writes the LayerNorm of rows of a width, in float32: half precision holds no variance of large values."""
+        if self._halves.get(value) is value:
+            value = self.op("Cast", value, to=int(ir.DataType.FLOAT))
+        return super().normalised(value, width)
 
     def product(self, inputs: ir.Value, weight: Array, added: ir.Value | None, alpha: float, beta: float) -> ir.Value:
         """Writes alpha * inputs @ weight.T + beta * added, with the product in float16."""

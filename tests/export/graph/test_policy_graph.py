@@ -52,6 +52,7 @@ KINDS = {
         "me-am", **{**SIZES, "fourier_features": 0, "hidden_dims": (9,)}
     ),
     "three hidden layers": TrainConfig.preset("qam", **{**SIZES, "hidden_dims": (9, 8, 7)}),
+    "layer norm": TrainConfig.preset("me-am", layer_norm=True, **SIZES),
     "one step": TrainConfig.preset("me-am", distill_coef=1.0, **SIZES),
     "one step beside an edit policy": TrainConfig.preset("qam-edit", edit_scale=0.4, distill_coef=1.0, **SIZES),
     "takes_prefix": TrainConfig.preset("me-am", **SIZES),
@@ -120,10 +121,20 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
+def normalised(x: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(axis=1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-6)
+
+
 def perceptron(weights: Weights, name: str, inputs: np.ndarray, last: Sequence[str] = ()) -> np.ndarray:
     layers = [f"{name}.layers.{i}" for i in range(9) if f"{name}.layers.{i}.weight" in weights]
     for i, layer in enumerate([*layers, *last]):
-        inputs = (gelu(inputs) if i else inputs) @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
+        if i:
+            inputs = gelu(inputs)
+            norm = f"{name}.norms.{i - 1}"
+            if f"{norm}.weight" in weights:
+                inputs = normalised(inputs) * weights[f"{norm}.weight"] + weights[f"{norm}.bias"]
+        inputs = inputs @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
     return inputs
 
 
@@ -137,9 +148,7 @@ def critic_values(weights: Weights, features: np.ndarray, chunks: np.ndarray) ->
                 hidden @ weights[f"target_critic.weights.{i}"][member] + weights[f"target_critic.biases.{i}"][member]
             )
             if i < 2:
-                hidden = gelu(hidden)
-                hidden = hidden - hidden.mean(axis=1, keepdims=True)
-                hidden = hidden / np.sqrt((hidden**2).mean(axis=1, keepdims=True) + 1e-6)
+                hidden = normalised(gelu(hidden))
                 hidden = hidden * weights[f"target_critic.norm_scales.{i}"][member]
                 hidden = hidden + weights[f"target_critic.norm_biases.{i}"][member]
         values.append(hidden[:, 0])
@@ -157,11 +166,10 @@ def numpy_policy(
     weight: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """In float64: encoder, tanh-GELU network, integration, edit, choice, scaling; noise is [batch, samples, act]."""
-    normalised = (observation.astype(np.float64) - spec.observation_mean) / np.array(spec.observation_std)
-    features = normalised
+    features = (observation.astype(np.float64) - spec.observation_mean) / np.array(spec.observation_std)
     if config.fourier_features:
-        phase = normalised @ weights["encoder.frequencies"]
-        features = np.concatenate([normalised, np.cos(phase), np.sin(phase)], axis=1)
+        phase = features @ weights["encoder.frequencies"]
+        features = np.concatenate([features, np.cos(phase), np.sin(phase)], axis=1)
     field = next(name for name in ("target_policy", "policy", "prior") if f"{name}.layers.0.weight" in weights)
     given, share = np.zeros(()), np.zeros(())
     if prefix is not None and weight is not None:
@@ -300,7 +308,7 @@ def test_the_graph_computes_what_the_definition_says(kind: str, solver: Solver, 
 
 
 @pytest.mark.parametrize("steps", [1, 2, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["qam", "me-am", "qam-edit, best of 2"])
+@pytest.mark.parametrize("kind", ["qam", "me-am", "qam-edit, best of 2", "layer norm"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_few_and_many_steps_are_right_too(kind: str, solver: Solver, steps: int) -> None:
     spec = make_spec(EVALUATIONS[solver] * steps, config=KINDS[kind], solver=solver)
@@ -708,7 +716,7 @@ def test_rounded_weights_act_nearly_the_same(kind: str, precision: Precision, la
     assert ("com.microsoft.MatMulNBits" in summary.operators) == (precision == "int8")
 
 
-@pytest.mark.parametrize("kind", ["me-am", "qam-edit, confined", "one step"])
+@pytest.mark.parametrize("kind", ["me-am", "qam-edit, confined", "layer norm", "one step"])
 def test_float16_weights_take_two_bytes_and_int8_weights_one(kind: str) -> None:
     wide = replace(KINDS[kind], hidden_dims=(256, 256))
     spec = make_spec(config=wide)

@@ -1,23 +1,16 @@
-"""Number-for-number agreement with the public JAX implementation of QAM; see data/README.md."""
+"""Number-for-number agreement with the public JAX implementation of QAM; see fixtures/README.md."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from meam_policy.spec import BoxSpec, Integration, PolicySpec
+from meam_policy.spec import Integration
 from meam_training.algorithm.adjoint_objective import terminal_adjoint
-from meam_training.algorithm.batch import ChunkBatch, MeamNoise, draw_noise
+from meam_training.algorithm.batch import ChunkBatch, MeamNoise
 from meam_training.algorithm.q_maximizer import pessimistic_value
 from meam_training.algorithm.update import Losses, compute_losses, update_targets
-from meam_training.config import TrainConfig
 from meam_training.flow.memoryless import (
     adjoint_matching_loss,
     lean_adjoint,
@@ -28,58 +21,23 @@ from meam_training.flow.ode import integrate
 from meam_training.flow.path import time_like
 from meam_training.learning.compilation import compiled
 from meam_training.learning.learner import clip_gradients
-from meam_training.networks.meam_networks import MeamNetworks
 
-NETWORKS = {
-    "actor_slow": "prior",
-    "actor_fast": "policy",
-    "target_actor_slow": "target_prior",
-    "critic": "critic",
-    "target_critic": "target_critic",
-}
 # Largest difference allowed, as a share of the array's largest number.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
-
-
-@dataclass
-class Case:
-    arrays: dict[str, np.ndarray[Any, Any]]
-    networks: MeamNetworks
-    config: TrainConfig
-    batch: ChunkBatch
-    noise: MeamNoise
-    features: Tensor
-    dtype: torch.dtype
-
-    def input(self, name: str) -> Tensor:
-        return torch.tensor(self.arrays[f"in/{name}"], dtype=self.dtype)
-
-    def assert_same(self, ours: Tensor, name: str) -> None:
-        expected = self.arrays[f"out/{name}"]
-        ours = ours.detach()
-        assert ours.dtype == self.dtype
-        assert tuple(ours.shape) == expected.shape
-        error = np.abs(ours.double().numpy() - expected).max() / np.abs(expected).max()
-        print(f"parity {self.dtype} {name} {error:.1e}")  # read by benchmarks/accuracy: pytest -rP
-        assert error <= TOLERANCES[self.dtype], f"{name} differs by {error:.1e} of its scale"
-
-
-def weights(arrays: dict[str, np.ndarray[Any, Any]], prefix: str) -> dict[str, Tensor]:
-    """The reference's weights under our names and in our layout."""
-    found = {}
-    for key, array in arrays.items():
-        if not key.startswith(prefix):
-            continue
-        module, _, layer, kind = key.removeprefix(f"{prefix}modules_").split("/")
-        name, (layer_kind, index) = NETWORKS[module], layer.split("_")
-        if "critic" in name:
-            part = {"kernel": "weights", "scale": "norm_scales"}.get(kind)
-            part = part or {"Dense": "biases", "LayerNorm": "norm_biases"}[layer_kind]
-            found[f"{name}.{part}.{index}"] = torch.tensor(array if kind == "kernel" else array[:, None])
-        else:
-            part = "weight" if kind == "kernel" else "bias"
-            found[f"{name}.layers.{index}.{part}"] = torch.tensor(array.T if kind == "kernel" else array)
-    return found
+NETWORKS = {"actor_slow": "prior", "actor_fast": "policy", "target_actor_slow": "target_prior"}
+SETTINGS = {
+    "hidden_dims": "actor_hidden",
+    "critic_hidden_dims": "actor_hidden",
+    "num_critics": "num_qs",
+    "nfe": "flow_steps",
+    "chunk_size": "horizon_length",
+    "discount": "discount",
+    "inverse_temperature": "inv_temp",
+    "pessimism": "rho",
+    "polyak": "tau",
+    "learning_rate": "lr",
+}
+"""Our settings, and their names in the reference."""
 
 
 @pytest.fixture(params=["base", "chunk"])
@@ -88,71 +46,12 @@ def name(request):
 
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
-def case(request, name):
-    with np.load(Path(__file__).parents[1] / "fixtures" / "qam_reference.npz") as file:
-        arrays = {key.split("/", 1)[1]: file[key] for key in file.files if key.startswith(f"{name}/")}
-    meta = json.loads(str(arrays["in/meta_json"]))
-    dtype = request.param
-    config = TrainConfig.preset(
-        "qam",
-        hidden_dims=tuple(meta["actor_hidden"]),
-        critic_hidden_dims=tuple(meta["actor_hidden"]),
-        num_critics=meta["num_qs"],
-        nfe=meta["flow_steps"],
-        chunk_size=meta["horizon_length"],
-        discount=meta["discount"],
-        inverse_temperature=meta["inv_temp"],
-        pessimism=meta["rho"],
-        polyak=meta["tau"],
-        learning_rate=meta["lr"],
-    )
-    observed, acted = meta["obs_dim"], meta["action_dim"]
-    spec = PolicySpec(
-        integration=Integration(nfe=config.nfe),
-        observation=(BoxSpec((observed,), "float32", (-np.inf,) * observed, (np.inf,) * observed),),
-        action=BoxSpec((acted,), "float32", (-1.0,) * acted, (1.0,) * acted),
-        chunk_size=config.chunk_size,
-        execute_steps=config.chunk_size,
-        observation_mean=(0.0,) * observed,
-        observation_std=(1.0,) * observed,
-        action_offset=(0.0,) * acted,
-        action_scale=(1.0,) * acted,
-        method="qam",
-    )
-    networks = MeamNetworks(spec, config)
-    given = weights(arrays, "in/params/")
-    given["encoder.frequencies"] = networks.encoder.frequencies
-    networks.load_state_dict(given, strict=True)
-    networks.to(dtype)
-
-    def put(key: str) -> Tensor:
-        return torch.tensor(arrays[f"in/{key}"], dtype=dtype)
-
-    batch = ChunkBatch(
-        observations=put("batch/observations"),
-        actions=put("batch/actions").flatten(1),
-        rewards=put("batch/rewards")[:, -1],
-        next_observations=put("batch/next_observations")[:, -1],
-        masks=put("batch/masks")[:, -1],
-        valid=put("batch/valid")[:, -1],
-    )
-    # The reference draws one chunk for one decision; there is nothing random but what follows.
-    assert config.best_of == spec.integration.best_of == 1
-    drawn = draw_noise(config.batch_size, spec.chunk_dim, config, torch.Generator(), torch.device("cpu"))
-    used = {
-        "next_x_0": put("next_noise")[:, 0],
-        "flow_x_0": put("flow_x0"),
-        "flow_t": put("flow_t"),
-        "sde_x_0": put("sde_x0"),
-        "sde": put("sde_noise")[:-1],
-    }
-    unused = {field: tensor.to(dtype) for field, tensor in drawn._asdict().items() if field not in used}
-    assert not any(tensor.numel() for tensor in unused.values())
-    noise = MeamNoise(**{**unused, **used})
-    return Case(arrays, networks, config, batch, noise, networks.encoder(batch.observations), dtype)
+def case(request, name, reference_arrays, make_case):
+    arrays = reference_arrays("qam_reference.npz", f"{name}/")
+    return make_case(arrays, "qam", SETTINGS, request.param, TOLERANCES[request.param])
 
 
-def total_loss(case: Case) -> Losses:
+def total_loss(case) -> Losses:
     return compute_losses(case.networks, case.batch, case.noise, case.config)
 
 
@@ -163,8 +62,8 @@ def test_the_velocity_fields_agree(case):
 
 
 def test_the_critics_agree(case):
-    for theirs in ("critic", "target_critic"):
-        case.assert_same(getattr(case.networks, NETWORKS[theirs])(case.features, case.batch.actions), f"q/{theirs}")
+    for name in ("critic", "target_critic"):
+        case.assert_same(getattr(case.networks, name)(case.features, case.batch.actions), f"q/{name}")
 
 
 def test_the_actions_of_the_ode_agree(case):
@@ -216,13 +115,12 @@ def test_the_losses_agree(case):
 
 def test_the_gradient_of_every_parameter_agrees(case):
     total_loss(case).total.backward()
-    expected = weights(case.arrays, "out/grad/")
+    expected = case.weights("out/grad/")
     trained = {name: p for name, p in case.networks.named_parameters() if p.requires_grad}
     assert set(trained) == set(expected)
     for name, parameter in trained.items():
-        case.arrays[f"out/{name}"] = expected[name].numpy()
         assert parameter.grad is not None
-        case.assert_same(parameter.grad, name)
+        case.assert_equals(parameter.grad, expected[name].numpy(), name)
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained.values() if p.grad is not None])
     case.assert_same(norm, "grad_global_norm")
 
@@ -239,12 +137,11 @@ def test_the_parameters_after_updates_agree(case, fused):
         optimizer.step()
         if update == 2:
             continue
-        expected = weights(case.arrays, f"out/params_after{update}/")
+        expected = case.weights(f"out/params_after{update}/")
         ours = {k: v for k, v in case.networks.state_dict().items() if not k.startswith("encoder.")}
         assert set(ours) == set(expected)
         for name, parameter in ours.items():
-            case.arrays[f"out/{name}"] = expected[name].numpy()
-            case.assert_same(parameter, name)
+            case.assert_equals(parameter, expected[name].numpy(), name)
 
 
 @pytest.mark.compiled
@@ -259,7 +156,6 @@ def test_compiled_losses_and_gradients_agree(case):
 
     total, *found = compiled(gradients)(case.batch, case.noise)
     case.assert_same(total, "total_loss")
-    expected = weights(case.arrays, "out/grad/")
+    expected = case.weights("out/grad/")
     for name, gradient in zip(trained, found, strict=True):
-        case.arrays[f"out/{name}"] = expected[name].numpy()
-        case.assert_same(gradient, name)
+        case.assert_equals(gradient, expected[name].numpy(), name)

@@ -284,7 +284,8 @@ def metrics_of(make_config, make_networks, method, **changes):
 
 def test_every_metric_is_one_of_some_run(make_config, make_networks):
     mixed = metrics_of(make_config, make_networks, "me-am", distill_coef=1.0, adaptive_mixture=True, mixture_weight=0.5)
-    assert mixed | metrics_of(make_config, make_networks, "qam-edit") == set(METRICS)
+    held = metrics_of(make_config, make_networks, "trqam")
+    assert mixed | held | metrics_of(make_config, make_networks, "qam-edit") == set(METRICS)
     assert len(set(METRICS)) == len(METRICS)
 
 

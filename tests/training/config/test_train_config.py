@@ -71,14 +71,15 @@ EFFECTIVE: dict[str, dict[str, Any]] = {  # what it takes, beside the me-am pres
     "updates_per_step": {"online_steps": 2000},
     "offline_share": {"online_steps": 2000},
     "edit_target_entropy": {**PRESETS["qam-edit"]},
+    "kl_dual": {"kl_budget": 1.0},
 }
 
 
 PUBLISHED = {"objective": "adjoint", "sde": "reference", "solver": "euler", "confine": False, "joint_clip": True}
 
 
-def test_the_presets_are_the_four_methods():
-    assert list(PRESETS) == ["bc", "qam", "qam-edit", "me-am"]
+def test_the_presets_are_the_five_methods():
+    assert list(PRESETS) == ["bc", "qam", "qam-edit", "trqam", "me-am"]
     coefficients = {
         name: (c.inverse_temperature, c.entropy_coef, c.mixture_weight, c.edit_scale, c.trains_policy)
         for name in PRESETS
@@ -87,6 +88,8 @@ def test_the_presets_are_the_four_methods():
     assert coefficients["bc"] == (0, 0, 0, 0, False)
     assert coefficients["qam"] == (1, 0, 0, 0, True)
     assert coefficients["qam-edit"] == (1, 0, 0, 0.1, True)
+    assert coefficients["trqam"] == (1, 0, 0, 0, True)
+    assert {name: TrainConfig.preset(name).kl_budget for name in PRESETS} == {**dict.fromkeys(PRESETS), "trqam": 1}
     assert min(coefficients["me-am"][:3]) > 0
     assert coefficients["me-am"][3:] == (0, True)
     assert TrainConfig.preset("me-am") == TrainConfig()
@@ -96,7 +99,7 @@ def test_the_presets_of_qam_take_the_published_scheme_and_me_am_its_own():
     for name in PRESETS:
         config = TrainConfig.preset(name)
         scheme = {field: getattr(config, field) for field in PUBLISHED}
-        if name.startswith("qam"):
+        if "qam" in name:
             assert scheme == PUBLISHED
         else:
             assert scheme == {
@@ -115,7 +118,8 @@ def test_only_a_known_few_settings_differ_between_the_presets():
             field for field, value in dataclasses.asdict(TrainConfig.preset(name)).items() if value != plain[field]
         }
         coefficients = {"method", "inverse_temperature", "entropy_coef", "mixture_weight", "edit_scale"}
-        assert changed <= coefficients | (set(PUBLISHED) if name.startswith("qam") else set())
+        coefficients |= {"kl_budget", "kl_dual"} if name == "trqam" else set()
+        assert changed <= coefficients | (set(PUBLISHED) if "qam" in name else set())
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -127,7 +131,7 @@ def test_a_preset_takes_changes(name):
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(ConfigError, match='no preset "meam". Did you mean me-am?'):
         TrainConfig.preset("meam")
-    with pytest.raises(ConfigError, match='no preset "zzz". Known: bc, qam, qam-edit, me-am'):
+    with pytest.raises(ConfigError, match='no preset "zzz". Known: bc, qam, qam-edit, trqam, me-am'):
         TrainConfig.preset("zzz")
 
 
@@ -180,10 +184,11 @@ def test_a_number_that_is_accepted_is_accepted_as_an_integer_too(field):
 CHOICES = {
     "objective": ["reweighted", "adjoint", "target_score"],
     "sde": ["ancestral", "reference"],
+    "kl_dual": ["log", "reference"],
     "solver": ["euler", "ab2", "midpoint", "heun", "rk4"],
     "precision": ["float32", "bf16"],
 }
-SWITCHES = ["confine", "adaptive_mixture", "joint_clip", "compile"]
+SWITCHES = ["confine", "adaptive_mixture", "joint_clip", "compile", "layer_norm"]
 
 
 def changed(field: str, value: Any) -> TrainConfig:
@@ -214,7 +219,7 @@ def test_a_switch_is_true_or_false(field):
 
 def test_every_field_is_tested():
     others = {"method", "device", "hidden_dims", "critic_hidden_dims", "loggers", *CHOICES, *SWITCHES}
-    optional = {"threads", "sde_steps", "execute_steps", "edit_target_entropy", "offline_share"}
+    optional = {"threads", "sde_steps", "execute_steps", "edit_target_entropy", "offline_share", "kl_budget"}
     assert {f.name for f in dataclasses.fields(TrainConfig)} == others | optional | set(WHOLE) | set(REAL)
 
 
@@ -234,6 +239,22 @@ def test_the_share_of_offline_data_is_none_or_a_number_from_0_to_1(value):
         assert changed("offline_share", share).offline_share == share
     with pytest.raises(ConfigError, match=f"offline_share is {re.escape(repr(value))}; expected a number from 0 to 1"):
         changed("offline_share", value)
+
+
+@pytest.mark.parametrize("value", [0, -0.1, NAN, INF, "0.5", True])
+def test_the_budget_of_the_kl_divergence_is_none_or_above_0(value):
+    for budget in (None, 1e-9, 2, 100.0):
+        assert changed("kl_budget", budget).kl_budget == budget
+    with pytest.raises(ConfigError, match=f"kl_budget is {re.escape(repr(value))}; expected a number above 0, or None"):
+        changed("kl_budget", value)
+
+
+def test_trqam_has_a_budget_and_no_temperature():
+    with pytest.raises(ConfigError, match="kl_budget is None; expected a number above 0 for trqam. .* take qam"):
+        TrainConfig.preset("trqam", kl_budget=None)
+    expected = r"inverse_temperature is 3, but has no effect with kl_budget=1\.0; .* \(not with trqam\)"
+    with pytest.raises(ConfigError, match=expected):
+        TrainConfig.preset("trqam", inverse_temperature=3)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 6, 11])
@@ -360,10 +381,13 @@ def test_pretraining_leaves_updates_for_the_policy():
         ("qam", "mixture_weight"),
         ("qam-edit", "entropy_coef"),
         ("qam-edit", "mixture_weight"),
+        ("trqam", "entropy_coef"),
+        ("trqam", "mixture_weight"),
+        ("bc", "kl_budget"),
     ],
 )
 def test_a_method_fixes_the_coefficients_that_it_lacks(method, field):
-    with pytest.raises(ConfigError, match=rf"{field} is 0\.5.* {method} .*0"):
+    with pytest.raises(ConfigError, match=rf"{field} is 0\.5.* {method} fixes it at (0|None)"):
         TrainConfig.preset(method, **{field: 0.5})
 
 

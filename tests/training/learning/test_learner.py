@@ -59,10 +59,14 @@ def test_bf16_outputs_are_not_rounded_to_bf16():
         assert not torch.equal(output, output.bfloat16().float())
 
 
+@pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("shape", [(1, 4), (5, 4)])
-def test_the_derivative_of_a_velocity_field_is_that_of_automatic_differentiation(shape):
+def test_the_derivative_of_a_velocity_field_is_that_of_automatic_differentiation(shape, normalised):
     torch.manual_seed(0)
-    field = VelocityField(3, 2, (16, 16, 16)).double().condition(torch.randn(4, 3, dtype=torch.float64))
+    network = VelocityField(3, 2, (16, 16, 16), layer_norm=normalised).double()
+    for norm in network.norms:
+        torch.nn.init.normal_(norm.weight)  # pyright: ignore[reportArgumentType]
+    field = network.condition(torch.randn(4, 3, dtype=torch.float64))
     x, t = torch.randn(*shape, 2, dtype=torch.float64), torch.rand(*shape, 1, dtype=torch.float64)
     velocity, jacobian = field.linearize(x, t)
     torch.testing.assert_close(velocity, field(x, t).detach(), rtol=1e-12, atol=1e-12)
@@ -71,6 +75,9 @@ def test_the_derivative_of_a_velocity_field_is_that_of_automatic_differentiation
         expected = torch.func.jvp(lambda x: field(x, t), (x,), (vector.expand_as(x),))[1]
         torch.testing.assert_close(product, expected.detach(), rtol=1e-10, atol=1e-12)
     covector = torch.randn(*shape, 2, dtype=torch.float64)
+    both = torch.stack([covector[0], -2 * covector[0]])
+    single = jacobian.transposed_product(0, covector[0])
+    torch.testing.assert_close(jacobian.transposed_product(0, both), torch.stack([single, -2 * single]))
     inputs = x.requires_grad_()
     (expected,) = torch.autograd.grad(field(inputs, t), inputs, covector)
     for index in range(shape[0]):

@@ -26,6 +26,8 @@ EFFECTIVE: dict[str, tuple[Any, str, dict[str, Any]]] = {  # field: a value, and
     "pretrain_steps": (1, "me-am", {}),
     "best_of": (2, "me-am", {}),
     "discount": (0.5, "me-am", {}),
+    "inverse_temperature": (3.0, "me-am", {}),
+    "kl_dual": ("reference", "me-am", {"kl_budget": 1.0}),
     "objective": ("target_score", "me-am", {}),
     "sde": ("reference", "me-am", ADJOINT),
     "sde_steps": (7, "me-am", ADJOINT),
@@ -71,6 +73,8 @@ CONDITIONS = [(name, condition) for name, field in fields_of(TrainConfig).items(
 
 
 def failing(name: str, other: str) -> tuple[str, dict[str, Any]]:
+    if other == "kl_budget":
+        return "me-am", {"kl_budget": 1.0} if name == "inverse_temperature" else {}
     if other == "method":
         return ("qam" if name == "edit_target_entropy" else "bc"), {}
     if name in ("candidates", "likelihood_steps", "divergence_probes"):

@@ -70,13 +70,16 @@ def test_statistics_are_not_among_the_weights_but_frequencies_are():
     assert set(ObservationEncoder([0.0], [1.0], 4).state_dict()) == {"frequencies"}
 
 
-def test_a_velocity_field_is_a_perceptron_of_features_point_and_time():
-    field = perturbed(VelocityField(4, 2, (6, 5)))
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_velocity_field_is_a_perceptron_of_features_point_and_time(normalised):
+    field = perturbed(VelocityField(4, 2, (6, 5), layer_norm=normalised))
     features, x, t = normal(7, 4), normal(7, 2, seed=2), normal(7, 1, seed=3).sigmoid()
     w = weights(field)
     hidden = np.concatenate([features, x, t], axis=1)
     for i in range(2):
         hidden = gelu(hidden @ w[f"layers.{i}.weight"].T + w[f"layers.{i}.bias"])
+        if normalised:
+            hidden = layer_norm(hidden) * w[f"norms.{i}.weight"] + w[f"norms.{i}.bias"]
     expected = hidden @ w["layers.2.weight"].T + w["layers.2.bias"]
     np.testing.assert_allclose(field(features, x, t).detach(), expected, rtol=1e-10, atol=1e-12)
 

@@ -22,13 +22,35 @@ from torch import Tensor
 
 from meam_training.algorithm.batch import MeamNoise
 from meam_training.config import TrainConfig
-from meam_training.flow.ancestral import ancestral_adjoint, ancestral_matching_loss, sample_ancestral_path
-from meam_training.flow.memoryless import adjoint_matching_loss, lean_adjoint, sample_memoryless_path
+from meam_training.flow.ancestral import (
+    ancestral_adjoint,
+    ancestral_cost,
+    ancestral_matching_loss,
+    denoised_difference,
+    geometric_kl,
+    sample_ancestral_path,
+)
+from meam_training.flow.memoryless import (
+    adjoint_matching_loss,
+    lean_adjoint,
+    memoryless_cost,
+    memoryless_kl,
+    sample_memoryless_path,
+)
 from meam_training.flow.path import score_from_velocity, time_like
 from meam_training.flow.velocity import RecordedVelocity
 from meam_training.networks.meam_networks import MeamNetworks
+from meam_training.networks.trust_region import Tilt
 
-__all__ = ["ADJOINT_METRICS", "adjoint_loss", "prior_score", "terminal_adjoint", "value_gradient"]
+__all__ = [
+    "ADJOINT_METRICS",
+    "adjoint_loss",
+    "prior_score",
+    "terminal_adjoint",
+    "terminal_parts",
+    "tilted",
+    "value_gradient",
+]
 
 ADJOINT_METRICS = ("adjoint_max", "outside_box")
 """Names of the logged metrics: the largest component of the adjoint at the path's last step, and the share of
@@ -47,26 +69,60 @@ def adjoint_loss(
         config: Settings.
 
     Returns:
-        The loss, and the metrics `ADJOINT_METRICS`.
+        The loss, and the metrics `ADJOINT_METRICS`; with a KL budget also `BUDGET_METRICS`.
     """
     assert n.policy is not None
     prior, policy = n.target_prior.condition(features), RecordedVelocity(n.policy.condition(features))
-    if config.sde == "reference":
+    reference, tilt = config.sde == "reference", n.tilt(config)
+    if reference:
         path = sample_memoryless_path(policy, prior, noise.sde_x_0, noise.sde)
         steps = len(path) - 1
         policy(path[-2], time_like(path[-2], (steps - 1) / steps))  # the path's last step evaluated only the prior
-        adjoints = lean_adjoint(prior, path, terminal_adjoint(n, features, path[-1], config))
+    else:
+        path = sample_ancestral_path(policy, noise.sde_x_0, noise.sde, config.confine)
+        steps = len(path) - 1
+    terminal = terminal_parts(n, features, path[-1], config)
+    if n.trust_region is None:
+        terminal = tilted(terminal, tilt)
+    if reference:
+        adjoints = lean_adjoint(prior, path, terminal)
         with torch.no_grad():
             times = torch.stack([time_like(path[0], k / steps) for k in range(steps)])
             prior_velocity = prior(path[:-1], times)
-        loss = adjoint_matching_loss
     else:
-        path = sample_ancestral_path(policy, noise.sde_x_0, noise.sde, config.confine)
-        terminal = terminal_adjoint(n, features, path[-1], config)
         adjoints, prior_velocity = ancestral_adjoint(prior, path, terminal, config.confine)
-        loss = ancestral_matching_loss
-    metrics = {"adjoint_max": adjoints[-1].abs().max(), "outside_box": (path[-1].abs() > 1).float().mean()}
-    return loss(torch.stack(policy.velocities), prior_velocity, adjoints), metrics
+    metrics = {"outside_box": (path[-1].abs() > 1).float().mean()}
+    velocity = torch.stack(policy.velocities)
+    if n.trust_region is not None:
+        metrics |= _budget_metrics(path, velocity.detach(), prior_velocity, adjoints[:, 0], config)
+        adjoints = tilted(adjoints, tilt)
+    metrics["adjoint_max"] = adjoints[-1].abs().max()
+    loss = (adjoint_matching_loss if reference else ancestral_matching_loss)(velocity, prior_velocity, adjoints)
+    if n.trust_region is not None and config.kl_dual == "reference":
+        loss = n.trust_region.mu * loss  # as published; it matters where gradients are clipped by their joint norm
+    return loss, metrics
+
+
+def _budget_metrics(
+    path: Float[Tensor, "states batch act"],
+    policy_velocity: Float[Tensor, "states-1 batch act"],
+    prior_velocity: Float[Tensor, "states-1 batch act"],
+    adjoints: Float[Tensor, "states-1 batch act"],
+    config: TrainConfig,
+) -> dict[str, Tensor]:
+    """What a KL budget needs to know, per action of a chunk: the policy's KL divergence and the unit cost.
+
+    And `last_step_drift`, |v_policy - v_prior|^2 at the last, noiseless step, which neither sees: the squared distance
+    in standard deviations of the noise that is left.
+    """
+    if config.sde == "reference":
+        kl, cost = memoryless_kl(policy_velocity, prior_velocity).sum(dim=0), memoryless_cost(adjoints)
+    else:
+        kl = geometric_kl(denoised_difference(path, policy_velocity, prior_velocity, config.confine))
+        cost = ancestral_cost(adjoints)
+    drift = (policy_velocity[-1] - prior_velocity[-1]).square().sum(dim=-1)
+    found = {"path_kl": kl, "unit_cost": cost.sum(dim=0), "last_step_drift": drift}
+    return {name: value.mean() / config.chunk_size for name, value in found.items()}
 
 
 def terminal_adjoint(
@@ -77,16 +133,35 @@ def terminal_adjoint(
 ) -> Float[Tensor, "batch act"]:
     """Terminal adjoint a(1) = -tau grad Q(s, x_1) + lambda score_prior(s, x_1), without terms that push out of the box.
 
+    See `terminal_parts` for how both are evaluated.
+    """
+    return tilted(terminal_parts(n, features, x_1, config), n.tilt(config))
+
+
+def terminal_parts(
+    n: MeamNetworks,
+    features: Float[Tensor, "batch features"],
+    x_1: Float[Tensor, "batch act"],
+    config: TrainConfig,
+) -> Float[Tensor, "parts batch act"]:
+    """Parts of the terminal adjoint, which `tilted` weights: -grad Q(s, x_1) and, with entropy, score_prior(s, x_1).
+
     Q is the mean of the target critics at the clipped action, so its gradient vanishes outside the box. The score is
     evaluated at the clipped action too; each component is bounded by `score_limit`, and is zero where it would drive
     x_1 further out: away from the data a learned score extrapolates, and training diverges without these limits.
     """
-    adjoint = -config.inverse_temperature * value_gradient(n, features, x_1)
-    if config.entropy_coef:
-        score = prior_score(n, features, x_1, config)
-        outward = (x_1.abs() >= 1) & (score * x_1 < 0)
-        adjoint = adjoint + config.entropy_coef * score.masked_fill(outward, 0.0)
-    return adjoint
+    gradient = value_gradient(n, features, x_1)
+    if not config.entropy_coef:
+        return -gradient[None]
+    score = prior_score(n, features, x_1, config)
+    outward = (x_1.abs() >= 1) & (score * x_1 < 0)
+    return torch.stack([-gradient, score.masked_fill(outward, 0.0)])
+
+
+def tilted(parts: Float[Tensor, "*steps parts batch act"], tilt: Tilt) -> Float[Tensor, "*steps batch act"]:
+    """Sum of the parts of an adjoint, that of Q times tau and that of the score times lambda."""
+    total = tilt.inverse_temperature * parts[..., 0, :, :]
+    return total + tilt.entropy_coef * parts[..., 1, :, :] if parts.shape[-3] > 1 else total
 
 
 def value_gradient(

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from meam_training.algorithm.adjoint_objective import terminal_adjoint
+from meam_training.algorithm.adjoint_objective import terminal_parts, tilted
 from meam_training.algorithm.batch import MeamNoise
 from meam_training.config import TrainConfig
 from meam_training.flow.bridge import bridge_adjoint
-from meam_training.flow.memoryless import adjoint_matching_loss
+from meam_training.flow.memoryless import adjoint_matching_loss, memoryless_cost, memoryless_kl
 from meam_training.flow.path import interpolate, time_like
 from meam_training.networks.meam_networks import MeamNetworks
 
@@ -41,21 +41,28 @@ def bridge_loss(
         config: Settings.
 
     Returns:
-        The loss, and the metrics `BRIDGE_METRICS`.
+        The loss, and the metrics `BRIDGE_METRICS`; with a KL budget also the first two of `BUDGET_METRICS`.
     """
     assert n.policy is not None
     assert n.target_policy is not None
     with torch.no_grad():
         x_1 = n.flow(n.target_policy, features, noise.bridge_start)
-    terminal = terminal_adjoint(n, features, x_1, config)
+    terminal = terminal_parts(n, features, x_1, config)
     x_0 = noise.bridge_x_0
     t = torch.stack([time_like(x_1, (k + 1) / len(x_0)) for k in range(len(x_0))])
     x_t = interpolate(x_0, x_1.expand_as(x_0), t)
-    prior = n.target_prior.condition(features)
+    prior, tilt = n.target_prior.condition(features), n.tilt(config)
+    parts = terminal[:, None].expand(-1, *x_0.shape)
     if config.bridge_adjoint == "denoiser":
-        adjoints, prior_velocity = bridge_adjoint(prior, x_t, t, terminal.expand_as(x_0), config.confine)
+        parts, prior_velocity = bridge_adjoint(prior, x_t, t, parts, config.confine)
     else:
         with torch.no_grad():
-            adjoints, prior_velocity = t * terminal, prior(x_t, t)
-    loss = adjoint_matching_loss(n.policy.condition(features)(x_t, t), prior_velocity, adjoints)
-    return loss, {"adjoint_max": terminal.abs().max()}
+            parts, prior_velocity = t * parts, prior(x_t, t)
+    adjoints = tilted(parts.transpose(0, 1), tilt)
+    velocity = n.policy.condition(features)(x_t, t)
+    metrics = {"adjoint_max": adjoints[-1].abs().max()}
+    if n.trust_region is not None:
+        kl, cost = memoryless_kl(velocity.detach(), prior_velocity), memoryless_cost(parts[0])
+        metrics["path_kl"] = kl.sum(dim=0).mean() / config.chunk_size
+        metrics["unit_cost"] = cost.sum(dim=0).mean() / config.chunk_size
+    return adjoint_matching_loss(velocity, prior_velocity, adjoints), metrics

@@ -9,12 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from meam_training.algorithm.batch import MeamNoise
+from meam_training.algorithm.sample_matching import value_cost
 from meam_training.config import TrainConfig
 from meam_training.flow.likelihood import log_likelihood
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.velocity_field import VelocityField
 
-__all__ = ["Candidates", "draw_candidates"]
+__all__ = ["Candidates", "budget_metrics", "draw_candidates"]
 
 
 class Candidates(NamedTuple):
@@ -67,3 +68,29 @@ def draw_candidates(
         return log_likelihood(field.condition(features), x_1, noise.probes, config.likelihood_steps)
 
     return Candidates(x_1, log_density(n.target_prior), log_density(n.target_policy), value, from_prior / count)
+
+
+@torch.no_grad()
+def budget_metrics(
+    n: MeamNetworks,
+    features: Float[Tensor, "rows features"],
+    candidates: Candidates,
+    noise: MeamNoise,
+    config: TrainConfig,
+) -> dict[str, Tensor]:
+    """What a KL budget needs to know, per action of a chunk; nothing without a budget.
+
+    `path_kl` is the mean log ratio of policy and prior at the policy's candidates, `unit_cost` the leading order of the
+    target's KL divergence at tau = 1, from the values of the prior's.
+    """
+    if n.trust_region is None:
+        return {}
+    from_prior = round(candidates.prior_share * len(candidates.x_1))
+    of_prior = candidates.value[:from_prior]
+    if from_prior == 1:
+        # One sample has no variance; the noise of the policy's first candidate is free for another of the prior's.
+        another = n.flow(n.target_prior, features, noise.sample_x_0[1]).clamp(-1, 1)
+        of_prior = torch.cat([of_prior, n.values(features, another).mean(dim=0)[None]])
+    log_ratio = (candidates.log_policy - candidates.log_prior)[from_prior:]
+    found = {"path_kl": log_ratio, "unit_cost": value_cost(of_prior)}
+    return {name: value.mean() / config.chunk_size for name, value in found.items()}

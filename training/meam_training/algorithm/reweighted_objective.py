@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from meam_training.algorithm.batch import MeamNoise
-from meam_training.algorithm.candidates import draw_candidates
+from meam_training.algorithm.candidates import budget_metrics, draw_candidates
 from meam_training.algorithm.sample_matching import importance_weights
 from meam_training.config import TrainConfig
 from meam_training.flow.path import flow_matching_loss, interpolate
@@ -44,7 +44,7 @@ def reweighted_loss(
         config: Settings.
 
     Returns:
-        The loss, and the metrics `REWEIGHTED_METRICS`.
+        The loss, and the metrics `REWEIGHTED_METRICS`; with a KL budget also the first two of `BUDGET_METRICS`.
 
     References:
         Tong et al., Improving and Generalizing Flow-Based Generative Models, arXiv:2302.00482 (weighted flow matching).
@@ -52,9 +52,9 @@ def reweighted_loss(
     assert n.policy is not None
     count, rows, _ = noise.sample_x_0.shape
     features = features[:rows]
-    c = draw_candidates(n, features, count // 4, noise, config)
+    c, tilt = draw_candidates(n, features, count // 4, noise, config), n.tilt(config)
     weight = importance_weights(
-        c.log_prior, c.log_policy, c.value, c.prior_share, config.entropy_coef, config.inverse_temperature
+        c.log_prior, c.log_policy, c.value, c.prior_share, tilt.entropy_coef, tilt.inverse_temperature
     )
     effective = (1 / weight.square().sum(dim=0)).mean() / count
     x_0, t = noise.match_x_0, noise.match_t
@@ -62,4 +62,4 @@ def reweighted_loss(
     predicted = n.policy.condition(features)(interpolate(x_0, x_1, t), t)
     weight = (count * weight).expand(x_0.shape[:-1])
     loss = flow_matching_loss(predicted.flatten(0, 2), x_0.flatten(0, 2), x_1.flatten(0, 2), weight.flatten())
-    return loss, {"effective_samples": effective}
+    return loss, {"effective_samples": effective, **budget_metrics(n, features, c, noise, config)}

@@ -11,7 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["denoised_among", "importance_weights", "target_score_velocity"]
+__all__ = [
+    "denoised_among",
+    "gradient_cost",
+    "importance_weights",
+    "interpolant_kl",
+    "target_score_velocity",
+    "value_cost",
+]
 
 
 def importance_weights(
@@ -19,8 +26,8 @@ def importance_weights(
     log_policy: Float[Tensor, "samples batch"],
     value: Float[Tensor, "samples batch"],
     prior_share: float,
-    entropy_coef: float,
-    inverse_temperature: float,
+    entropy_coef: float | Float[Tensor, ""],
+    inverse_temperature: float | Float[Tensor, ""],
 ) -> Float[Tensor, "samples batch"]:
     """Importance weights of samples from a mixture of prior and policy: the target density over the mixture's.
 
@@ -96,3 +103,56 @@ def target_score_velocity(
         De Bortoli et al., Target Score Matching, arXiv:2402.08667.
     """
     return x_1 - x_0 + (1 - t) * score + t * x_0
+
+
+def value_cost(value: Float[Tensor, "samples batch"]) -> Float[Tensor, " batch"]:
+    """Leading order of the KL divergence that exp(Q) makes from a prior: half the variance of Q, Var_prior(Q) / 2.
+
+    KL(p exp(tau Q) || p) is tau^2 Var_p(Q) / 2 to second order in tau, for any p.
+
+    Args:
+        value: Q of two or more independent samples of the prior for each observation.
+
+    Returns:
+        An unbiased estimate; nats, at tau = 1.
+    """
+    return value.var(dim=0, correction=1) / 2
+
+
+def gradient_cost(gradient: Float[Tensor, "*batch act"]) -> Float[Tensor, "*batch"]:
+    """Leading order of the KL divergence that a gradient of Q in the target's score makes: |grad Q|^2 / 6.
+
+    `target_score_velocity` moves by (1 - t) grad Q, and the KL divergence of two flows whose velocities differ by dv is
+    the integral of t / (1 - t) |dv|^2; that of t (1 - t) is 1 / 6. An upper bound, as the velocity follows the mean of
+    the gradients at x_t.
+
+    Args:
+        gradient: Gradient of Q at samples of the policy; value per action unit.
+
+    Returns:
+        Nats, at tau = 1.
+    """
+    return gradient.square().sum(dim=-1) / 6
+
+
+def interpolant_kl(
+    policy_velocity: Float[Tensor, "*batch act"],
+    prior_velocity: Float[Tensor, "*batch act"],
+    t: Float[Tensor, "*batch 1"],
+    last: float,
+) -> Float[Tensor, "*batch"]:
+    """KL divergence of a policy's memoryless SDE from the prior's, on interpolants of the policy's samples.
+
+    It is the integral over t of E[t / (1 - t) |v_policy - v_prior|^2], and the interpolants have the SDE's marginals.
+
+    Args:
+        policy_velocity: Velocity of the policy at x_t.
+        prior_velocity: Velocity of the prior there.
+        t: Flow time, uniform in [0, 1].
+        last: Flow time at which to end, below 1, where the weight is infinite.
+
+    Returns:
+        Nats; their mean is the KL divergence.
+    """
+    weight = torch.where(t < last, t / (1 - t), 0.0)
+    return (weight * (policy_velocity - prior_velocity).square()).sum(dim=-1)

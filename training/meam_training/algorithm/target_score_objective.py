@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from meam_training.algorithm.adjoint_objective import prior_score, terminal_adjoint
+from meam_training.algorithm.adjoint_objective import prior_score, terminal_parts, tilted
 from meam_training.algorithm.batch import MeamNoise
-from meam_training.algorithm.sample_matching import target_score_velocity
+from meam_training.algorithm.sample_matching import gradient_cost, interpolant_kl, target_score_velocity
 from meam_training.config import TrainConfig
 from meam_training.flow.path import interpolate
 from meam_training.networks.meam_networks import MeamNetworks
@@ -41,16 +41,25 @@ def target_score_loss(
         config: Settings.
 
     Returns:
-        The loss, and the metrics `TARGET_SCORE_METRICS`.
+        The loss, and the metrics `TARGET_SCORE_METRICS`; with a KL budget also the first two of `BUDGET_METRICS`.
     """
     assert n.target_policy is not None
     assert n.policy is not None
     with torch.no_grad():
         x_1 = n.flow(n.target_policy, features, noise.sample_x_0[0])
-    adjoint = terminal_adjoint(n, features, x_1, config)
+    parts = terminal_parts(n, features, x_1, config)
+    adjoint = tilted(parts, n.tilt(config))
     score = prior_score(n, features, x_1, config) - adjoint
     x_0, t = noise.match_x_0[:, 0], noise.match_t[:, 0]
     x_1, score = x_1.expand_as(x_0), score.expand_as(x_0)
     target = target_score_velocity(x_0, x_1, t, score)
-    loss = (n.policy.condition(features)(interpolate(x_0, x_1, t), t) - target).square().mean()
-    return loss, {"adjoint_max": adjoint.abs().max()}
+    x_t = interpolate(x_0, x_1, t)
+    velocity = n.policy.condition(features)(x_t, t)
+    metrics = {"adjoint_max": adjoint.abs().max()}
+    if n.trust_region is not None:
+        with torch.no_grad():
+            of_prior = n.target_prior.condition(features)(x_t, t)
+            kl = interpolant_kl(velocity.detach(), of_prior, t, 1 - 1 / config.nfe)
+        metrics["path_kl"] = kl.mean() / config.chunk_size
+        metrics["unit_cost"] = gradient_cost(parts[0]).mean() / config.chunk_size
+    return (velocity - target).square().mean(), metrics

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from meam_training.algorithm.adjoint_objective import value_gradient
 from meam_training.algorithm.batch import MeamNoise
-from meam_training.algorithm.candidates import draw_candidates
+from meam_training.algorithm.candidates import budget_metrics, draw_candidates
 from meam_training.algorithm.sample_matching import denoised_among, importance_weights
 from meam_training.config import TrainConfig
 from meam_training.flow.bridge import tilted_velocity
@@ -46,34 +46,35 @@ def two_scale_loss(
         config: Settings.
 
     Returns:
-        The loss, and the metrics `TWO_SCALE_METRICS`.
+        The loss, and the metrics `TWO_SCALE_METRICS`; with a KL budget also the first two of `BUDGET_METRICS`.
 
     References:
         Xu et al., Stable Target Field for Reduced Variance Score Estimation, arXiv:2302.00670 (means over candidates).
     """
-    early, effective = _early_loss(n, features[: noise.sample_x_0.shape[1]], noise, config)
+    early, metrics = _early_loss(n, features[: noise.sample_x_0.shape[1]], noise, config)
     late = _late_loss(n, features, noise, config)
     loss = config.switch_time * early + (1 - config.switch_time) * late
-    return loss, {"effective_samples": effective, "early_loss": early.detach(), "late_loss": late.detach()}
+    return loss, {"early_loss": early.detach(), "late_loss": late.detach(), **metrics}
 
 
 def _early_loss(
     n: MeamNetworks, features: Float[Tensor, "rows features"], noise: MeamNoise, config: TrainConfig
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Loss before the switch, and the share of effective samples."""
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Loss before the switch, and what its candidates say."""
     assert n.policy is not None
     count = len(noise.sample_x_0)
     # Prior samples make the weights vary even at the optimum, so an eighth has to do.
-    c = draw_candidates(n, features, max(1, count // 8), noise, config)
+    c, tilt = draw_candidates(n, features, max(1, count // 8), noise, config), n.tilt(config)
     weight = importance_weights(
-        c.log_prior, c.log_policy, c.value, c.prior_share, config.entropy_coef, config.inverse_temperature
+        c.log_prior, c.log_policy, c.value, c.prior_share, tilt.entropy_coef, tilt.inverse_temperature
     )
     x_0, t = noise.match_x_0, config.switch_time * noise.match_t
     x_t = interpolate(x_0, c.x_1.expand_as(x_0), t)
     target = (denoised_among(c.x_1, weight, x_t, t) - x_t) / (1 - t)
     error = (n.policy.condition(features)(x_t, t) - target).square().mean(dim=-1)
     effective = (1 / weight.square().sum(dim=0)).mean() / count
-    return (count * weight * error).mean(), effective
+    metrics = {"effective_samples": effective, **budget_metrics(n, features, c, noise, config)}
+    return (count * weight * error).mean(), metrics
 
 
 def _late_loss(
@@ -84,8 +85,9 @@ def _late_loss(
     assert n.target_policy is not None
     with torch.no_grad():
         x_1 = n.flow(n.target_policy, features, noise.bridge_start).clamp(-1, 1)
-    gradient = config.inverse_temperature * value_gradient(n, features, x_1)
+    tilt = n.tilt(config)
+    gradient = tilt.inverse_temperature * value_gradient(n, features, x_1)
     x_0, t = noise.bridge_x_0[0], 1 - (1 - config.switch_time) * noise.bridge_t[0]
     prior = n.target_prior.condition(features)
-    target = tilted_velocity(prior, x_0, x_1, t, gradient, config.entropy_coef, config.confine)
+    target = tilted_velocity(prior, x_0, x_1, t, gradient, tilt.entropy_coef, config.confine)
     return (n.policy.condition(features)(interpolate(x_0, x_1, t), t) - target).square().mean()

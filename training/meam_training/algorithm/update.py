@@ -23,7 +23,15 @@ from meam_training.algorithm.two_scale_objective import TWO_SCALE_METRICS, two_s
 from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks
 
-__all__ = ["METRICS", "Losses", "compute_losses", "pretraining_losses", "update_targets"]
+__all__ = ["BUDGET_METRICS", "METRICS", "Losses", "compute_losses", "pretraining_losses", "update_targets"]
+
+BUDGET_METRICS = ("path_kl", "unit_cost", "last_step_drift")
+"""Names of the metrics that every objective logs if there is a KL budget, and the last of them only `adjoint`.
+
+In this order: estimate of the policy's KL divergence from the prior, nats per action; the unit cost, what it would be
+at tau = 1 to leading order, squared units of value per action; and how far the policy drifts from the prior in the
+SDE's last step, see `meam_training.algorithm.adjoint_objective`.
+"""
 
 METRICS = tuple(
     dict.fromkeys(
@@ -37,6 +45,7 @@ METRICS = tuple(
             *REWEIGHTED_METRICS,
             *TWO_SCALE_METRICS,
             *BRIDGE_METRICS,
+            *BUDGET_METRICS,
             *MIXTURE_METRICS,
             *HEAD_METRICS,
         )

@@ -2,6 +2,7 @@
 
 from meam_training.config.train_config import (
     PRESETS,
+    Dual,
     Logger,
     Method,
     Objective,
@@ -10,4 +11,4 @@ from meam_training.config.train_config import (
     TrainConfig,
 )
 
-__all__ = ["PRESETS", "Logger", "Method", "Objective", "Precision", "Scheme", "TrainConfig"]
+__all__ = ["PRESETS", "Dual", "Logger", "Method", "Objective", "Precision", "Scheme", "TrainConfig"]

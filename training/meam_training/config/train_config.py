@@ -22,12 +22,13 @@ from meam_training.config.declaration import (
     unknown,
 )
 
-__all__ = ["PRESETS", "Logger", "Method", "Objective", "Precision", "Scheme", "TrainConfig"]
+__all__ = ["PRESETS", "Dual", "Logger", "Method", "Objective", "Precision", "Scheme", "TrainConfig"]
 
-Method = Literal["bc", "qam", "qam-edit", "me-am"]
+Method = Literal["bc", "qam", "qam-edit", "trqam", "me-am"]
 Objective = Literal["two_scale", "reweighted", "adjoint", "bridge", "target_score"]
 BridgeAdjoint = Literal["denoiser", "scalar"]
 Scheme = Literal["ancestral", "reference"]
+Dual = Literal["log", "reference"]
 Precision = Literal["float32", "bf16"]
 Logger = Literal["tensorboard", "wandb"]
 
@@ -36,6 +37,8 @@ Logger = Literal["tensorboard", "wandb"]
 TRAINS_POLICY = OnlyIf("method", lambda c: c.method != "bc", "take another method")
 EDITS = OnlyIf("method", lambda c: c.method == "qam-edit", "take the method qam-edit")
 HAS_FOURIER_FEATURES = OnlyIf("fourier_features", lambda c: c.fourier_features > 0, "set fourier_features above 0")
+HAS_BUDGET = OnlyIf("kl_budget", lambda c: c.kl_budget is not None, "set kl_budget")
+HAS_NO_BUDGET = OnlyIf("kl_budget", lambda c: c.kl_budget is None, "train without kl_budget (not with trqam)")
 FOLLOWS_SDE = OnlyIf("objective", lambda c: c.objective == "adjoint", "set objective to adjoint")
 WEIGHS = OnlyIf(
     "objective", lambda c: c.objective in ("reweighted", "two_scale"), "set objective to two_scale or reweighted"
@@ -67,13 +70,14 @@ class TrainConfig:
 
     The methods are variants of one algorithm: `bc` trains only the behaviour prior (behaviour cloning), `qam` adds a
     policy tilted by `exp(inverse_temperature * Q)`, `me-am` also flattens the prior by `entropy_coef` and widens it by
-    `mixture_weight`; `qam-edit` adds a bounded residual policy to `qam`. `TrainConfig.preset` sets these consistently.
-    The `qam` presets use the published scheme (Euler, `adjoint`, `sde="reference"`), `me-am` the most accurate one in
-    `benchmarks/accuracy`; every preset's scheme can be changed.
+    `mixture_weight`; `qam-edit` adds a bounded residual policy to `qam`, and `trqam` a KL budget in place of the
+    temperature. `TrainConfig.preset` sets these consistently. The `qam` and `trqam` presets use the published scheme
+    (Euler, `adjoint`, `sde="reference"`), `me-am` the most accurate one in `benchmarks/accuracy`; every preset's scheme
+    can be changed.
     """
 
     method: Method = "me-am"
-    """Method: bc, qam, qam-edit or me-am."""
+    """Method: bc, qam, qam-edit, trqam or me-am."""
     steps: Annotated[int, Range(least=1)] = 100_000
     """Gradient steps (updates), including those of pretraining."""
     pretrain_steps: Annotated[int, Range(least=0), TRAINS_POLICY] = 0
@@ -95,6 +99,9 @@ class TrainConfig:
     faster. Without a C++ compiler, training warns and runs uncompiled."""
     hidden_dims: Annotated[tuple[int, ...], Range(least=1)] = (512, 512, 512, 512)
     """Widths of the hidden layers of the two velocity fields, and of the edit and one-step policies."""
+    layer_norm: bool = False
+    """Normalise the hidden layers of the two velocity fields (LayerNorm after the activation), as those of the critics
+    always are; TRQAM does so in its large networks, of width 1024."""
     critic_hidden_dims: Annotated[tuple[int, ...], Range(least=1), TRAINS_POLICY] = (512, 512, 512, 512)
     """Widths of the hidden layers of each critic."""
     num_critics: Annotated[int, Range(least=1), TRAINS_POLICY] = 10
@@ -119,11 +126,18 @@ class TrainConfig:
     """Execution horizon: actions of a chunk executed before the next inference; None executes the whole chunk."""
     discount: Annotated[float, Range(above=0, most=1), TRAINS_POLICY] = 0.99
     """Discount gamma per environment step."""
-    inverse_temperature: Annotated[float, Range(least=0)] = 1.0
+    inverse_temperature: Annotated[float, Range(least=0), HAS_NO_BUDGET] = 1.0
     """Weight tau of Q in the policy's target density; 0 reproduces the prior."""
+    kl_budget: Annotated[float | None, Range(above=0)] = None
+    """KL divergence of the policy from the prior, nats per action of a chunk: inverse_temperature is then found while
+    training, whatever the scale of the rewards. None keeps inverse_temperature constant."""
+    kl_dual: Annotated[Dual, HAS_BUDGET] = "log"
+    """How the temperature is found: log (in the logarithm, in units of what the critics' values ask for), or reference
+    (in steps of fixed size, as published for TRQAM)."""
     entropy_coef: Annotated[float, Range(least=0, below=1)] = 0.1
     """Entropy coefficient lambda in [0, 1): the policy's target density is p_prior^(1 - lambda) exp(tau Q), up to a
-    constant."""
+    constant. With kl_budget, lambda is this where the budget is spent as the values' leading order predicts, and
+    larger where there is more to spend."""
     objective: Annotated[Objective, TRAINS_POLICY] = "reweighted"
     """How the policy is trained: two_scale (importance weights early in flow time, the adjoint late), reweighted (flow
     matching on samples of policy and prior, with importance weights), adjoint (adjoint matching along an SDE), bridge
@@ -271,6 +285,8 @@ class TrainConfig:
         if (self.edit_scale > 0) != (self.method == "qam-edit"):
             expected = "above 0 for qam-edit" if self.method == "qam-edit" else f"0 for {self.method}"
             raise ConfigError(f"edit_scale is {self.edit_scale}; expected {expected}.")
+        if self.method == "trqam" and self.kl_budget is None:
+            raise ConfigError("kl_budget is None; expected a number above 0 for trqam. Without one, take qam.")
         if self.pretrain_steps >= self.steps:
             raise ConfigError(f"pretrain_steps is {self.pretrain_steps}; expected fewer than steps = {self.steps}.")
         joint = self.steps - self.pretrain_steps
@@ -310,7 +326,7 @@ class TrainConfig:
         """Settings of a method, with overrides.
 
         Args:
-            name: "bc", "qam", "qam-edit" or "me-am".
+            name: "bc", "qam", "qam-edit", "trqam" or "me-am".
             shared: Overrides shared by runs of several methods; those without effect on this one are ignored.
             **overrides: Further overrides, which take precedence.
 
@@ -370,11 +386,12 @@ class TrainConfig:
 _RENAMED = {"flow_steps": "nfe", "mirror_steps": "mirror_stages", "ascent_candidates": "ascent_starts"}
 """Current names of settings, by the names in earlier versions."""
 
-_FIXED: Mapping[str, Mapping[str, float]] = MappingProxyType(
+_FIXED: Mapping[str, Mapping[str, float | None]] = MappingProxyType(
     {
-        "bc": {"inverse_temperature": 0.0, "entropy_coef": 0.0, "mixture_weight": 0.0},
+        "bc": {"inverse_temperature": 0.0, "entropy_coef": 0.0, "mixture_weight": 0.0, "kl_budget": None},
         "qam": {"entropy_coef": 0.0, "mixture_weight": 0.0},
         "qam-edit": {"entropy_coef": 0.0, "mixture_weight": 0.0},
+        "trqam": {"entropy_coef": 0.0, "mixture_weight": 0.0},
         "me-am": {},
     }
 )
@@ -385,7 +402,11 @@ _PUBLISHED: Mapping[str, Any] = MappingProxyType(
 """The scheme of the public implementation of QAM."""
 
 _SCHEMES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"qam": _PUBLISHED, "qam-edit": {**_PUBLISHED, "edit_scale": 0.1}}
+    {
+        "qam": _PUBLISHED,
+        "qam-edit": {**_PUBLISHED, "edit_scale": 0.1},
+        "trqam": {**_PUBLISHED, "kl_budget": 1.0, "kl_dual": "reference"},
+    }
 )
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(

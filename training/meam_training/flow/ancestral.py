@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -21,9 +22,20 @@ from torch import Tensor
 
 from meam_training.flow.ode import denoise
 from meam_training.flow.path import time_like
+from meam_training.flow.solvers import denoised
 from meam_training.flow.velocity import Velocity, linearize
 
-__all__ = ["ancestral_adjoint", "ancestral_matching_loss", "ancestral_scales", "sample_ancestral_path", "scale_steps"]
+__all__ = [
+    "ancestral_adjoint",
+    "ancestral_cost",
+    "ancestral_kl_weights",
+    "ancestral_matching_loss",
+    "ancestral_scales",
+    "denoised_difference",
+    "geometric_kl",
+    "sample_ancestral_path",
+    "scale_steps",
+]
 
 
 @torch.no_grad()
@@ -51,14 +63,14 @@ def sample_ancestral_path(
 
 
 def ancestral_adjoint(
-    prior: Velocity, path: Float[Tensor, "states batch act"], terminal: Float[Tensor, "batch act"], confine: bool
-) -> tuple[Float[Tensor, "states-1 batch act"], Float[Tensor, "states-1 batch act"]]:
+    prior: Velocity, path: Float[Tensor, "states batch act"], terminal: Float[Tensor, "*parts batch act"], confine: bool
+) -> tuple[Float[Tensor, "states-1 *parts batch act"], Float[Tensor, "states-1 batch act"]]:
     """Discrete adjoint of the ancestral scheme, propagated back through the Jacobians of the prior's steps.
 
     Args:
         prior: Velocity of the behaviour prior.
         path: X_0 … X_K, held constant.
-        terminal: Gradient of the terminal cost at X_K; 1 / action unit.
+        terminal: Gradient of the terminal cost at X_K, or of several parts of it; 1 / action unit.
         confine: As in `sample_ancestral_path`; no gradient passes through a clipped component.
 
     Returns:
@@ -105,7 +117,74 @@ def ancestral_matching_loss(
     return (control + scale_steps(scales, adjoints)).square().sum(dim=(0, 2)).mean()
 
 
-def scale_steps(factors: Sequence[float], values: Float[Tensor, "steps batch act"]) -> Float[Tensor, "steps batch act"]:
+def denoised_difference(
+    path: Float[Tensor, "states batch act"],
+    policy_velocity: Float[Tensor, "states-1 batch act"],
+    prior_velocity: Float[Tensor, "states-1 batch act"],
+    confine: bool,
+) -> Float[Tensor, "states-1 batch act"]:
+    """Difference dD of the policy's denoised action and the prior's along a path.
+
+    Args:
+        path: X_0 … X_K.
+        policy_velocity: Velocity of the policy at path[:-1].
+        prior_velocity: Velocity of the prior there.
+        confine: As in `sample_ancestral_path`; each denoised action is clipped by itself.
+    """
+    steps = len(policy_velocity)
+    rows = zip(path[:-1], policy_velocity, prior_velocity, strict=True)
+    return torch.stack(
+        [denoised(x, v, k / steps, confine) - denoised(x, u, k / steps, confine) for k, (x, v, u) in enumerate(rows)]
+    )
+
+
+def ancestral_kl_weights(steps: int) -> list[float]:
+    """Weights w_k = (S_{k+1} - S_k) / 2 of the first K - 1 steps, S_k = (t_k / (1 - t_k))^2.
+
+    The steps of two flows from the same point are Gaussians of equal covariance, and w_k |dD_k|^2 is the KL divergence
+    of step k, where dD is the difference of the denoised actions: with gain c, noise s and dD = (1 - t) dv, this is
+    (c dv / s)^2 / 2. The last step is noiseless and has none.
+    """
+    signal = [(k / (steps - k)) ** 2 for k in range(steps)]
+    return [(after - before) / 2 for before, after in pairwise(signal)]
+
+
+def geometric_kl(difference: Float[Tensor, "steps batch act"]) -> Float[Tensor, " batch"]:
+    """Estimate of the policy's KL divergence from the prior: sum over the path of w_k <dD_k, dD_{k+1}>.
+
+    The KL divergence of the two chains has |dD_k|^2 in place of the product of neighbours, and with few steps is far
+    larger than that of the flows: a step from t to u tells the policies apart by how far the noise falls, and the
+    denoised actions differ less at its end than at its start. With the product, the sum telescopes for a shift of any
+    Gaussian to the KL divergence of the flows' marginals at t = 1 - h, at any number of steps.
+
+    Args:
+        difference: From `denoised_difference`.
+
+    Returns:
+        Nats, for each path; the mean over paths estimates the KL divergence, and may be slightly negative.
+    """
+    weights = ancestral_kl_weights(len(difference))
+    return scale_steps(weights, (difference[:-1] * difference[1:]).sum(dim=-1)).sum(dim=0)
+
+
+def ancestral_cost(adjoints: Float[Tensor, "steps batch act"]) -> Float[Tensor, "steps batch"]:
+    """KL divergence of the steps that follow their adjoints: s_k^2 |a(t_{k+1})|^2 / 2.
+
+    The regression's optimum moves a step's mean by -s^2 E[a | X_k]. Its KL divergence has |E[a | X_k]|^2 in place of
+    |a|^2, so this is an upper bound.
+
+    Args:
+        adjoints: From `ancestral_adjoint`.
+
+    Returns:
+        Nats, for each step and path.
+    """
+    steps = len(adjoints)
+    weights = [ancestral_scales(k, steps)[1] ** 2 / 2 for k in range(steps)]
+    return scale_steps(weights, adjoints.square().sum(dim=-1))
+
+
+def scale_steps(factors: Sequence[float], values: Float[Tensor, "steps *batch"]) -> Float[Tensor, "steps *batch"]:
     """Multiply each step's values by its factor.
 
     The factors remain Python floats: a CUDA graph cannot copy a tensor of them from the host.

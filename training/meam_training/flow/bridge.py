@@ -29,16 +29,16 @@ def bridge_adjoint(
     prior: Velocity,
     x: Float[Tensor, "*batch act"],
     t: Float[Tensor, "*batch 1"],
-    terminal: Float[Tensor, "*batch act"],
+    terminal: Float[Tensor, "*parts_batch act"],
     confine: bool,
-) -> tuple[Float[Tensor, "*batch act"], Float[Tensor, "*batch act"]]:
+) -> tuple[Float[Tensor, "*parts_batch act"], Float[Tensor, "*batch act"]]:
     """Carry a covector at x_1 back to x along the prior's denoised action: the product (dD/dx)^T c.
 
     Args:
         prior: Velocity of the prior.
         x: Points on bridges, held constant.
         t: Their flow times.
-        terminal: The covector c of each point.
+        terminal: The covector c of each point, or several of them along leading axes.
         confine: Whether the denoised action is clipped to the box, so that no clipped component passes anything back.
 
     Returns:

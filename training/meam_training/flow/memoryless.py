@@ -24,7 +24,14 @@ from meam_training.flow.ancestral import scale_steps
 from meam_training.flow.path import time_like
 from meam_training.flow.velocity import Velocity, linearize
 
-__all__ = ["adjoint_matching_loss", "lean_adjoint", "memoryless_noise_scale", "sample_memoryless_path"]
+__all__ = [
+    "adjoint_matching_loss",
+    "lean_adjoint",
+    "memoryless_cost",
+    "memoryless_kl",
+    "memoryless_noise_scale",
+    "sample_memoryless_path",
+]
 
 
 def memoryless_noise_scale(k: int, steps: int) -> float:
@@ -66,8 +73,8 @@ def sample_memoryless_path(
 
 
 def lean_adjoint(
-    prior: Velocity, path: Float[Tensor, "states batch act"], terminal: Float[Tensor, "batch act"]
-) -> Float[Tensor, "states-1 batch act"]:
+    prior: Velocity, path: Float[Tensor, "states batch act"], terminal: Float[Tensor, "*parts batch act"]
+) -> Float[Tensor, "states-1 *parts batch act"]:
     """Integrate the lean adjoint backwards along a path.
 
     Takes Euler steps of da/dt = -(db/dx)^T a from a(1) = terminal, with the prior's drift b(x, t) = 2 v(x, t) - x / t
@@ -76,7 +83,7 @@ def lean_adjoint(
     Args:
         prior: Velocity of the behaviour prior.
         path: X_0 … X_K, held constant.
-        terminal: Gradient of the terminal cost at X_K; 1 / action unit.
+        terminal: Gradient of the terminal cost at X_K, or of several parts of it; 1 / action unit.
 
     Returns:
         a(t_k) for k = 0 … K - 1, detached, aligned with path[:-1].
@@ -109,3 +116,44 @@ def adjoint_matching_loss(
     scales = [memoryless_noise_scale(k, steps) for k in range(steps)]
     control = scale_steps([2 / sigma for sigma in scales], policy_velocity - prior_velocity)
     return (control + scale_steps(scales, adjoints)).square().sum(dim=(0, 2)).mean()
+
+
+def memoryless_kl(
+    policy_velocity: Float[Tensor, "steps batch act"], prior_velocity: Float[Tensor, "steps batch act"]
+) -> Float[Tensor, "steps batch"]:
+    """KL divergence of the policy's steps from the prior's along a path: (2 h / sigma_k^2) |v_policy - v_prior|^2.
+
+    The steps are Gaussians of variance h sigma^2 whose means differ by 2 h (v_policy - v_prior), so the sum over the
+    steps is the KL divergence of the two chains. The term of the last step, which is noiseless and follows the prior,
+    stands for what it would be if it were another such step, as in the public code.
+
+    Args:
+        policy_velocity: Velocity of the policy at path[:-1].
+        prior_velocity: Velocity of the prior there.
+
+    Returns:
+        Nats, for each step and path; the mean over paths of their sum over steps is the KL divergence.
+
+    References:
+        Dong et al., Trust Region Q Adjoint Matching, arXiv:2605.27079, and its public code.
+    """
+    steps = len(policy_velocity)
+    weights = [2 / steps / memoryless_noise_scale(k, steps) ** 2 for k in range(steps)]
+    return scale_steps(weights, (policy_velocity - prior_velocity).square().sum(dim=-1))
+
+
+def memoryless_cost(adjoints: Float[Tensor, "steps batch act"]) -> Float[Tensor, "steps batch"]:
+    """KL divergence of the steps that follow their adjoints: (h / 2) sigma_k^2 |a_k|^2.
+
+    The regression's optimum is v_policy - v_prior = -sigma^2 E[a_k | X_k] / 2. Its KL divergence has |E[a_k | X_k]|^2
+    in place of |a_k|^2, so this is an upper bound.
+
+    Args:
+        adjoints: From `lean_adjoint`.
+
+    Returns:
+        Nats, for each step and path.
+    """
+    steps = len(adjoints)
+    weights = [memoryless_noise_scale(k, steps) ** 2 / (2 * steps) for k in range(steps)]
+    return scale_steps(weights, adjoints.square().sum(dim=-1))

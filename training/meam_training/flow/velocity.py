@@ -42,7 +42,7 @@ class Jacobian(Protocol):
     def transposed_product(
         self, index: int | slice, covector: Float[Tensor, "*points act"]
     ) -> Float[Tensor, "*points act"]:
-        """Product J^T c at the points [index] of the first axis."""
+        """Product J^T c at the points [index] of the first axis, for one covector at each point or several."""
         ...
 
     def product(self, vectors: Float[Tensor, "vectors act"]) -> Float[Tensor, "vectors *batch act"]:
@@ -69,6 +69,8 @@ class _AutogradJacobian:
         self._velocity, self._x, self._t = velocity, x, t
 
     def transposed_product(self, index: int | slice, covector: Tensor) -> Tensor:
+        if covector.dim() > self._x[index].dim():
+            return torch.stack([self.transposed_product(index, part) for part in covector])
         with torch.enable_grad():
             x = self._x[index].detach().requires_grad_()
             (product,) = torch.autograd.grad(self._velocity(x, self._t[index]), x, covector)

@@ -110,7 +110,7 @@ class Learner:
             self.networks.start_policy_from_prior()
 
     def _step(self, chunks: ChunkSource, stage: Stage) -> dict[str, Tensor]:
-        """Perform one update; if its gradient is not finite, the trained weights stay as they are."""
+        """Perform one update; if its gradient is not finite, weights and dual variables stay as they are."""
         n, c = self.networks, self.config
         batch = chunks.sample(c.batch_size, self.generator)
         noise = draw_noise(c.batch_size, batch.actions.shape[1], c, self.generator, batch.actions.device)
@@ -125,6 +125,9 @@ class Learner:
         # The flag that a GradScaler would set, so that Adam skips a step whose gradient is not finite.
         self.optimizer.found_inf = (~norm.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
+        if n.trust_region is not None and stage != "pretraining":
+            # After the losses, which took the temperature from before this update.
+            metrics |= n.trust_region.step(metrics["path_kl"], metrics["unit_cost"], norm.isfinite())
         return {**metrics, "gradient_norm": norm}
 
     def _stage(self, step: int) -> Stage:

@@ -17,6 +17,7 @@ from meam_training.networks.critic_ensemble import CriticEnsemble
 from meam_training.networks.edit_policy import EditPolicy, apply_edit
 from meam_training.networks.encoder import ObservationEncoder
 from meam_training.networks.one_step_policy import OneStepPolicy
+from meam_training.networks.trust_region import Tilt, TrustRegion
 from meam_training.networks.velocity_field import VelocityField
 
 __all__ = ["KnownValue", "MeamNetworks", "build_networks"]
@@ -41,6 +42,7 @@ class MeamNetworks(nn.Module):
         integration: How the policy's ODE is integrated in training.
         confine: Whether denoised actions are clipped to the box.
         edit_scale: Bound on the edits of the edit policy, normalised action units.
+        trust_region: The dual variables of the KL budget; None without a budget.
     """
 
     def __init__(self, spec: PolicySpec, config: TrainConfig) -> None:
@@ -53,13 +55,14 @@ class MeamNetworks(nn.Module):
             spec.observation_mean, spec.observation_std, config.fourier_features, config.fourier_scale
         )
         features = self.encoder.output_dim
-        self.prior = VelocityField(features, action_dim, config.hidden_dims, config.precision)
+        self.prior = VelocityField(features, action_dim, config.hidden_dims, config.precision, config.layer_norm)
         self.policy: VelocityField | None = None
         self.target_policy: VelocityField | None = None
         self.edit_policy: EditPolicy | None = None
         self.one_step: OneStepPolicy | None = None
+        self.trust_region = TrustRegion.of(config)
         if config.trains_policy:
-            self.policy = VelocityField(features, action_dim, config.hidden_dims, config.precision)
+            self.policy = VelocityField(features, action_dim, config.hidden_dims, config.precision, config.layer_norm)
             self.critic = CriticEnsemble(
                 features, action_dim, config.critic_hidden_dims, config.num_critics, config.precision
             )
@@ -83,6 +86,14 @@ class MeamNetworks(nn.Module):
         """Make the current policy the prior of the mirror-descent stage that begins."""
         for copied in (self.prior, self.target_prior):
             copied.load_state_dict(self.deployed.state_dict())
+        if self.trust_region is not None:
+            self.trust_region.restart()
+
+    def tilt(self, config: TrainConfig) -> Tilt:
+        """Coefficients of the policy's target density: those of the settings, or those that spend the KL budget."""
+        if self.trust_region is None:
+            return Tilt(config.inverse_temperature, config.entropy_coef)
+        return self.trust_region.tilt()
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:

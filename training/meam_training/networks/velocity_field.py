@@ -20,16 +20,23 @@ class VelocityField(nn.Module):
     """Velocity field v(s, x, t): a multi-layer perceptron on the encoded observation, the flow's state and its time.
 
     GELU in its tanh approximation, Xavier-uniform weights and zero biases, as in the reference implementation of QAM.
+    LayerNorm after each GELU is optional, as in that of TRQAM.
 
     Args:
         feature_dim: Dimension of an encoded observation.
         action_dim: Dimension of a flattened action chunk.
         hidden_dims: Widths of the hidden layers.
         precision: Element type of the matrix products between hidden layers.
+        layer_norm: Normalise every hidden layer after its activation.
     """
 
     def __init__(
-        self, feature_dim: int, action_dim: int, hidden_dims: Sequence[int], precision: Precision = "float32"
+        self,
+        feature_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int],
+        precision: Precision = "float32",
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         self.precision: Precision = precision
@@ -40,6 +47,7 @@ class VelocityField(nn.Module):
             assert isinstance(layer, nn.Linear)
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for width in hidden_dims if layer_norm)
 
     def condition(self, features: Float[Tensor, "*batch features"]) -> ConditionedVelocity:
         """Fix the observations, giving v(x, t); their contribution to the first layer is computed only once."""
@@ -76,10 +84,14 @@ class ConditionedVelocity:
             assert isinstance(layer, nn.Linear)
             self._hidden.append((cast(layer.weight, field.precision), layer.bias))
         self._last = last
+        self._norms: list[nn.LayerNorm] = []
+        for norm in field.norms:
+            assert isinstance(norm, nn.LayerNorm)
+            self._norms.append(norm)
 
     def __call__(self, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch act"]:
         """Velocity at x and time t."""
-        return self._last(gelu(self._inputs(x, t)[-1]))
+        return self._last(self._outputs(self._inputs(x, t)))
 
     def linearize(
         self, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]
@@ -87,18 +99,54 @@ class ConditionedVelocity:
         """Evaluate the velocity and its Jacobian with respect to x; neither carries gradients."""
         with torch.no_grad():
             inputs = self._inputs(x, t)
-            velocity = self._last(gelu(inputs[-1]))
+            velocity = self._last(self._outputs(inputs))
             x_weight = self._x_t_weight[:, : x.shape[-1]]
             weights = [x_weight, *(weight for weight, _ in self._hidden), self._last.weight]
-            return velocity, MlpJacobian([gelu_slope(values) for values in inputs], weights)
+            norms = [LayerNormJacobian(norm, gelu(z)) for norm, z in zip(self._norms, inputs, strict=False)]
+            return velocity, MlpJacobian([gelu_slope(values) for values in inputs], weights, norms)
 
     def _inputs(self, x: Tensor, t: Tensor) -> list[Tensor]:
         """Pre-activations of the hidden layers."""
         inputs = [self._projected + F.linear(torch.cat([x, t], dim=-1), self._x_t_weight)]
         for weight, bias in self._hidden:
-            product = cast(gelu(inputs[-1]), self._precision) @ weight.T
+            product = cast(self._outputs(inputs), self._precision) @ weight.T
             inputs.append(product.to(bias.dtype) + bias)
         return inputs
+
+    def _outputs(self, inputs: list[Tensor]) -> Tensor:
+        """Output of the last of the hidden layers whose pre-activations are given."""
+        activated = gelu(inputs[-1])
+        return self._norms[len(inputs) - 1](activated) if self._norms else activated
+
+
+class LayerNormJacobian:
+    """Jacobian diag(g) (I - 1 1^T / n - z z^T / n) / std of LayerNorm at many points, n components and z normalised.
+
+    Args:
+        norm: The LayerNorm, with scales g.
+        x: Its inputs [..., n].
+    """
+
+    def __init__(self, norm: nn.LayerNorm, x: Float[Tensor, "*points width"]) -> None:
+        centred = x - x.mean(dim=-1, keepdim=True)
+        self._scale = norm.weight
+        self._inverse_std = (centred.square().mean(dim=-1, keepdim=True) + norm.eps).rsqrt()
+        self._normalised = centred * self._inverse_std
+
+    def transposed_product(
+        self, index: int | slice, covector: Float[Tensor, "*points width"]
+    ) -> Float[Tensor, "*points width"]:
+        """Product J^T c at the points [index] of the first axis."""
+        return self._projected(covector * self._scale, self._normalised[index], self._inverse_std[index])
+
+    def product(self, vectors: Float[Tensor, "*more width"]) -> Float[Tensor, "*more width"]:
+        """Product J u for vectors at each point."""
+        return self._projected(vectors, self._normalised, self._inverse_std) * self._scale
+
+    @staticmethod
+    def _projected(u: Tensor, normalised: Tensor, inverse_std: Tensor) -> Tensor:
+        along = (u * normalised).mean(dim=-1, keepdim=True) * normalised
+        return (u - u.mean(dim=-1, keepdim=True) - along) * inverse_std
 
 
 class MlpJacobian:
@@ -107,23 +155,33 @@ class MlpJacobian:
     Args:
         slopes: Derivatives of the activation of each hidden layer [..., width].
         weights: Weights of each layer [outputs, inputs].
+        norms: Jacobians of the LayerNorm after each activation; none without LayerNorm.
     """
 
-    def __init__(self, slopes: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    def __init__(
+        self, slopes: Sequence[Tensor], weights: Sequence[Tensor], norms: Sequence[LayerNormJacobian] = ()
+    ) -> None:
         self._slopes, self._weights = slopes, weights
+        self._norms = norms or [None] * len(slopes)
 
     def transposed_product(
         self, index: int | slice, covector: Float[Tensor, "*points out"]
     ) -> Float[Tensor, "*points in"]:
-        """Product J^T c at the points [index] of the first axis."""
-        for slopes, weight in zip(self._slopes[::-1], self._weights[:0:-1], strict=True):
-            covector = (covector.to(weight.dtype) @ weight).to(slopes.dtype) * slopes[index]
+        """Product J^T c at the points [index] of the first axis, for one covector at each point or several."""
+        for slopes, weight, norm in zip(self._slopes[::-1], self._weights[:0:-1], self._norms[::-1], strict=True):
+            covector = (covector.to(weight.dtype) @ weight).to(slopes.dtype)
+            if norm is not None:
+                covector = norm.transposed_product(index, covector)
+            covector = covector * slopes[index]
         return covector @ self._weights[0]
 
     def product(self, vectors: Float[Tensor, "vectors in"]) -> Float[Tensor, "vectors *batch out"]:
         """Product J u for each vector u at each point."""
         points = self._slopes[0].dim() - 1
         pushed = (vectors @ self._weights[0].T)[(slice(None), *[None] * points)]
-        for slopes, weight in zip(self._slopes, self._weights[1:], strict=True):
-            pushed = ((pushed * slopes).to(weight.dtype) @ weight.T).to(slopes.dtype)
+        for slopes, weight, norm in zip(self._slopes, self._weights[1:], self._norms, strict=True):
+            pushed = pushed * slopes
+            if norm is not None:
+                pushed = norm.product(pushed)
+            pushed = (pushed.to(weight.dtype) @ weight.T).to(slopes.dtype)
         return pushed

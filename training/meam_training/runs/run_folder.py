@@ -32,6 +32,7 @@ from meam_training.learning.distributed import ProcessGroup
 from meam_training.learning.evaluation import EVALUATION_METRICS, Evaluation
 from meam_training.learning.learner import Learner
 from meam_training.learning.online import ONLINE_METRICS, OnlineLearning
+from meam_training.networks.trust_region import TRUST_REGION_METRICS
 from meam_training.runs.checkpoint import OBSERVATIONS_FILE, Checkpoint, TrainingState
 from meam_training.runs.run_log import RunLog, SilentLog
 
@@ -41,7 +42,7 @@ CONFIG_FILE = "config.json"
 RECORD_FILE = "run.json"
 FORMAT_VERSION = 1
 
-UPDATE_COLUMNS = (*METRICS, *ONLINE_METRICS, "gradient_norm")
+UPDATE_COLUMNS = (*METRICS, *TRUST_REGION_METRICS, *ONLINE_METRICS, "gradient_norm")
 """Columns of `metrics.csv`: metrics of updates and of online episodes."""
 
 
