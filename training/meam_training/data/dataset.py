@@ -18,6 +18,7 @@ from meam_policy.errors import DatasetError, NotFoundError
 from meam_policy.spec import BoxSpec
 from meam_training.data.action_chunk import ActionChunkSampler
 from meam_training.data.dataset_cache import Columns, array_blocks, fingerprint, moments, open_cached
+from meam_training.data.discounted_returns import DiscountedReturns, discounted_returns
 from meam_training.data.minari_files import find_minari, source_files
 from meam_training.data.minari_source import minari_recording
 from meam_training.data.ogbench_source import ogbench_recording
@@ -219,6 +220,14 @@ class OfflineDataset:
             chunk_size,
             discount,
         )
+
+    def discounted_returns(self, discount: float) -> DiscountedReturns:
+        """Discounted sum of the rewards from each row on, up to a termination or the end of its episode.
+
+        Args:
+            discount: Discount per environment step, in (0, 1].
+        """
+        return discounted_returns(self.rewards, self.terminations, self.episode_ends, discount)
 
     @classmethod
     def _from_recording(cls, about: dict[str, Any], columns: Columns) -> OfflineDataset:
