@@ -19,6 +19,8 @@ from meam_policy.errors import ConfigError
 from meam_policy.spec import PolicySpec
 from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
+from meam_training.data.dataset_cache import array_blocks, moments
+from meam_training.data.discounted_returns import discounted_returns
 from meam_training.learning.chunk_source import ChunkSource, make_chunk_source
 from meam_training.learning.device import cpu_threads, training_device
 from meam_training.learning.distributed import ProcessGroup, process_group
@@ -27,13 +29,17 @@ from meam_training.learning.interrupts import collected_interrupts
 from meam_training.learning.known_value import check_known_value
 from meam_training.learning.learner import Learner
 from meam_training.learning.online import OnlineLearning
+from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.meam_networks import KnownValue
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.run_folder import Run, open_run
 
-__all__ = ["make_spec", "train"]
+__all__ = ["data_statistics", "make_spec", "train"]
 
 _KEPT_OBSERVATIONS = 1000
+
+_LEAST_ACTION_STD = 1e-3
+"""Least standard deviation by which velocity fields are preconditioned: actions may all be equal."""
 
 Progress = Callable[[int, dict[str, float]], None]
 """Called with the number of steps completed and the latest metrics."""
@@ -106,7 +112,7 @@ def train(
         open_run(folder, config, spec, data, resume=resume, origin=origin, group=group) as run,
         collected_interrupts() as interrupts,
     ):
-        learner = Learner(spec, config, device, value, group)
+        learner = Learner(spec, config, device, value, group, data_statistics(config, dataset, spec))
         online = None if online_env is None else OnlineLearning(online_env, learner, chunks, spec)
         run.restore(learner, online)
         run.keep_observations(_some_observations(chunks, device))
@@ -161,6 +167,30 @@ def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
         training_data=dataset.dataset_id,
         environment_id=dataset.environment_id,
         control_rate_hz=dataset.control_rate_hz,
+    )
+
+
+def data_statistics(config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec) -> DataStatistics:
+    """Location and scale of the data's actions and discounted returns.
+
+    Where a recording was cut off, the return goes on at the data's mean reward. Returns that are all equal have no
+    scale; then the rewards' is taken, or else 1.
+    """
+    mean, std = moments(lambda: array_blocks(dataset.actions))
+    scale = np.array(spec.action_scale)
+    centre = (mean - np.array(spec.action_offset)) / scale
+    rewards = dataset.rewards.astype(np.float64)
+    steady = rewards.mean() / (1 - config.discount) if config.discount < 1 else 0.0
+    sums = discounted_returns(dataset.rewards, dataset.terminations, dataset.episode_ends, config.discount)
+    returns = sums.returns + sums.tails * steady
+    # Deviations that are rounding errors are none.
+    least = 1e-6 * np.abs(returns).max()
+    spread = next((s for s in (returns.std(), rewards.std(), np.abs(rewards).mean()) if s > least), 1.0)
+    return DataStatistics(
+        action_mean=tuple(np.tile(centre, config.chunk_size).tolist()),
+        action_std=max(_LEAST_ACTION_STD, float(np.sqrt(np.square(std / scale).mean()))),
+        value_offset=float(returns.mean()),
+        value_scale=float(spread),
     )
 
 

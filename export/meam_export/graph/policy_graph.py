@@ -167,7 +167,7 @@ class _PolicyGraph:
         integration = self._spec.integration
         velocity = UnrolledVelocity(n.deployed, projected, integration.nfe, write, self._emit)
         start = Expression.value(x_0)
-        if n.confine:
+        if n.confine and n.deployed.preconditioner is None:
             # The last layer's bias b is added once, not to every denoised action: all steps sum multiples of
             # y = x + (1 - t) b, and x + (1 - t) (W h + b) = y + (1 - t) W h.
             bias_only = Expression({}, velocity_arrays(n.deployed)[-1][1])
@@ -245,6 +245,8 @@ def _critic_values(critic: CriticEnsemble, features: ir.Value, chunks: ir.Value,
     for layer, (scale, shift) in enumerate(zip(critic.norm_scales, critic.norm_biases, strict=True), start=1):
         biases[layer] = biases[layer] + array_of(shift) @ weights[layer]
         weights[layer] = array_of(scale).swapaxes(1, 2) * weights[layer]
+    weights[-1], biases[-1] = (float(critic.scale) * array for array in (weights[-1], biases[-1]))
+    biases[-1] = biases[-1] + float(critic.offset)
     hidden = inputs
     for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         if index:

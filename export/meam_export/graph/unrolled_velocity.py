@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from meam_policy.errors import MissingExtraError
+from meam_training.networks.preconditioner import Preconditioning, preconditioning
 from meam_training.networks.velocity_field import VelocityField
 
 try:
@@ -44,6 +45,9 @@ class UnrolledVelocity:
         (weight, self._bias), *self._hidden, self._last = velocity_arrays(field)
         self._normalises = len(field.norms) > 0
         act, width = len(self._last[1]), len(self._bias)
+        self._mean, self._std = np.zeros(act), None
+        if field.preconditioner is not None:
+            self._mean, self._std = array_of(field.preconditioner.mean), float(field.preconditioner.std)
         self._w_x, self._w_t = weight[:, -act - 1 : -1], weight[:, -1]
         self._constant = write.placeholder()
         sums = write.op("Add", write.op("Unsqueeze", projected, write.integers(1)), self._constant)
@@ -55,14 +59,20 @@ class UnrolledVelocity:
     def __call__(self, x: Expression, t: float) -> Expression:
         """The velocity [rows, act] at x [rows, act] and flow time t in [0, 1]."""
         value, scale, constant = self._emit.up_to_scale(x)
-        # W_x x + w_t t + b, with x = scale * value + constant
+        c = Preconditioning(0.0, 1.0, 1.0) if self._std is None else preconditioning(t, self._std)
+        # The network's input, c.scale (x - t mean), with x = scale * value + constant
+        scale, constant = c.scale * scale, c.scale * (constant - t * self._mean)
+        # W_x x + w_t t + b
         shift = self._w_x @ np.broadcast_to(constant, self._w_x.shape[1])
         self._constants.append(self._bias + t * self._w_t + shift)
         self._constant.const_value = ir.tensor(np.stack(self._constants).astype(np.float32))
         hidden = self._normalised(self._write.hidden(value, self._w_x, next(self._biases), scale), len(self._w_x))
         for weight, bias in self._hidden:
             hidden = self._normalised(self._write.hidden(hidden, weight, bias), len(bias))
-        return Expression.linear(hidden, *self._last)
+        output = Expression.linear(hidden, *self._last)
+        if self._std is None:
+            return output
+        return c.gain * output + c.skip * x + Expression({}, self._mean - c.skip * t * self._mean)
 
     def _normalised(self, hidden: ir.Value, width: int) -> ir.Value:
         return self._write.normalised(hidden, width) if self._normalises else hidden

@@ -2,10 +2,10 @@
 
 The loss is the mean over critics and rows, where chunks that do not lie within one episode count as zero, of
 
-    (Q_i(s, a) - y)^2,    y = r + gamma^H mask (mean_j Q'_j(s', a') - pessimism std_j Q'_j(s', a')),
+    ((Q_i(s, a) - y) / scale)^2,    y = r + gamma^H mask (mean_j Q'_j(s', a') - pessimism std_j Q'_j(s', a')),
 
-where a is a chunk of H actions, r its discounted reward, s' the state after it, a' a chunk chosen by the policy at s',
-and Q' the target critics.
+where scale is the standard deviation of the data's returns with `normalise_values`, else 1, a is a chunk of H actions,
+r its discounted reward, s' the state after it, a' a chunk chosen by the policy at s', and Q' the target critics.
 """
 
 from __future__ import annotations
@@ -69,5 +69,5 @@ def critic_loss(
     """
     target = td_target(n, batch, config, noise.next_x_0, noise.next_edit if config.edit_scale else None)
     values = n.critic(features, batch.actions)
-    loss = ((values - target).square() * batch.valid).mean()
+    loss = (((values - target) / n.critic.scale).square() * batch.valid).mean()
     return loss, {"value_mean": values.mean(), "value_std": values.std(dim=0, correction=0).mean()}

@@ -106,6 +106,12 @@ class TrainConfig:
     """Widths of the hidden layers of each critic."""
     num_critics: Annotated[int, Range(least=1), TRAINS_POLICY] = 10
     """Number of critics in the ensemble."""
+    precondition: bool = True
+    """Build the velocity of a Gaussian with the mean and the standard deviation of the data's actions into the velocity
+    fields, so that their networks learn only what differs from it."""
+    normalise_values: Annotated[bool, TRAINS_POLICY] = True
+    """Put the critics' outputs in units of the data's discounted returns: values start at their mean, and the loss does
+    not depend on the scale of the rewards. Reported values stay in units of reward."""
     fourier_features: Annotated[int, Range(least=0)] = 0
     """Random Fourier features of the normalised observation, cosines and sines together; an even number, 0 for none.
     They let small networks represent sharp changes, like those at the walls of a maze."""
@@ -372,7 +378,7 @@ class TrainConfig:
             written: dict[str, Any] = json.loads(text)
             fields = fields_of(cls)
             data: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
-            data |= {_RENAMED.get(name, name): value for name, value in written.items()}
+            data |= _BEFORE | {_RENAMED.get(name, name): value for name, value in written.items()}
             for name, field in fields.items():
                 if get_origin(field.kind) is tuple:
                     data[name] = tuple(data[name])
@@ -386,6 +392,9 @@ class TrainConfig:
 _RENAMED = {"flow_steps": "nfe", "mirror_steps": "mirror_stages", "ascent_candidates": "ascent_starts"}
 """Current names of settings, by the names in earlier versions."""
 
+_BEFORE: dict[str, Any] = {"precondition": False, "normalise_values": False}
+"""What earlier versions did, where a setting that they lack is now something else by default."""
+
 _FIXED: Mapping[str, Mapping[str, float | None]] = MappingProxyType(
     {
         "bc": {"inverse_temperature": 0.0, "entropy_coef": 0.0, "mixture_weight": 0.0, "kl_budget": None},
@@ -397,7 +406,15 @@ _FIXED: Mapping[str, Mapping[str, float | None]] = MappingProxyType(
 )
 
 _PUBLISHED: Mapping[str, Any] = MappingProxyType(
-    {"objective": "adjoint", "sde": "reference", "solver": "euler", "confine": False, "joint_clip": True}
+    {
+        "objective": "adjoint",
+        "sde": "reference",
+        "solver": "euler",
+        "confine": False,
+        "joint_clip": True,
+        "precondition": False,
+        "normalise_values": False,
+    }
 )
 """The scheme of the public implementation of QAM."""
 

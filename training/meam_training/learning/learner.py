@@ -17,6 +17,7 @@ from meam_training.config import TrainConfig
 from meam_training.learning.chunk_source import ChunkSource, DeviceChunks
 from meam_training.learning.compilation import CapturedUpdate, compiled
 from meam_training.learning.distributed import ProcessGroup
+from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.meam_networks import KnownValue, build_networks
 
 __all__ = ["Learner", "clip_gradients"]
@@ -39,6 +40,7 @@ class Learner:
         device: Device of the networks and the generator.
         value: Known value of actions, in place of learned critics; see `train`.
         group: The processes that train together.
+        statistics: Location and scale of the data's actions and values; None for neutral ones.
 
     Attributes:
         config: Settings.
@@ -55,9 +57,10 @@ class Learner:
         device: torch.device,
         value: KnownValue | None = None,
         group: ProcessGroup | None = None,
+        statistics: DataStatistics | None = None,
     ) -> None:
         self.config, self.group = config, group or ProcessGroup()
-        self.networks = build_networks(spec, config).to(device)
+        self.networks = build_networks(spec, config, statistics).to(device)
         if value is not None:
             # A lambda, because a module would be registered and become part of the checkpoint.
             self.networks.known_value = lambda *args: value(*args)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from meam_training.config import Precision
 from meam_training.networks.activation import cast, gelu
+from meam_training.networks.data_statistics import DataStatistics
 
 __all__ = ["CriticEnsemble"]
 
@@ -28,7 +29,16 @@ class CriticEnsemble(nn.Module):
         hidden_dims: Widths of each member's hidden layers.
         num_critics: Number of members, M.
         precision: Element type of the matrix products between hidden layers.
+        statistics: Put the networks' output in units of the data's returns, so that values start at their mean and
+            an output of 1 is their standard deviation; None for the plain networks, in units of reward.
+
+    Attributes:
+        offset: Value at which the networks' output is 0.
+        scale: Value that makes up an output of 1.
     """
+
+    offset: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -37,9 +47,13 @@ class CriticEnsemble(nn.Module):
         hidden_dims: Sequence[int],
         num_critics: int,
         precision: Precision = "float32",
+        statistics: DataStatistics | None = None,
     ) -> None:
         super().__init__()
         self.precision: Precision = precision
+        units = (0.0, 1.0) if statistics is None else (statistics.value_offset, statistics.value_scale)
+        for name, number in zip(("offset", "scale"), units, strict=True):
+            self.register_buffer(name, torch.tensor(number, dtype=torch.float32), persistent=statistics is not None)
         sizes = list(pairwise([feature_dim + action_dim, *hidden_dims, 1]))
         self.weights = nn.ParameterList(xavier_uniform(num_critics, n_in, n_out) for n_in, n_out in sizes)
         self.biases = nn.ParameterList(torch.zeros(num_critics, 1, n_out) for _, n_out in sizes)
@@ -49,7 +63,7 @@ class CriticEnsemble(nn.Module):
     def forward(
         self, features: Float[Tensor, "batch features"], action: Float[Tensor, "batch act"]
     ) -> Float[Tensor, "critics batch"]:
-        """Values of flattened, normalised action chunks, according to each critic."""
+        """Values of flattened, normalised action chunks, according to each critic; units of reward."""
         inputs = torch.cat([features, action], dim=-1)
         hidden = torch.bmm(inputs.expand(len(self.weights[0]), *inputs.shape), self.weights[0]) + self.biases[0]
         for weight, bias, scale, shift in zip(
@@ -60,7 +74,7 @@ class CriticEnsemble(nn.Module):
             precision = "float32" if weight is self.weights[-1] else self.precision
             product = torch.bmm(cast(hidden, precision), cast(weight, precision))
             hidden = product.to(bias.dtype) + bias
-        return hidden.squeeze(-1)
+        return self.offset + self.scale * hidden.squeeze(-1)
 
 
 def xavier_uniform(members: int, n_in: int, n_out: int) -> Tensor:

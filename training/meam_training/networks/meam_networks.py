@@ -14,6 +14,7 @@ from meam_policy.spec import Integration, PolicySpec
 from meam_training.config import Precision, TrainConfig
 from meam_training.flow.ode import integrate
 from meam_training.networks.critic_ensemble import CriticEnsemble
+from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.edit_policy import EditPolicy, apply_edit
 from meam_training.networks.encoder import ObservationEncoder
 from meam_training.networks.one_step_policy import OneStepPolicy
@@ -35,6 +36,8 @@ class MeamNetworks(nn.Module):
     Args:
         spec: Dimensions and normalisation.
         config: Sizes and method.
+        statistics: Location and scale of the data's actions and values, as far as the settings make use of them; None
+            for neutral ones, which a checkpoint then replaces.
 
     Attributes:
         known_value: If set, used in place of the critics: the value of normalised chunks at raw observations,
@@ -45,9 +48,9 @@ class MeamNetworks(nn.Module):
         trust_region: The dual variables of the KL budget; None without a budget.
     """
 
-    def __init__(self, spec: PolicySpec, config: TrainConfig) -> None:
+    def __init__(self, spec: PolicySpec, config: TrainConfig, statistics: DataStatistics | None = None) -> None:
         super().__init__()
-        action_dim = spec.chunk_dim
+        action_dim, known = spec.chunk_dim, statistics or DataStatistics()
         self.integration, self.confine, self.edit_scale = config.integration, config.confine, config.edit_scale
         self._precision: Precision = config.precision
         self.known_value: KnownValue | None = None
@@ -55,16 +58,28 @@ class MeamNetworks(nn.Module):
             spec.observation_mean, spec.observation_std, config.fourier_features, config.fourier_scale
         )
         features = self.encoder.output_dim
-        self.prior = VelocityField(features, action_dim, config.hidden_dims, config.precision, config.layer_norm)
+
+        def velocity_field() -> VelocityField:
+            of_actions = known if config.precondition else None
+            return VelocityField(
+                features, action_dim, config.hidden_dims, config.precision, config.layer_norm, of_actions
+            )
+
+        self.prior = velocity_field()
         self.policy: VelocityField | None = None
         self.target_policy: VelocityField | None = None
         self.edit_policy: EditPolicy | None = None
         self.one_step: OneStepPolicy | None = None
         self.trust_region = TrustRegion.of(config)
         if config.trains_policy:
-            self.policy = VelocityField(features, action_dim, config.hidden_dims, config.precision, config.layer_norm)
+            self.policy = velocity_field()
             self.critic = CriticEnsemble(
-                features, action_dim, config.critic_hidden_dims, config.num_critics, config.precision
+                features,
+                action_dim,
+                config.critic_hidden_dims,
+                config.num_critics,
+                config.precision,
+                known if config.normalise_values else None,
             )
             self.target_prior = copy.deepcopy(self.prior).requires_grad_(False)
             self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -200,8 +215,11 @@ class MeamNetworks(nn.Module):
         return self.target_critic(features, actions)
 
 
-def build_networks(spec: PolicySpec, config: TrainConfig) -> MeamNetworks:
-    """Build networks on the CPU, initialised from the config's seed; the global generator is left untouched."""
+def build_networks(spec: PolicySpec, config: TrainConfig, statistics: DataStatistics | None = None) -> MeamNetworks:
+    """Build networks on the CPU, initialised from the config's seed; the global generator is left untouched.
+
+    See `MeamNetworks` for the arguments.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return MeamNetworks(spec, config)
+        return MeamNetworks(spec, config, statistics)

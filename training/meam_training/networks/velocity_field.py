@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from meam_training.config import Precision
+from meam_training.flow.velocity import Jacobian
 from meam_training.networks.activation import cast, gelu, gelu_slope
+from meam_training.networks.data_statistics import DataStatistics
+from meam_training.networks.preconditioner import Preconditioner, Preconditioning
 
 __all__ = ["ConditionedVelocity", "VelocityField"]
 
@@ -28,6 +31,8 @@ class VelocityField(nn.Module):
         hidden_dims: Widths of the hidden layers.
         precision: Element type of the matrix products between hidden layers.
         layer_norm: Normalise every hidden layer after its activation.
+        statistics: Precondition the network with the mean and the standard deviation of the data's actions; None for
+            the plain network.
     """
 
     def __init__(
@@ -37,8 +42,13 @@ class VelocityField(nn.Module):
         hidden_dims: Sequence[int],
         precision: Precision = "float32",
         layer_norm: bool = False,
+        statistics: DataStatistics | None = None,
     ) -> None:
         super().__init__()
+        self.preconditioner: Preconditioner | None = None
+        if statistics is not None:
+            mean = statistics.action_mean or (0.0,) * action_dim
+            self.preconditioner = Preconditioner(mean, statistics.action_std)
         self.precision: Precision = precision
         self.layers = nn.ModuleList(
             nn.Linear(n_in, n_out) for n_in, n_out in pairwise([feature_dim + action_dim + 1, *hidden_dims, action_dim])
@@ -83,7 +93,7 @@ class ConditionedVelocity:
         for layer in hidden:
             assert isinstance(layer, nn.Linear)
             self._hidden.append((cast(layer.weight, field.precision), layer.bias))
-        self._last = last
+        self._last, self._preconditioner = last, field.preconditioner
         self._norms: list[nn.LayerNorm] = []
         for norm in field.norms:
             assert isinstance(norm, nn.LayerNorm)
@@ -91,19 +101,32 @@ class ConditionedVelocity:
 
     def __call__(self, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch act"]:
         """Velocity at x and time t."""
-        return self._last(self._outputs(self._inputs(x, t)))
+        if self._preconditioner is None:
+            return self._last(self._outputs(self._inputs(x, t)))
+        centred, c = x - t * self._preconditioner.mean, self._preconditioner.at(t)
+        output = self._last(self._outputs(self._inputs(c.scale * centred, t)))
+        return self._preconditioner.mean + c.skip * centred + c.gain * output
 
     def linearize(
         self, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]
-    ) -> tuple[Float[Tensor, "*batch act"], MlpJacobian]:
+    ) -> tuple[Float[Tensor, "*batch act"], Jacobian]:
         """Evaluate the velocity and its Jacobian with respect to x; neither carries gradients."""
         with torch.no_grad():
-            inputs = self._inputs(x, t)
-            velocity = self._last(self._outputs(inputs))
-            x_weight = self._x_t_weight[:, : x.shape[-1]]
-            weights = [x_weight, *(weight for weight, _ in self._hidden), self._last.weight]
-            norms = [LayerNormJacobian(norm, gelu(z)) for norm, z in zip(self._norms, inputs, strict=False)]
-            return velocity, MlpJacobian([gelu_slope(values) for values in inputs], weights, norms)
+            if self._preconditioner is None:
+                return self._network_jacobian(x, t)
+            centred, c = x - t * self._preconditioner.mean, self._preconditioner.at(t)
+            output, jacobian = self._network_jacobian(c.scale * centred, t)
+            velocity = self._preconditioner.mean + c.skip * centred + c.gain * output
+            return velocity, PreconditionedJacobian(jacobian, c)
+
+    def _network_jacobian(self, x: Tensor, t: Tensor) -> tuple[Tensor, MlpJacobian]:
+        """Output of the network and its Jacobian with respect to its input x."""
+        inputs = self._inputs(x, t)
+        x_weight = self._x_t_weight[:, : x.shape[-1]]
+        weights = [x_weight, *(weight for weight, _ in self._hidden), self._last.weight]
+        norms = [LayerNormJacobian(norm, gelu(z)) for norm, z in zip(self._norms, inputs, strict=False)]
+        jacobian = MlpJacobian([gelu_slope(values) for values in inputs], weights, norms)
+        return self._last(self._outputs(inputs)), jacobian
 
     def _inputs(self, x: Tensor, t: Tensor) -> list[Tensor]:
         """Pre-activations of the hidden layers."""
@@ -185,3 +208,28 @@ class MlpJacobian:
                 pushed = norm.product(pushed)
             pushed = (pushed.to(weight.dtype) @ weight.T).to(slopes.dtype)
         return pushed
+
+
+class PreconditionedJacobian:
+    """Jacobian skip I + gain scale J of a preconditioned velocity, with the network's Jacobian J, at many points.
+
+    Args:
+        network: Jacobian of the network.
+        preconditioning: Coefficients at the points [..., 1].
+    """
+
+    def __init__(self, network: MlpJacobian, preconditioning: Preconditioning) -> None:
+        self._network, self._skip = network, preconditioning.skip
+        self._factor = preconditioning.gain * preconditioning.scale
+
+    def transposed_product(
+        self, index: int | slice, covector: Float[Tensor, "*points act"]
+    ) -> Float[Tensor, "*points act"]:
+        """Product of the transpose with c at the points [index] of the first axis."""
+        through = self._network.transposed_product(index, covector)
+        return self._skip[index] * covector + self._factor[index] * through
+
+    def product(self, vectors: Float[Tensor, "vectors act"]) -> Float[Tensor, "vectors *batch act"]:
+        """Product with each vector u at each point."""
+        along = vectors[(slice(None), *[None] * (self._skip.dim() - 1))]
+        return self._skip * along + self._factor * self._network.product(vectors)
