@@ -34,7 +34,6 @@ from meam_export import export_policy
 from meam_policy import ActionError, DivergedError, MeamPolicy, ParityError
 from meam_policy.environments.make import make_environment
 from meam_policy.rollouts.episodes import rollout
-from meam_policy.rollouts.result import RolloutResult
 from meam_training import OfflineDataset, TrainConfig, train
 
 __all__ = ["Job", "main", "run_job", "run_jobs", "steps_within"]
@@ -236,9 +235,9 @@ class _ZeroNoise:
 
 def _evaluate(task: Task, policy: Any) -> dict[str, Any]:
     with closing(make_environment(task.environment_id)) as env:
-        result: RolloutResult = rollout(policy, env, task.episodes, EVALUATION_SEED)
-    figures = ("return_mean", "ci_low", "ci_high", "success", "length_mean")
-    return {name: result.summary()[name] for name in figures} | {"returns": result.returns.tolist()}
+        result = rollout(policy, env, task.episodes, EVALUATION_SEED)
+    figures = {name: value for name, value in result.summary().items() if "latency" not in name}
+    return figures | {"returns": result.returns.tolist()}
 
 
 def _ms_per_update(job: Job, output: Path) -> float:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
-from behaviours import Behaviour, evolve, reach, record
+from behaviours import Behaviour, evolve, guess, reach, record
 
 from meam_training import OfflineDataset, collect
 
@@ -86,6 +86,11 @@ def summarise(dataset: OfflineDataset) -> dict[str, float]:
     return {"episodes": len(returns), "return_mean": float(returns.mean()), "best_tenth": float(best.mean())}
 
 
+def _maze(name: str, purpose: Purpose, environment_id: str) -> Task:
+    about = "the maze's oracle between random goals, with noise"
+    return Task(name, purpose, environment_id, 100_000, about, settings=MAZE, seconds=60.0, episodes=20)
+
+
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
         task.name: task
@@ -97,6 +102,14 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 50_000,
                 "a spring to the target, by the transposed Jacobian; stiffness and noise differ between episodes",
                 reach("fingertip", "target", gain=(2.0, 30.0), damping=0.03, noise=(0.1, 0.5)),
+            ),
+            Task(
+                "pusher",
+                "development",
+                "Pusher-v5",
+                50_000,
+                "the same spring to the object, which the hand reaches but hardly moves",
+                reach("tips_arm", "object", gain=(1.0, 8.0), damping=0.1, noise=(0.1, 0.5)),
             ),
             Task(
                 "halfcheetah",
@@ -115,6 +128,47 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 "the demonstrator of `meam collect`, which seldom aims at the most valuable pocket",
                 settings={**DEMO, "chunk_size": 5, "discount": 0.97},
                 seconds=60.0,
+            ),
+            _maze("maze-3", "development", "pointmaze-medium-navigate-singletask-task3-v0"),
+            _maze("maze-1", "development", "pointmaze-medium-navigate-singletask-task1-v0"),
+            Task(
+                "bandit-2",
+                "development",
+                "defaults/Bandit2-v0",
+                5_000,
+                "the opposite of the best action, and in a tenth of the episodes that action; the best return is 1",
+                guess(good=0.1, spread=0.15),
+                seconds=15.0,
+            ),
+            Task(
+                "bandit-8",
+                "development",
+                "defaults/Bandit8-v0",
+                5_000,
+                "as in bandit-2, with eight numbers in an action",
+                guess(good=0.1, spread=0.15),
+                seconds=15.0,
+            ),
+            Task(
+                "hopper",
+                "test",
+                "Hopper-v5",
+                50_000,
+                "linear policies that a short random search went through, from falling to hopping, with noise",
+                evolve(150, step_size=0.1, horizon=500, noise=0.2, after=0.3),
+                episodes=20,
+            ),
+            _maze("maze-4", "test", "pointmaze-medium-navigate-singletask-task4-v0"),
+            _maze("maze-large-1", "test", "pointmaze-large-navigate-singletask-task1-v0"),
+            Task(
+                "cube",
+                "test",
+                "cube-single-play-singletask-task1-v0",
+                50_000,
+                "OGBench's scripted oracle, which moves the cube between random places",
+                settings={**DEMO, "chunk_size": 5},
+                seconds=60.0,
+                episodes=20,
             ),
         )
     }
