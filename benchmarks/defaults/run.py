@@ -41,8 +41,9 @@ __all__ = ["Job", "main", "run_job", "run_jobs", "steps_within"]
 METHODS = ("bc", "qam", "me-am")
 EVALUATION_SEED = 1_000_000
 """Seed of the first evaluation episode; those of the recorded ones are far above."""
-TIMED_UPDATES = (20, 120)
-"""Lengths of the runs whose difference is the time of an update."""
+FEWEST_UPDATES = 20
+TIMED_SECONDS = 1.5
+"""An update is timed in a run of at least so many CPU seconds."""
 FORMAT = 1
 
 
@@ -130,12 +131,12 @@ def run_job(job: Job, output: Path) -> dict[str, Any]:
 def steps_within(job: Job, output: Path) -> int:
     """Updates that take the job's CPU seconds; the time of an update is measured once and kept in OUTPUT/timing."""
     file = output / "timing" / f"{job.task}-{job.variant.replace(' ', '-')}.json"
-    settings = _settings(dataclasses.replace(job, seed=0).config(TIMED_UPDATES[-1]))
+    settings = _settings(dataclasses.replace(job, seed=0).config(FEWEST_UPDATES))
     timing = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if timing.get("settings") != settings:
         timing = {"ms_per_update": _ms_per_update(job, output), "settings": settings}
         _write(file, timing)
-    return max(TIMED_UPDATES[0], round(1000 * job.budget / timing["ms_per_update"]))
+    return max(FEWEST_UPDATES, round(1000 * job.budget / timing["ms_per_update"]))
 
 
 def read_result(job: Job, output: Path) -> dict[str, Any] | None:
@@ -241,7 +242,7 @@ def _evaluate(task: Task, policy: Any) -> dict[str, Any]:
 
 
 def _ms_per_update(job: Job, output: Path) -> float:
-    """CPU milliseconds of an update, its share of pretraining included: the least of a few measurements."""
+    """CPU milliseconds of an update, with the method's share of pretraining and without a run's start and end."""
     dataset = TASKS[job.task].dataset(output / "data")
 
     def seconds(updates: int) -> float:
@@ -250,9 +251,12 @@ def _ms_per_update(job: Job, output: Path) -> float:
             train(job.config(updates), dataset, folder)
             return time.process_time() - start
 
-    seconds(TIMED_UPDATES[0])  # the first run loads libraries
-    short, long = (min(seconds(updates) for _ in range(2)) for updates in TIMED_UPDATES)
-    return 1000 * (long - short) / (TIMED_UPDATES[1] - TIMED_UPDATES[0])
+    seconds(FEWEST_UPDATES)  # the first run loads libraries
+    least, updates = seconds(FEWEST_UPDATES), 4 * FEWEST_UPDATES
+    while (taken := seconds(updates)) < TIMED_SECONDS:
+        updates *= 4
+    # The lesser of two: whatever disturbs a run makes it longer.
+    return 1000 * (min(taken, seconds(updates)) - least) / (updates - FEWEST_UPDATES)
 
 
 def _header(job: Job, config: TrainConfig) -> dict[str, Any]:

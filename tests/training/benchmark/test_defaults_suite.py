@@ -45,7 +45,8 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
     only = {"reacher": replace(task, settings=sizes)}
     for module in (suite, report):
         monkeypatch.setattr(module, "TASKS", only)
-    monkeypatch.setattr(suite, "TIMED_UPDATES", (2, 6))
+    monkeypatch.setattr(suite, "FEWEST_UPDATES", 2)
+    monkeypatch.setattr(suite, "TIMED_SECONDS", 0.05)
     return only["reacher"]
 
 
