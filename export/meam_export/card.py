@@ -19,6 +19,7 @@ _METHODS = {
     "bc": "behaviour cloning with a flow policy",
     "qam": "Q-learning with Adjoint Matching (QAM)",
     "qam-edit": "QAM with a bounded residual edit policy (QAM-EDIT)",
+    "trqam": "Trust Region Q Adjoint Matching (TRQAM)",
     "me-am": "Maximum Entropy Adjoint Matching (ME-AM)",
 }
 

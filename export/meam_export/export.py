@@ -216,13 +216,13 @@ def _check_output_folder(folder: Path) -> None:
 
 
 def _model(networks: MeamNetworks, chooses: bool) -> bytes:
-    """The networks, without those target networks that only training uses."""
+    """The networks, without those target networks that only training uses and the dual variables of a KL budget."""
     acting = {"target_policy"} | ({"target_critic"} if chooses else set())
     state = networks.state_dict().items()
     kept = {
         name: tensor.contiguous()
         for name, tensor in state
-        if not name.startswith("target_") or name.split(".")[0] in acting
+        if not name.startswith(("target_", "trust_region.")) or name.split(".")[0] in acting
     }
     return save(kept)
 

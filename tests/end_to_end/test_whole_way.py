@@ -109,7 +109,7 @@ def test_an_output_folder_that_holds_a_policy_is_left_alone(checkpoint: Checkpoi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["bc", "qam", "qam-edit"])
+@pytest.mark.parametrize("method", ["bc", "qam", "qam-edit", "trqam"])
 def test_every_method_goes_the_whole_way(method: str, data_folder: Path, tmp_path: Path) -> None:
     checkpoint = train(
         TrainConfig.preset(method, TINY, steps=21), OfflineDataset.from_minari(data_folder), tmp_path / "run"

@@ -85,6 +85,7 @@ def test_a_dict_observation_is_flattened_in_the_recorded_order(folder: Path) -> 
 def assert_holds_what_acts(folder: Path, checkpoint: Checkpoint, averages: set[str]) -> None:
     weights = load_file(folder / "model.safetensors")
     networks = checkpoint.load_networks().state_dict()
+    networks = {name: value for name, value in networks.items() if not name.startswith("trust_region.")}
     expected = {name for name in networks if not name.startswith("target_") or name.split(".")[0] in averages}
     assert set(weights) == expected
     assert all(np.array_equal(weights[name], networks[name].numpy()) for name in weights)
@@ -95,6 +96,17 @@ def test_the_model_file_holds_the_trained_networks_and_the_average_that_acts(
     checkpoint: Checkpoint, folder: Path
 ) -> None:
     assert_holds_what_acts(folder, checkpoint, {"target_policy"})
+
+
+def test_a_policy_trained_within_a_budget_leaves_its_dual_variables_behind(
+    dataset: OfflineDataset, tmp_path: Path
+) -> None:
+    config = TrainConfig.preset("me-am", kl_budget=0.5, layer_norm=True, **{**TINY, "steps": 2})
+    checkpoint = train(config, dataset, tmp_path / "run")
+    assert checkpoint.load_networks().trust_region is not None
+    folder = export_policy(checkpoint, tmp_path / "policy")
+    assert_holds_what_acts(folder, checkpoint, {"target_policy"})
+    assert not any(name.startswith("trust_region.") for name in load_file(folder / "model.safetensors"))
 
 
 def test_the_model_card_says_what_goes_in_and_comes_out(folder: Path) -> None:

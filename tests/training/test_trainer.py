@@ -202,6 +202,9 @@ KINDS = {
     "reweighted, mirror": ("me-am", {"mirror_stages": 2}),
     "target-score, mirror": ("me-am", {"objective": "target_score", "mirror_stages": 2}),
     "adjoint, mirror": ("me-am", {"objective": "adjoint", "mirror_stages": 2}),
+    "budget": ("me-am", {"kl_budget": 0.5, "layer_norm": True}),
+    "budget, mirror": ("me-am", {"kl_budget": 0.5, "objective": "adjoint", "mirror_stages": 2}),
+    "published budget": ("trqam", {}),
 }
 
 

@@ -11,7 +11,7 @@ from meam_training.config import TrainConfig
 
 __all__ = ["NAMES", "OBJECTIVES", "changed_settings", "method_labels", "setting_text", "shared_settings"]
 
-NAMES = {"bc": "BC flow", "qam": "QAM", "qam-edit": "QAM-EDIT", "me-am": "ME-AM"}
+NAMES = {"bc": "BC flow", "qam": "QAM", "qam-edit": "QAM-EDIT", "trqam": "TRQAM", "me-am": "ME-AM"}
 """The methods' names in the literature."""
 
 OBJECTIVES = {

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from meam_training.algorithm.sample_matching import importance_weights, target_score_velocity
+from meam_training.algorithm.sample_matching import (
+    gradient_cost,
+    importance_weights,
+    interpolant_kl,
+    target_score_velocity,
+    value_cost,
+)
 
 
 def tensor(values):
@@ -181,3 +187,34 @@ def test_few_samples_draw_the_fixed_point_towards_the_prior(samples, expected):
     for _ in range(60):
         policy = expected_mass(policy)
     assert policy == pytest.approx(expected, abs=6e-4)
+
+
+def test_the_cost_of_values_is_the_leading_order_of_their_tilts_divergence():
+    generator = np.random.default_rng(0)
+    value = generator.gamma(2.0, size=200_000)
+    tau = 0.02
+    # KL(p exp(tau Q) / Z || p) = tau E_tilted[Q] - log Z
+    weight = np.exp(tau * value)
+    divergence = tau * (weight * value).mean() / weight.mean() - np.log(weight.mean())
+    found = value_cost(torch.tensor(value).view(2, -1)).mean().item()
+    assert tau**2 * found == pytest.approx(divergence, rel=0.1)
+    assert found == pytest.approx(value.var() / 2, rel=0.02)
+
+
+def test_the_cost_of_a_gradient_is_the_divergence_of_the_regression_that_it_moves():
+    gradient = torch.tensor([[3.0, -1.0], [0.0, 2.0]], dtype=torch.float64)
+    t = ((torch.arange(2000, dtype=torch.float64) + 0.5) / 2000)[:, None, None].expand(2000, 2, 1)
+    plain = torch.zeros(2000, 2, 2, dtype=torch.float64)
+    with_score, without = (target_score_velocity(plain, plain, t, s.expand_as(plain)) for s in (gradient, 0 * gradient))
+    divergence = interpolant_kl(with_score, without, t, 1.0).mean(dim=0)
+    torch.testing.assert_close(divergence, gradient_cost(gradient), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("last", [0.5, 0.9, 0.999])
+@pytest.mark.parametrize("std", [0.2, 1.0])
+def test_the_divergence_on_interpolants_of_a_shifted_gaussian_is_that_of_the_marginals(std, last):
+    mean, n = 0.3, 200_000
+    t = ((torch.arange(n, dtype=torch.float64) + 0.5) / n)[:, None]
+    moved = mean * (1 - t) / ((1 - t) ** 2 + (t * std) ** 2)
+    found = interpolant_kl(moved, torch.zeros_like(moved), t, last).mean().item()
+    assert found == pytest.approx((last * mean) ** 2 / 2 / ((1 - last) ** 2 + (last * std) ** 2), rel=1e-3)

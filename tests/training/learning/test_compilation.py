@@ -17,6 +17,7 @@ from meam_training.learning.chunk_source import DeviceChunks
 from meam_training.learning.compilation import WARM_UPS, CapturedUpdate, compiled
 from meam_training.learning.learner import Learner
 from meam_training.networks.meam_networks import build_networks
+from meam_training.networks.trust_region import TRUST_REGION_METRICS
 from meam_training.trainer import make_spec
 
 CPU = torch.device("cpu")
@@ -28,6 +29,9 @@ METHODS = {
     "ancestral": ("me-am", {"objective": "adjoint", "distill_coef": 1.0}, "aot_eager"),
     "target score": ("me-am", {"objective": "target_score", "best_of": 2}, "aot_eager"),
     "edit": ("qam-edit", {}, "aot_eager"),
+    "budget": ("me-am", {"kl_budget": 0.5, "objective": "adjoint", "layer_norm": True}, "aot_eager"),
+    "reweighted budget": ("me-am", {"kl_budget": 0.5}, "aot_eager"),
+    "published budget": ("trqam", {}, "aot_eager"),
 }
 """Preset, settings, and the backend: "aot_eager" makes the same single graph of update and gradients, but takes
 PyTorch's kernels instead of compiling new ones, most of a minute each; algorithm/test_reference.py compiles `qam`'s.
@@ -86,6 +90,19 @@ def test_a_compiled_update_is_an_eager_one(make_config, dataset, method, monkeyp
     for name, gradient in expected.items():
         scale = gradient.abs().max() + 1e-6
         assert (gradients[name] - gradient).abs().max() <= 1e-4 * scale, name
+
+
+@pytest.mark.compiled
+def test_compiled_updates_follow_the_temperature_as_it_changes(make_config, dataset, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    found = []
+    for compile_ in (False, True):
+        ours, chunks = learner(make_config, dataset, "me-am", compile=compile_, kl_budget=0.5, objective="target_score")
+        metrics = [ours.update(chunks, step) for step in (1, 2, 3)]
+        found.append({name: torch.stack([m[name] for m in metrics]) for name in TRUST_REGION_METRICS})
+    eager, compiled_ = found
+    assert eager["inverse_temperature"].unique().numel() == 3
+    torch.testing.assert_close(compiled_, eager, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.compiled

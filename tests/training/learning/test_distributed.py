@@ -14,11 +14,13 @@ import torch
 
 from meam_policy.errors import ConfigError
 from meam_training.algorithm.batch import ChunkBatch, MeamNoise, draw_noise
+from meam_training.algorithm.update import BUDGET_METRICS
 from meam_training.collection.collect import collect
 from meam_training.config import TrainConfig
 from meam_training.learning.chunk_source import DeviceChunks
 from meam_training.learning.distributed import ProcessGroup, process_group
 from meam_training.learning.learner import Learner
+from meam_training.networks.trust_region import TRUST_REGION_METRICS
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.trainer import make_spec
 
@@ -31,11 +33,14 @@ METHODS = {
     "me-am": {"batch_size": 32, "mixture_weight": 0.4},
     "ancestral": {"objective": "adjoint", "mixture_weight": 0.4, "distill_coef": 1.0},
     "target score": {"objective": "target_score", "mixture_weight": 0.4, "best_of": 2},
+    "trqam": {},
+    "budget": {"batch_size": 32, "kl_budget": 0.1, "mixture_weight": 0.0},
+    "ancestral budget": {"objective": "adjoint", "kl_budget": 0.1, "mixture_weight": 0.0},
 }
 
 
 def config_of(make_config, method, **changes):
-    preset = method if method in ("bc", "qam", "qam-edit") else "me-am"
+    preset = method if method in ("bc", "qam", "qam-edit", "trqam") else "me-am"
     # One network's gradients are clipped like all: the mean over processes comes first.
     return make_config(preset, **{**METHODS[method], **changes})
 
@@ -82,7 +87,8 @@ def test_the_mean_of_two_halves_is_the_gradient_of_the_whole(make_config, datase
             assert first is not None
             assert second is not None
             torch.testing.assert_close((first + second) / 2, whole, rtol=1e-4, atol=1e-6)
-    for name in ("prior_loss", "critic_loss", "policy_loss", "value_mean", "distill_loss", "effective_samples"):
+    means = ("prior_loss", "critic_loss", "policy_loss", "value_mean", "distill_loss", "effective_samples")
+    for name in (*means, *BUDGET_METRICS):
         if name in metrics:
             mean = (halves[0][1][name] + halves[1][1][name]) / 2
             torch.testing.assert_close(mean, metrics[name], rtol=1e-4, atol=1e-5)
@@ -155,7 +161,7 @@ def run_worker(folder: Path, settings: str, name: str, processes: int) -> list[d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["qam", "me-am"])
+@pytest.mark.parametrize("method", ["qam", "me-am", "budget"])
 def test_two_gloo_processes_train_like_one(make_config, tmp_path, method):
     settings = config_of(make_config, method).to_json()
     (alone,) = run_worker(tmp_path, settings, "alone", 1)
@@ -165,7 +171,8 @@ def test_two_gloo_processes_train_like_one(make_config, tmp_path, method):
     assert first["metrics"] == second["metrics"]
     assert first["stop"] == second["stop"] == [True, False]
     for ours, theirs in zip(first["metrics"], alone["metrics"], strict=True):
-        for name in ("prior_loss", "critic_loss", "policy_loss", "value_mean", "gradient_norm"):
+        of_budget = (*BUDGET_METRICS[:2], *TRUST_REGION_METRICS) if method == "budget" else ()
+        for name in ("prior_loss", "critic_loss", "policy_loss", "value_mean", "gradient_norm", *of_budget):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
     torch.testing.assert_close(torch.tensor(first["weights"]), torch.tensor(alone["weights"]), rtol=1e-3, atol=1e-4)
 

@@ -96,10 +96,11 @@ class Learner:
         else:
             metrics = self._step(chunks, stage)
         if not math.isfinite(metrics["gradient_norm"].item()):
+            strength = "inverse_temperature" if c.kl_budget is None else "kl_budget"
             shown = ", ".join(f"{name} {value.item():.3g}" for name, value in metrics.items())
             raise DivergedError(
                 f"The gradient of update {step} is not finite ({shown}); expected finite numbers. Earlier checkpoints "
-                "are intact; try a smaller learning_rate, inverse_temperature or entropy_coef."
+                f"are intact; try a smaller learning_rate, {strength} or entropy_coef."
             )
         if c.trains_policy and step == c.pretrain_steps:
             n.start_policy_from_prior()

@@ -120,8 +120,7 @@ class TrustRegion(nn.Module):
 
     def tilt(self) -> Tilt:
         """Coefficients of the policy's target density."""
-        weight = self.nu + self._entropy
-        return Tilt(1 / (weight * self._unit()), (self._entropy / weight).clamp(max=self._largest_coef))
+        return Tilt(*self._coefficients())
 
     def restart(self) -> None:
         """Forget the policy's KL divergence, where policy or prior are replaced; the temperature stays.
@@ -146,7 +145,7 @@ class TrustRegion(nn.Module):
         Returns:
             The metrics `TRUST_REGION_METRICS`.
         """
-        tilt = self.tilt()
+        tau, coef = self._coefficients()
         moves = moves & path_kl.isfinite() & unit_cost.isfinite()
         average = mean_kl(self.kl_average, path_kl, self.budget)
         cost = torch.where(self.unit_cost.isinf(), unit_cost, self.unit_cost + COST_RATE * (unit_cost - self.unit_cost))
@@ -154,14 +153,17 @@ class TrustRegion(nn.Module):
         changes = ((self.nu, dual_step(self.nu, average, self.budget)), (self.kl_average, average))
         for held, new in (*changes, (self.unit_cost, cost)):
             held.copy_(torch.where(moves, new, held))
-        assert isinstance(tilt.inverse_temperature, Tensor)
-        assert isinstance(tilt.entropy_coef, Tensor)
         return {
-            "inverse_temperature": tilt.inverse_temperature,
-            "entropy_coef": tilt.entropy_coef,
+            "inverse_temperature": tau,
+            "entropy_coef": coef,
             "kl_average": self.kl_average.clone(),
-            "kl_target": unit_cost * tilt.inverse_temperature.square(),
+            "kl_target": unit_cost * tau.square(),
         }
+
+    def _coefficients(self) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Inverse temperature tau and entropy coefficient lambda."""
+        weight = self.nu + self._entropy
+        return 1 / (weight * self._unit()), (self._entropy / weight).clamp(max=self._largest_coef)
 
     def _unit(self) -> Float[Tensor, ""]:
         """Unit of value U."""

@@ -1,0 +1,139 @@
+"""Training within a KL budget: when the temperature moves, where it ends, and that no scale of the values matters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from meam_policy.errors import DivergedError
+from meam_training.config import TrainConfig
+from meam_training.data.dataset import OfflineDataset
+from meam_training.learning.chunk_source import ChunkSource, make_chunk_source
+from meam_training.learning.learner import Learner
+from meam_training.networks.trust_region import TRUST_REGION_METRICS
+from meam_training.trainer import make_spec
+
+CPU = torch.device("cpu")
+SPREAD = 0.3
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "reweighted": {},
+    "target score": {"objective": "target_score"},
+    "ancestral": {"objective": "adjoint"},
+    "reference": {"objective": "adjoint", "sde": "reference"},
+}
+
+
+@pytest.fixture(scope="module")
+def bandit() -> OfflineDataset:
+    """One state, one action, N(0, 0.3²)."""
+    actions = (SPREAD * np.random.default_rng(0).normal(size=(2000, 1))).clip(-1, 1)
+    nothing, ends = np.zeros((2000, 1)), np.ones(2000, bool)
+    return OfflineDataset.from_arrays(nothing, actions, np.zeros(2000), nothing, ends, ~ends)
+
+
+def learner_of(bandit: OfflineDataset, slope: float, **changes: Any) -> tuple[Learner, ChunkSource]:
+    """A learner whose known value is slope · a."""
+    small: dict[str, Any] = {
+        "hidden_dims": (16, 16),
+        "critic_hidden_dims": (4,),
+        "num_critics": 1,
+        "batch_size": 64,
+        "learning_rate": 5e-3,
+        "polyak": 0.05,
+        "entropy_coef": 0.0,
+        "mixture_weight": 0.0,
+        "device": "cpu",
+    }
+    config = TrainConfig.preset("me-am", small, **changes)
+    spec = make_spec(config, bandit)
+    learner = Learner(spec, config, CPU, lambda observations, actions: slope * actions[:, 0])
+    return learner, make_chunk_source(config, bandit, spec, CPU)
+
+
+def dual_state(learner: Learner) -> dict[str, Tensor]:
+    region = learner.networks.trust_region
+    assert region is not None
+    return {name: value.clone() for name, value in region.state_dict().items()}
+
+
+def test_the_temperature_moves_after_pretraining_and_each_update_takes_the_one_before(bandit):
+    learner, chunks = learner_of(bandit, 2.0, steps=6, pretrain_steps=2, kl_budget=0.5)
+    start = dual_state(learner)
+    for step in (1, 2):
+        assert not set(TRUST_REGION_METRICS) & set(learner.update(chunks, step))
+    assert dual_state(learner) == start
+    region = learner.networks.trust_region
+    assert region is not None
+    for step in (3, 4, 5, 6):
+        used = region.tilt().inverse_temperature
+        metrics = learner.update(chunks, step)
+        assert metrics["inverse_temperature"] == used
+        assert (step == 3) == (used == 0)
+        assert region.tilt().inverse_temperature != used
+
+
+def test_a_bc_run_and_one_without_a_budget_hold_no_dual_variables(make_config, dataset):
+    for method in ("bc", "me-am", "qam"):
+        config = make_config(method)
+        learner = Learner(make_spec(config, dataset), config, CPU)
+        assert not any("trust_region" in name for name in learner.networks.state_dict())
+
+
+def test_an_update_that_diverges_leaves_the_dual_variables_as_they_were(bandit):
+    learner, chunks = learner_of(bandit, 2.0, steps=6, kl_budget=0.5)
+    learner.update(chunks, 1)
+    with torch.no_grad():
+        next(learner.networks.policy.parameters()).fill_(math.inf)  # pyright: ignore[reportOptionalMemberAccess]
+    before = dual_state(learner)
+    with pytest.raises(DivergedError, match="update 2 "):
+        learner.update(chunks, 2)
+    assert dual_state(learner) == before
+
+
+def test_a_mirror_stage_begins_with_a_budget_unspent(bandit):
+    learner, chunks = learner_of(bandit, 2.0, steps=4, mirror_stages=2, kl_budget=0.5)
+    for step in (1, 2):
+        learner.update(chunks, step)
+    assert dual_state(learner)["kl_average"] != 0.5
+    used = dual_state(learner)
+    learner.networks.start_mirror_stage()
+    assert dual_state(learner) == {**used, "kl_average": torch.tensor(0.5)}
+
+
+@pytest.mark.parametrize("dual", ["log", "reference"])
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_with_the_log_step_the_scale_of_the_values_changes_nothing(bandit, kind, dual):
+    """Weights after the same updates, with values × 0.01, × 1 and × 100; with the reference's step they differ."""
+    weights = []
+    for scale in (0.01, 1.0, 100.0):
+        learner, chunks = learner_of(bandit, scale, steps=30, kl_budget=0.5, kl_dual=dual, **OBJECTIVES[kind])
+        for step in range(1, 31):
+            learner.update(chunks, step)
+        weights.append(torch.cat([p.detach().flatten() for p in learner.networks.deployed.parameters()]))
+    small, plain, large = weights
+    tolerance = 1e-3 * plain.norm()
+    if dual == "log":
+        assert (small - plain).norm() < tolerance
+        assert (large - plain).norm() < tolerance
+    else:
+        assert (small - plain).norm() > tolerance
+        assert (large - plain).norm() > tolerance
+
+
+@pytest.mark.slow
+def test_the_temperature_of_a_linear_value_is_the_closed_form(bandit):
+    """The tilt of N(0, s²) by exp(tau q a) is a shift by tau q s², and costs (tau q s)² / 2."""
+    budget, steps, slope = 0.3, 600, 100.0
+    changes = {"nfe": 6, "likelihood_steps": 3, "pretrain_steps": 200, "kl_budget": budget}
+    learner, chunks = learner_of(bandit, slope, steps=steps, **changes)
+    taus = []
+    for step in range(1, steps + 1):
+        metrics = learner.update(chunks, step)
+        if step > steps - 200:
+            taus.append(metrics["inverse_temperature"].item())
+    assert np.mean(taus) == pytest.approx(math.sqrt(2 * budget) / (slope * SPREAD), rel=0.1)
