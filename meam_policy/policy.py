@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from meam_policy.inference.latency import load_within
 from meam_policy.inference.process import require_process
 from meam_policy.inference.providers import Device
 from meam_policy.inference.session import PolicySession, Session
-from meam_policy.spec import MAX_STEPS, PolicySpec
+from meam_policy.spec import MAX_STEPS, ActingRule, PolicySpec, checked_noise_scale
 
 __all__ = ["MeamPolicy"]
 
@@ -38,6 +39,8 @@ class MeamPolicy:
     object serves one loop at a time: call `reset()` when an episode starts. Threads may share it, and wait for each
     other. In a process forked after loading it refuses to work (`ForkError`): pickle it, or start processes by spawn. A
     pickle holds only where the policy was loaded from, and loads it again.
+
+    Every chunk starts from noise that the policy draws, scaled as `spec.acting` says: the graph itself takes any noise.
 
     Args:
         spec: The policy's spec.
@@ -96,6 +99,7 @@ class MeamPolicy:
         fixed_batch: int | None = None,
         tf32: bool = False,
         best_of: int | None = None,
+        noise_scale: float | None = None,
         safety: SafetySettings | None = None,
         seed: int | None = None,
     ) -> MeamPolicy:
@@ -119,6 +123,8 @@ class MeamPolicy:
             tf32: Let CUDA round the inputs of float32 products to TF32, which costs accuracy.
             best_of: Samples per decision, if the graph returns the chunk with the highest value (best-of-N); None takes
                 the folder's number.
+            noise_scale: How it acts, in place of the rule that the folder records: 1 samples, 0 starts every chunk from
+                zero noise, and a number between scales the noise. None follows the rule.
             safety: Checks and limits, and what to do where they are broken; None takes the defaults.
             seed: Seed of the noise; None draws one.
 
@@ -147,7 +153,8 @@ class MeamPolicy:
         recorded = read_spec(folder)
         options = {"device": device, "threads": threads, "fixed_batch": fixed_batch, "tf32": tf32}
         cache = None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))
-        origin = {**options, "best_of": best_of, "safety": safety, "seed": seed, "cache_dir": cache}
+        acting = {"best_of": best_of, "noise_scale": noise_scale}
+        origin = {**options, **acting, "safety": safety, "seed": seed, "cache_dir": cache}
         if Path(path_or_repo_id).expanduser().is_dir():
             origin["path_or_repo_id"] = str(folder.absolute())
         else:  # the very commit, whatever the branch does meanwhile
@@ -155,7 +162,7 @@ class MeamPolicy:
 
         def load(name: str | None) -> MeamPolicy:
             spec, file = recorded.select(name)
-            spec = _drawing(spec, best_of)
+            spec = _drawing(spec, **acting)
             session = PolicySession(read_graph(folder, recorded, file), spec, name=file, **options)
             rehearse(spec, lambda rows, noise: session.run_all(rows, noise)["actions"])
             return cls(spec, session, seed, name, safety=safety, origin={**origin, "variant": name})
@@ -222,12 +229,13 @@ class MeamPolicy:
         with self._turn:
             self._execution.reset(seeds, mask)
 
-    def act(self, observation: Any, *, deterministic: bool = False) -> NDArray[Any]:
+    def act(self, observation: Any, *, deterministic: bool | None = None) -> NDArray[Any]:
         """Choose the next action; runs the network only when the current chunk is used up.
 
         Args:
             observation: One observation, or a batch with one row an environment slot; see `spec.observation_space`.
-            deterministic: Start every new chunk from zero noise instead of a random draw.
+            deterministic: True starts every new chunk from zero noise, False samples. None follows the policy's rule,
+                `spec.acting`, in which `from_pretrained(noise_scale=)` puts another scale.
 
         Returns:
             The action, shaped and typed like `spec.action_space`, in its units and within its bounds; with a leading
@@ -240,21 +248,21 @@ class MeamPolicy:
 
         `SafetySettings` may put a hold or a neutral action in place of the first two.
         """
-        return self._act(observation, deterministic=deterministic)
+        return self._act(observation, noise_scale=self._noise_scale(deterministic))
 
     def select_action(self, observation: Any, noise: ArrayLike | None = None) -> NDArray[Any]:
         """Choose the next action, in LeRobot's words: `act`, with noise for the chunks that begin now.
 
         Args:
             observation: One observation, or a batch of them.
-            noise: Standard normal draws [(batch,) spec.noise_dim]; None draws them.
+            noise: Noise [(batch,) spec.noise_dim], taken as it is; None draws it, scaled by the policy's rule.
 
         Raises:
             ObservationError: as `act`; or the noise does not fit.
             ActionError: as `act`.
             ForkError: as `act`.
         """
-        return self._act(observation, noise)
+        return self._act(observation, noise, self._noise_scale(None))
 
     @property
     def takes_prefix(self) -> bool:
@@ -266,16 +274,16 @@ class MeamPolicy:
         observation: Any,
         *,
         noise: ArrayLike | None = None,
-        deterministic: bool = False,
+        deterministic: bool | None = None,
         prefix: ArrayLike | None = None,
         prefix_weight: ArrayLike | None = None,
     ) -> NDArray[np.float32]:
-        """Predict whole chunks, in LeRobot's words: `sample`, and more.
+        """Predict the whole chunks that `act` would execute, in LeRobot's words, without touching the action queues.
 
         Args:
             observation: One observation, or a batch of them.
-            noise: Standard normal draws [(batch,) spec.noise_dim]; None draws them.
-            deterministic: Start from zero noise.
+            noise: Noise [(batch,) spec.noise_dim], taken as it is; None draws it.
+            deterministic: Of the drawn noise, as in `act`.
             prefix: Actions that the new chunk must continue [(batch,) chunk_size, action_dim], environment units;
                 element 0 is for this very observation.
             prefix_weight: How strongly it must equal each of them [(batch,) chunk_size], 0 (not at all) to 1.
@@ -287,27 +295,31 @@ class MeamPolicy:
             ForkError: the policy was loaded before a fork.
         """
         rows, batched = flatten_observation(self.spec, observation)
-        if deterministic and noise is None:
-            noise = np.zeros((len(rows), self._noise_dim) if batched else self._noise_dim)
         given = None
         if prefix is not None or prefix_weight is not None:
             if not self.takes_prefix:
                 raise ConfigError("The graph takes no prefix. Export the variant rtc, and load it by variant=.")
             given = checked_prefix(self.spec, prefix, prefix_weight, len(rows), batched)
-        return self._chunks(rows, batched, noise, None, given, count=True)
+        with self._turn:
+            if noise is None:
+                draws = self._execution.noise.draw_rows(len(rows), self._noise_scale(deterministic))
+            else:
+                draws = checked_noise(self.spec, noise, len(rows), batched)
+        # Not in turn: a control loop goes on meanwhile.
+        return self._finished(self._infer(rows, draws, given), batched)
 
     def _act(
         self,
         observation: Any,
         noise: ArrayLike | None = None,
-        deterministic: bool = False,
+        noise_scale: float = 1.0,
         episode_start: ArrayLike | None = None,
     ) -> NDArray[Any]:
         rows, batched = flatten_observation(self.spec, observation, finite=False)
         draws = None if noise is None else checked_noise(self.spec, noise, len(rows), batched)
         start = None if episode_start is None else checked_starts(episode_start, len(rows))
         with self._turn:
-            actions = self._execution.act(rows, self._infer, draws, deterministic, start)
+            actions = self._execution.act(rows, self._infer, draws, noise_scale, start)
         actions = actions.reshape(len(rows), *self._action_shape)
         return actions if batched else actions[0, ...]  # an array even for a scalar action
 
@@ -347,7 +359,7 @@ class MeamPolicy:
         return not self._shell.judge(rows)
 
     def sample(self, observation: Any, noise: ArrayLike | None = None, seed: int | None = None) -> NDArray[np.float32]:
-        """Sample action chunks, without touching the action queues.
+        """Sample action chunks, without touching the action queues; they are samples whatever the policy's rule.
 
         Args:
             observation: One observation, or a batch of them.
@@ -369,17 +381,6 @@ class MeamPolicy:
             checked_seeds([seed])
         if noise is not None and seed is not None:
             raise ObservationError("Both noise and seed are given; expected at most one of them.")
-        return self._chunks(rows, batched, noise, seed, None, count=False)
-
-    def _chunks(
-        self,
-        rows: NDArray[np.float32],
-        batched: bool,
-        noise: ArrayLike | None,
-        seed: int | None,
-        given: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
-        count: bool,
-    ) -> NDArray[np.float32]:
         with self._turn:
             if noise is not None:
                 draws = checked_noise(self.spec, noise, len(rows), batched)
@@ -387,8 +388,9 @@ class MeamPolicy:
                 draws = np.random.default_rng(seed).standard_normal((len(rows), self._noise_dim), np.float32)
             else:
                 draws = self._execution.noise.draw_rows(len(rows))
-        # Not in turn: a control loop goes on meanwhile.
-        chunks = self._infer(rows, draws, given) if count else self.session.run_all(rows, draws)["actions"]
+        return self._finished(self.session.run_all(rows, draws)["actions"], batched)
+
+    def _finished(self, chunks: NDArray[np.float32], batched: bool) -> NDArray[np.float32]:
         require_finite_chunks(chunks)
         return chunks if batched else chunks[0]
 
@@ -397,15 +399,20 @@ class MeamPolicy:
         observation: Any,
         state: Any = None,
         episode_start: NDArray[np.bool_] | None = None,
-        deterministic: bool = False,
+        deterministic: bool | None = None,
     ) -> tuple[NDArray[Any], None]:
         """Choose the next action, in stable-baselines3's convention; its `evaluate_policy` accepts this object.
+
+        That function asks for `deterministic=True` unless told otherwise, for policies whose deterministic actions are
+        the better ones. A flow policy from zero noise is another policy, and may be a far worse one. So True means here
+        "as the policy acts": by its rule, `spec.acting`, with a warning unless that is zero noise.
 
         Args:
             observation: One observation, or a batch of them.
             state: Ignored; the action queues are kept inside.
             episode_start: Mask [batch] of the slots whose episode has just begun: what they had queued is dropped.
-            deterministic: Start every new chunk from zero noise.
+            deterministic: None or True follows the policy's rule; False samples. For zero noise load the policy with
+                `noise_scale=0`, or call `act(deterministic=True)`.
 
         Returns:
             The action(s), as from `act`, and None.
@@ -413,7 +420,20 @@ class MeamPolicy:
         Raises:
             ObservationError: as `act`; and `episode_start` has another length than the batch.
         """
-        return self._act(observation, deterministic=deterministic, episode_start=episode_start), None
+        scale = self._noise_scale(None if deterministic else deterministic)
+        if deterministic and scale:
+            warnings.warn(
+                f'predict(deterministic=True) acts by the policy\'s rule, "{self.spec.acting_name}", which draws '
+                "noise: True is stable-baselines3's default, and zero noise is another policy. Pass "
+                "deterministic=False to sample, or load the policy with noise_scale=0 for zero noise.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return self._act(observation, noise_scale=scale, episode_start=episode_start), None
+
+    def _noise_scale(self, deterministic: bool | None) -> float:
+        """What the drawn noise is multiplied by, 0 to 1."""
+        return self.spec.acting.noise_scale if deterministic is None else float(not deterministic)
 
     @property
     def _turn(self) -> threading.RLock:
@@ -434,15 +454,23 @@ class MeamPolicy:
         return found["actions"]
 
 
-def _drawing(spec: PolicySpec, best_of: int | None) -> PolicySpec:
-    if best_of is None:
-        return spec
-    if spec.integration.best_of == 1 or not 2 <= best_of <= MAX_STEPS:
-        raise ConfigError(
-            f"best_of is {best_of}; expected 2 to {MAX_STEPS}, of a graph that chooses by value. "
-            "Export with --best-of or the variant best-of-4."
-        )
-    return replace(spec, integration=replace(spec.integration, best_of=best_of))
+def _drawing(spec: PolicySpec, best_of: int | None, noise_scale: float | None) -> PolicySpec:
+    """The spec with another number of samples per decision, and another noise scale, which nobody has measured.
+
+    Raises:
+        ConfigError: one of them is out of range, or the graph does not choose by value.
+    """
+    integration = spec.integration
+    if best_of is not None:
+        if integration.best_of == 1 or not 2 <= best_of <= MAX_STEPS:
+            raise ConfigError(
+                f"best_of is {best_of}; expected 2 to {MAX_STEPS}, of a graph that chooses by value. "
+                "Export with --best-of or the variant best-of-4."
+            )
+        integration = replace(integration, best_of=best_of)
+    scale = spec.acting.noise_scale if noise_scale is None else checked_noise_scale(noise_scale)
+    same = integration == spec.integration and scale == spec.acting.noise_scale
+    return spec if same else replace(spec, integration=integration, acting=ActingRule(scale))
 
 
 def _load_again(origin: dict[str, Any]) -> MeamPolicy:

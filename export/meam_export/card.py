@@ -45,12 +45,26 @@ def render_card(spec: PolicySpec, checkpoint: Checkpoint, parity: ParityReport) 
             steps=checkpoint.step,
             settings=json.dumps(dict(spec.hyperparameters), indent=2),
             parity=parity,
+            acting=_acting_rows(spec),
             variants=[_variant_row(name, variant) for name, variant in spec.variants.items()],
             figures=FIGURES,
         )
     except ImportError as error:
         raise MissingExtraError("The model card needs jinja2: pip install 'meam-policy[export]'.") from error
     return str(card)
+
+
+def _acting_rows(spec: PolicySpec) -> list[dict[str, str]]:
+    measured = spec.acting.measured
+    return [
+        {
+            "rule": rule,
+            "return": f"{f['return_mean']:.4g} ({f['return_low']:.4g} … {f['return_high']:.4g})",
+            "gain": f"{f['gain_low']:.4g} … {f['gain_high']:.4g}" if "gain_low" in f else "",
+            "success": f"{f['success']:.0%}" if "success" in f else "",
+        }
+        for rule, f in (measured.returns if measured else {}).items()
+    ]
 
 
 def _variant_row(name: str, variant: VariantSpec) -> dict[str, str]:

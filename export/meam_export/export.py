@@ -16,6 +16,7 @@ from safetensors.torch import save
 from meam_export.card import render_card
 from meam_export.graph.parity import ParityReport, Rows, check_parity, draw_noise, random_observations, reference
 from meam_export.graph.policy_graph import build_graph
+from meam_export.variants.acting import AUTO, acting_by, acting_task, check_acting, single_sample
 from meam_export.variants.build import BuiltVariant, build_variant
 from meam_export.variants.ladder import LadderTask, measure_ladder
 from meam_export.variants.ladder_figure import draw_ladder
@@ -75,6 +76,7 @@ def export_policy(
     solver: Solver | None = None,
     time_grid: Sequence[float] | None = None,
     best_of: int | None = None,
+    acting: str | float | None = None,
     variants: Sequence[str] = (),
     observations: Rows | None = None,
     task: LadderTask | None = None,
@@ -99,10 +101,16 @@ def export_policy(
         solver: ODE solver of the exported policy; None takes the one of training.
         time_grid: Boundaries of the solver steps, from 0 to 1; None for equal steps.
         best_of: Samples per decision (best-of-N); None takes the number of training.
+        acting: How the exported policy acts: "sample", "zero" (zero noise) or a noise scale from 0 to 1, recorded with
+            its return if there is a `task`. "auto" compares sampling, noise scale 0.5 and zero noise over the same
+            episodes, 50 in the data's environment unless the `task` says otherwise, and with `best_of` above 1 also
+            best-of-N. It records, with all their returns, the rule that returned most among those whose mean gain over
+            sampling has a 95 % interval above 0, and sampling if there is none; unless it is best-of-N, `best_of` is
+            then 1. None samples, or takes the best of `best_of` samples, unmeasured.
         variants: Further graphs to export; see `variants.names.parse_variant` for their names, and `LADDER`.
         observations: Raw observations [n, obs] at which graphs are compared, besides random ones; None takes those that
             the training run kept from its data.
-        task: Where the variants' returns are measured; None measures none.
+        task: Where the returns of the rule and of the variants are measured; None measures none.
         tolerance: Accepted error of int8 and fp16 variants; None takes `parity.TOLERANCES`.
         action_names: Name of every number of an action, e.g. of its joint.
         observation_names: Name of every number of an observation.
@@ -114,9 +122,10 @@ def export_policy(
 
     Raises:
         OutputError: the folder is not empty, or cannot be written.
-        NotFoundError: there is no such checkpoint.
+        NotFoundError: there is no such checkpoint, or no environment in which to compare rules.
         CheckpointError: the checkpoint is broken.
-        ConfigError: a setting is out of range, there is no such variant, or the folder's name is empty.
+        ConfigError: a setting is out of range, there is no such variant or rule, rules are to be compared without an
+            environment, or the folder's name is empty.
         ParityError: a graph does not compute what the checkpoint computes; nothing is written.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
@@ -145,14 +154,25 @@ def export_policy(
         raise ConfigError(f"tolerance is {tolerance}; expected a number above 0.")
     if spec.integration.nfe > MAX_NFE:
         raise ConfigError(f"nfe is {spec.integration.nfe}; expected at most {MAX_NFE}: each is a copy of the network.")
-    for name in variants:
-        check_variant(name, spec, source.config)
+    check_acting(acting, spec, task)
+    choices = [spec]
+    if acting == AUTO and spec.integration.best_of > 1:
+        choices.append(single_sample(spec))
+    for choice in choices:
+        for name in variants:
+            check_variant(name, choice, source.config)
     report = on_stage or (lambda _stage, _built: None)
     rows = source.read_observations() if observations is None else _checked(observations, spec)
     networks = source.load_networks().eval()
-    report("policy", None)
-    policy = _build_policy(networks, spec, rows)
-    report("policy", policy)
+    with acting_task(acting, spec, task) as where:
+        report("policy", None)
+        graphs = [_build_policy(networks, choice, rows) for choice in choices]
+        report("policy", graphs[0])
+        if acting is not None and where is not None:
+            report("acting", None)
+        chosen, rule = acting_by(acting, graphs, where)
+    spec = replace(chosen.policy_spec, acting=rule)
+    policy = replace(chosen, policy_spec=spec)
     built = []
     for name in dict.fromkeys(variants):
         report(name, None)

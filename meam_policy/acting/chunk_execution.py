@@ -37,7 +37,6 @@ class ChunkExecution:
     def __init__(self, spec: PolicySpec, shell: SafetyShell) -> None:
         self.noise = NoiseStreams(spec.noise_dim)
         self._spec, self._shell = spec, shell
-        self._noise_dim = spec.noise_dim
         self._queue: ActionChunkQueue | None = None
 
     def reset(self, seeds: int | Sequence[int] | None = None, mask: NDArray[np.bool_] | None = None) -> None:
@@ -67,7 +66,7 @@ class ChunkExecution:
         rows: Rows,
         infer: Infer,
         noise: Rows | None = None,
-        deterministic: bool = False,
+        noise_scale: float = 1.0,
         start: NDArray[np.bool_] | None = None,
     ) -> NDArray[Any]:
         """Take the next action of every slot.
@@ -76,7 +75,7 @@ class ChunkExecution:
             rows: Observations [slots, observation_dim].
             infer: Called for the slots whose queue is empty.
             noise: Noise [slots, noise_dim] of the chunks that begin now; None draws it.
-            deterministic: Zero noise instead of a draw.
+            noise_scale: What the drawn noise is multiplied by, 0 to 1.
             start: Slots [slots] whose episode begins.
 
         Returns:
@@ -97,14 +96,11 @@ class ChunkExecution:
         if stopped:
             ready = np.setdiff1d(ready, list(stopped))
         if ready.size:
-            draws = self._draws(ready, deterministic) if noise is None else noise[ready]
+            draws = self.noise.draw(ready, noise_scale) if noise is None else noise[ready]
             chunks = infer(rows if len(ready) == len(rows) else rows[ready], draws)
             stopped |= self._shell.check_chunks(ready, chunks)
             queue.put(ready, chunks)
         return self._shell.limit(self._pop_around(queue, stopped) if stopped else queue.pop())
-
-    def _draws(self, slots: NDArray[np.intp], deterministic: bool) -> Rows:
-        return np.zeros((len(slots), self._noise_dim), np.float32) if deterministic else self.noise.draw(slots)
 
     def _pop_around(self, queue: ActionChunkQueue, stopped: Mapping[int, Reaction]) -> NDArray[np.float64]:
         halted = np.zeros(queue.slots, dtype=bool)

@@ -47,18 +47,31 @@ class NoiseStreams:
             if mask is None or mask[slot]:
                 self._generators[slot] = np.random.default_rng(stream)
 
-    def draw(self, slots: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Draw noise for slots [k], each from its stream: [k, size]."""
+    def draw(self, slots: NDArray[np.intp], scale: float = 1.0) -> NDArray[np.float32]:
+        """Draw noise for slots [k], each from its stream: [k, size].
+
+        Args:
+            slots: The slots.
+            scale: What the draws are multiplied by, 0 to 1. For 0 nothing is drawn.
+        """
+        if scale == 0:
+            return np.zeros((len(slots), self._size), dtype=np.float32)
         draws = np.empty((len(slots), self._size), dtype=np.float32)
         for row, slot in zip(draws, slots.tolist(), strict=True):
             self._generator(slot).standard_normal(dtype=np.float32, out=row)
-        return draws
+        return _scaled(draws, scale)
 
-    def draw_rows(self, rows: int) -> NDArray[np.float32]:
-        """Draw noise [rows, size], all of it from the stream of the first slot."""
-        return self._generator(0).standard_normal((rows, self._size), dtype=np.float32)
+    def draw_rows(self, rows: int, scale: float = 1.0) -> NDArray[np.float32]:
+        """Draw noise [rows, size], all of it from the stream of the first slot; `scale` as in `draw`."""
+        if scale == 0:
+            return np.zeros((rows, self._size), dtype=np.float32)
+        return _scaled(self._generator(0).standard_normal((rows, self._size), dtype=np.float32), scale)
 
     def _generator(self, slot: int) -> np.random.Generator:
         while len(self._generators) <= slot:
             self._generators.append(np.random.default_rng(self._seeds.spawn(1)[0]))
         return self._generators[slot]
+
+
+def _scaled(draws: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+    return draws if scale == 1 else draws * np.float32(scale)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from meam_policy.cli import Command, load_command
 from meam_policy.commands import parse
-from meam_policy.console import print_json, print_mapping, progress_bar
+from meam_policy.commands.acting_rules import loading_of
+from meam_policy.console import print_json, print_mapping, print_table, progress_bar
 from meam_policy.environments.make import make_environment
 from meam_policy.environments.space_check import AnyEnv
 from meam_policy.environments.vector_environment import open_vector_environment
 from meam_policy.environments.video import make_filmed_environment
 from meam_policy.errors import ConfigError
+from meam_policy.folder.policy_folder import locate_policy, read_spec
 from meam_policy.inference.providers import Device
 from meam_policy.policy import MeamPolicy
+from meam_policy.rollouts.comparison import BASELINE, gain_interval
 from meam_policy.rollouts.episodes import rollout
+from meam_policy.rollouts.result import RolloutResult
+from meam_policy.spec import parse_acting, rule_name
 
 __all__ = ["evaluate", "run"]
 
@@ -37,16 +44,22 @@ def evaluate(
     root: Path | None = None,
     revision: str | None = None,
     variant: str | None = None,
+    acting: tuple[str, ...] = (),
     device: Device = "cpu",
     json: bool = False,
 ) -> None:
     """Run a policy in an environment and report return, success and action latency.
 
+    It acts by the rule that its folder records, which is named, unless --acting gives others. Several are compared in
+    one table, on the same episodes.
+
     Episode i resets environment and policy with seed + i, so the same call gives the same returns, however many
     environments run in parallel. The interval is a 95 % bootstrap interval of the mean return. Latency counts the calls
     that run the network, each for all environments that need a new chunk.
 
-    Example: meam eval policies/pockets --episodes 100
+    Examples:
+      meam eval policies/pockets --episodes 100
+      meam eval policies/pockets --acting sample 0.5 zero best-of-4
 
     Args:
         policy: Policy folder, or Hub repo id owner/name.
@@ -61,43 +74,107 @@ def evaluate(
         root: Folder of the Minari data sets; by default MINARI_DATASETS_PATH, or ~/.minari/datasets.
         revision: Branch, tag or commit on the Hub.
         variant: Another graph of the policy; `meam info` lists them.
+        acting: Rules to act by: sample; zero, for zero noise; a noise scale from 0 to 1; best-of-N, the chunk of N
+            samples with the highest value, of a policy with a graph that chooses (meam export --variants best-of-4).
         device: Where to run the network; "cuda" and "tensorrt" fail rather than fall back.
         json: Print one line of JSON to stdout instead of a table.
     """
     if root is not None and record is None:
         raise ConfigError("--root is given without --record; it says where a recorded data set goes.")
     recording = load_command(RECORDING, "meam eval --record") if record is not None else None
-    loaded = MeamPolicy.from_pretrained(policy, revision=revision, variant=variant, device=device)
-    name = env_id or loaded.spec.environment_id
+    if len(acting) > 1 and (video is not None or record is not None):
+        flag = "--record" if video is None else "--video"
+        raise ConfigError(
+            f"--acting names {len(acting)} rules; expected one with {flag}, which keeps the episodes of one."
+        )
+    policies = _load(policy, acting, revision=revision, variant=variant, device=device)
+    first = next(iter(policies.values()))
+    name = env_id or first.spec.environment_id
     if name is None:
         raise ConfigError("The policy does not say which environment it is for; pass --env-id.")
+    results: dict[str, RolloutResult] = {}
+    folder = None
     with (
         _open_environment(name, num_envs, async_envs, video) as env,
-        progress_bar(f"Episodes in {name}", episodes, quiet=json) as advance,
+        progress_bar(f"Episodes in {name}", episodes * len(policies), quiet=json) as advance,
     ):
-        arguments = (loaded, env, episodes, seed)
-        if recording is None:
-            result, folder = rollout(*arguments, on_episode=advance), None
-        else:
-            where = {"root": root, "environment_id": name}
-            result, folder = recording.record_rollouts(*arguments, record, **where, on_episode=advance)
-    summary = {
-        "policy": policy,
-        "variant": variant,
-        "env_id": name,
-        "seed": seed,
-        "provider": loaded.provider,
-        **result.summary(),
-    }
+        for rule, loaded in policies.items():
+            done = episodes * len(results)
+            count = partial(_advance, advance, done)
+            if recording is None:
+                results[rule] = rollout(loaded, env, episodes, seed, on_episode=count)
+            else:
+                where = {"root": root, "environment_id": name, "on_episode": count}
+                results[rule], folder = recording.record_rollouts(loaded, env, episodes, seed, record, **where)
+    about = {"policy": policy, "variant": first.variant, "env_id": name, "seed": seed, "provider": first.provider}
+    if len(policies) > 1:
+        _report_rules({**about, "variant": variant}, results, policies, json)
+        return
+    (rule, result), *_ = results.items()
+    summary = {**about, "acting": rule, **result.summary()}
     if video is not None:
         summary["video"] = str(video)
     if folder is not None:
         summary["dataset"] = str(folder)
     if json:
         print_json(summary)
-    else:
-        shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in summary.items() if v is not None}
-        print_mapping(f"{policy} in {name}", shown)
+        return
+    if not acting:
+        summary["acting"] = first.spec.acting.describe(first.spec.integration.best_of)
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in summary.items() if v is not None}
+    print_mapping(f"{policy} in {name}", shown)
+
+
+def _advance(advance: Callable[..., None], before: int, episodes: int) -> None:
+    advance(before + episodes)
+
+
+def _load(policy: str, acting: tuple[str, ...], *, variant: str | None, **options: Any) -> dict[str, MeamPolicy]:
+    """The policy by every rule that is asked for, by the rule's name; by the one that it records if none is."""
+    if not acting:
+        loaded = MeamPolicy.from_pretrained(policy, variant=variant, **options)
+        return {loaded.spec.acting_name: loaded}
+    recorded = read_spec(locate_policy(policy, revision=options["revision"]))
+    ways = {rule_name(*parse_acting(rule)): loading_of(rule, recorded, variant) for rule in acting}
+    return {rule: MeamPolicy.from_pretrained(policy, **way, **options) for rule, way in ways.items()}
+
+
+def _report_rules(
+    about: dict[str, Any], results: dict[str, RolloutResult], policies: dict[str, MeamPolicy], json: bool
+) -> None:
+    baseline = BASELINE if BASELINE in results else next(iter(results))
+    gains = {rule: gain_interval(result, results[baseline]) for rule, result in results.items() if rule != baseline}
+    rows = [
+        {
+            "acting": rule,
+            "variant": policies[rule].variant,
+            **result.summary(),
+            "gain_low": gains.get(rule, (None, None))[0],
+            "gain_high": gains.get(rule, (None, None))[1],
+        }
+        for rule, result in results.items()
+    ]
+    if json:
+        print_json({**about, "baseline": baseline, "rules": rows})
+        return
+    episodes = rows[0]["episodes"]
+    print_table(
+        f"{about['policy']} in {about['env_id']}, {episodes} episodes from seed {about['seed']}; "
+        f"gain over {baseline}, episode by episode",
+        ["acting", "return", "95 % interval", "gain, 95 %", "success", "length", "p50 ms"],
+        [
+            [
+                row["acting"],
+                f"{row['return_mean']:.4g}",
+                f"{row['ci_low']:.4g} … {row['ci_high']:.4g}",
+                "" if row["gain_low"] is None else f"{row['gain_low']:.4g} … {row['gain_high']:.4g}",
+                "" if row["success"] is None else f"{row['success']:.0%}",
+                f"{row['length_mean']:.4g}",
+                f"{row['latency_p50_ms']:.3g}",
+            ]
+            for row in rows
+        ],
+    )
 
 
 def _open_environment(name: str, num_envs: int, async_envs: bool, video: Path | None) -> AbstractContextManager[AnyEnv]:

@@ -44,6 +44,7 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
             "chunk": f"{spec.chunk_size} actions, {spec.execute_steps} executed",
             "integration": f"{how.nfe} evaluations, {how.solver}",
             "chunks drawn": f"{how.best_of}, the one of highest value acts" if how.best_of > 1 else "1",
+            "acts by": spec.acting.describe(how.best_of),
             "control rate": rate,
             "runs on": loaded.provider,
             "variants": ", ".join(spec.variants) or "none",

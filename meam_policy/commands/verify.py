@@ -70,6 +70,7 @@ def _plain(report: VerifyReport) -> dict[str, Any]:
         "missing": list(report.missing),
         "inputs": report.inputs,
         "tolerance": report.tolerance,
+        "acting": report.acting,
         "graphs": [_plain_graph(graph) for graph in report.graphs],
     }
 
@@ -99,6 +100,7 @@ def _print_report(policy: str, report: VerifyReport) -> None:
         [_figures(graph) for graph in report.graphs],
         left=("graph", "on", ""),
     )
+    print(f"acts by: {report.acting}")
     if report.missing:
         print(f"missing: {', '.join(report.missing)}")
     for graph in report.graphs:

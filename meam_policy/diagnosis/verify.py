@@ -105,6 +105,7 @@ def verify_policy(
         inputs=len(golden.observation),
         tolerance=tolerance,
         graphs=tuple(graphs),
+        acting=spec.acting.describe(spec.integration.best_of),
         uncompared=uncompared,
     )
     if strict:

@@ -64,6 +64,7 @@ class VerifyReport:
         inputs: Golden inputs; without golden actions, inputs that were drawn here.
         tolerance: Accepted difference.
         graphs: What each graph does.
+        acting: How the policy as trained acts, in words; the differences above are for the golden noise, as it is.
         uncompared: Why there are no golden actions to compare with; None if there are.
     """
 
@@ -73,6 +74,7 @@ class VerifyReport:
     inputs: int
     tolerance: float
     graphs: tuple[GraphReport, ...]
+    acting: str
     uncompared: NotFoundError | None = None
 
     @property

@@ -1,5 +1,6 @@
 """The policy's spec: the contract that training, export and runtime share."""
 
+from meam_policy.spec.acting import ActingMeasurement, ActingRule, checked_noise_scale, parse_acting, rule_name
 from meam_policy.spec.box import BoxSpec
 from meam_policy.spec.integration import EVALUATIONS, MAX_STEPS, Integration, Solver
 from meam_policy.spec.policy_spec import FORMAT_VERSION, GRAPH_FILE, PolicySpec
@@ -10,10 +11,15 @@ __all__ = [
     "FORMAT_VERSION",
     "GRAPH_FILE",
     "MAX_STEPS",
+    "ActingMeasurement",
+    "ActingRule",
     "BoxSpec",
     "Integration",
     "PolicySpec",
     "Precision",
     "Solver",
     "VariantSpec",
+    "checked_noise_scale",
+    "parse_acting",
+    "rule_name",
 ]

@@ -12,6 +12,7 @@ from typing import Any
 from gymnasium import spaces
 
 from meam_policy.errors import ConfigError, VersionError
+from meam_policy.spec.acting import ActingRule, rule_name
 from meam_policy.spec.box import BoxSpec, read_box
 from meam_policy.spec.integration import MAX_STEPS, Integration
 from meam_policy.spec.json_reader import JsonReader, parse_object, require, with_new_names
@@ -46,6 +47,7 @@ class PolicySpec:
         action_offset: Centre of the action box, environment units.
         action_scale: Half width of the action box, environment units; positive.
         integration: How its flow is integrated from noise to action.
+        acting: How it acts: the scale of the noise that it draws.
         method: Training method, e.g. "bc", "qam" or "me-am".
         hyperparameters: The settings the policy was trained with.
         training_data: Id or path of the data set.
@@ -69,6 +71,7 @@ class PolicySpec:
     action_scale: tuple[float, ...]
     integration: Integration
     method: str
+    acting: ActingRule = field(default_factory=ActingRule)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     training_data: str | None = None
     environment_id: str | None = None
@@ -95,6 +98,7 @@ class PolicySpec:
         require(1 <= self.chunk_size <= MAX_STEPS, "chunk_size", self.chunk_size, f"1 to {MAX_STEPS}")
         require(1 <= self.execute_steps <= self.chunk_size, "execute_steps", self.execute_steps, "1 to chunk_size")
         self.integration.check()
+        self.acting.check(self.integration.best_of)
         for name, size in (
             ("observation_mean", self.observation_dim),
             ("observation_std", self.observation_dim),
@@ -166,10 +170,11 @@ class PolicySpec:
 
     @property
     def identity(self) -> str:
-        """SHA-256 (hex) of all fields but `files` and `variants`; the policy's graphs carry it."""
+        """SHA-256 (hex) of all fields but `acting`, `files` and `variants`; the policy's graphs carry it."""
         # Hashed after a round trip through JSON: 10 and 10.0 are the same rate, but different text.
         same = PolicySpec.from_json(replace(self, files={}, variants={}).to_json())
         data = json.loads(same.to_json())
+        del data["acting"]  # whoever draws the noise follows it: no graph depends on it
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def select(self, variant: str | None) -> tuple[PolicySpec, str]:
@@ -189,8 +194,19 @@ class PolicySpec:
         return self.acting_as(self.variants[variant]), self.variants[variant].file
 
     def acting_as(self, variant: VariantSpec) -> PolicySpec:
-        """This spec with a variant's integration."""
-        return replace(self, integration=variant.integration)
+        """This spec with a variant's integration.
+
+        The variant acts by the policy's rule, though that was not measured with it. One with another number of samples
+        per decision samples: what is best for one chunk says nothing about several to choose from.
+        """
+        same = variant.integration.best_of == self.integration.best_of
+        acting = ActingRule(self.acting.noise_scale) if same else ActingRule()
+        return replace(self, integration=variant.integration, acting=acting)
+
+    @property
+    def acting_name(self) -> str:
+        """The name of the rule by which it acts; see `acting.rule_name`."""
+        return rule_name(self.acting.noise_scale, self.integration.best_of)
 
     def to_json(self) -> str:
         """The text of `config.json`."""
@@ -200,6 +216,7 @@ class PolicySpec:
             data |= value.to_json() if isinstance(value, Integration) else {field_.name: value}
         data["observation"] = [box.to_json() for box in self.observation]
         data["action"] = self.action.to_json()
+        data["acting"] = self.acting.to_json()
         data["variants"] = {name: variant.to_json() for name, variant in self.variants.items()}
         data["files"] = dict(sorted(self.files.items()))
         data["hyperparameters"] = dict(self.hyperparameters)
@@ -235,6 +252,7 @@ class PolicySpec:
             action_scale=read.numbers("action_scale"),
             integration=Integration.read(read),
             method=read.text("method"),
+            acting=ActingRule.from_json(read.get("acting", dict, "an object")) if "acting" in data else ActingRule(),
             hyperparameters=read.finite("hyperparameters", read.get("hyperparameters", dict, "an object")),
             training_data=read.optional_text("training_data"),
             environment_id=read.optional_text("environment_id"),

@@ -60,9 +60,10 @@ def test_the_table_has_the_data_and_every_method_with_its_figures(pockets: tuple
     assert [row["method"] for row in found["table"]] == ["data", "bc", "qam", "me-am"]
     assert MeamPolicy.from_pretrained(found["policy"]).spec.method == "me-am"
     assert found["env_id"] == "meam/Pockets-v0"
-    columns = {"method", "return_mean", "ci_low", "ci_high", "success", "latency_p50_ms", "latency_p99_ms"}
+    columns = {"method", "acting", "return_mean", "ci_low", "ci_high", "success", "latency_p50_ms", "latency_p99_ms"}
     for row in found["table"]:
         assert set(row) == columns
+        assert row["acting"] == (None if row["method"] == "data" else "sample")
         assert row["ci_low"] <= row["return_mean"] <= row["ci_high"]
     assert all(row["latency_p99_ms"] >= row["latency_p50_ms"] > 0 for row in found["table"][1:])
 
@@ -121,6 +122,7 @@ def test_the_report_says_how_many_episodes_were_run_and_drawn(
     text = words(write_report(result, tmp_path / "report.html", video=False))
     noun = "episode" if episodes == 1 else "episodes"
     assert f"means over {episodes} {noun} of every policy, and over the 50 recorded episodes of the data." in text
+    assert "Every policy acted by its rule: sample." in text
     assert f"20 of the data, {episodes} of BC flow, {episodes} of QAM, {episodes} of ME-AM. Dots" in text
     asked = " --episodes 1" if episodes == 1 else ""
     assert f"meam demo --task pockets --seed 3{asked} 3 flow policies were trained on 1,000 recorded" in text

@@ -20,7 +20,7 @@ from meam_policy.commands import parse
 from meam_policy.console import print_json, print_table, say
 from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError, MeamError, OutputError
-from meam_policy.spec import Solver, VariantSpec
+from meam_policy.spec import PolicySpec, Solver, VariantSpec
 from meam_training.runs.checkpoint import Checkpoint
 
 __all__ = ["ExportArguments", "run"]
@@ -34,6 +34,7 @@ Examples:
   meam export runs/pockets --output-dir policies/pockets
   meam export runs/pockets --output-dir policies/pockets --ladder --episodes 100
   meam export runs/pockets --output-dir policies/pockets --variants k3-grid int8 best-of-4
+  meam export runs/pockets --output-dir policies/pockets --acting auto --episodes 50
 
 A variant's name describes it: k5 (NFE 5, with the policy's own solver if 5 is a multiple of its evaluations per step,
 else Euler's), k4-midpoint (with another solver), k3-grid (solver and unequal steps optimised on the policy's own
@@ -57,12 +58,15 @@ class ExportArguments:
     """Boundaries of the solver steps, from 0 to 1; equal steps by default."""
     best_of: int | None = None
     """Samples per decision, of which the chunk with the highest value is executed; as in training by default."""
+    acting: str | None = None
+    """How the policy acts: sample (the default), zero (zero noise) or a noise scale from 0 to 1. auto compares them,
+    and best-of-N with --best-of N, over --episodes (50 by default), and records what clearly beats sampling."""
     variants: tuple[str, ...] = ()
     """Further graphs to export into the same folder."""
     ladder: bool = False
     """Add the usual variants: NFE 1, 2, 3, 5 and 10, and optimised time grids."""
     episodes: int = 0
-    """Episodes in the policy's environment to measure each variant's return over; 0 for none."""
+    """Episodes in the policy's environment to measure the return of each variant, and of --acting, over; 0 for none."""
     tolerance: float | None = None
     """Accepted error of int8 and fp16 variants: root mean square, as a share of the action's half width."""
     action_names: tuple[str, ...] = ()
@@ -85,7 +89,11 @@ def export(arguments: ExportArguments) -> None:
 
     def show(stage: str, built: BuiltVariant | None) -> None:
         if built is None and not a.json:
-            doing = {"policy": "Writing policy.onnx", "ladder": "Measuring the variants"}.get(stage, f"Writing {stage}")
+            doing = {
+                "policy": "Writing policy.onnx",
+                "acting": "Measuring how it acts",
+                "ladder": "Measuring the variants",
+            }.get(stage, f"Writing {stage}")
             say(f"{doing} …")
 
     checkpoint = Checkpoint.load(a.checkpoint)
@@ -98,8 +106,13 @@ def export(arguments: ExportArguments) -> None:
         if a.episodes < 0:
             raise ConfigError(f"episodes is {a.episodes}; expected 0 or more.")
         if a.episodes:
-            if checkpoint.spec.environment_id is None or not variants:
-                missing = "there are no variants" if checkpoint.spec.environment_id else "the data names no environment"
+            idle = not variants and a.acting is None
+            if checkpoint.spec.environment_id is None or idle:
+                missing = (
+                    "there are no variants, and no --acting"
+                    if checkpoint.spec.environment_id
+                    else "the data names no environment"
+                )
                 raise ConfigError(f"episodes is {a.episodes}; expected 0, since {missing}.")
             env = stack.enter_context(contextlib.closing(make_environment(checkpoint.spec.environment_id)))
             task = LadderTask(env, a.episodes, seed=0)
@@ -110,6 +123,7 @@ def export(arguments: ExportArguments) -> None:
             solver=a.solver,
             time_grid=a.time_grid or None,
             best_of=a.best_of,
+            acting=a.acting,
             variants=variants,
             task=task,
             tolerance=a.tolerance,
@@ -154,14 +168,36 @@ def _report(arguments: ExportArguments, exported: Exported, served: Path | None)
         parity = {name: {row.kind: asdict(row) for row in report.rows} for name, report in reports.items()}
         measured = {name: variant.to_json() for name, variant in variants.items()}
         triton = None if served is None else str(served)
-        print_json({"policy": str(exported), "parity": parity, "variants": measured, "triton": triton})
+        acting = {"rule": exported.spec.acting_name, **exported.spec.acting.to_json()}
+        found = {"policy": str(exported), "parity": parity, "acting": acting, "variants": measured, "triton": triton}
+        print_json(found)
         return
     _print_parity(reports)
+    _print_acting(exported.spec)
     if variants:
         _print_ladder(variants)
     say(f"\nExported {exported}\nTry it with: meam eval {quote(str(arguments.output_dir))}")
     if served is not None:
         say(f"Serve it with: tritonserver --model-repository {quote(str(served.parent))}")
+
+
+def _print_acting(spec: PolicySpec) -> None:
+    measured = spec.acting.measured
+    if measured is None:
+        return
+    rows = []
+    for rule, f in measured.returns.items():
+        gain = f"{f['gain_low']:.4g} … {f['gain_high']:.4g}" if "gain_low" in f else ""
+        success = f"{f['success']:.0%}" if "success" in f else ""
+        interval = f"{f['return_low']:.4g} … {f['return_high']:.4g}"
+        recorded = "recorded" if rule == spec.acting_name else ""
+        rows.append([rule, f"{f['return_mean']:.4g}", interval, gain, success, recorded])
+    print_table(
+        f"How it acts in {measured.environment_id}, {measured.episodes} episodes from seed {measured.seed}; gain over "
+        "sample, episode by episode",
+        ["acting", "return", "95 % interval", "gain, 95 %", "success", ""],
+        rows,
+    )
 
 
 def _ladder(checkpoint: Checkpoint) -> tuple[str, ...]:

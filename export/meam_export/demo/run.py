@@ -45,7 +45,8 @@ class DemoResult:
         task: The task.
         seed: Seed of the demo.
         episodes: Evaluation episodes.
-        table: One row for the data and one for every method; figures as in `RolloutResult.summary`.
+        table: One row for the data and one for every method; figures as in `RolloutResult.summary`, and the rule by
+            which the policy acted.
         dataset: The recorded data.
         checkpoints: Last checkpoint of every method.
         rollouts: Evaluation episodes of every method.
@@ -67,13 +68,17 @@ class DemoResult:
 
     @property
     def about_returns(self) -> str:
-        """A sentence on the episodes over which the table's returns are averaged."""
+        """What the table's returns are averaged over, and how the policies acted."""
         ends = self.dataset.episode_ends
+        rules = {self.labels[row["method"]]: row["acting"] for row in self.table if row["acting"]}
+        same = len(set(rules.values())) == 1
+        acting = next(iter(rules.values())) if same else ", ".join(f"{name} {rule}" for name, rule in rules.items())
         past_the_goal = bool((self.dataset.terminations & ~ends).any())
         return (
             f"Returns are means over {_count(self.episodes, 'episode')} of every policy, and over the "
             f"{_count(int(ends.sum()), 'recorded episode')} of the data"
             + (", which go on past the goal where the policies' episodes end." if past_the_goal else ".")
+            + f" Every policy acted by its rule: {acting}."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def run_demo(
             policy = MeamPolicy.from_pretrained(policy_folder)
             with progress(f"Acting with {method}", count) as advance:
                 rollouts[method] = rollout(policy, env, count, seed, record=True, on_episode=advance)
-            table.append(_row(method, rollouts[method]))
+            table.append(_row(method, policy.spec.acting_name, rollouts[method]))
     finally:
         env.close()
     (folder / TABLE_FILE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
@@ -190,10 +195,10 @@ def _export(checkpoint: Checkpoint, folder: Path, progress: ProgressBar) -> Path
     return folder
 
 
-def _row(method: str, result: RolloutResult) -> dict[str, Any]:
+def _row(method: str, acting: str, result: RolloutResult) -> dict[str, Any]:
     kept = ("return_mean", "ci_low", "ci_high", "success", "latency_p50_ms", "latency_p99_ms")
     summary = result.summary()
-    return {"method": method, **{name: summary[name] for name in kept}}
+    return {"method": method, "acting": acting, **{name: summary[name] for name in kept}}
 
 
 def _data_row(dataset: OfflineDataset, success_reward: float) -> dict[str, Any]:
@@ -203,6 +208,7 @@ def _data_row(dataset: OfflineDataset, success_reward: float) -> dict[str, Any]:
     best = np.maximum.reduceat(dataset.rewards, starts)
     return {
         "method": "data",
+        "acting": None,
         "return_mean": float(dataset.episode_returns.mean()),
         "ci_low": low,
         "ci_high": high,

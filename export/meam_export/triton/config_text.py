@@ -125,6 +125,7 @@ def _policy_parameters(spec: PolicySpec, version: int) -> dict[str, str]:
         "policy_chunk_size": spec.chunk_size,
         "policy_execute_steps": spec.execute_steps,
         "policy_best_of": spec.integration.best_of,
+        "policy_noise_scale": spec.acting.noise_scale,
         "policy_control_rate_hz": spec.control_rate_hz,
     }
     return {key: str(value) for key, value in parameters.items() if value is not None}

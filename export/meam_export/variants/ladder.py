@@ -49,8 +49,8 @@ class LadderTask:
 
     Attributes:
         env: The environment.
-        episodes: Episodes per variant.
-        seed: Seed of the first episode.
+        episodes: Episodes per variant, and per acting rule.
+        seed: Seed of a variant's first episode; acting rules are compared from `acting.ACTING_SEED` on.
     """
 
     env: gymnasium.Env[Any, Any]

@@ -163,7 +163,7 @@ def test_episodes_need_variants_and_an_environment(
 ) -> None:
     target = str(tmp_path / "policy")
     text = refused(capsys, run_folder, "--output-dir", target, "--episodes", "2")
-    assert "episodes is 2; expected 0, since there are no variants" in text
+    assert "episodes is 2; expected 0, since there are no variants, and no --acting" in text
     text = refused(capsys, run_folder, "--output-dir", target, "--episodes", "-1", "--ladder")
     assert "episodes is -1; expected 0 or more" in text
     homeless = Path(shutil.copytree(checkpoint.path, tmp_path / "run/checkpoints" / checkpoint.path.name))
@@ -172,6 +172,43 @@ def test_episodes_need_variants_and_an_environment(
     text = refused(capsys, str(homeless), "--output-dir", target, "--episodes", "2", "--ladder")
     assert "episodes is 2; expected 0, since the data names no environment" in text
     assert not Path(target).exists()
+
+
+def test_the_rule_that_auto_records_is_the_one_that_eval_measures(
+    run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "policy"
+    assert run(["export", run_folder, "--output-dir", str(target), "--acting", "auto", "--episodes", "10"]) == 0
+    captured = capsys.readouterr()
+    assert "Measuring how it acts …" in captured.err
+    table = captured.out.split("How it acts in meam/Pockets-v0, 10 episodes from seed 2000000")[1]
+    rows = {line.split("│")[0].strip(): line for line in table.splitlines() if "│" in line}
+    assert list(rows) == ["sample", "0.5", "zero"]
+    spec = MeamPolicy.from_pretrained(target).spec
+    assert [rule for rule, line in rows.items() if "recorded" in line] == [spec.acting_name]
+    measured = spec.acting.measured
+    assert measured is not None
+    episodes = ["--episodes", "10", "--seed", "2000000"]
+    assert run(["eval", str(target), *episodes, "--acting", *rows, "--json"]) == 0
+    for row in json.loads(capsys.readouterr().out)["rules"]:
+        figures = measured.returns[row["acting"]]
+        assert figures["return_mean"] == row["return_mean"]
+        assert (figures["return_low"], figures["return_high"]) == (row["ci_low"], row["ci_high"])
+        assert (figures.get("gain_low"), figures.get("gain_high")) == (row["gain_low"], row["gain_high"])
+    assert run(["eval", str(target), *episodes, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["acting"] == spec.acting_name
+
+
+def test_the_rule_is_in_the_json_of_the_export(
+    run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", run_folder, "--output-dir", str(tmp_path / "p"), "--acting", "zero", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["acting"] == {"rule": "zero", "noise_scale": 0.0, "measured": None}
+    target = str(tmp_path / "other")
+    text = refused(capsys, run_folder, "--output-dir", target, "--acting", "auto", "--episodes", "3")
+    assert "episodes is 3; expected 10 or more" in text
+    text = refused(capsys, run_folder, "--output-dir", target, "--acting", "loud")
+    assert 'There is no acting rule "loud"; expected sample, zero' in text
 
 
 def test_what_the_options_say_is_in_the_policy(run_folder: str, tmp_path: Path) -> None:

@@ -163,6 +163,7 @@ def test_every_field_of_the_configuration_on_the_cpu(policy: Path, exported: byt
         "policy_chunk_size": "3",
         "policy_execute_steps": "2",
         "policy_best_of": "1",
+        "policy_noise_scale": "1.0",
         "policy_control_rate_hz": "50.0",
     }
     assert read_config(model) == schema.ModelConfig(

@@ -23,7 +23,15 @@ from meam_policy import (
     SpaceError,
     VersionError,
 )
-from meam_policy.spec import EVALUATIONS, Integration, VariantSpec
+from meam_policy.spec import (
+    EVALUATIONS,
+    ActingMeasurement,
+    ActingRule,
+    Integration,
+    VariantSpec,
+    parse_acting,
+    rule_name,
+)
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 POSITIVE = st.floats(min_value=1e-30, max_value=1e30)
@@ -81,6 +89,28 @@ def variants(draw, files):
 
 
 @st.composite
+def acting_rules(draw, best_of):
+    """How a policy acts, measured or not."""
+    scale = draw(st.floats(0, 1))
+    numbers = st.fixed_dictionaries(dict.fromkeys(("return_mean", "return_low", "return_high"), FINITE))
+    rules = draw(st.dictionaries(st.text(max_size=5), numbers, max_size=2))
+    own = {rule_name(scale, best_of): draw(numbers)}
+    return ActingRule(
+        scale,
+        draw(
+            st.none()
+            | st.builds(
+                ActingMeasurement,
+                st.text(max_size=5),
+                st.integers(1, 99),
+                st.integers(0, 99),
+                st.just({**rules, **own}),
+            )
+        ),
+    )
+
+
+@st.composite
 def specs(draw):
     keys = draw(st.just([None]) | st.lists(st.text(max_size=5), min_size=1, max_size=3, unique=True))
     observation = tuple(BoxSpec.from_space(draw(box_spaces()), key) for key in keys)
@@ -105,6 +135,7 @@ def specs(draw):
         word = st.text(st.characters(exclude_characters=","), max_size=3)
         return draw(st.none() | st.lists(word, min_size=size, max_size=size).map(tuple))
 
+    integration = draw(integrations())
     return PolicySpec(
         observation=observation,
         action=action,
@@ -124,7 +155,8 @@ def specs(draw):
         license=draw(st.none() | st.text(max_size=5)),
         variants=draw(st.dictionaries(variant_names, variants(sorted(files)), max_size=2)) if files else {},
         files=files,
-        integration=draw(integrations()),
+        integration=integration,
+        acting=draw(acting_rules(integration.best_of)),
     )
 
 
@@ -138,9 +170,23 @@ def spec_of(*observation, action=None):
     )
 
 
+def figures(mean):
+    return {"return_mean": mean, "return_low": mean - 1.0, "return_high": mean + 1.0}
+
+
+RETURNS = {"sample": figures(-19.2), "zero": {**figures(-6.9), "success": 0.5}}
+MEASURED = ActingRule(0.0, ActingMeasurement("meam/Pockets-v0", 50, 7, RETURNS))
+
+
+def measured(**changes):
+    given = {"environment_id": "meam/Pockets-v0", "episodes": 50, "seed": 7, "returns": RETURNS}
+    return ActingRule(0.0, ActingMeasurement(**{**given, **changes}))
+
+
 GOOD = dataclasses.replace(
     spec_of(BoxSpec((2,), "float32", (-1.0, -math.inf), (1.0, math.inf))),
     integration=Integration(2, time_grid=(0.0, 0.25, 1.0)),
+    acting=MEASURED,
     hyperparameters={"optimizer": {"rates": [0.1, 0.2]}},
     training_data="meam/pockets-v0",
     environment_id="meam/Pockets-v0",
@@ -403,6 +449,15 @@ FIELDS = {
     ("method",): {"text"},
     ("solver",): {"text"},
     ("best_of",): {"int"},
+    ("acting",): {"object"},
+    ("acting", "noise_scale"): {"int", "float"},
+    ("acting", "measured"): {"null", "object"},
+    ("acting", "measured", "environment_id"): {"text"},
+    ("acting", "measured", "episodes"): {"int"},
+    ("acting", "measured", "seed"): {"int"},
+    ("acting", "measured", "returns"): {"object"},
+    ("acting", "measured", "returns", "zero"): {"object"},
+    ("acting", "measured", "returns", "zero", "return_mean"): {"int", "float"},
     ("hyperparameters",): {"object"},
     ("training_data",): {"null", "text"},
     ("environment_id",): {"null", "text"},
@@ -453,7 +508,7 @@ def test_wrong_type_is_refused_with_the_field_and_both_types(path, kind):
         assert type(value).__name__ in message
 
 
-NEW = {"best_of", "time_grid", "observation_names", "action_names", "license", "variants"}
+NEW = {"acting", "best_of", "time_grid", "observation_names", "action_names", "license", "variants"}
 """Fields that the first files of this format version did not have."""
 
 
@@ -461,6 +516,7 @@ def test_a_file_from_before_the_newer_fields_is_read_as_it_was_meant():
     data = {name: value for name, value in json.loads(GOOD.to_json()).items() if name not in NEW}
     spec = PolicySpec.from_json(json.dumps(data))
     assert (spec.integration.best_of, spec.integration.time_grid, spec.license) == (1, None, None)
+    assert spec.acting == ActingRule(noise_scale=1.0, measured=None)
     assert (spec.observation_names, spec.action_names, spec.variants) == (None, None, {})
     assert (spec.observation, spec.hyperparameters, spec.files) == (GOOD.observation, GOOD.hyperparameters, GOOD.files)
 
@@ -609,7 +665,7 @@ def test_select_gives_the_integration_of_the_variant_and_its_file_and_leaves_the
     seen = (spec.integration.nfe, spec.integration.solver, spec.integration.time_grid, spec.integration.best_of)
     assert seen == (4, "midpoint", (0.0, 0.5, 1.0), 3)
     assert spec.noise_dim == 3 * GOOD.noise_dim
-    assert dataclasses.replace(spec, integration=GOOD.integration) == GOOD
+    assert dataclasses.replace(spec, integration=GOOD.integration, acting=GOOD.acting) == GOOD
 
 
 def test_variant_that_a_policy_does_not_have_is_refused_with_those_it_has():
@@ -651,7 +707,8 @@ def copy_of(spec, **changes):
 
 
 def test_identity_changes_with_every_field_of_what_a_policy_is():
-    assert set(IDENTITY_CHANGES) | {"files", "variants", "format_version"} == set(json.loads(GOOD.to_json()))
+    others = {"acting", "files", "variants", "format_version"}
+    assert set(IDENTITY_CHANGES) | others == set(json.loads(GOOD.to_json()))
     seen = {GOOD.identity}
     for name, value in IDENTITY_CHANGES.items():
         more = {"time_grid": None} if name == "nfe" else {}
@@ -659,19 +716,21 @@ def test_identity_changes_with_every_field_of_what_a_policy_is():
     assert len(seen) == 1 + len(IDENTITY_CHANGES)
 
 
-def test_identity_does_not_change_with_files_variants_and_what_was_measured_of_them():
+def test_identity_does_not_change_with_files_variants_what_was_measured_of_them_and_how_the_policy_acts():
     measured = dataclasses.replace(GOOD.variants["k3"], measured={"action_error": 0.02, "cpu_ms": 1.0})
     for change in (
         {"variants": {}},
         {"variants": {"k3": measured}},
         {"variants": {}, "files": {}},
         {"files": {**GOOD.files, "policy.onnx": SHA[::-1]}},
+        {"acting": ActingRule()},
     ):
         assert dataclasses.replace(GOOD, **change).identity == GOOD.identity
 
 
-def test_identity_is_the_hash_of_config_json_without_files_and_variants():
+def test_identity_is_the_hash_of_config_json_without_files_variants_and_acting():
     data = {**json.loads(GOOD.to_json()), "files": {}, "variants": {}}
+    del data["acting"]  # as in the graphs of older folders
     assert GOOD.identity == hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
@@ -759,6 +818,20 @@ def test_bounds_beyond_the_element_type_mean_no_bound(dtype, bounds):
         ({"files": {"policy.onnx": SHA}}, r'variants\["k3"\].file is .k3.onnx.; expected one of files: policy.onnx'),
         ({"control_rate_hz": 0.0}, "control_rate_hz"),
         ({"control_rate_hz": -10.0}, "control_rate_hz"),
+        ({"acting": ActingRule(1.5)}, "acting.noise_scale is 1.5; expected 0 to 1"),
+        ({"acting": ActingRule(-0.1)}, "acting.noise_scale is -0.1; expected 0 to 1"),
+        ({"acting": ActingRule(math.nan)}, "acting.noise_scale is nan; expected 0 to 1"),
+        (
+            {"acting": dataclasses.replace(MEASURED, noise_scale=0.5)},
+            'acting.measured.returns is of sample, zero; expected the rule "0.5" too',
+        ),
+        ({"acting": measured(episodes=0)}, "acting.measured.episodes is 0; expected 1 or more"),
+        ({"acting": measured(seed=-1)}, "acting.measured.seed is -1; expected 0 or more"),
+        ({"acting": measured(returns={"zero": {"return_mean": 1.0}})}, "without return_low; expected a mean return"),
+        (
+            {"acting": measured(returns={"zero": {**figures(0.0), "success": math.inf}})},
+            r'acting.measured.returns\["zero"\]\["success"\] is inf; expected a finite number',
+        ),
     ],
 )
 def test_parts_that_disagree_are_refused_by_name(change, name):
@@ -813,4 +886,71 @@ def test_a_printed_spec_is_one_line():
     assert repr(GOOD) == (
         f"PolicySpec(method={GOOD.method!r}, environment_id='meam/Pockets-v0', observation=2 numbers, "
         "action=1 numbers, chunk=4, Integration(nfe=2, solver='euler', time_grid=(0.0, 0.25, 1.0), best_of=1))"
+    )
+
+
+def test_a_measured_rule_comes_back_with_all_its_figures():
+    text = GOOD.to_json()
+    assert json.loads(text)["acting"] == {
+        "noise_scale": 0.0,
+        "measured": {
+            "environment_id": "meam/Pockets-v0",
+            "episodes": 50,
+            "seed": 7,
+            "returns": {
+                "sample": {"return_mean": -19.2, "return_low": -20.2, "return_high": -18.2},
+                "zero": {"return_mean": -6.9, "return_low": -7.9, "return_high": -5.9, "success": 0.5},
+            },
+        },
+    }
+    assert PolicySpec.from_json(text).acting == MEASURED
+
+
+@pytest.mark.parametrize("path", [("acting", "noise"), ("acting", "measured", "episode")])
+def test_a_field_that_no_rule_has_is_refused_with_the_one_that_is_meant(path):
+    message = error_of(changed(path, 1))
+    assert f"{'.'.join(path)} is not a field" in message
+    assert "Did you mean" in message
+
+
+def test_a_variant_acts_by_the_rule_of_the_policy_unmeasured_unless_it_draws_other_samples():
+    plain = VariantSpec(file="k3.onnx", integration=Integration(nfe=4))
+    choosing = VariantSpec(file="k3.onnx", integration=Integration(nfe=4, best_of=4))
+    assert GOOD.acting_as(plain).acting == ActingRule(0.0)
+    assert GOOD.acting_as(choosing).acting == ActingRule(1.0)
+    assert [spec.acting_name for spec in (GOOD, GOOD.acting_as(plain), GOOD.acting_as(choosing))] == [
+        "zero",
+        "zero",
+        "best-of-4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("sample", (1.0, 1)),
+        ("1", (1.0, 1)),
+        ("zero", (0.0, 1)),
+        ("0", (0.0, 1)),
+        ("0.5", (0.5, 1)),
+        ("best-of-4", (1.0, 4)),
+    ],
+)
+def test_a_rule_is_what_its_name_says(text, rule):
+    assert parse_acting(text) == rule
+    assert parse_acting(rule_name(*rule)) == rule
+
+
+@pytest.mark.parametrize("text", ["", "samples", "1.5", "-0.1", "nan", "inf", "best-of-1", "best-of-4 at 0.5", "auto"])
+def test_what_is_no_rule_is_refused_with_those_there_are(text):
+    with pytest.raises(ConfigError, match=f'no acting rule "{text}"; expected sample, zero, a noise scale'):
+        parse_acting(text)
+
+
+def test_a_rule_in_words_has_its_return_and_those_of_the_others():
+    assert ActingRule().describe(1) == "sample (noise scale 1), not measured"
+    assert ActingRule(0.5).describe(4) == "best-of-4 at 0.5 (noise scale 0.5), not measured"
+    assert MEASURED.describe(1) == (
+        "zero (noise scale 0): return -6.9 (-7.9 … -5.9) over 50 episodes of meam/Pockets-v0 from seed 7; "
+        "compared with sample -19.2 (-20.2 … -18.2)"
     )

@@ -67,7 +67,7 @@ class Evaluator(Protocol):
 
 
 class EnvironmentEvaluator:
-    """Evaluates the policy in an environment, where it acts as it will when exported.
+    """Evaluates the policy in an environment, where it samples, as it will when exported without another acting rule.
 
     - return_mean, return_std: mean and standard deviation of the return over the episodes; the latter is 0 for a single
       episode.
