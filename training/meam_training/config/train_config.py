@@ -33,6 +33,10 @@ Precision = Literal["float32", "bf16"]
 Logger = Literal["tensorboard", "wandb"]
 
 
+PRETRAINING_SHARE = 0.3
+"""Share of the updates that train only the prior, unless `pretrain_steps` says otherwise."""
+
+
 # Conditions under which settings have an effect. Where a field has several, an error names the first one that fails.
 TRAINS_POLICY = OnlyIf("method", lambda c: c.method != "bc", "take another method")
 EDITS = OnlyIf("method", lambda c: c.method == "qam-edit", "take the method qam-edit")
@@ -80,8 +84,9 @@ class TrainConfig:
     """Method: bc, qam, qam-edit, trqam or me-am."""
     steps: Annotated[int, Range(least=1)] = 100_000
     """Gradient steps (updates), including those of pretraining."""
-    pretrain_steps: Annotated[int, Range(least=0), TRAINS_POLICY] = 0
-    """Initial updates that train only the prior, on the data; they are cheap. The policy then starts as its copy."""
+    pretrain_steps: Annotated[int | None, Range(least=0), TRAINS_POLICY] = None
+    """Initial updates that train only the prior, on the data; they are cheap. The policy then starts as its copy. None
+    takes three tenths of the steps."""
     batch_size: Annotated[int, Range(least=1)] = 256
     """Action chunks in a batch."""
     seed: Annotated[int, Range(least=0)] = 0
@@ -144,7 +149,7 @@ class TrainConfig:
     """Entropy coefficient lambda in [0, 1): the policy's target density is p_prior^(1 - lambda) exp(tau Q), up to a
     constant. With kl_budget, lambda is this where the budget is spent as the values' leading order predicts, and
     larger where there is more to spend."""
-    objective: Annotated[Objective, TRAINS_POLICY] = "reweighted"
+    objective: Annotated[Objective, TRAINS_POLICY] = "two_scale"
     """How the policy is trained: two_scale (importance weights early in flow time, the adjoint late), reweighted (flow
     matching on samples of policy and prior, with importance weights), adjoint (adjoint matching along an SDE), bridge
     (adjoint matching on bridges, without an SDE), target_score (regression on the target's score)."""
@@ -293,9 +298,9 @@ class TrainConfig:
             raise ConfigError(f"edit_scale is {self.edit_scale}; expected {expected}.")
         if self.method == "trqam" and self.kl_budget is None:
             raise ConfigError("kl_budget is None; expected a number above 0 for trqam. Without one, take qam.")
-        if self.pretrain_steps >= self.steps:
+        if self.pretraining >= self.steps:
             raise ConfigError(f"pretrain_steps is {self.pretrain_steps}; expected fewer than steps = {self.steps}.")
-        joint = self.steps - self.pretrain_steps
+        joint = self.steps - self.pretraining
         if self.mirror_stages > joint:
             raise ConfigError(
                 f"mirror_stages is {self.mirror_stages}; expected at most the {joint} updates after pretraining."
@@ -305,6 +310,13 @@ class TrainConfig:
     def integration(self) -> Integration:
         """How the policy's ODE is integrated in training, and by default in the exported policy."""
         return Integration(self.nfe, self.solver, None, self.best_of)
+
+    @property
+    def pretraining(self) -> int:
+        """Updates that train only the prior: `pretrain_steps`, or the share of the steps that it stands for."""
+        if self.pretrain_steps is None:
+            return int(PRETRAINING_SHARE * self.steps) if self.trains_policy else 0
+        return self.pretrain_steps
 
     @property
     def trains_policy(self) -> bool:
@@ -325,7 +337,11 @@ class TrainConfig:
             free.add("steps")
         if not online:
             free |= {name for name, field in fields_of(type(self)).items() if LEARNS_ONLINE in field.conditions}
-        return {name: value for name, value in vars(self).items() if name not in free}
+        return {name: value for name, value in vars(self.resolved()).items() if name not in free}
+
+    def resolved(self) -> TrainConfig:
+        """The settings with `pretrain_steps` as a number, which then stays when `steps` changes."""
+        return dataclasses.replace(self, pretrain_steps=self.pretraining) if self.trains_policy else self
 
     @classmethod
     def preset(cls, name: str, shared: Mapping[str, Any] | None = None, /, **overrides: Any) -> TrainConfig:
@@ -346,7 +362,9 @@ class TrainConfig:
         for field in {**(shared or {}), **overrides}:
             if field not in values:
                 raise ConfigError(unknown("training setting", field, values))
-        return cls(**_reset_without_effect(fields_of(cls), {**values, **(shared or {}), **overrides}, overrides))
+        given = {**(shared or {}), **overrides}
+        values |= _constant_temperature(values, given) | given
+        return cls(**_reset_without_effect(fields_of(cls), values, overrides))
 
     def changed(self, **changes: Any) -> TrainConfig:
         """Copy the settings with changes; others that lose their effect as a result return to their defaults.
@@ -358,7 +376,8 @@ class TrainConfig:
         for field in changes:
             if field not in values:
                 raise ConfigError(unknown("training setting", field, values))
-        return TrainConfig(**_reset_without_effect(fields_of(TrainConfig), {**values, **changes}, changes))
+        values = {**values, **_constant_temperature(values, changes), **changes}
+        return TrainConfig(**_reset_without_effect(fields_of(TrainConfig), values, changes))
 
     def to_json(self) -> str:
         """Serialise the settings as JSON."""
@@ -392,7 +411,7 @@ class TrainConfig:
 _RENAMED = {"flow_steps": "nfe", "mirror_steps": "mirror_stages", "ascent_candidates": "ascent_starts"}
 """Current names of settings, by the names in earlier versions."""
 
-_BEFORE: dict[str, Any] = {"precondition": False, "normalise_values": False}
+_BEFORE: dict[str, Any] = {"precondition": False, "normalise_values": False, "kl_budget": None}
 """What earlier versions did, where a setting that they lack is now something else by default."""
 
 _FIXED: Mapping[str, Mapping[str, float | None]] = MappingProxyType(
@@ -414,6 +433,7 @@ _PUBLISHED: Mapping[str, Any] = MappingProxyType(
         "joint_clip": True,
         "precondition": False,
         "normalise_values": False,
+        "pretrain_steps": 0,
     }
 )
 """The scheme of the public implementation of QAM."""
@@ -422,7 +442,8 @@ _SCHEMES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "qam": _PUBLISHED,
         "qam-edit": {**_PUBLISHED, "edit_scale": 0.1},
-        "trqam": {**_PUBLISHED, "kl_budget": 1.0, "kl_dual": "reference"},
+        "trqam": {**_PUBLISHED, "kl_budget": 1.0, "kl_dual": "reference", "pretrain_steps": None},
+        "me-am": {"kl_budget": 1.0},
     }
 )
 
@@ -435,6 +456,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 def _defaults(method: str) -> dict[str, Any]:
     plain = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     return {**plain, **PRESETS[method]}
+
+
+def _constant_temperature(values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """No budget, where me-am is given a temperature instead: asking for one is asking for it to stay."""
+    asked = values["method"] == "me-am" and "inverse_temperature" in given and "kl_budget" not in given
+    return {"kl_budget": None} if asked else {}
 
 
 def _without_effect(fields: Mapping[str, Field], values: Mapping[str, Any]) -> dict[str, OnlyIf]:

@@ -102,7 +102,7 @@ class Learner:
                 f"The gradient of update {step} is not finite ({shown}); expected finite numbers. Earlier checkpoints "
                 f"are intact; try a smaller learning_rate, {strength} or entropy_coef."
             )
-        if c.trains_policy and step == c.pretrain_steps:
+        if c.trains_policy and step == c.pretraining:
             n.start_policy_from_prior()
             # Adam's moments are of gradients of another scale; keeping them would stall the prior for a long time.
             self.optimizer.state.clear()
@@ -110,7 +110,7 @@ class Learner:
 
     def prepare_to_act(self, step: int) -> None:
         """Prepare the policy to act after update `step`: during pretraining, it becomes a copy of the prior."""
-        if step < self.config.pretrain_steps:
+        if step < self.config.pretraining:
             self.networks.start_policy_from_prior()
 
     def _step(self, chunks: ChunkSource, stage: Stage) -> dict[str, Tensor]:
@@ -135,7 +135,7 @@ class Learner:
         return {**metrics, "gradient_norm": norm}
 
     def _stage(self, step: int) -> Stage:
-        if step <= self.config.pretrain_steps:
+        if step <= self.config.pretraining:
             return "pretraining"
         return "later" if self._stage_starts and step >= self._stage_starts[0] else "first"
 
@@ -154,8 +154,8 @@ class Learner:
 def _stage_starts(config: TrainConfig) -> list[int]:
     """First update of each mirror-descent stage after the first; the stages are equally long."""
     stages = config.mirror_stages if config.trains_policy else 1
-    joint = config.steps - config.pretrain_steps
-    return [config.pretrain_steps + 1 + joint * stage // stages for stage in range(1, stages)]
+    joint = config.steps - config.pretraining
+    return [config.pretraining + 1 + joint * stage // stages for stage in range(1, stages)]
 
 
 def clip_gradients(networks: nn.Module, limit: float, joint: bool) -> Tensor:
