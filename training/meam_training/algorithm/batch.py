@@ -72,6 +72,8 @@ class MeamNoise(NamedTuple):
     Attributes:
         next_x_0: Initial noise of the policy's ODE for the TD target [batch, best_of * act].
         next_edit: Noise of the edit policy for the TD target [batch, best_of * act].
+        acted_x_0: Initial noise of the policy's ODE for the values to penalise [batch, best_of * act].
+        acted_edit: Noise of the edit policy for them [batch, best_of * act].
         flow_x_0: Noise end points of the prior's interpolants [batch, act].
         flow_t: Times of the prior's interpolants [batch, 1].
         sde_x_0: Initial noise of the memoryless SDE [batch, act].
@@ -92,6 +94,8 @@ class MeamNoise(NamedTuple):
 
     next_x_0: Annotated[Tensor, RowAxis(0)]
     next_edit: Annotated[Tensor, RowAxis(0)]
+    acted_x_0: Annotated[Tensor, RowAxis(0)]
+    acted_edit: Annotated[Tensor, RowAxis(0)]
     flow_x_0: Annotated[Tensor, RowAxis(0)]
     flow_t: Annotated[Tensor, RowAxis(0)]
     sde_x_0: Annotated[Tensor, RowAxis(0)]
@@ -127,6 +131,7 @@ def draw_noise(
     bridges = batch_size if points else 0
     heads = batch_size if config.edit_scale or config.distill_coef else 0
     edits = batch_size if config.edit_scale else 0
+    penalised = batch_size if config.value_penalty else 0
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device)
@@ -137,6 +142,8 @@ def draw_noise(
     return MeamNoise(
         next_x_0=normal(batch_size, config.best_of * action_dim),
         next_edit=normal(edits, config.best_of * action_dim),
+        acted_x_0=normal(penalised, config.best_of * action_dim),
+        acted_edit=normal(min(penalised, edits), config.best_of * action_dim),
         flow_x_0=normal(batch_size, action_dim),
         flow_t=uniform(batch_size, 1),
         sde_x_0=normal(along_sde, action_dim),

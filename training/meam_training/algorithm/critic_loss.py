@@ -1,11 +1,17 @@
-"""The critics' loss: temporal differences (TD) over action chunks.
+"""The critics' loss: temporal differences (TD) over action chunks, and a penalty on the policy's values.
 
 The loss is the mean over critics and rows, where chunks that do not lie within one episode count as zero, of
 
     ((Q_i(s, a) - y) / scale)^2,    y = r + gamma^H mask (mean_j Q'_j(s', a') - pessimism std_j Q'_j(s', a')),
 
-where scale is the standard deviation of the data's returns with `normalise_values`, else 1, a is a chunk of H actions,
-r its discounted reward, s' the state after it, a' a chunk chosen by the policy at s', and Q' the target critics.
+plus `value_penalty` times the mean of (Q_i(s, a_policy) - Q_i(s, a)) / scale, which keeps the policy's actions from
+being valued above the data's for nothing. Here scale is the standard deviation of the data's returns with
+`normalise_values`, else 1, a is a chunk of H actions, r its discounted reward, s' the state after it, a' and a_policy
+are chunks chosen by the policy at s' and s, and Q' the target critics.
+
+References:
+    Dong et al., Q-Learning with Scalar Adjoint Matching, arXiv:2610.10437 (the penalty). Kumar et al., Conservative
+    Q-Learning, arXiv:2006.04779.
 """
 
 from __future__ import annotations
@@ -21,8 +27,9 @@ from meam_training.networks.meam_networks import MeamNetworks
 
 __all__ = ["CRITIC_METRICS", "critic_loss", "td_target"]
 
-CRITIC_METRICS = ("value_mean", "value_std")
-"""Names of the metrics besides the loss: the mean of Q over critics and batch, and the critics' standard deviation."""
+CRITIC_METRICS = ("value_mean", "value_std", "value_excess")
+"""Names of the metrics besides the loss: the mean of Q over critics and batch, the critics' standard deviation, and
+with `value_penalty` how far Q at the policy's actions lies above Q at the data's, a mean over critics and batch."""
 
 
 @torch.no_grad()
@@ -70,4 +77,11 @@ def critic_loss(
     target = td_target(n, batch, config, noise.next_x_0, noise.next_edit if config.edit_scale else None)
     values = n.critic(features, batch.actions)
     loss = (((values - target) / n.critic.scale).square() * batch.valid).mean()
-    return loss, {"value_mean": values.mean(), "value_std": values.std(dim=0, correction=0).mean()}
+    metrics = {"value_mean": values.mean(), "value_std": values.std(dim=0, correction=0).mean()}
+    if config.value_penalty:
+        with torch.no_grad():
+            acted = n.act(features, noise.acted_x_0, noise.acted_edit if config.edit_scale else None)
+        excess = ((n.critic(features, acted) - values) * batch.valid).mean()
+        loss = loss + config.value_penalty * excess / n.critic.scale
+        metrics["value_excess"] = excess
+    return loss, metrics

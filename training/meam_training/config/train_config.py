@@ -209,6 +209,9 @@ class TrainConfig:
     """Weight of distillation in a one-step policy trained alongside the flow (FQL); 0 trains none."""
     pessimism: Annotated[float, Range(least=0), TRAINS_POLICY, HAS_SEVERAL_CRITICS] = 0.5
     """Pessimism rho: values are the ensemble's mean minus rho times its standard deviation."""
+    value_penalty: Annotated[float, Range(least=0), TRAINS_POLICY] = 0.0
+    """Weight c of the penalty c (Q(s, a_policy) - Q(s, a_data)) in the critics' loss, in units of the data's returns
+    with normalise_values: it keeps the policy's actions from being valued above the data's for nothing."""
     learning_rate: Annotated[float, Range(above=0)] = 3e-4
     """Adam's learning rate, for all networks."""
     gradient_clip: Annotated[float, Range(least=0)] = 1.0
