@@ -112,8 +112,8 @@ def _budget_metrics(
 ) -> dict[str, Tensor]:
     """What a KL budget needs to know, per action of a chunk: the policy's KL divergence and the unit cost.
 
-    And `last_step_drift`, |v_policy - v_prior|^2 at the last, noiseless step, which neither sees: the squared distance
-    in standard deviations of the noise that is left.
+    And `last_step_drift`, |v_policy - v_prior|^2 at the last step, whose KL divergence would be infinite, as it has no
+    noise: the squared distance in standard deviations of the noise that is left at its start.
     """
     if config.sde == "reference":
         kl, cost = memoryless_kl(policy_velocity, prior_velocity).sum(dim=0), memoryless_cost(adjoints)
