@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
-from tasks import TASKS
+from tasks import METHODS, TASKS
 
 __all__ = ["ahead", "bootstrap", "draw", "main", "read_results", "tables"]
 
@@ -177,9 +177,9 @@ def _returns(results: Sequence[Result], variants: Sequence[str], acting: Acting)
 
 
 def _variants(results: Sequence[Result]) -> list[str]:
-    """All variants, in the order of the presets bc, qam, me-am, and plain ones before changed ones."""
-    order = ("bc", "qam", "me-am")
-    return sorted({result["variant"] for result in results}, key=lambda v: (order.index(v.partition(" ")[0]), v))
+    """All variants, in the order of `METHODS`, and plain ones before changed ones."""
+    variants = {result["variant"]: METHODS.index(result["method"]) for result in results}
+    return sorted(variants, key=lambda variant: (variants[variant], variant))
 
 
 def _tasks(results: Sequence[Result]) -> dict[str, list[Result]]:

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks import TASKS, Task, summarise
+from tasks import METHODS, TASKS, Task, summarise
 
 from meam_export import export_policy
 from meam_policy import ActionError, DivergedError, MeamPolicy, ParityError
@@ -38,7 +38,6 @@ from meam_training import OfflineDataset, TrainConfig, train
 
 __all__ = ["Job", "main", "run_job", "run_jobs", "steps_within"]
 
-METHODS = ("bc", "qam", "me-am")
 EVALUATION_SEED = 1_000_000
 """Seed of the first evaluation episode; those of the recorded ones are far above."""
 FEWEST_UPDATES = 20
@@ -86,10 +85,14 @@ class Job:
         return TASKS[self.task].seconds if self.seconds is None else self.seconds
 
     def config(self, steps: int) -> TrainConfig:
-        """Settings for that many updates: the task's sizes, the variant's overrides, and the method's defaults."""
-        return TrainConfig.preset(
-            self.method, TASKS[self.task].settings, **{"steps": steps, **self.overrides}, seed=self.seed
-        )
+        """Settings for that many updates: the task's sizes, the variant's overrides, and the method's defaults.
+
+        An override of `pretrain_steps` is a share of the steps, whose number follows from the CPU time.
+        """
+        own = dict(self.overrides)
+        if "pretrain_steps" in own:
+            own["pretrain_steps"] = int(own["pretrain_steps"] * steps)
+        return TrainConfig.preset(self.method, TASKS[self.task].settings, **own, steps=steps, seed=self.seed)
 
     def rewarded(self, dataset: OfflineDataset) -> OfflineDataset:
         """The data with the job's rewards."""
@@ -199,18 +202,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=_setting,
         default=[],
         metavar="NAME=VALUE",
-        help='settings that make a variant of the methods, as JSON: objective="adjoint" or objective=adjoint',
+        help="settings that make a variant of the methods: objective=adjoint, hidden_dims=[64,64]; pretrain_steps=0.4 "
+        "is a share of the steps",
     )
     parser.add_argument("--reward-scale", nargs="+", type=float, default=[1.0], help="factors on the data's rewards")
     parser.add_argument("--reward-offset", nargs="+", type=float, default=[0.0], help="added to the data's rewards")
     parser.add_argument("--seconds", type=float, help="CPU seconds of training; default: the task's")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time; 0 works in this one; default: 1")
     options = parser.parse_args(arguments)
+    overrides = dict(options.set)
+    if not 0 <= overrides.get("pretrain_steps", 0) < 1 or {"steps", "seed"} & overrides.keys():
+        parser.error(
+            "in --set, pretrain_steps is a share of the steps; steps follow from --seconds, seeds from --seed."
+        )
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the jobs' processes when they load PyTorch
     # Methods vary fastest, so that an interrupted suite has compared all of them on what it has done.
     choices = itertools.product(options.seed, options.task, options.reward_scale, options.reward_offset, options.method)
     jobs = [
-        Job(task, method, dict(options.set), scale, offset, seed, options.seconds)
+        Job(task, method, overrides, scale, offset, seed, options.seconds)
         for seed, task, scale, offset, method in choices
     ]
     try:

@@ -13,7 +13,10 @@ from behaviours import Behaviour, evolve, guess, reach, record
 
 from meam_training import OfflineDataset, collect
 
-__all__ = ["TASKS", "Purpose", "Task", "summarise"]
+__all__ = ["METHODS", "TASKS", "Purpose", "Task", "summarise"]
+
+METHODS = ("bc", "qam", "me-am")
+"""The presets that are compared, in the order of the report."""
 
 Purpose = Literal["development", "test"]
 

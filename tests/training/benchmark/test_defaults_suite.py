@@ -72,6 +72,16 @@ def test_settings_that_no_one_gave_are_the_method_s_defaults() -> None:
     changed = suite.Job("reacher", "me-am", {"objective": "adjoint"})
     assert changed.config(500) == config.changed(objective="adjoint")
     assert changed.variant == "me-am objective=adjoint"
+    assert suite.Job("reacher", "qam", {"pretrain_steps": 0.4}).config(500).pretrain_steps == 200
+
+
+@pytest.mark.parametrize("setting", ["steps=100", "seed=1", "pretrain_steps=100"])
+def test_settings_that_follow_from_others_are_refused(
+    setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        suite.main(["--output", str(tmp_path), "--set", setting])
+    assert "pretrain_steps is a share of the steps" in capsys.readouterr().err
 
 
 def test_a_task_s_data_are_the_same_every_time(tmp_path: Path, toy: Any) -> None:
