@@ -42,7 +42,9 @@ __all__ = [
 
 def say(message: str) -> None:
     """Print a progress message to stderr."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+    # Not by a console of its own, which would write into the line of a progress bar that is being shown.
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
 
 
 def say_mapping(rows: Mapping[str, object]) -> None:

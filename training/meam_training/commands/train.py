@@ -145,7 +145,8 @@ class _Progress:
             if updates and each is None:
                 return None
             seconds += updates * (each or 0.0)
-        evaluations = (c.steps - step) // c.evaluate_every if c.evaluate_every else 0
+        every = c.evaluate_every
+        evaluations = c.steps // every - step // every + bool(c.steps % every) if every and step < c.steps else 0
         return seconds + evaluations * self._evaluation_seconds
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:

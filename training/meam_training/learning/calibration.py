@@ -28,6 +28,7 @@ CALIBRATION_METRICS = (
     "calibration_bias",
     "calibration_tail",
     "calibration_value",
+    "policy_value",
     "value_gain",
     "value_spread",
     "td_bias",
@@ -79,7 +80,7 @@ class Calibration:
     """Compares the critics with the returns of a fixed sample of the data, and with the policy's values.
 
     Q is the mean of the target critics, G the return of a row, gamma^k the weight of its tail (0 where the task ended).
-    The figures are means over chunks that lie within one episode.
+    All chunks lie within one episode. Where G matters, rows of small tails are taken, else any rows.
 
     - calibration_correlation, calibration_slope: correlation of G with Q, and slope of the regression of G on Q; 1 for
       the values of the behaviour. Above 1, values differ less than the returns that they predict.
@@ -87,7 +88,7 @@ class Calibration:
       difference. Positive for a policy better than the data.
     - calibration_tail: mean of gamma^k, from 0 (all returns are known) to 1 (none is).
     - calibration_value: mean of Q at the data's chunks.
-    - value_gain: mean of Q at the policy's chunks minus that at the data's.
+    - policy_value, value_gain: mean of Q at the policy's chunks, and minus that at the data's.
     - value_spread: standard deviation of Q over chunks of the prior for the same observation, mean over observations.
       Times the inverse temperature tau, it says how many nats tau Q moves.
     - td_bias, td_reward: mean of y - Q for the TD target y, and mean absolute reward of a chunk. Critics that have
@@ -116,7 +117,7 @@ class Calibration:
         # Chunks that end with their episode, or before; after a termination there is nothing to compare.
         drawn = drawn[found.last_rows[drawn] - drawn + 1 >= config.chunk_size]
         rows = drawn[np.argsort(np.maximum(found.tails[drawn], KNOWN_TAIL), kind="stable")][:_ROWS]
-        self._batch = chunks.at(rows)
+        self._batch, self._known = chunks.at(drawn[:_ROWS]), chunks.at(rows)
 
         def tensor(values: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(device)
@@ -152,7 +153,9 @@ class Calibration:
         n, batch = networks, self._batch
         if not len(batch.actions):
             return {}
-        features, last = n.encoder(batch.observations), n.encoder(self._last_observations)
+        known, last = n.encoder(self._known.observations), n.encoder(self._last_observations)
+        value = n.values(known, self._known.actions).mean(dim=0)
+        features = n.encoder(batch.observations)
         at_data = n.values(features, batch.actions).mean(dim=0)
         at_policy = n.values(features, n.act(features, self._noise)).mean(dim=0)
         at_last = n.values(last, n.act(last, self._last_noise)).mean(dim=0)
@@ -161,12 +164,13 @@ class Calibration:
         chunks = n.flow(n.target_prior, some, self._prior_noise).clamp(-1, 1)
         spread = n.values(some.flatten(0, 1), chunks.flatten(0, 1)).mean(dim=0).view(some.shape[:2])
         target = td_target(n, batch, self._config, self._next_noise)
-        q, g = at_data - at_data.mean(), returns - returns.mean()
+        q, g = value - value.mean(), returns - returns.mean()
         found = {
             "calibration_correlation": (q * g).mean() / (q.square().mean() * g.square().mean()).sqrt(),
             "calibration_slope": (q * g).mean() / q.square().mean(),
-            "calibration_bias": (at_data - returns).mean() / (1 - self._tails).mean(),
-            "calibration_value": at_data.mean(),
+            "calibration_bias": (value - returns).mean() / (1 - self._tails).mean(),
+            "calibration_value": value.mean(),
+            "policy_value": at_policy.mean(),
             "value_gain": (at_policy - at_data).mean(),
             "value_spread": spread.std(dim=0, correction=0).mean(),
             "td_bias": (target - at_data).mean(),

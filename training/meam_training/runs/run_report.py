@@ -107,7 +107,7 @@ def summary(
     if judged:
         gain = judged["value_gain"]
         relation = f"{abs(gain):.3g} {'more' if gain >= 0 else 'less'}"
-        facts["values"] = f"{judged['calibration_value']:.3g} for the data's actions, {relation} for the policy's"
+        facts["values"] = f"{judged['policy_value'] - gain:.3g} for the data's actions, {relation} for the policy's"
         if "value_limit" in judged:
             facts["values"] += f"; rewards allow {judged['value_limit']:.3g}"
         facts["returns"] = _returns(judged)

@@ -27,8 +27,9 @@ IDLE_SAMPLES = 0.98
 """Effective samples, as a share, above which weights are almost uniform: their variation is sqrt(1 / 0.98 - 1) = 0.14,
 a target within 0.01 nats of the samples. A policy that has left its prior is below by the quarter drawn from there."""
 
-IDLE_TILT = 0.03
-"""Standard deviation of tau Q over the prior's chunks, nats, below which it moves the prior by 0.03^2 / 2 < 0.0005."""
+IDLE_TILT = 0.1
+"""Standard deviation of tau Q over the prior's chunks, nats, below which it moves the prior by 0.1^2 / 2 = 0.005 nats,
+and raises the mean of Q by a tenth of its standard deviation."""
 
 COLLAPSED_SAMPLES = 2.0
 """Effective samples, as a number, below which a single candidate has most of the weight, and its errors decide."""
@@ -178,6 +179,12 @@ def _temperature(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -> fl
     return config.inverse_temperature if found is None else found
 
 
+def _unlearned(rows: Sequence[Mapping[str, float]]) -> float:
+    """Mean TD error as a share of the mean reward, when it was last measured; 0 if it never was."""
+    row = next((row for row in reversed(rows) if row.get("td_reward")), {})
+    return abs(row.get("td_bias", 0.0)) / row["td_reward"] if row else 0.0
+
+
 def _budget(config: TrainConfig) -> float | None:
     """KL budget, nats per action; None if the run has a fixed temperature."""
     return getattr(config, "kl_budget", None)
@@ -187,13 +194,15 @@ def _idle_temperature(config: TrainConfig, rows: Sequence[Mapping[str, float]]) 
     tau = _temperature(config, rows)
     if not _ripe(config, rows) or tau == 0:  # 0 asks for the prior
         return
+    if _unlearned(rows) > UNLEARNED_REWARD:  # values are about to change, and with them what tau does
+        return
     if _budget(config) is None:
         also = ", or set {kl_budget}" if hasattr(config, "kl_budget") else ""
         remedy = f"Raise {{inverse_temperature}}, now {tau:.3g}{also}"
     else:
         remedy = f"Raise {{kl_budget}}, now {_budget(config):.3g}"
-    step, samples, spread = int(rows[-1]["step"]), _recent(config, rows, "effective_samples"), None
-    spread = rows[-1].get("value_spread")
+    step, spread = int(rows[-1]["step"]), rows[-1].get("value_spread")
+    samples = _recent(config, rows, "effective_samples")
     if samples is not None and samples > IDLE_SAMPLES:
         seen = f"tau Q hardly changes the weights of the samples ({samples:.3g} of them are effective)"
         severity = (1 - IDLE_SAMPLES) / max(1 - samples, 1e-12)
@@ -201,7 +210,7 @@ def _idle_temperature(config: TrainConfig, rows: Sequence[Mapping[str, float]]) 
     elif spread is not None and tau * spread < IDLE_TILT:
         seen = f"tau Q varies by {tau * spread:.2g} nats over the prior's chunks"
         severity = IDLE_TILT / max(tau * spread, 1e-12)
-        yield RunWarning("tau does nothing", step, seen, f"above {IDLE_TILT:g}", remedy, severity)
+        yield RunWarning("tau does nothing", step, seen, f"above {IDLE_TILT:g}, better 1 or more", remedy, severity)
 
 
 def _collapsed_weights(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -> Iterator[RunWarning]:
@@ -222,11 +231,10 @@ def _collapsed_weights(config: TrainConfig, rows: Sequence[Mapping[str, float]])
 def _unlearned_level(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -> Iterator[RunWarning]:
     """Critics that are still on their way, and whose values contradict the data's rewards."""
     row = rows[-1]
-    if not _ripe(config, rows) or "td_bias" not in row or not row["td_reward"]:
+    left = _unlearned(rows)
+    if not _ripe(config, rows) or "td_bias" not in row or left <= UNLEARNED_REWARD:
         return
-    left, value = abs(row["td_bias"]) / row["td_reward"], row["calibration_value"]
-    if left <= UNLEARNED_REWARD:
-        return
+    value = row["calibration_value"]
     floor, ceiling = row.get("return_floor", -math.inf), row.get("return_ceiling", math.inf)
     compressed = (
         row["calibration_tail"] <= KNOWN_ENOUGH
@@ -247,7 +255,7 @@ def _unlearned_level(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -
     yield RunWarning(
         "critics below the scale of the returns",
         int(row["step"]),
-        f"{seen}, and {left:.0%} of a reward is still missing from each target",
+        f"{seen}, and targets differ from them by {left:.0%} of a chunk's reward",
         expected,
         "Raise {steps} or {learning_rate}, or lower {discount}",
         left / UNLEARNED_REWARD,
@@ -256,9 +264,9 @@ def _unlearned_level(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -
 
 def _unpayable_values(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -> Iterator[RunWarning]:
     row = rows[-1]
-    if not _ripe(config, rows) or "value_gain" not in row:
+    if not _ripe(config, rows) or "policy_value" not in row:
         return
-    value = row["calibration_value"] + row["value_gain"]
+    value = row["policy_value"]
     limit, step = row.get("value_limit", math.inf), int(row["step"])
     setting = "inverse_temperature" if _budget(config) is None else "kl_budget"
     lower = f"lower {{{setting}}}" + (" and {mixture_weight}" if config.mixture_weight else "")
