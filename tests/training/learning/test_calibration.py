@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from meam_training.data.dataset import OfflineDataset
+from meam_training.learning import calibration
 from meam_training.learning.calibration import CALIBRATION_METRICS, Calibration, value_limits
 from meam_training.networks.meam_networks import build_networks
 from meam_training.trainer import make_spec
@@ -147,6 +148,15 @@ def test_no_policy_of_a_chain_of_choices_passes_the_limits():
         reachable = np.concatenate([ends, (goes_on[:, None] + discount * reachable).ravel()])
     assert low <= reachable.min()
     assert reachable.max() <= high
+
+
+@pytest.mark.parametrize("error", [0.0, 5.0])
+def test_of_large_data_some_blocks_are_compared_whose_ends_cut_returns(make_data, calibrate, monkeypatch, error):
+    whole = make_data(1.0, terminates=False)
+    monkeypatch.setattr(calibration, "_MOST_ROWS", 160)
+    found = calibrate(whole, lambda observations, chunks: 0 * chunks[:, 0] + 10 + error)
+    assert found["calibration_bias"] == pytest.approx(error, abs=1e-5)
+    assert found["calibration_tail"] > 0.9**10  # blocks of ten rows
 
 
 def test_a_comparison_draws_no_random_number_of_others_and_is_the_same_each_time(dataset, make_config):

@@ -11,12 +11,14 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from meam_policy.spec import PolicySpec
 from meam_training.algorithm.critic_loss import td_target
 from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
+from meam_training.data.discounted_returns import DiscountedReturns, discounted_returns
 from meam_training.learning.chunk_source import HostChunks
 from meam_training.networks.meam_networks import MeamNetworks
 
@@ -48,6 +50,7 @@ KNOWN_TAIL = 0.1
 summed, and a row of an endless task is two time constants 1 / (1 - gamma) away from the cut."""
 
 _SEED = 2_000_000
+_MOST_ROWS, _BLOCKS = 4_000_000, 16
 _DRAWN, _ROWS = 8192, 1024
 _SPREAD_ROWS, _SPREAD_CHUNKS = 128, 8
 
@@ -65,15 +68,30 @@ def value_limits(dataset: OfflineDataset, discount: float) -> tuple[float, float
     Returns:
         The two limits; infinite without discount, if rewards have the sign for it.
     """
+    ends = dataset.terminations
     limits = []
-    for extreme in (np.min, np.max):
-        kinds = dataset.rewards[~dataset.terminations], dataset.rewards[dataset.terminations]
-        goes_on, ends = (float(extreme(kind)) if kind.size else None for kind in kinds)
-        if goes_on is not None:
-            goes_on = goes_on / (1 - discount) if discount < 1 else goes_on * math.inf if goes_on else 0.0
-        found = [limit for limit in (goes_on, ends) if limit is not None]
-        limits.append(float(extreme(found)))
+    for extreme, beyond in ((np.min, math.inf), (np.max, -math.inf)):
+        # Without copies, as the data may exceed the memory; one of the two kinds may be missing.
+        going, ending = (float(extreme(dataset.rewards, where=kind, initial=beyond)) for kind in (~ends, ends))
+        if math.isfinite(going):
+            going = going / (1 - discount) if discount < 1 else going * math.inf if going else 0.0
+        limits.append(float(extreme([going, ending])))
     return limits[0], limits[1]
+
+
+def _returns(dataset: OfflineDataset, discount: float) -> tuple[NDArray[np.int64], DiscountedReturns]:
+    """Rows and their returns: all rows, or of large data sets those of some blocks, at whose ends returns are cut."""
+    size = len(dataset)
+    if size > _MOST_ROWS:
+        size = _MOST_ROWS // _BLOCKS
+    blocks = []
+    for start in np.linspace(0, len(dataset) - size, 1 if size == len(dataset) else _BLOCKS).astype(int).tolist():
+        part = slice(start, start + size)
+        columns = (dataset.rewards[part], dataset.terminations[part], dataset.episode_ends[part])
+        found = discounted_returns(*columns, discount)
+        blocks.append((np.arange(start, start + size), *found[:2], found.last_rows + start))
+    rows, *columns = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    return rows, DiscountedReturns(*columns)
 
 
 class Calibration:
@@ -111,24 +129,24 @@ class Calibration:
 
     def __init__(self, dataset: OfflineDataset, config: TrainConfig, spec: PolicySpec, device: torch.device) -> None:
         self._config = config
-        found = dataset.discounted_returns(config.discount)
+        rows, found = _returns(dataset, config.discount)
         chunks = HostChunks(config, dataset, spec, device)
-        drawn = np.random.default_rng(_SEED).choice(len(chunks), min(_DRAWN, len(chunks)), replace=False)
+        drawn = np.random.default_rng(_SEED).choice(len(rows), min(_DRAWN, len(rows)), replace=False)
         # Chunks that end with their episode, or before; after a termination there is nothing to compare.
-        drawn = drawn[found.last_rows[drawn] - drawn + 1 >= config.chunk_size]
-        rows = drawn[np.argsort(np.maximum(found.tails[drawn], KNOWN_TAIL), kind="stable")][:_ROWS]
-        self._batch, self._known = chunks.at(drawn[:_ROWS]), chunks.at(rows)
+        drawn = drawn[found.last_rows[drawn] - rows[drawn] + 1 >= config.chunk_size]
+        known = drawn[np.argsort(np.maximum(found.tails[drawn], KNOWN_TAIL), kind="stable")][:_ROWS]
+        self._batch, self._known = chunks.at(rows[drawn[:_ROWS]]), chunks.at(rows[known])
 
         def tensor(values: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(device)
 
-        self._returns, self._tails = tensor(found.returns[rows]), tensor(found.tails[rows])
-        self._last_observations = tensor(dataset.next_observations[found.last_rows[rows]])
+        self._returns, self._tails = tensor(found.returns[known]), tensor(found.tails[known])
+        self._last_observations = tensor(dataset.next_observations[found.last_rows[known]])
         generator = torch.Generator(device).manual_seed(_SEED)
         act = self._batch.actions.shape[1]
-        size = (len(rows), config.best_of * act)
+        size = (len(known), config.best_of * act)
         self._noise, self._next_noise, self._last_noise = torch.randn((3, *size), generator=generator, device=device)
-        spread = (_SPREAD_CHUNKS, min(_SPREAD_ROWS, len(rows)), act)
+        spread = (_SPREAD_CHUNKS, min(_SPREAD_ROWS, len(known)), act)
         self._prior_noise = torch.randn(spread, generator=generator, device=device)
         low, high = value_limits(dataset, config.discount)
         tail = float(self._tails.mean())
@@ -139,9 +157,9 @@ class Calibration:
             "return_ceiling": float(self._returns.mean()) + (tail * high if tail else 0.0),
             "value_limit": high,
         }
-        known = found.returns[found.tails <= KNOWN_TAIL]
-        if known.size:
-            self._constants |= {"return_smallest": float(known.min()), "return_largest": float(known.max())}
+        whole = found.returns[found.tails <= KNOWN_TAIL]
+        if whole.size:
+            self._constants |= {"return_smallest": float(whole.min()), "return_largest": float(whole.max())}
 
     @torch.no_grad()
     def __call__(self, networks: MeamNetworks) -> dict[str, Tensor]:
