@@ -89,6 +89,11 @@ def test_a_healthy_run_is_warned_of_nothing():
             {"td_bias": 0.6, "calibration_slope": 3.5, "calibration_correlation": 0.4},
         ),
         ("values too high", {"policy_value": 102.0}, {"policy_value": 44.0}),
+        (
+            "values too high",
+            {"policy_value": 0.6, "value_limit": 0.0, "return_largest": None},
+            {"policy_value": 0.4, "value_limit": 0.0, "return_largest": None},
+        ),
         ("values too high", {"policy_value": 46.0}, {"policy_value": 46.0, "return_largest": None}),
         (
             "gain of the mixture not to be trusted",

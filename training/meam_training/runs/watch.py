@@ -51,8 +51,9 @@ BEYOND = 0.5
 """How far the policy's values may exceed the largest recorded return, as a share of the range of the returns: a policy
 that combines the best of several episodes does exceed it somewhat."""
 
-ROUNDING = 0.01
-"""How far the policy's values may exceed what rewards allow, as a share of the limit."""
+ROUNDING = 0.1
+"""How far the policy's values may exceed what rewards allow, as a share of the returns' standard deviation: where 0 is the
+limit, critics that begin near 0 are not wrong by much."""
 
 FALLING = 0.03
 """Fall of the flow-matching loss from the third to the last quarter, as a share, from which it has not converged. Most
@@ -273,9 +274,10 @@ def _unpayable_values(config: TrainConfig, rows: Sequence[Mapping[str, float]]) 
     remedy = f"{'Raise {pessimism}' if config.num_critics > 1 else 'Take several critics ({num_critics})'}, or {lower}"
     name, seen = "values too high", f"the policy's actions are worth {value:.3g} on average"
     largest, smallest = row.get("return_largest"), row.get("return_smallest")
-    if value > limit + ROUNDING * abs(limit):
+    scale = max(row.get("calibration_return_std", 0.0), 1e-12)
+    if value > limit + ROUNDING * scale:
         expected = f"at most {limit:.3g}, what rewards like the data's can pay"
-        yield RunWarning(name, step, seen, expected, remedy, 1 + (value - limit) / max(abs(limit), 1e-12))
+        yield RunWarning(name, step, seen, expected, remedy, (value - limit) / (ROUNDING * scale))
     elif largest is not None and smallest is not None and value > largest + BEYOND * (largest - smallest):
         expected = f"about {largest:.3g}, the largest return in the data, or less"
         excess = (value - largest) / max(largest - smallest, 1e-12)
