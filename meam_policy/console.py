@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -20,12 +28,43 @@ SILENCE = 600.0
 SHORT = 32
 """Longest cell that a table never folds, characters."""
 
-__all__ = ["print_json", "print_mapping", "print_table", "progress_bar", "say"]
+__all__ = [
+    "duration",
+    "print_json",
+    "print_mapping",
+    "print_table",
+    "progress_bar",
+    "say",
+    "say_mapping",
+    "terminal_width",
+]
 
 
 def say(message: str) -> None:
     """Print a progress message to stderr."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+    # Not by a console of its own, which would write into the line of a progress bar that is being shown.
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
+
+
+def say_mapping(rows: Mapping[str, object]) -> None:
+    """Print names and values to stderr, long values in lines below each other."""
+    console = Console(stderr=True, highlight=False)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(str(value)))
+    with console.capture() as captured:
+        console.print(table)
+    say("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def duration(seconds: float) -> str:
+    """A time in words, rounded: 40 s, 4 min, 2.5 h."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def print_json(data: Mapping[str, Any]) -> None:
@@ -39,10 +78,18 @@ def print_mapping(title: str, rows: Mapping[str, object]) -> None:
     print_table(title, ["", ""], [[name, value] for name, value in rows.items()])
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, folded: Collection[str] = ()
+) -> None:
     """Print a table to stdout; columns after the first are right-aligned if they hold numbers.
 
     Columns of short cells keep them whole: a table of such columns only gets closer set, then wider than the terminal.
+
+    Args:
+        title: Title; empty for none.
+        columns: Names of the columns.
+        rows: Their cells.
+        folded: Columns whose cells are folded, between words if possible, where the table is wider than the terminal.
     """
     console = Console(highlight=False)
     # As plain text: rich takes what stands in square brackets for its markup.
@@ -50,15 +97,21 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     folds = False
     for index, column in enumerate(columns):
         numeric = all(str(row[index])[:1] in "-0123456789" for row in rows)
-        short = all(cell_len(str(row[index])) <= SHORT for row in rows)
+        short = column not in folded and all(cell_len(str(row[index])) <= SHORT for row in rows)
         folds |= not short
         table.add_column(column, justify="right" if index and numeric else "left", overflow="fold", no_wrap=short)
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    if not folds and _unfolded(table) > console.width:
+    if (folded or not folds) and _unfolded(table) > console.width:
         table.padding = 0
-        console.width = max(console.width, _unfolded(table))
+        if not folds:
+            console.width = max(console.width, _unfolded(table))
     console.print(table)
+
+
+def terminal_width() -> int:
+    """Width of the terminal, characters; 80 where there is none."""
+    return Console().width
 
 
 def _unfolded(table: Table) -> int:
@@ -77,7 +130,8 @@ def progress_bar(description: str, total: int, *, done: int = 0, quiet: bool = F
         quiet: Show nothing.
 
     Yields:
-        A function to call with the units done so far, and optionally a `note` of one line to show.
+        A function to call with the units done so far, and optionally a `note` of one line to show and the seconds
+        `left`, where the caller knows better than that all units take the same time.
     """
     console = Console(stderr=True)
     columns = (
@@ -85,21 +139,33 @@ def progress_bar(description: str, total: int, *, done: int = 0, quiet: bool = F
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        _TimeLeft(),
     )
     with _NotedProgress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
-        task = progress.add_task(description, total=total, completed=done, note="")
+        task = progress.add_task(description, total=total, completed=done, note="", left=None)
         tenths, reported = 10 * done // max(total, 1), time.monotonic()
 
-        def advance(done: int, note: str = "") -> None:
+        def advance(done: int, note: str = "", left: float | None = None) -> None:
             nonlocal tenths, reported
-            progress.update(task, completed=done, note=note)
+            progress.update(task, completed=done, note=note, left=left)
             due = 10 * done // total > tenths or time.monotonic() - reported > SILENCE
             if progress.disable and not quiet and due:
                 tenths, reported = 10 * done // total, time.monotonic()
-                say(f"{description}: {done} of {total}" + (f", {note}" if note else ""))
+                remaining = f"about {duration(left)} left" if left and done < total else ""
+                say(", ".join(filter(None, (f"{description}: {done} of {total}", remaining, note))))
 
         yield advance
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """Time left, as the caller knows it or as the speed up to now suggests."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["left"]
+        if left is None or task.finished:
+            return super().render(task)
+        minutes, seconds = divmod(round(left), 60)
+        return Text(f"{minutes // 60}:{minutes % 60:02}:{seconds:02}", style="progress.remaining")
 
 
 class _NotedProgress(Progress):

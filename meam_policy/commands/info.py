@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json as json_module
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from meam_policy.cli import Command, load_command
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_mapping
-from meam_policy.folder.policy_folder import locate_policy, verify_files
+from meam_policy.folder.policy_folder import GRAPH_FILE, locate_policy, verify_files
 from meam_policy.policy import MeamPolicy
 
 __all__ = ["info", "run"]
+
+RUN_INFO = Command("meam_training.commands.run_info", "Show a training run.", "train")
 
 
 def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = None, json: bool = False) -> None:
     """Show a policy's spec and graphs, after checking that its files are intact and that it loads here.
 
+    Given the folder of a training run, show its settings, the numbers that mean something, and its warnings.
+
     Example: meam info policies/pockets
 
     Args:
-        policy: Policy folder, or Hub repo id owner/name.
+        policy: Policy folder, or Hub repo id owner/name; or the folder of a training run.
         revision: Branch, tag or commit on the Hub.
-        json: Print config.json as one line of JSON to stdout instead of a table.
+        json: Print config.json, or a run's settings, metrics and warnings, as one line of JSON to stdout.
     """
     folder = locate_policy(policy, revision=revision, variants=None)
     loaded = MeamPolicy.from_pretrained(folder)
@@ -55,5 +61,9 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
 
 
 def run(arguments: list[str], prog: str) -> None:
-    """Parse the arguments and show."""
+    """Parse the arguments and show; a training run's folder is shown by the package that trained it."""
+    folders = (Path(argument) for argument in arguments if argument and not argument.startswith("-"))
+    if any((folder / "run.json").is_file() and not (folder / GRAPH_FILE).exists() for folder in folders):
+        load_command(RUN_INFO, prog).run(arguments, prog)
+        return
     parse(info, arguments, prog)

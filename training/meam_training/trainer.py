@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -21,7 +23,8 @@ from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.dataset_cache import array_blocks, moments
 from meam_training.data.discounted_returns import discounted_returns
-from meam_training.learning.chunk_source import ChunkSource, make_chunk_source
+from meam_training.learning.calibration import Calibration
+from meam_training.learning.chunk_source import ChunkSource, DeviceChunks, make_chunk_source
 from meam_training.learning.device import cpu_threads, training_device
 from meam_training.learning.distributed import ProcessGroup, process_group
 from meam_training.learning.evaluation import DataEvaluator, EnvironmentEvaluator, Evaluation, Evaluator
@@ -29,17 +32,24 @@ from meam_training.learning.interrupts import collected_interrupts
 from meam_training.learning.known_value import check_known_value
 from meam_training.learning.learner import Learner
 from meam_training.learning.online import OnlineLearning
+from meam_training.learning.update_cost import RunStart, measure_update_cost
 from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.meam_networks import KnownValue
 from meam_training.runs.checkpoint import Checkpoint
+from meam_training.runs.csv_file import read_rows
 from meam_training.runs.run_folder import Run, open_run
+from meam_training.runs.run_log import METRICS_FILE
+from meam_training.runs.watch import RunWarning, Watch
 
-__all__ = ["data_statistics", "make_spec", "train"]
+__all__ = ["EVALUATION_SECONDS", "data_statistics", "make_spec", "train"]
 
 _KEPT_OBSERVATIONS = 1000
 
 _LEAST_ACTION_STD = 1e-3
 """Least standard deviation by which velocity fields are preconditioned: actions may all be equal."""
+
+EVALUATION_SECONDS = "seconds"
+"""Name of the time that an evaluation took, which is reported and not logged."""
 
 Progress = Callable[[int, dict[str, float]], None]
 """Called with the number of steps completed and the latest metrics."""
@@ -53,6 +63,8 @@ def train(
     resume: bool = False,
     on_progress: Progress | None = None,
     on_evaluation: Progress | None = None,
+    on_warning: Callable[[RunWarning], None] | None = None,
+    on_start: Callable[[RunStart], None] | None = None,
     value: KnownValue | None = None,
     env: gymnasium.Env[Any, Any] | None = None,
     online_env: gymnasium.Env[Any, Any] | None = None,
@@ -71,7 +83,10 @@ def train(
             an uninterrupted run. Only settings that do not affect the weights may differ: `steps`, intervals,
             `loggers`, `device`, `threads`, `compile`.
         on_progress: Called after every `log_every` updates, and at the end.
-        on_evaluation: Called after every evaluation.
+        on_evaluation: Called after every evaluation; its metrics then have `EVALUATION_SECONDS` too, the time it took.
+        on_warning: Called with what the metrics warn of, see `meam_training.runs.watch`; None issues Python warnings.
+        on_start: Called before the first update. Then a few updates of other networks are timed first, which takes a
+            second or two.
         value: Known value of actions, in place of learned critics: maps raw observations [batch, obs] and normalised,
             flattened chunks [batch, act] to [batch], differentiably. To resume, pass the same one again.
         env: Environment for evaluation; None makes the data set's environment. If there is neither, evaluations use the
@@ -117,6 +132,12 @@ def train(
         run.restore(learner, online)
         run.keep_observations(_some_observations(chunks, device))
         group.check_same_step(run.step)
+        if on_start is not None and group.is_first:
+            on_start(_start(config, spec, chunks, device, value, group, run.step))
+        watch = Watch(config, read_rows(folder / METRICS_FILE)) if group.is_first else None
+        calibration = None
+        if group.is_first and config.trains_policy and value is None:
+            calibration = Calibration(dataset, config, spec, device)
         if run.lacks_evaluation():  # the run was interrupted before it
             evaluation = _evaluate(evaluator, run, learner, run.step, interrupts, on_evaluation)
             if run.is_best(evaluation):
@@ -128,8 +149,14 @@ def train(
             else:
                 for metrics in online.step(step):
                     run.log.add(metrics)
-            if group.is_first and (last or step % config.log_every == 0):
-                _report(on_progress, step, run.log.write(step))
+            if calibration is not None and run.is_calibrated(step):
+                with run.log.paused():
+                    run.log.add(calibration(learner.networks))
+            if watch is not None and (last or step % config.log_every == 0):
+                row = run.log.write(step)
+                _report(on_progress, step, row)
+                for warning in watch.see(step, row):
+                    (on_warning or _warn)(warning)
             with run.log.paused():
                 evaluation = None
                 if run.is_due(step):
@@ -250,10 +277,33 @@ def _evaluate(
     if evaluator is None:
         return None
     learner.prepare_to_act(step)
+    began = time.perf_counter()
     evaluation = evaluator(learner.networks, stop=lambda: interrupts)
     if evaluation is not None:
-        _report(on_evaluation, step, run.log.write_evaluation(step, evaluation.metrics))
+        seconds = time.perf_counter() - began
+        row = run.log.write_evaluation(step, evaluation.metrics)
+        _report(on_evaluation, step, {**row, EVALUATION_SECONDS: seconds})
     return evaluation
+
+
+def _start(
+    config: TrainConfig,
+    spec: PolicySpec,
+    chunks: ChunkSource,
+    device: torch.device,
+    value: KnownValue | None,
+    group: ProcessGroup,
+    step: int,
+) -> RunStart:
+    """Describe the run that begins; compiled or divided among processes, its updates cost something else."""
+    told_apart = not config.compile and group.size == 1
+    cost = measure_update_cost(config, spec, chunks, device, value) if told_apart else None
+    resident = isinstance(chunks, DeviceChunks)
+    return RunStart(device, torch.get_num_threads(), group.size, resident, step, cost)
+
+
+def _warn(warning: RunWarning) -> None:
+    warnings.warn(warning.text(str), RuntimeWarning, stacklevel=3)
 
 
 def _report(callback: Progress | None, step: int, row: dict[str, float]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from meam_policy.errors import ConfigError
 from meam_training.config import TrainConfig
 
-__all__ = ["NAMES", "OBJECTIVES", "changed_settings", "method_labels", "setting_text", "shared_settings"]
+__all__ = ["NAMES", "OBJECTIVES", "method_labels", "setting_text", "shared_settings"]
 
 NAMES = {"bc": "BC flow", "qam": "QAM", "qam-edit": "QAM-EDIT", "trqam": "TRQAM", "me-am": "ME-AM"}
 """The methods' names in the literature."""
@@ -26,19 +25,13 @@ OBJECTIVES = {
 _LENGTHS = ("steps", "pretrain_steps")
 
 
-def changed_settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings that differ from those of the method's preset, by name."""
-    preset, given = dataclasses.asdict(TrainConfig.preset(config.method)), dataclasses.asdict(config)
-    return {name: value for name, value in given.items() if value != preset[name]}
-
-
 def shared_settings(configs: Mapping[str, TrainConfig]) -> dict[str, Any]:
     """The settings that all methods which take them change to the same value.
 
     Args:
         configs: Settings of every method; at least one method.
     """
-    changes = {method: changed_settings(config) for method, config in configs.items()}
+    changes = {method: config.own_settings for method, config in configs.items()}
     return {
         name: value
         for changed in changes.values()
@@ -67,7 +60,7 @@ def method_labels(configs: Mapping[str, TrainConfig]) -> dict[str, str]:
     apart = {*shared_settings(configs), *_LENGTHS}
     labels = {}
     for method, config in configs.items():
-        own = {name: value for name, value in changed_settings(config).items() if name not in apart}
+        own = {name: value for name, value in config.own_settings.items() if name not in apart}
         name = NAMES.get(method, method)
         labels[method] = f"{name} ({setting_text(own)})" if own else name
     return labels

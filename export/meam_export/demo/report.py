@@ -18,7 +18,7 @@ from meam_export.demo.figures import (
     first_actions,
     rewarding_directions,
 )
-from meam_export.demo.labels import NAMES, changed_settings, setting_text, shared_settings
+from meam_export.demo.labels import NAMES, setting_text, shared_settings
 from meam_export.demo.run import DemoResult
 from meam_export.demo.video import render_video
 from meam_policy.errors import MissingExtraError, OutputError
@@ -98,7 +98,7 @@ def _settings(result: DemoResult) -> dict[str, str]:
     configs = {method: checkpoint.config for method, checkpoint in result.checkpoints.items()}
     shared = shared_settings(configs)
     own = {
-        NAMES[method]: {name: value for name, value in changed_settings(config).items() if name not in shared}
+        NAMES[method]: {name: value for name, value in config.own_settings.items() if name not in shared}
         for method, config in configs.items()
     }
     return {name: setting_text(given) for name, given in {"all methods": shared, **own}.items() if given}

@@ -15,6 +15,7 @@ import numpy as np
 from meam_export.demo.labels import method_labels
 from meam_export.demo.tasks import METHODS, DemoTask
 from meam_export.export import export_policy
+from meam_policy.console import say
 from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError, OutputError
 from meam_policy.folder.policy_folder import CONFIG_FILE
@@ -183,6 +184,7 @@ def _train(
             run,
             resume=True,
             on_progress=lambda step, metrics: advance(step, f"{metrics['updates_per_second']:.0f} updates/s"),
+            on_warning=lambda warning: say(f"Warning about {method} at {warning.step}: {warning.text(str)}"),
         )
 
 

@@ -120,7 +120,7 @@ def test_empty_text_on_the_command_line_is_refused_by_its_flag(capfd, arguments,
     assert output.err.startswith(f"meam: `meam {arguments[0]}`: {place} is empty")
 
 
-@pytest.mark.parametrize("command", ["info", "eval", "verify"])
+@pytest.mark.parametrize("command", ["eval", "verify"])
 def test_a_training_run_is_not_taken_for_a_newer_policy(capfd, tmp_path, command):
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "config.json").write_text('{"method": "qam"}')

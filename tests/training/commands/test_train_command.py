@@ -1,13 +1,16 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from meam_export.commands.export import ExportArguments
 from meam_policy import console
@@ -18,8 +21,11 @@ from meam_training.commands import train as train_command
 from meam_training.commands.train import _Progress
 from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
+from meam_training.learning.update_cost import RunStart, UpdateCost
+from meam_training.runs import watch
 from meam_training.runs.checkpoint import Checkpoint
-from meam_training.trainer import train
+from meam_training.runs.run_report import opening
+from meam_training.trainer import EVALUATION_SECONDS, train
 
 TINY = (
     "--hidden-dims 8 --critic-hidden-dims 8 --num-critics 2 --batch-size 16 --nfe 2 "
@@ -189,13 +195,105 @@ def test_the_help_lists_every_setting_as_a_flat_flag_with_its_choices(capsys, mo
 
 
 def test_the_note_has_the_numbers_that_matter():
-    progress = _Progress()
+    progress = _Progress(TrainConfig())
     row = {"prior_loss": 0.5, "critic_loss": 1.25, "gradient_norm": 2.0, "value_mean": -3.0, "updates_per_second": 60.0}
     assert progress.note(row) == "60 updates/s, critic loss 1.25, prior loss 0.5, value -3, gradient 2"
-    progress.evaluated(40, {"return_mean": 12.5, "success": 1.0})
+    progress.evaluated(40, {"return_mean": 12.5, "success": 1.0, EVALUATION_SECONDS: 2.0})
     assert progress.note(row).endswith(", gradient 2, return 12.5 at 40")
-    progress.evaluated(50, {"action_difference": 0.25})
+    progress.evaluated(50, {"action_difference": 0.25, EVALUATION_SECONDS: 2.0})
     assert progress.note(row).endswith(", gradient 2, action difference 0.25 at 50")
+
+
+def test_the_time_left_is_that_of_both_kinds_of_updates_and_of_evaluations():
+    progress = _Progress(TrainConfig(steps=1000, pretrain_steps=600, evaluate_every=500))
+    assert progress.left(100, {"updates_per_second": 100.0}) is None  # how slow the later updates are is not known
+    progress.cost = UpdateCost(pretraining=0.01, joint=0.1)
+    assert progress.left(200, {"updates_per_second": 100.0}) == pytest.approx(400 / 100 + 400 * 0.1)
+    progress.evaluated(500, {"return_mean": 1.0, EVALUATION_SECONDS: 7.0})
+    assert progress.left(600, {"updates_per_second": 100.0}) == pytest.approx(400 * 0.1 + 7)
+    assert progress.left(800, {"updates_per_second": 5.0}) == pytest.approx(200 / ((10 + 5) / 2) + 7)
+    assert progress.left(1000, {"updates_per_second": 5.0}) == 0
+
+
+def test_the_time_left_of_a_compiled_run_is_known_once_both_kinds_of_updates_have_been():
+    progress = _Progress(TrainConfig(steps=1000, pretrain_steps=600, compile=True))
+    assert progress.left(600, {"updates_per_second": 100.0}) is None
+    assert progress.left(700, {"updates_per_second": 50.0}) == pytest.approx(300 / 50)
+
+
+def test_a_run_says_what_it_is_before_it_starts_and_what_came_of_it(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    new = ["train", "me-am", "--data", str(data), "--output-dir", str(tmp_path / "run"), "--steps", "3"]
+    assert meam([*new, "--candidates", "4", *TINY.split()]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    facts = [line for line in lines if not line.startswith(("Training", "Trained", "Export with"))]
+    assert max(map(len, facts)) <= 80
+    said = " ".join(" ".join(facts).split())
+    assert "method me-am with --steps 3" in said
+    assert "--learning-rate 0.002" in said
+    assert " transitions in 3 episodes, observations of 3 numbers, actions of 2" in said
+    assert "device cpu" in said
+    for part in ("critic", "prior", "policy", "data", "optimiser"):
+        assert re.search(rf"{part} \d+%", said)
+    started = next(number for number, line in enumerate(lines) if line.startswith("Training"))
+    assert lines.index(next(line for line in lines if line.startswith("method"))) < started
+    assert lines.index(next(line for line in lines if line.startswith("updates"))) > started
+    assert "3 of 3" in said
+
+
+def test_a_compiled_run_says_that_its_parts_are_not_told_apart(dataset):
+    start = RunStart(torch.device("cpu"), threads=2, processes=1, resident=True, step=0, cost=None)
+    facts = opening(TrainConfig(compile=True, pretrain_steps=10), dataset, start)
+    assert "takes a minute or two before the first update, and as long again after pretraining" in facts["compiling"]
+    assert facts["time"].startswith("compiled: the parts of an update are not told apart")
+    assert facts["device"] == "cpu, 2 threads"
+
+
+def test_what_a_run_says_changes_nothing_of_it(data, tmp_path, capsys):
+    """Neither the updates timed before it, nor the comparison of its critics with the data."""
+    new = ["train", "me-am", "--data", str(data), "--steps", "4", "--candidates", "4", *TINY.split()]
+    assert meam([*new, "--output-dir", str(tmp_path / "told")]) == 0
+    assert meam([*new, "--output-dir", str(tmp_path / "untold"), "--json", "--checkpoint-every", "1"]) == 0
+    files = [Checkpoint.load(tmp_path / name).path / "model.safetensors" for name in ("told", "untold")]
+    told, untold = map(load_file, files)
+    assert [name for name in told if not torch.equal(told[name], untold[name])] == []
+
+
+def test_a_warning_is_said_when_it_is_found_and_repeated_at_the_end_and_by_info(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(watch, "LEAST_UPDATES_AT_END", 1)
+    new = ["train", "me-am", "--data", str(data), "--output-dir", str(tmp_path / "run"), "--steps", "4"]
+    assert meam([*new, "--candidates", "4", "--inverse-temperature", "1e-6", "--entropy-coef", "0", *TINY.split()]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Warning at 4: tau does nothing: " in said
+    assert "warning at 4, tau does nothing: " in said
+    assert "Raise --inverse-temperature, now 1e-06." in said
+    assert meam(["info", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "tau does nothing" in " ".join(out.split())
+    assert "meam export" in out
+    assert meam(["info", str(tmp_path / "run"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["step"], shown["settings"]["steps"], shown["metrics"]["step"]) == (4, 4, 4)
+    assert ["tau does nothing" in each["warning"] for each in shown["warnings"]] == [True]
+
+
+def test_warnings_are_pythons_own_where_no_one_else_takes_them(dataset, make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "LEAST_UPDATES_AT_END", 1)
+    config = make_config(steps=4, inverse_temperature=1e-6, entropy_coef=0.0)
+    with pytest.warns(RuntimeWarning, match=r"tau does nothing: .* Raise inverse_temperature, now 1e-06\."):
+        train(config, dataset, tmp_path)
+
+
+def test_info_of_an_unfinished_run_says_how_to_go_on(begun, capsys):
+    settings = json.loads((begun / "config.json").read_text())
+    (begun / "config.json").write_text(json.dumps({**settings, "steps": 9}))
+    capsys.readouterr()
+    assert meam(["info", "run"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "3 of 9" in out
+    assert "meam train --resume --output-dir run" in out
 
 
 def test_where_there_is_no_terminal_progress_is_ten_lines_of_what_is_done_now(capsys):

@@ -14,8 +14,9 @@ import pytest
 from meam_policy.cli import run as meam
 from meam_policy.errors import ConfigError, NotFoundError
 from meam_training.commands import train as train_command
+from meam_training.commands.sweep import _show_table
 from meam_training.config import TrainConfig
-from meam_training.runs.sweep import SweepRun, read_sweep, run_sweep
+from meam_training.runs.sweep import Outcome, SweepRun, read_sweep, run_sweep
 
 TINY = """
 [settings]
@@ -320,3 +321,43 @@ def test_runs_share_the_cores(monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     run_sweep(runs, workers=3)
     assert seen[2:] == ["5", "5"]
+
+
+def rows_of(run, **evaluation):
+    """Leave the files of a run, as far as the table reads them."""
+    run.output_dir.mkdir(parents=True)
+    metrics = {"step": 100000, "prior_loss": 0.123456789, "policy_loss": 1.23456789, "value_mean": -123.456789}
+    for file, row in (("metrics.csv", metrics), ("evaluations.csv", {"step": 100000, **evaluation})):
+        text = ",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n"
+        (run.output_dir / file).write_text(text)
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_of_a_sweep_fits_the_terminal_and_loses_nothing_without_saying_so(
+    write, tmp_path, monkeypatch, capsys, width
+):
+    monkeypatch.setenv("COLUMNS", str(width))
+    grid = "[grid]\nseed = [0, 1]\ninverse_temperature = [1, 3]\nhidden_dims = [[512, 512, 512, 512]]\n"
+    runs = read_sweep(write(f"{grid}[tasks.antmaze-large-task1]\ndata = 'a'\n"), tmp_path / "runs")
+    for run in runs:
+        rows_of(run, return_mean=-1234.56789, return_std=123.456, success=0.987, length_mean=200, length_std=3)
+    _show_table([Outcome(run, "finished") for run in runs])
+    out, err = capsys.readouterr()
+    assert max(map(len, out.splitlines())) <= width
+    whole = " ".join(out.split())
+    assert "All runs: task=antmaze-large-task1, hidden_dims=512x512x512x512" in whole
+    for run in runs:  # every part of every name, whole
+        for part in run.name.split(","):
+            assert part in whole
+    assert out.count("-1235 ± 1.2e+02") == len(runs)
+    shown = {name for name in ("value", "prior", "policy") if name in out}
+    assert {"value", "prior", "policy"} - shown == {name for name in ("value", "prior", "policy") if name in err}
+    assert (width == 200) == ("No room for" not in err)
+
+
+def test_a_run_without_numbers_has_its_state_in_the_table(write, tmp_path, capsys):
+    runs = read_sweep(write("[grid]\nseed = [0, 1]\n[tasks.a]\ndata = 'a'\n"), tmp_path / "runs")
+    _show_table([Outcome(runs[0], "failed"), Outcome(runs[1], "not started")])
+    out = capsys.readouterr().out
+    assert "failed" in out
+    assert "not started" in out

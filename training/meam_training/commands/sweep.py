@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from meam_policy.commands import parse
-from meam_policy.console import print_json, print_table, say
+from meam_policy.console import print_json, print_table, say, terminal_width
+from meam_training.runs.csv_file import read_rows
 from meam_training.runs.run_log import EVALUATIONS_FILE, METRICS_FILE
 from meam_training.runs.sweep import Outcome, SweepRun, read_sweep, run_sweep
+from meam_training.runs.watch import warnings_of
 
 __all__ = ["run", "sweep_command"]
 
 FAILED = 1
 TAIL_LINES = 15
-SHOWN = ("step", "prior_loss", "policy_loss", "value_mean")
-"""Columns of metrics.csv in the table."""
+SHOWN = {
+    "return": "return_mean",
+    "success": "success",
+    "difference": "action_difference",
+    "TD error": "td_error",
+    "value": "value_mean",
+    "prior": "prior_loss",
+    "policy": "policy_loss",
+}
+"""Metrics in the table, by their headings, the most telling first: the last ones are left out where it is narrow."""
+
+NAME_WIDTH = 24
+"""Least width of the names of runs, characters; longer ones are folded."""
 
 
 def sweep_command(
@@ -83,13 +95,46 @@ def sweep_command(
 
 
 def _show_table(outcomes: Sequence[Outcome]) -> None:
-    """Print each run with its last metrics."""
-    rows = [
-        {"run": run.name, "state": state, **_last_row(run, METRICS_FILE, SHOWN), **_last_row(run, EVALUATIONS_FILE)}
-        for run, state in outcomes
-    ]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    print_table("", columns, [[row.get(name, "") for name in columns] for row in rows])
+    """Print each run with the last metrics that there is room for, and name those that there is none for."""
+    parts = [run.name.split(",") for run, _ in outcomes]
+    common = [part for part in parts[0] if len(parts) > 1 and all(part in other for other in parts)]
+    rows = []
+    for (run, state), own in zip(outcomes, parts, strict=True):
+        row = {"run": ", ".join(part for part in own if part not in common), "state": state}
+        numbers = _numbers(run)
+        if "step" in numbers:
+            row["step"] = f"{numbers['step']:.0f}"
+        row |= {heading: _cell(numbers, metric) for heading, metric in SHOWN.items() if metric in numbers}
+        row["warnings"] = str(_warnings(run))
+        rows.append(row)
+    columns = [name for name in ("run", "state", "step", *SHOWN, "warnings") if any(name in row for row in rows)]
+    widths = {name: 1 + max(len(name), *(len(row.get(name, "")) for row in rows)) for name in columns}
+    widths["run"] = NAME_WIDTH
+    left_out = []
+    for name in [name for name in reversed(SHOWN) if name in columns]:
+        if sum(widths[name] for name in columns) > terminal_width():
+            columns.remove(name)
+            left_out.append(name)
+    title = f"All runs: {', '.join(common)}" if common else ""
+    print_table(title, columns, [[row.get(name, "") for name in columns] for row in rows], folded=["run"])
+    if left_out:
+        say(f"No room for {', '.join(reversed(left_out))}: see --json, or metrics.csv in the runs' folders.")
+    if any(row["warnings"] != "0" for row in rows):
+        say("Warnings are explained by `meam info` with a run's folder.")
+
+
+def _cell(numbers: Mapping[str, float | None], metric: str) -> str:
+    """A metric with four digits; a return with its spread over the episodes."""
+    value, spread = numbers[metric], numbers.get("return_std")
+    if value is None:
+        return "not finite"
+    if metric == "return_mean" and spread is not None:
+        return f"{value:.4g} ± {spread:.2g}"
+    return f"{value:.0%}" if metric == "success" else f"{value:.4g}"
+
+
+def _warnings(run: SweepRun) -> int:
+    return len(warnings_of(run.config, read_rows(run.output_dir / METRICS_FILE)))
 
 
 def _named(run: SweepRun) -> dict[str, str]:
@@ -98,18 +143,10 @@ def _named(run: SweepRun) -> dict[str, str]:
 
 def _numbers(run: SweepRun) -> dict[str, float | None]:
     """Last metrics in metrics.csv and evaluations.csv; None for those that are not finite."""
-    row = {**_last_row(run, METRICS_FILE), **_last_row(run, EVALUATIONS_FILE)}
-    numbers = {name: float(value) for name, value in row.items()}
+    numbers: dict[str, float] = {}
+    for file in (METRICS_FILE, EVALUATIONS_FILE):
+        numbers |= max(read_rows(run.output_dir / file), key=lambda row: row["step"], default={})
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-
-
-def _last_row(run: SweepRun, file: str, shown: Sequence[str] | None = None) -> dict[str, str]:
-    path = run.output_dir / file
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as lines:
-        last = max(csv.DictReader(lines), key=lambda row: int(row["step"]), default={})
-    return {name: value for name, value in last.items() if value and (shown is None or name in shown)}
 
 
 def _show_failures(outcomes: Sequence[Outcome]) -> None:

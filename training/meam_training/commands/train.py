@@ -13,13 +13,16 @@ from typing import Annotated
 import tyro
 
 from meam_policy.commands import parse, refuse_empty
-from meam_policy.console import print_json, progress_bar, say
+from meam_policy.console import print_json, progress_bar, say, say_mapping
 from meam_policy.errors import DatasetError, NotFoundError
 from meam_training.config import PRESETS, Method, TrainConfig
 from meam_training.data.dataset import OfflineDataset
+from meam_training.learning.update_cost import RunStart, UpdateCost
 from meam_training.runs.checkpoint import Checkpoint
+from meam_training.runs.options import flag
 from meam_training.runs.run_folder import RunRecord, load_settings
-from meam_training.trainer import train
+from meam_training.runs.run_report import opening, run_facts
+from meam_training.trainer import EVALUATION_SECONDS, train
 
 __all__ = ["TrainArguments", "run"]
 
@@ -70,12 +73,18 @@ def run(arguments: list[str], prog: str) -> None:
     origin = {"data": _absolute(parsed.data), "env_id": parsed.env_id}
     last = Checkpoint.latest(parsed.output_dir) if parsed.resume else None
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
-    progress = _Progress()
+    progress = _Progress(parsed.config)
+    quiet = parsed.json or not first
+
+    def begin(start: RunStart) -> None:
+        progress.cost = start.cost
+        say_mapping(opening(parsed.config, dataset, start))
+
     with progress_bar(
         f"Training {parsed.config.method}",
         parsed.config.steps + parsed.config.online_steps,
         done=0 if last is None else last.step,
-        quiet=parsed.json or not first,
+        quiet=quiet,
     ) as advance:
         try:
             checkpoint = train(
@@ -83,8 +92,10 @@ def run(arguments: list[str], prog: str) -> None:
                 dataset,
                 parsed.output_dir,
                 resume=parsed.resume,
-                on_progress=lambda step, metrics: advance(step, progress.note(metrics)),
+                on_progress=lambda step, metrics: advance(step, progress.note(metrics), progress.left(step, metrics)),
                 on_evaluation=progress.evaluated,
+                on_warning=lambda warning: say(f"Warning at {warning.step}: {warning.text(flag)}"),
+                on_start=None if quiet else begin,
                 origin=origin,
             )
         except KeyboardInterrupt:
@@ -98,6 +109,7 @@ def run(arguments: list[str], prog: str) -> None:
         found = {} if best is None else {"best": str(best.path), "score": best.score}
         print_json({"checkpoint": str(checkpoint.path), "step": checkpoint.step, **found})
         return
+    say_mapping({"": "", **run_facts(parsed.output_dir, parsed.config)})
     say(f"Trained {checkpoint.path}{progress.evaluation}")
     say(f"Export with: meam export {quote(str(parsed.output_dir))} --output-dir policies/first")
     if best is not None and best.step != checkpoint.step:
@@ -108,12 +120,37 @@ def run(arguments: list[str], prog: str) -> None:
 
 
 class _Progress:
-    """Formats the metrics that show whether training is going well as one line."""
+    """Formats the metrics that show whether training is going well as one line, and estimates the time left."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: TrainConfig) -> None:
+        self.cost: UpdateCost | None = None
         self.evaluation = ""
+        self._config, self._evaluation_seconds = config, 0.0
+        self._rates: dict[bool, float] = {}
+
+    def left(self, step: int, metrics: Mapping[str, float]) -> float | None:
+        """Seconds left, evaluations and all; None while the speed of what is still to come is unknown."""
+        c, rate = self._config, metrics["updates_per_second"]
+        alone = c.pretraining if c.trains_policy else c.steps
+        measured = {True: self.cost.pretraining, False: self.cost.joint} if self.cost else {}
+        if rate:
+            kind = step <= alone
+            before = self._rates.get(kind, 1 / measured[kind] if measured.get(kind) else rate)
+            self._rates[kind] = (before + rate) / 2  # the first updates are slow
+        if c.online_steps:
+            return None  # the environment's share is unknown
+        seconds = 0.0
+        for kind, updates in ((True, max(0, alone - step)), (False, c.steps - max(step, alone))):
+            each = 1 / self._rates[kind] if kind in self._rates else measured.get(kind)
+            if updates and each is None:
+                return None
+            seconds += updates * (each or 0.0)
+        every = c.evaluate_every
+        evaluations = c.steps // every - step // every + bool(c.steps % every) if every and step < c.steps else 0
+        return seconds + evaluations * self._evaluation_seconds
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._evaluation_seconds = metrics[EVALUATION_SECONDS]
         name = "return_mean" if "return_mean" in metrics else "action_difference"
         label = "return" if name == "return_mean" else "action difference"
         self.evaluation = f", {label} {metrics[name]:.3g} at {step}"

@@ -326,6 +326,12 @@ class TrainConfig:
         """Whether a policy flow is trained besides the prior; false for bc."""
         return self.method != "bc"
 
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """Settings that differ from those of the method's preset, by name."""
+        preset = _defaults(self.method)
+        return {name: value for name, value in vars(self).items() if value != preset[name]}
+
     def deciding(self, *, online: bool = True) -> dict[str, Any]:
         """Settings that determine the weights, by name: runs that agree in them are the same run.
 

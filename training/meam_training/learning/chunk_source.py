@@ -92,9 +92,12 @@ class HostChunks:
 
     def sample(self, batch_size: int, generator: torch.Generator) -> ChunkBatch:
         """Draw chunks, their starts uniform over the rows."""
-        starts = _draw(len(self), batch_size, generator, self._device)
-        batch = self._sampler.batch(starts.cpu().numpy())
-        actions = self._normalise(batch.actions).astype(np.float32).reshape(batch_size, -1)
+        return self.at(_draw(len(self), batch_size, generator, self._device).cpu().numpy())
+
+    def at(self, starts: NDArray[np.int64]) -> ChunkBatch:
+        """Batch of the chunks that start at the given rows [batch]."""
+        batch = self._sampler.batch(starts)
+        actions = self._normalise(batch.actions).astype(np.float32).reshape(len(starts), -1)
         return ChunkBatch(
             observations=_tensor(batch.observations).to(self._device),
             actions=_tensor(actions).to(self._device),

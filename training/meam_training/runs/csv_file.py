@@ -8,7 +8,7 @@ from pathlib import Path
 
 from meam_policy.atomic_files import flush_to_disk, write_atomically
 
-__all__ = ["CsvFile"]
+__all__ = ["CsvFile", "read_rows"]
 
 
 class CsvFile:
@@ -45,3 +45,9 @@ def whole_rows(path: Path) -> list[dict[str, str]]:
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     return [row for row in csv.DictReader(lines) if None not in row.values() and (row.get("step") or "").isdigit()]
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """Read the numbers of a file's rows, each with its `step`; empty cells are left out. A missing file has none."""
+    rows = whole_rows(path) if path.is_file() else []
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]

@@ -28,6 +28,7 @@ from meam_policy.errors import CheckpointError, ConfigError, LockedError, MeamEr
 from meam_policy.spec import PolicySpec
 from meam_training.algorithm.update import METRICS
 from meam_training.config import TrainConfig
+from meam_training.learning.calibration import CALIBRATION_METRICS
 from meam_training.learning.distributed import ProcessGroup
 from meam_training.learning.evaluation import EVALUATION_METRICS, Evaluation
 from meam_training.learning.learner import Learner
@@ -42,8 +43,8 @@ CONFIG_FILE = "config.json"
 RECORD_FILE = "run.json"
 FORMAT_VERSION = 1
 
-UPDATE_COLUMNS = (*METRICS, *TRUST_REGION_METRICS, *ONLINE_METRICS, "gradient_norm")
-"""Columns of `metrics.csv`: metrics of updates and of online episodes."""
+UPDATE_COLUMNS = (*METRICS, *TRUST_REGION_METRICS, *ONLINE_METRICS, *CALIBRATION_METRICS, "gradient_norm")
+"""Columns of `metrics.csv`: metrics of updates, of online episodes and, now and then, of the critics' calibration."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,15 @@ class Run:
         """Whether to evaluate after a step: every `evaluate_every` steps, and after the last one."""
         every = self.config.evaluate_every
         return bool(every) and (step % every == 0 or step == self.config.steps + self.config.online_steps)
+
+    def is_calibrated(self, step: int) -> bool:
+        """Whether to compare the critics with the data's returns after a step: with checkpoints and evaluations.
+
+        Not before there are critics, nor online, where new rewards come in.
+        """
+        c = self.config
+        due = step % c.checkpoint_every == 0 or step == c.steps or self.is_due(step)
+        return due and c.pretraining < step <= c.steps
 
     def lacks_evaluation(self) -> bool:
         """Whether the newest checkpoint was due for evaluation but was not evaluated."""

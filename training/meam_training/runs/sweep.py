@@ -37,6 +37,7 @@ from meam_policy.atomic_files import given_folder
 from meam_policy.errors import CheckpointError, ConfigError, NotFoundError, OutputError
 from meam_training.config import PRESETS, TrainConfig
 from meam_training.runs.checkpoint import Checkpoint
+from meam_training.runs.options import option
 from meam_training.runs.run_folder import load_settings
 
 if sys.version_info >= (3, 11):
@@ -226,7 +227,7 @@ def _run(name: str, output_dir: Path, shared: Mapping[str, Any], own: Mapping[st
     settings = {key: value for key, value in settings.items() if getattr(config, key) == value}  # with an effect
     arguments = ["train", preset, "--data", data, *(["--env-id", env_id] if env_id is not None else [])]
     arguments += ["--output-dir", str(output_dir), "--resume"]
-    options = {key: _option(key, value, getattr(default, key)) for key, value in settings.items()}
+    options = {key: option(key, value, getattr(default, key)) for key, value in settings.items()}
     arguments += itertools.chain(*options.values())
     return SweepRun(name, output_dir, config, tuple(arguments), tuple(key for key, option in options.items() if option))
 
@@ -234,14 +235,6 @@ def _run(name: str, output_dir: Path, shared: Mapping[str, Any], own: Mapping[st
 def _setting(value: Any) -> Any:
     """Convert a TOML value to a setting."""
     return tuple(value) if isinstance(value, list) else value
-
-
-def _option(name: str, value: object, default: object) -> list[str]:
-    """Convert a setting to arguments of `meam train`; a boolean becomes a flag if it differs from its default."""
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [] if value == default else [f"--{flag}" if value else f"--no-{flag}"]
-    return [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
 
 
 def _readable(value: object) -> str:

@@ -1,0 +1,235 @@
+"""Each warning with metrics that call for it, and with near ones that do not."""
+
+import math
+
+import numpy as np
+import pytest
+
+from meam_policy.errors import ConfigError
+from meam_training.config import TrainConfig
+from meam_training.data.dataset import OfflineDataset
+from meam_training.runs import watch as watch_module
+from meam_training.runs.csv_file import read_rows
+from meam_training.runs.options import flag
+from meam_training.runs.watch import Watch, warnings_of
+from meam_training.trainer import train
+
+CONFIG = TrainConfig(steps=6000, pretrain_steps=2000)
+
+HEALTHY = {
+    "effective_samples": 0.85,
+    "value_spread": 1.0,
+    "calibration_value": 20.0,
+    "policy_value": 22.0,
+    "value_limit": 100.0,
+    "td_bias": 0.01,
+    "td_reward": 1.0,
+    "return_floor": 15.0,
+    "return_ceiling": 25.0,
+    "calibration_return_std": 5.0,
+    "calibration_tail": 0.1,
+    "calibration_correlation": 0.8,
+    "calibration_slope": 1.0,
+    "return_smallest": 0.0,
+    "return_largest": 30.0,
+    "mixture_gain": 1.0,
+    "mixture_disagreement": 0.5,
+    "value_std": 0.2,
+}
+
+
+def history(config=CONFIG, every=100, **changed):
+    """Rows of a whole run, the prior's loss settled, with the critics' calibration in each row after pretraining."""
+    row = {**HEALTHY, **changed}
+    rows = []
+    for step in range(every, config.steps + 1, every):
+        joint = row if step > config.pretrain_steps else {}
+        logged = {"step": step, "prior_loss": 0.5 + 0.001 * (step // every % 2), **joint}
+        rows.append({name: value for name, value in logged.items() if value is not None})
+    return rows
+
+
+def test_a_healthy_run_is_warned_of_nothing():
+    assert warnings_of(CONFIG, history()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "calls", "does_not"),
+    [
+        ("tau does nothing", {"effective_samples": 0.99}, {"effective_samples": 0.97}),
+        (
+            "tau does nothing",
+            {"effective_samples": None, "value_spread": 0.09},
+            {"effective_samples": None, "value_spread": 0.11},
+        ),
+        ("weights collapse", {"effective_samples": 0.24}, {"effective_samples": 0.26}),
+        (
+            "critics below the scale of the returns",
+            {"td_bias": -0.6, "calibration_value": 30.0},  # above 25 by more than half a standard deviation
+            {"td_bias": -0.6, "calibration_value": 27.0},
+        ),
+        (  # and nothing about tau, whose values are still to come
+            "critics below the scale of the returns",
+            {"td_bias": 0.6, "calibration_value": 10.0, "effective_samples": 0.99},
+            {"td_bias": 0.6, "effective_samples": 0.99},
+        ),
+        (
+            "critics below the scale of the returns",
+            {"td_bias": 0.6, "calibration_value": 10.0},
+            {"td_bias": 0.4, "calibration_value": 10.0},
+        ),
+        (
+            "critics below the scale of the returns",
+            {"td_bias": 0.6, "calibration_slope": 3.5},
+            {"td_bias": 0.6, "calibration_slope": 3.5, "calibration_tail": 0.6},
+        ),
+        (
+            "critics below the scale of the returns",
+            {"td_bias": 0.6, "calibration_slope": 3.5},
+            {"td_bias": 0.6, "calibration_slope": 3.5, "calibration_correlation": 0.4},
+        ),
+        ("values too high", {"policy_value": 102.0}, {"policy_value": 44.0}),
+        (
+            "values too high",
+            {"policy_value": 0.6, "value_limit": 0.0, "return_largest": None},
+            {"policy_value": 0.4, "value_limit": 0.0, "return_largest": None},
+        ),
+        ("values too high", {"policy_value": 46.0}, {"policy_value": 46.0, "return_largest": None}),
+        (
+            "gain of the mixture not to be trusted",
+            {"mixture_gain": 0.4, "mixture_disagreement": 0.5},
+            {"mixture_gain": 0.6, "mixture_disagreement": 0.5},
+        ),
+        (
+            "gain of the mixture not to be trusted",
+            {"mixture_gain": 0.4, "mixture_disagreement": 0.5},
+            {"mixture_gain": 0.4, "mixture_disagreement": 0.5, "value_std": 0.3},  # they disagree at the data too
+        ),
+        (
+            "gain of the mixture not to be trusted",
+            {"mixture_gain": 50.0, "mixture_disagreement": 5.0},
+            {"mixture_gain": 50.0, "mixture_disagreement": 3.0},
+        ),
+    ],
+)
+def test_a_warning_is_given_where_it_is_called_for_and_not_nearby(name, calls, does_not):
+    [warning] = warnings_of(CONFIG, history(**calls))
+    assert warning.name == name
+    assert warning.severity >= 1
+    assert warnings_of(CONFIG, history(**does_not)) == []
+
+
+@pytest.mark.parametrize(("fall", "warned"), [(0.05, True), (0.02, False), (0.0, False), (-0.1, False)])
+@pytest.mark.parametrize("method", ["me-am", "bc"])
+def test_a_prior_whose_loss_still_falls_has_not_converged(fall, warned, method):
+    config = TrainConfig.preset(method, steps=4000, **({} if method == "bc" else {"pretrain_steps": 2000}))
+    end = 2000 if method == "me-am" else 4000
+    rows = [
+        {"step": row["step"], "prior_loss": (1 - fall) * row["prior_loss"] if row["step"] > 0.75 * end else 0.5}
+        for row in history(config)
+    ]
+    found = warnings_of(config, rows)
+    assert [warning.name for warning in found] == ["prior not converged"] * warned
+    assert [warning.step for warning in found] == [end] * warned
+
+
+def test_a_fall_within_the_noise_of_the_loss_is_none():
+    rows = [{**row, "prior_loss": 0.5 + 0.1 * math.cos(4 * row["step"])} for row in history()]
+    third, last = (sum(row["prior_loss"] for row in rows if low < row["step"] <= low + 500) / 5 for low in (1000, 1500))
+    assert third > 1.03 * last  # as much as would call for a warning
+    assert warnings_of(CONFIG, rows) == []
+
+
+def test_a_budget_that_is_not_used_is_warned_of(monkeypatch):
+    """Settings without a KL budget have no such metric, and then no such warning."""
+    rows = history(kl_average=0.1)
+    assert warnings_of(CONFIG, rows) == []
+    monkeypatch.setattr(watch_module, "_budget", lambda config: 0.5)
+    [warning] = warnings_of(CONFIG, rows)
+    assert warning.name == "KL budget missed"
+    assert "20% of the KL budget of 0.5 nats per action are used" in warning.seen
+    assert warnings_of(CONFIG, history(kl_average=0.4)) == []
+    assert [each.name for each in warnings_of(CONFIG, history(kl_average=0.8))] == ["KL budget missed"]
+
+
+def test_a_temperature_that_is_found_in_training_is_the_one_that_is_judged():
+    idle = {"effective_samples": None, "value_spread": 0.01}
+    assert [each.name for each in warnings_of(CONFIG, history(**idle))] == ["tau does nothing"]
+    assert warnings_of(CONFIG, history(**idle, inverse_temperature=100.0)) == []
+
+
+def test_a_temperature_of_zero_asks_for_the_prior():
+    config = CONFIG.changed(inverse_temperature=0.0)
+    assert warnings_of(config, history(effective_samples=1.0, value_spread=0.0)) == []
+
+
+def test_a_run_is_judged_once_it_has_made_enough_updates():
+    rows = history(effective_samples=0.99)
+    [warning] = warnings_of(CONFIG, rows)
+    assert warning.step == CONFIG.pretrain_steps + watch_module.LEAST_UPDATES
+    short = CONFIG.changed(steps=2500)
+    assert [each.step for each in warnings_of(short, history(short, effective_samples=0.99))] == [2500]
+
+
+def test_a_warning_is_repeated_only_if_its_cause_became_worse():
+    watch = Watch(CONFIG)
+    given = [warning.step for row in history(effective_samples=0.2) for warning in watch.see(row["step"], row)]
+    assert given == [3000]
+    watch, rows = Watch(CONFIG), history(effective_samples=0.2)
+    for row in rows:
+        if row["step"] > 4500:
+            row["effective_samples"] = 0.05
+    given = [warning for row in rows for warning in watch.see(row["step"], row)]
+    assert [warning.name for warning in given] == ["weights collapse"] * len(given)
+    assert 2 <= len(given) <= 3
+    assert given[-1].severity > 2 * given[0].severity
+
+
+def test_a_resumed_watch_does_not_repeat_what_was_said_before():
+    rows = history(effective_samples=0.99)
+    resumed = Watch(CONFIG, rows[:40])
+    assert [warning for row in rows[40:] for warning in resumed.see(row["step"], row)] == []
+
+
+def test_the_remedy_is_told_as_it_is_typed():
+    [warning] = warnings_of(CONFIG, history(effective_samples=0.99))
+    assert "Raise --inverse-temperature, now 1" in warning.text(flag)
+    assert "Raise inverse_temperature, now 1" in warning.text(str)
+    assert "0.99" in warning.text(str)
+    assert "expected below 0.98" in warning.text(str)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_critics": 1, "pessimism": 0.5}, {"mixture_weight": 0.0}])
+def test_a_remedy_names_settings_that_have_an_effect(settings):
+    config = TrainConfig.preset("me-am", {"steps": 6000, "pretrain_steps": 2000, **settings})
+    changes = {"pessimism": 0.7, "num_critics": 3, "mixture_weight": 0.05, "inverse_temperature": 0.5}
+    [warning] = warnings_of(config, history(policy_value=102.0, mixture_gain=None))
+    named = [name for name in changes if f"{{{name}}}" in warning.remedy]
+    assert "inverse_temperature" in named
+    for name in named:
+        try:
+            config.changed(**{name: changes[name]})
+        except ConfigError as error:  # the remedy would be refused
+            pytest.fail(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tau", "warned"), [(0.0001, True), (3.0, False)])
+def test_a_run_with_hardly_any_temperature_is_warned_of(make_config, tmp_path, tau, warned):
+    """One step of the reward a_1: critics learn it in no time, and with tau = 3 the policy follows."""
+    generator = np.random.default_rng(0)
+    actions = generator.uniform(-1, 1, (400, 1))
+    dataset = OfflineDataset.from_arrays(
+        observations=generator.normal(size=(400, 1)),
+        next_observations=generator.normal(size=(400, 1)),
+        actions=actions,
+        rewards=actions[:, 0],
+        terminations=[True] * 400,
+        truncations=[False] * 400,
+    )
+    settings = {"chunk_size": 1, "learning_rate": 0.003, "batch_size": 64, "log_every": 20, "hidden_dims": (32, 32)}
+    config = make_config(steps=250, pretrain_steps=130, inverse_temperature=tau, **settings)
+    found = []
+    train(config, dataset, tmp_path, on_warning=found.append)
+    assert ("tau does nothing" in [warning.name for warning in found]) == warned
+    assert found == warnings_of(config, read_rows(tmp_path / "metrics.csv"))

@@ -1,0 +1,132 @@
+"""What an update costs and which part of it, measured before a run begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from meam_policy.spec import PolicySpec
+from meam_training.algorithm.batch import ChunkBatch, MeamNoise, draw_noise
+from meam_training.algorithm.critic_loss import critic_loss
+from meam_training.algorithm.head_losses import head_losses
+from meam_training.algorithm.prior_loss import mixture_prior_loss
+from meam_training.algorithm.update import OBJECTIVES
+from meam_training.config import TrainConfig
+from meam_training.learning.chunk_source import ChunkSource
+from meam_training.learning.learner import Learner
+from meam_training.networks.meam_networks import KnownValue
+
+__all__ = ["RunStart", "UpdateCost", "measure_update_cost"]
+
+_REPEATS = 5
+_LONGEST = 1.0
+"""Seconds after which a measurement is not repeated."""
+
+
+@dataclass(frozen=True)
+class UpdateCost:
+    """Time that updates take, seconds.
+
+    Attributes:
+        pretraining: An update of the prior alone.
+        joint: An update of all networks; 0 for `bc`, which has none.
+        parts: Of it: drawing batch and noise ("data"), loss and gradient of each part ("critic", "prior", "policy",
+            "heads"), and all else ("optimiser"); empty for `bc`.
+    """
+
+    pretraining: float
+    joint: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    def left(self, config: TrainConfig, step: int) -> float:
+        """Time of the offline updates that a run has left after a step, seconds."""
+        alone = config.pretraining if config.trains_policy else config.steps
+        return max(0, alone - step) * self.pretraining + max(0, config.steps - max(step, alone)) * self.joint
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """Where and how a run begins.
+
+    Attributes:
+        device: Training device.
+        threads: CPU threads of PyTorch.
+        processes: Processes that train together.
+        resident: Whether the data is on the training device, rather than read batch by batch.
+        step: Steps completed before.
+        cost: Cost of an update; None where it is not known beforehand, because updates are compiled or divided among
+            processes.
+    """
+
+    device: torch.device
+    threads: int
+    processes: int
+    resident: bool
+    step: int
+    cost: UpdateCost | None
+
+
+def measure_update_cost(
+    config: TrainConfig,
+    spec: PolicySpec,
+    chunks: ChunkSource,
+    device: torch.device,
+    value: KnownValue | None = None,
+) -> UpdateCost:
+    """Time a few uncompiled updates of networks of their own, which takes a second or two.
+
+    Args:
+        config: Settings of the run.
+        spec: Specification of the policy.
+        chunks: Source of the batches.
+        device: Training device.
+        value: Known value of actions, in place of learned critics.
+    """
+    learner = Learner(spec, config.changed(compile=False), device, value)
+    n, generator = learner.networks, learner.generator
+
+    def draw() -> tuple[ChunkBatch, MeamNoise]:
+        batch = chunks.sample(config.batch_size, generator)
+        return batch, draw_noise(config.batch_size, batch.actions.shape[1], config, generator, device)
+
+    def seconds(work: Callable[[], object]) -> float:
+        return _median_seconds(work, device)
+
+    if not config.trains_policy:
+        return UpdateCost(seconds(lambda: learner.update(chunks, 1)), 0.0)
+    alone = seconds(lambda: learner.update(chunks, 1)) if config.pretraining else 0.0
+    whole = seconds(lambda: learner.update(chunks, config.pretraining + 1))
+    batch, noise = draw()
+    features = n.encoder(batch.observations)
+    losses: dict[str, Callable[[], tuple[Tensor, object]]] = {
+        "prior": lambda: mixture_prior_loss(n, features, batch, noise, config),
+        "policy": lambda: OBJECTIVES[config.objective](n, features, noise, config),
+    }
+    if value is None:
+        losses["critic"] = lambda: critic_loss(n, features, batch, noise, config)
+    if n.edit_policy is not None or n.one_step is not None:
+        losses["heads"] = lambda: head_losses(n, features, noise, config)
+    trained = [parameter for parameter in n.parameters() if parameter.requires_grad]
+    parts = {"data": seconds(draw)}
+    for name, loss in losses.items():
+        parts[name] = seconds(lambda loss=loss: torch.autograd.grad(loss()[0], trained, allow_unused=True))
+    parts["optimiser"] = max(0.0, whole - sum(parts.values()))
+    return UpdateCost(alone, whole, parts)
+
+
+def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Median time of a few runs, after one that is not counted."""
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) <= _REPEATS and (len(times) < 2 or time.perf_counter() - began < _LONGEST):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return median(times[1:])

@@ -1,0 +1,168 @@
+"""A run in a few lines: what it is when it begins, and what came of it when it ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from meam_policy.console import duration
+from meam_training.config import TrainConfig
+from meam_training.data.dataset import OfflineDataset
+from meam_training.learning.update_cost import RunStart
+from meam_training.runs.csv_file import read_rows
+from meam_training.runs.options import flag, option
+from meam_training.runs.run_log import EVALUATIONS_FILE, METRICS_FILE
+from meam_training.runs.watch import KNOWN_ENOUGH, warnings_of
+
+__all__ = ["opening", "own_options", "run_facts", "summary"]
+
+
+def own_options(config: TrainConfig) -> str:
+    """The method, and the settings that differ from its preset as flags."""
+    own = [word for name, value in config.own_settings.items() for word in option(name, value, not value)]
+    return f"{config.method} with {' '.join(own)}" if own else f"{config.method}, all settings as preset"
+
+
+def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> dict[str, str]:
+    """What a run is, on what it is trained, where, and how long it will take.
+
+    Args:
+        config: Settings of the run.
+        dataset: Training data.
+        start: Where and how it begins.
+    """
+    episodes = np.count_nonzero(dataset.episode_ends)
+    where = f"{start.device}, {start.threads} thread{'s' * (start.threads > 1)}"
+    if start.processes > 1:
+        where += f", {start.processes} processes"
+    kept = "in the device's memory" if start.resident else "read batch by batch, as it does not fit into memory"
+    facts = {
+        "method": own_options(config),
+        "data": f"{dataset.dataset_id or 'arrays'}: {len(dataset)} transitions in {episodes} episodes, observations "
+        f"of {dataset.observation_dim} numbers, actions of {dataset.action_dim}, {kept}",
+        "device": where,
+    }
+    if config.compile:
+        again = ", and as long again after pretraining" if config.pretraining else ""
+        facts["compiling"] = f"takes a minute or two before the first update{again}"
+    if start.cost is None:
+        why = "compiled" if config.compile else "divided among processes"
+        facts["time"] = f"{why}: the parts of an update are not told apart; the time left is shown after the first ones"
+        return facts
+    left = start.cost.left(config, start.step)
+    also = [
+        *(["evaluations"] if config.evaluate_every else []),
+        *([f"{config.online_steps} online steps"] if config.online_steps else []),
+    ]
+    facts["time"] = f"about {duration(left)}" + (f", and {' and '.join(also)}" if also else "")
+    if config.pretraining or not config.trains_policy:
+        facts["time"] += f"; {1e3 * start.cost.pretraining:.3g} ms an update of the prior alone"
+    if start.cost.parts:
+        shares = sorted(start.cost.parts.items(), key=lambda part: -part[1])
+        total = sum(start.cost.parts.values())
+        facts["time"] += f"; {1e3 * start.cost.joint:.3g} ms an update of all networks: " + ", ".join(
+            f"{name} {seconds / total:.0%}" for name, seconds in shares
+        )
+    return facts
+
+
+def run_facts(folder: Path, config: TrainConfig) -> dict[str, str]:
+    """The summary of a run and all of its warnings, from its files.
+
+    Args:
+        folder: Folder of the run.
+        config: Settings of the run.
+    """
+    rows = read_rows(folder / METRICS_FILE)
+    facts = summary(config, rows, read_rows(folder / EVALUATIONS_FILE))
+    warnings = warnings_of(config, rows)
+    for number, warning in enumerate(warnings, 1):
+        name = "warning" if len(warnings) == 1 else f"warning {number}"
+        facts[name] = f"at {warning.step}, {warning.text(flag)}"
+    return facts
+
+
+def summary(
+    config: TrainConfig, rows: Sequence[Mapping[str, float]], evaluations: Sequence[Mapping[str, float]]
+) -> dict[str, str]:
+    """The numbers of a run that mean something, from its files.
+
+    Args:
+        config: Settings of the run.
+        rows: Rows of `metrics.csv`, each with its step.
+        evaluations: Rows of `evaluations.csv`.
+    """
+    if not rows:
+        return {}
+    last = rows[-1]
+    judged = next((row for row in reversed(rows) if "td_bias" in row), {})
+    facts = {"updates": f"{last['step']:.0f} of {config.steps + config.online_steps}"}
+    if evaluations:
+        facts["evaluation"] = _evaluation(evaluations)
+    losses = {"critic": "critic_loss", "prior": "prior_loss", "policy": "policy_loss"}
+    facts["losses"] = ", ".join(f"{label} {last[name]:.3g}" for label, name in losses.items() if name in last)
+    if judged:
+        gain = judged["value_gain"]
+        relation = f"{abs(gain):.3g} {'more' if gain >= 0 else 'less'}"
+        facts["values"] = f"{judged['policy_value'] - gain:.3g} for the data's actions, {relation} for the policy's"
+        if "value_limit" in judged:
+            facts["values"] += f"; rewards allow {judged['value_limit']:.3g}"
+        facts["returns"] = _returns(judged)
+    facts["temperature"] = _temperature(config, last, judged)
+    if "kl_average" in last and getattr(config, "kl_budget", None) is not None:
+        facts["KL budget"] = _budget(config, last)
+    if "mixture_gain" in last:
+        facts["mixture"] = (
+            f"Q-maximised chunks gain {last['mixture_gain']:.2g}; the critics disagree by "
+            f"{last['mixture_disagreement']:.2g} there and by {last.get('value_std', 0.0):.2g} at the data's"
+        )
+    return {name: fact for name, fact in facts.items() if fact}
+
+
+def _evaluation(evaluations: Sequence[Mapping[str, float]]) -> str:
+    last = evaluations[-1]
+    if "return_mean" not in last:
+        return f"the policy's chunks differ by {last['action_difference']:.3g} from the data's"
+    best = max(evaluations, key=lambda row: row.get("return_mean", -math.inf))
+    text = f"return {last['return_mean']:.4g}"
+    if "success" in last:
+        text += f", success {last['success']:.0%}"
+    if best["return_mean"] > last["return_mean"]:
+        text += f"; the best was {best['return_mean']:.4g} at {best['step']:.0f}"
+    return text
+
+
+def _returns(row: Mapping[str, float]) -> str:
+    tail = row["calibration_tail"]
+    if tail > KNOWN_ENOUGH:
+        return f"not compared, as {tail:.0%} of a return is not recorded: episodes are short for the discount"
+    text = f"{row['calibration_return']:.3g} ± {row['calibration_return_std']:.2g} in the data"
+    if "calibration_slope" in row and "calibration_correlation" in row:
+        text += (
+            f"; values correlate {row['calibration_correlation']:.2f} with them, slope {row['calibration_slope']:.2g}, "
+            f"bias {row['calibration_bias']:+.2g}"
+        )
+    return text + (f"; {tail:.0%} of a return is not recorded" if tail >= 0.01 else "")
+
+
+def _temperature(config: TrainConfig, last: Mapping[str, float], judged: Mapping[str, float]) -> str:
+    if not config.trains_policy:
+        return ""
+    tau = last.get("inverse_temperature", config.inverse_temperature)
+    parts = [f"tau {tau:.3g}"]
+    if "value_spread" in judged:
+        parts.append(f"tau Q varies by {tau * judged['value_spread']:.2g} nats over the prior's chunks")
+    if "effective_samples" in last:
+        parts.append(f"{last['effective_samples']:.0%} of the samples are effective")
+    return ", ".join(parts)
+
+
+def _budget(config: TrainConfig, last: Mapping[str, float]) -> str:
+    budget: float = getattr(config, "kl_budget", math.nan)
+    text = f"{last['kl_average']:.2g} of {budget:.2g} nats per action used; {budget * config.chunk_size:.2g} a chunk"
+    if config.mixture_weight:
+        text += f", where moving wholly to Q-maximised chunks costs {-math.log(config.mixture_weight):.2g}"
+    return text
