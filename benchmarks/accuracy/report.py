@@ -54,7 +54,9 @@ def tables(results: Sequence[Result]) -> str:
     for method, found in methods.items():
         errors = [error for result in found for error in result.errors]
         solved = sum(error <= GOOD for error in errors)
-        bounds = [cell["at_bound"] for result in found for cell in result.data["cells"]]
+        # Where data are on the faces, so should the policy be.
+        off_faces = [result for result in found if not RUNS[result.data["run"]].faces]
+        bounds = [cell["at_bound"] for result in off_faces for cell in result.data["cells"]]
         diverged = sum(result.data["diverged"] for result in found)
         seconds = mean(result.data["train_seconds"] for result in found)
         summary.append([method, number(median(errors)), number(max(errors)), f"{solved} of {len(errors)}"])
@@ -79,20 +81,25 @@ def tables(results: Sequence[Result]) -> str:
 
 
 def draw_overview(results: Sequence[Result]) -> Figure:
-    """Normalised W1 of every cell, a strip per method; the bar is the median."""
-    methods = grouped(results, "method")
-    figure = Figure(figsize=(9, 1.2 + 0.85 * len(methods)), layout="constrained")
+    """Normalised W1 of every cell, a strip per method, and one for its chunks; the bar is the median."""
+    strips = {
+        (method, kind): some
+        for kind in ("", ", chunks")
+        for method, found in grouped(results, "method").items()
+        if (some := [result for result in found if (result.data["run"] not in RUNS) == bool(kind)])
+    }
+    figure = Figure(figsize=(9, 1.2 + 0.85 * len(strips)), layout="constrained")
     axes = figure.subplots()
     finite = [error for result in results for error in result.errors if math.isfinite(error)]
     low, high = min([0.02, *finite]) / 1.2, max([2.0, *finite]) * 1.3
     beyond = high * 1.25
     diverged = not all(math.isfinite(error) for result in results for error in result.errors)
-    axes.set(xscale="log", xlim=(low, beyond * 1.3 if diverged else high), ylim=(len(methods) - 0.45, -0.6))
+    axes.set(xscale="log", xlim=(low, beyond * 1.3 if diverged else high), ylim=(len(strips) - 0.45, -0.6))
     for limit in (GOOD, FAIR):
         axes.axvline(limit, color=VERDICTS[limit], lw=1, ls=(0, (4, 3)), zorder=1)
     axes.axvline(1, color=FAINT, lw=1, zorder=1)
     generator = np.random.default_rng(0)
-    for row, (method, found) in enumerate(methods.items()):
+    for row, ((method, _), found) in enumerate(strips.items()):
         errors = [error for result in found for error in result.errors]
         colour = COLOURS[method]
         for dim, marker in MARKERS.items():
@@ -107,7 +114,7 @@ def draw_overview(results: Sequence[Result]) -> Figure:
             axes.plot([middle, middle], [row - 0.34, row + 0.34], color=INK, lw=2.2, zorder=4)
             text = {"ha": "center", "va": "bottom", "color": INK, "fontsize": 9, "fontweight": "bold"}
             axes.annotate(f"{middle:.2g}", (middle, row - 0.35), **text)
-    axes.set_yticks(range(len(methods)), list(methods), color=INK, fontsize=10)
+    axes.set_yticks(range(len(strips)), ["".join(strip) for strip in strips], color=INK, fontsize=10)
     ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, GOOD, FAIR, 0.5, 1, 2, 5, 10) if low <= tick <= high]
     names = [f"{tick:g}" for tick in ticks] + ["diverged"] * diverged
     axes.set_xticks(ticks + [beyond] * diverged, names, fontsize=9, color=INK)
@@ -122,7 +129,7 @@ def draw_overview(results: Sequence[Result]) -> Figure:
     ]
     labels = [f"a cell in {dim}" for dim in MARKERS]
     handles.append(Line2D([], [], ls="", marker="|", markersize=12, markeredgewidth=2.2, color=INK))
-    figure.legend(handles, [*labels, "median"], loc="outside upper right", ncols=3, frameon=False, fontsize=9)
+    figure.legend(handles, [*labels, "median"], loc="outside upper right", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
@@ -229,8 +236,8 @@ def _draw_densities(axes: Axes, target: Array, prior: Array, samples: Array, col
     if len(samples):
         counts, edges = np.histogram(samples, bins=50, range=(-1, 1), density=True)
         axes.stairs(counts, edges, color=colour, lw=1.3, zorder=4)
-    # A policy that piles up somewhere runs out of its panel rather than flatten the rest.
-    axes.set_ylim(0, 1.45 * max(target.max(), prior.max()))
+    # What piles up somewhere, or lies on the box's faces, runs out of its panel rather than flatten the rest.
+    axes.set_ylim(0, 1.45 * max(target[1:-1].max(), prior[1:-1].max()))
 
 
 def _draw_contours(axes: Axes, target: Array, prior: Array, samples: Array, colour: str) -> None:

@@ -245,6 +245,23 @@ def test_the_reweighted_policy_comes_close_to_its_targets_with_few_updates(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["5d-bump-0-2m-2-1", "25d-lin-0-2m-1.5-1-context"])
+def test_a_job_on_chunks_is_measured_and_reported_beside_its_floor(tmp_path: Path, name: str) -> None:
+    command = ["--output", str(tmp_path), "--method", "reweighted", "--run", name, "--jobs", "0"]
+    assert suite.main([*command, "--steps", "60", "--pretrain-steps", "30"]) == 0
+    (path,) = (tmp_path / "jobs").glob("*.json")
+    (cell,) = json.loads(path.read_text())["cells"]
+    # Hardly trained: about where the prior is, and wider than a mode.
+    assert cell["normalised_w1"] > 0.5
+    assert cell["stiff_log_variance"] > 1
+    assert sum(cell["mode_mass"]) == pytest.approx(1)
+    assert report.main([str(tmp_path)]) == 0
+    text = (tmp_path / "true.md").read_text()
+    assert [line.split("|")[2].strip() for line in text.splitlines()[4:7]] == ["floor", "tilted prior", "reweighted"]
+    assert (tmp_path / "true-chunks.png").is_file()
+
+
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, str(ACCURACY / "run.py"), "--output", str(tmp_path), "--jobs", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
