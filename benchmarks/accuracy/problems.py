@@ -13,9 +13,10 @@ Observations are one-hot [contexts]; actions are in the box, so environment unit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,29 +122,69 @@ class Run:
         entropy_coef: Lambda, how far the prior is flattened.
         inverse_temperature: Tau, the reward's weight.
         mixture_weight: w, the share of Q-maximised actions in the prior.
+        faces: Share of the recorded actions that is moved to the box's face on its side; one dimension, lambda = 0.
+        mirror_stages: Stages of mirror descent; the policy of one is the prior of the next.
+        adaptive: Whether the mixture shrinks where the critics disagree; the target is that of the full mixture.
     """
 
     dim: int
     entropy_coef: float
     inverse_temperature: float
     mixture_weight: float
+    faces: float = 0.0
+    mirror_stages: int = 1
+    adaptive: bool = False
 
     @property
     def name(self) -> str:
-        """Such as "1d-0.5-1-0": the dimension, then lambda, tau and w."""
-        return f"{self.dim}d-{self.entropy_coef:g}-{self.inverse_temperature:g}-{self.mixture_weight:g}"
+        """Such as "1d-0.5-1-0": the dimension, then lambda, tau and w, then what is special."""
+        name = f"{self.dim}d-{self.entropy_coef:g}-{self.inverse_temperature:g}-{self.mixture_weight:g}"
+        name += "-faces" if self.faces else ""
+        name += f"-{self.mirror_stages}-stages" if self.mirror_stages > 1 else ""
+        return name + ("-adaptive" if self.adaptive else "")
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What a job of it changes in the suite's common settings."""
+        special = {"mirror_stages": self.mirror_stages} if self.mirror_stages > 1 else {}
+        special |= {"adaptive_mixture": True} if self.adaptive else {}
+        return special | {
+            "entropy_coef": self.entropy_coef,
+            "inverse_temperature": self.inverse_temperature,
+            "mixture_weight": self.mixture_weight,
+        }
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Names of its contexts."""
+        return tuple(context.name for context in CONTEXTS[self.dim])
+
+    def make_dataset(self) -> OfflineDataset:
+        """The recorded actions of its contexts."""
+        return make_dataset(self.dim, faces=self.faces)
+
+    def make_value(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The true reward."""
+        return make_value(self.dim)
 
     def prior(self, context: Context, grid: Grid) -> Array:
         """Mass of the mixture prior in every cell [cells]; sums to 1."""
         guided = grid.normalise(_gaussian(grid.points, np.array(context.goal), BANDWIDTH))
         behaviour = grid.normalise(context.behaviour(grid.points))
+        if self.faces:
+            right = behaviour[grid.points[:, 0] > 0].sum()
+            behaviour = (1 - self.faces) * behaviour
+            behaviour[[0, -1]] += self.faces * np.array([1 - right, right])
         return (1 - self.mixture_weight) * behaviour + self.mixture_weight * guided
 
     def target(self, context: Context, grid: Grid) -> Array:
         """Mass of the optimal policy in every cell [cells]; sums to 1."""
-        log_prior = np.log(self.prior(context, grid))
-        log_density = (1 - self.entropy_coef) * log_prior + self.inverse_temperature * context.reward(grid.points)
-        return grid.normalise(np.exp(log_density - log_density.max()))
+        mass = self.prior(context, grid)
+        tilt = self.inverse_temperature * context.reward(grid.points)
+        for _ in range(self.mirror_stages):
+            log_density = (1 - self.entropy_coef) * np.log(mass) + tilt
+            mass = grid.normalise(np.exp(log_density - log_density.max()))
+        return mass
 
 
 RUNS: dict[str, Run] = {
@@ -155,6 +196,9 @@ RUNS: dict[str, Run] = {
         Run(1, 0.5, 1.0, 0.0),
         Run(1, 0.75, 10.0, 0.2),
         Run(1, 0.9, 3.0, 0.0),
+        Run(1, 0.0, 1.0, 0.0, faces=0.3),
+        Run(1, 0.0, 1.0, 0.0, mirror_stages=2),
+        Run(1, 0.0, 3.0, 0.2, adaptive=True),
         Run(2, 0.0, 10.0, 0.0),
         Run(2, 0.5, 3.0, 0.0),
         Run(2, 0.75, 1.0, 0.2),
@@ -196,16 +240,19 @@ def make_grid(dim: int, cells: int | None = None) -> Grid:
     return Grid(points, 2 / cells)
 
 
-def make_dataset(dim: int, rows: int = ROWS) -> OfflineDataset:
+def make_dataset(dim: int, rows: int = ROWS, faces: float = 0.0) -> OfflineDataset:
     """Recorded actions of every context's behaviour, each an episode of one step that terminates.
 
     Args:
         dim: Dimension of the action.
         rows: Actions per context.
+        faces: Share of the actions that is moved to the box's face on its side.
     """
     contexts = CONTEXTS[dim]
     generator = np.random.default_rng([DATA_SEED, dim])
     actions = [context.sample(rows, generator) for context in contexts]
+    if faces:
+        actions = [np.where(generator.random(drawn.shape) < faces, np.sign(drawn), drawn) for drawn in actions]
     rewards = [context.reward(drawn) for context, drawn in zip(contexts, actions, strict=True)]
     observations = np.repeat(np.eye(len(contexts)), rows, axis=0)
     ended = np.ones(len(observations), dtype=bool)
@@ -216,7 +263,7 @@ def make_dataset(dim: int, rows: int = ROWS) -> OfflineDataset:
         observations,
         terminations=ended,
         truncations=~ended,
-        dataset_id=f"accuracy/bandit-{dim}d-v0",
+        dataset_id=f"accuracy/bandit-{dim}d{'-faces' if faces else ''}-v0",
     )
 
 

@@ -1,21 +1,20 @@
 """Tables and pictures of an accuracy suite: `python benchmarks/accuracy/report.py DIR`.
 
-For every critic that was used it writes DIR/CRITIC.md, DIR/CRITIC-overview.png, and DIR/CRITIC-METHOD.png per method.
+For every critic that was used it writes DIR/CRITIC.md, DIR/CRITIC-overview.png, DIR/CRITIC-chunks.png, and
+DIR/CRITIC-METHOD.png per method.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
 
 import numpy as np
+from chunk_report import chunk_tables, draw_chunks, ratio_table
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
@@ -25,9 +24,10 @@ from matplotlib.patches import Patch
 from metrics import Target
 from numpy.typing import NDArray
 from problems import CONTEXTS, RUNS, Context, Run, make_grid
-from run import CRITICS, METHODS, SAMPLES
+from reading import COLOURS, INK, PRIOR, TARGET, Result, grouped, number, read_results, table
+from run import ALL_RUNS, SAMPLES
 
-__all__ = ["Result", "draw_method", "draw_overview", "main", "read_results", "tables"]
+__all__ = ["draw_method", "draw_overview", "main", "tables"]
 
 GOOD, FAIR = 0.15, 0.30
 """Normalised W1 up to which a cell is drawn as good, and as fair."""
@@ -35,11 +35,9 @@ ENCLOSED = (0.95, 0.75, 0.4)
 """Shares of the mass that the contours in two dimensions enclose."""
 DRAWN_POINTS = 1000
 
-COLOURS = {"reference": "#6d28d9", "ancestral": "#2563eb", "target-score": "#c2410c", "reweighted": "#be123c"}
-MARKERS = {1: "o", 2: "D"}
-INK, FAINT, PRIOR = "#1f2937", "#9ca3af", "#6b7280"
+MARKERS = {"1-D": "o", "2-D": "D", "5-D to 50-D": "^"}
+FAINT = "#9ca3af"
 PRIOR_DASHES = (0, (3, 2))
-TARGET = "#d5dce5"
 TARGET_SHADES = ("#e8ecf1", "#d5dce5", "#bcc7d4")
 VERDICTS = {GOOD: "#15803d", FAIR: "#a16207", math.inf: "#b91c1c"}
 DPI = 130
@@ -47,102 +45,67 @@ DPI = 130
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Result:
-    """A finished job.
-
-    Attributes:
-        data: Its JSON file, as `run.run_job` returns it.
-        samples: Some of the policy's actions by context [samples, dim]; empty if the run diverged.
-    """
-
-    data: Mapping[str, Any]
-    samples: Mapping[str, NDArray[np.float16]]
-
-    def cell(self, context: str) -> Mapping[str, Any] | None:
-        """Measurements in a context, or None if the run diverged."""
-        return next((cell for cell in self.data["cells"] if cell["context"] == context), None)
-
-    def error(self, context: str) -> float:
-        """Normalised W1 in a context; infinite if the run diverged."""
-        cell = self.cell(context)
-        return math.inf if cell is None else cell["normalised_w1"]
-
-    @property
-    def errors(self) -> list[float]:
-        """Normalised W1 in every context."""
-        return [self.error(context.name) for context in CONTEXTS[RUNS[self.data["run"]].dim]]
-
-
-def read_results(folder: Path) -> list[Result]:
-    """All finished jobs of a suite, in the order of critics, methods, runs and seeds."""
-    results = []
-    for path in (folder / "jobs").glob("[!.]*.json"):
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-            samples = {name: arrays[name] for name in arrays.files}
-        results.append(Result(json.loads(path.read_text(encoding="utf-8")), samples))
-    orders = {"critic": list(CRITICS), "method": list(METHODS), "run": list(RUNS)}
-
-    def position(result: Result) -> tuple[int, ...]:
-        return *(order.index(result.data[key]) for key, order in orders.items()), result.data["seed"]
-
-    return sorted(results, key=position)
-
-
 def tables(results: Sequence[Result]) -> str:
     """Markdown tables of the results of one critic: the methods, the normalised W1 and a mode's mass in every cell."""
-    methods = _grouped(results, "method")
-    seeds = len(_grouped(results, "seed"))
+    methods = grouped(results, "method")
+    seeds = len(grouped(results, "seed"))
     of_seeds = f", mean of {seeds} seeds" if seeds > 1 else ""
     summary = [["method", "median", "worst", f"at most {GOOD}", "at the bound", "diverged", "training, s"]]
     for method, found in methods.items():
         errors = [error for result in found for error in result.errors]
         solved = sum(error <= GOOD for error in errors)
-        bounds = [cell["at_bound"] for result in found for cell in result.data["cells"]]
+        # Where data are on the faces, so should the policy be.
+        off_faces = [result for result in found if not RUNS[result.data["run"]].faces]
+        bounds = [cell["at_bound"] for result in off_faces for cell in result.data["cells"]]
         diverged = sum(result.data["diverged"] for result in found)
         seconds = mean(result.data["train_seconds"] for result in found)
-        summary.append([method, _number(median(errors)), _number(max(errors)), f"{solved} of {len(errors)}"])
+        summary.append([method, number(median(errors)), number(max(errors)), f"{solved} of {len(errors)}"])
         summary[-1] += [f"{max(bounds):.1%}" if bounds else "-", f"{diverged} of {len(found)}", f"{seconds:.0f}"]
     distances = [["run", "context", "floor", *methods]]
     masses = [["run", "context", "prior", "target", *methods]]
-    for name, found in _grouped(results, "run").items():
+    for name, found in grouped(results, "run").items():
         for context in CONTEXTS[RUNS[name].dim]:
             target = Target(RUNS[name], context, make_grid(RUNS[name].dim))
             cells = {method: [r for r in found if r.data["method"] == method] for method in methods}
-            distances.append([name, context.name, _number(target.floor(SAMPLES))])
+            distances.append([name, context.name, number(target.floor(SAMPLES))])
             distances[-1] += [_distance(cell, context.name) for cell in cells.values()]
             masses.append([name, context.name, f"{target.prior_mode_mass[-1]:.2f}", f"{target.mode_mass[-1]:.2f}"])
             masses[-1] += [_mass(cell, context.name) for cell in cells.values()]
     lost = [result.data for result in results if result.data["diverged"]]
     reasons = [f"- {data['method']}, {data['run']}, seed {data['seed']}: {data['error']}" for data in lost]
     worst = " (worst seed)" if seeds > 1 else ""
-    parts = [_table(summary), *(["\n".join(reasons)] if reasons else [])]
-    parts += [f"Normalised W1{of_seeds}{worst}:", _table(distances)]
-    parts += [f"Mass of the rewarding mode{of_seeds}:", _table(masses)]
+    parts = [table(summary), *(["\n".join(reasons)] if reasons else [])]
+    parts += [f"Normalised W1{of_seeds}{worst}:", table(distances)]
+    parts += [f"Mass of the rewarding mode{of_seeds}:", table(masses)]
     return "\n\n".join(parts) + "\n"
 
 
 def draw_overview(results: Sequence[Result]) -> Figure:
-    """Normalised W1 of every cell, a strip per method; the bar is the median."""
-    methods = _grouped(results, "method")
-    figure = Figure(figsize=(9, 1.2 + 0.85 * len(methods)), layout="constrained")
+    """Normalised W1 of every cell, a strip per method, and one for its chunks; the bar is the median."""
+    strips = {
+        (method, kind): some
+        for kind in ("", ", chunks")
+        for method, found in grouped(results, "method").items()
+        if (some := [result for result in found if (result.data["run"] not in RUNS) == bool(kind)])
+    }
+    figure = Figure(figsize=(9, 1.2 + 0.85 * len(strips)), layout="constrained")
     axes = figure.subplots()
     finite = [error for result in results for error in result.errors if math.isfinite(error)]
     low, high = min([0.02, *finite]) / 1.2, max([2.0, *finite]) * 1.3
     beyond = high * 1.25
     diverged = not all(math.isfinite(error) for result in results for error in result.errors)
-    axes.set(xscale="log", xlim=(low, beyond * 1.3 if diverged else high), ylim=(len(methods) - 0.45, -0.6))
+    axes.set(xscale="log", xlim=(low, beyond * 1.3 if diverged else high), ylim=(len(strips) - 0.45, -0.6))
     for limit in (GOOD, FAIR):
         axes.axvline(limit, color=VERDICTS[limit], lw=1, ls=(0, (4, 3)), zorder=1)
     axes.axvline(1, color=FAINT, lw=1, zorder=1)
     generator = np.random.default_rng(0)
-    for row, (method, found) in enumerate(methods.items()):
+    for row, ((method, _), found) in enumerate(strips.items()):
         errors = [error for result in found for error in result.errors]
         colour = COLOURS[method]
         for dim, marker in MARKERS.items():
-            some = [e for r in found if RUNS[r.data["run"]].dim == dim for e in r.errors if math.isfinite(e)]
+            some = [e for r in found if _size(r) == dim for e in r.errors if math.isfinite(e)]
             heights = row + generator.uniform(-0.25, 0.25, len(some))
-            face = to_rgba(colour, 0.5) if dim == 1 else "white"
+            face = to_rgba(colour, 0.5) if dim == "1-D" else "white"
             axes.scatter(some, heights, s=24, marker=marker, facecolor=face, edgecolor=colour, lw=0.9, zorder=3)
         if lost := sum(not math.isfinite(error) for error in errors):
             text = {"ha": "center", "va": "center", "color": VERDICTS[math.inf], "fontsize": 10, "fontweight": "bold"}
@@ -151,7 +114,7 @@ def draw_overview(results: Sequence[Result]) -> Figure:
             axes.plot([middle, middle], [row - 0.34, row + 0.34], color=INK, lw=2.2, zorder=4)
             text = {"ha": "center", "va": "bottom", "color": INK, "fontsize": 9, "fontweight": "bold"}
             axes.annotate(f"{middle:.2g}", (middle, row - 0.35), **text)
-    axes.set_yticks(range(len(methods)), list(methods), color=INK, fontsize=10)
+    axes.set_yticks(range(len(strips)), ["".join(strip) for strip in strips], color=INK, fontsize=10)
     ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, GOOD, FAIR, 0.5, 1, 2, 5, 10) if low <= tick <= high]
     names = [f"{tick:g}" for tick in ticks] + ["diverged"] * diverged
     axes.set_xticks(ticks + [beyond] * diverged, names, fontsize=9, color=INK)
@@ -161,12 +124,12 @@ def draw_overview(results: Sequence[Result]) -> Figure:
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
     handles = [
-        Line2D([], [], ls="", marker=marker, markersize=5, color=INK, markerfacecolor=INK if dim == 1 else "white")
+        Line2D([], [], ls="", marker=marker, markersize=5, color=INK, markerfacecolor=INK if dim == "1-D" else "white")
         for dim, marker in MARKERS.items()
     ]
-    labels = [f"a cell in {dim}-D" for dim in MARKERS]
+    labels = [f"a cell in {dim}" for dim in MARKERS]
     handles.append(Line2D([], [], ls="", marker="|", markersize=12, markeredgewidth=2.2, color=INK))
-    figure.legend(handles, [*labels, "median"], loc="outside upper right", ncols=3, frameon=False, fontsize=9)
+    figure.legend(handles, [*labels, "median"], loc="outside upper right", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
@@ -189,6 +152,8 @@ def draw_method(results: Sequence[Result]) -> Figure:
                     axes.tick_params(labelbottom=False)
                 if column == 0:
                     label = f"λ = {run.entropy_coef:g}\nτ = {run.inverse_temperature:g}\nw = {run.mixture_weight:g}"
+                    label += "\nfaces" * (run.faces > 0) + "\n2 stages" * (run.mirror_stages == 2)
+                    label += "\nadaptive" * run.adaptive
                     text = {"rotation": 0, "ha": "right", "va": "center", "multialignment": "left", "color": INK}
                     axes.set_ylabel(label, labelpad=5, fontsize=10, **text)
     colour = COLOURS[method]
@@ -218,12 +183,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not results:
         print(f"{folder} holds no finished jobs; run benchmarks/accuracy/run.py --output {folder}.", file=sys.stderr)
         return 1
-    for critic, found in _grouped(results, "critic").items():
-        text = tables(found)
+    for critic, found in grouped(results, "critic").items():
+        plane = [result for result in found if result.data["run"] in RUNS]
+        chunks = [result for result in found if result.data["run"] not in RUNS]
+        parts = [tables(plane)] if plane else []
+        parts += [f"Chunks, means of the seeds:\n\n{chunk_tables(chunks)}\n"] if chunks else []
+        if ratios := ratio_table(found):
+            parts.append(f"W1 (median of a run's contexts), and CPU time, as shares of the default's:\n\n{ratios}\n")
+        text = "\n".join(parts)
         (folder / f"{critic}.md").write_text(text, encoding="utf-8")
-        print(f"{critic} critic\n\n{text.split(chr(10) * 2)[0]}\n")
+        print(f"{critic} critic\n\n{text if not plane else text.split(chr(10) * 2)[0]}\n")
         _save(draw_overview(found), folder / f"{critic}-overview.png")
-        for method, of_method in _grouped(found, "method").items():
+        if chunks:
+            _save(draw_chunks(chunks), folder / f"{critic}-chunks.png")
+        for method, of_method in grouped(plane, "method").items():
             _save(draw_method(of_method), folder / f"{critic}-{method}.png")
     print(f"Tables and pictures are in {folder}.")
     return 0
@@ -263,8 +236,8 @@ def _draw_densities(axes: Axes, target: Array, prior: Array, samples: Array, col
     if len(samples):
         counts, edges = np.histogram(samples, bins=50, range=(-1, 1), density=True)
         axes.stairs(counts, edges, color=colour, lw=1.3, zorder=4)
-    # A policy that piles up somewhere runs out of its panel rather than flatten the rest.
-    axes.set_ylim(0, 1.45 * max(target.max(), prior.max()))
+    # What piles up somewhere, or lies on the box's faces, runs out of its panel rather than flatten the rest.
+    axes.set_ylim(0, 1.45 * max(target[1:-1].max(), prior[1:-1].max()))
 
 
 def _draw_contours(axes: Axes, target: Array, prior: Array, samples: Array, colour: str) -> None:
@@ -289,34 +262,24 @@ def _levels(mass: Array) -> list[float]:
     return [float(falling[np.searchsorted(np.cumsum(falling), share)]) for share in ENCLOSED]
 
 
-def _grouped(results: Sequence[Result], key: str) -> dict[Any, list[Result]]:
-    groups: dict[Any, list[Result]] = {}
-    for result in results:
-        groups.setdefault(result.data[key], []).append(result)
-    return groups
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "diverged"
-
-
 def _distance(results: Sequence[Result], context: str) -> str:
     """Mean normalised W1 over the seeds, and the worst one if there are several."""
     errors = [result.error(context) for result in results]
     if len(errors) < 2:
-        return _number(errors[0]) if errors else ""
-    return f"{_number(mean(errors))} ({_number(max(errors))})"
+        return number(errors[0]) if errors else ""
+    return f"{number(mean(errors))} ({number(max(errors))})"
 
 
 def _mass(results: Sequence[Result], context: str) -> str:
     """Mean mass of the rewarding mode over the seeds that did not diverge."""
     found = [cell["mode_mass"][-1] for result in results if (cell := result.cell(context))]
     return f"{mean(found):.2f}" if found else "diverged" if results else ""
+
+
+def _size(result: Result) -> str:
+    """The key of `MARKERS` that a result is drawn with."""
+    dim = ALL_RUNS[result.data["run"]].dim
+    return f"{dim}-D" if dim < 3 else "5-D to 50-D"
 
 
 def _save(figure: Figure, path: Path) -> None:

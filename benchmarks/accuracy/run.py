@@ -27,12 +27,15 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from chunk_metrics import ChunkTarget, effective_share, resample
+from chunks import CHUNKS, Chunks
 from metrics import Target, mode_masses
-from problems import BANDWIDTH, CONTEXTS, RUNS, make_dataset, make_grid, make_value
+from problems import BANDWIDTH, CONTEXTS, RUNS, Run, make_grid
 
 from meam_export import export_policy
 from meam_policy import ActionError, DivergedError, MeamPolicy, ParityError
-from meam_training import TrainConfig, train
+from meam_training import Checkpoint, TrainConfig, train
 
 METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -76,7 +79,13 @@ COMMON: Mapping[str, Any] = MappingProxyType(
 Critic = Literal["true", "learned"]
 CRITICS: tuple[Critic, ...] = ("true", "learned")
 SAMPLES = 20_000
-"""Actions drawn from the exported policy in every context."""
+"""Actions drawn from the exported policy in every context; in the contextual cell of all observations together."""
+PRIOR_SAMPLES = 100_000
+"""Samples of the learned prior that are resampled by the tilt."""
+LEAST_EFFECTIVE = 100
+"""Effective samples below which the tilted learned prior is not reported."""
+ALL_RUNS: Mapping[str, Run | Chunks] = MappingProxyType({**RUNS, **CHUNKS})
+"""The whole suite, by name: one and two dimensions, then chunks."""
 KEPT_SAMPLES = 2000
 """Of these, what is kept for the pictures."""
 AT_BOUND = 0.999
@@ -90,7 +99,7 @@ class Job:
     Attributes:
         method: A key of `METHODS`.
         critic: "true" gives training the reward function; "learned" has it learn critics.
-        run: A key of `RUNS`.
+        run: A key of `ALL_RUNS`.
         seed: Seed of weights, batches and noise in training, and of the samples.
         overrides: Changes to `COMMON`.
     """
@@ -109,16 +118,8 @@ class Job:
     @property
     def config(self) -> TrainConfig:
         """The settings it trains with."""
-        run = RUNS[self.run]
-        return TrainConfig.preset(
-            "me-am",
-            COMMON,
-            **{**METHODS[self.method], **self.overrides},
-            seed=self.seed,
-            entropy_coef=run.entropy_coef,
-            inverse_temperature=run.inverse_temperature,
-            mixture_weight=run.mixture_weight,
-        )
+        settings = {**ALL_RUNS[self.run].settings, **METHODS[self.method], **self.overrides}
+        return TrainConfig.preset("me-am", COMMON, **settings, seed=self.seed)
 
 
 def run_job(job: Job, output: Path) -> dict[str, Any]:
@@ -137,15 +138,21 @@ def run_job(job: Job, output: Path) -> dict[str, Any]:
     scratch.mkdir(parents=True)
     result = _header(job) | {"diverged": False, "error": None, "cells": []}
     samples: dict[str, Any] = {}
-    dim = RUNS[job.run].dim
+    run = ALL_RUNS[job.run]
     start = time.process_time()
     try:
-        value = make_value(dim) if job.critic == "true" else None
-        checkpoint = train(job.config, make_dataset(dim), scratch / "training", value=value)
+        dataset, value = run.make_dataset(), run.make_value() if job.critic == "true" else None
+        start = time.process_time()
+        checkpoint = train(job.config, dataset, scratch / "training", value=value)
         result["train_seconds"] = time.process_time() - start
         policy = MeamPolicy.from_pretrained(export_policy(checkpoint, scratch / "policy"))
-        samples = _sample(policy, dim, job.seed)
-        result["cells"] = [_measure(job, name, actions) for name, actions in samples.items()]
+        if isinstance(run, Chunks):
+            samples = _sample_chunks(policy, run, job.seed)
+            tilted = _tilted_prior(checkpoint, run, job.seed)
+            result["cells"] = [_measure_chunks(run, actions, tilted) for actions in samples.values()]
+        else:
+            samples = _sample(policy, run.dim, job.seed)
+            result["cells"] = [_measure(run, name, actions) for name, actions in samples.items()]
     except (DivergedError, ActionError, ParityError) as error:
         result |= {"diverged": True, "error": f"{type(error).__name__}: {error}"}
         result.setdefault("train_seconds", time.process_time() - start)
@@ -213,10 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--run",
         nargs="+",
-        choices=list(RUNS),
-        default=list(RUNS),
+        choices=list(ALL_RUNS),
+        default=list(ALL_RUNS),
         metavar="RUN",
-        help="default: all, which are " + ", ".join(RUNS),
+        help="default: all, which are " + ", ".join(ALL_RUNS),
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time; 0 works in this one; default: 2")
     parser.add_argument("--steps", type=int, default=COMMON["steps"], help="default: %(default)s")
@@ -228,7 +235,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = {"steps": options.steps, "pretrain_steps": options.pretrain_steps, "precision": options.precision}
     # Runs vary slowest, so that an interrupted suite has compared all methods on what it has done.
     choices = itertools.product(options.seed, options.run, options.critic, options.method)
-    jobs = [Job(method, critic, run, seed, overrides) for seed, run, critic, method in choices]
+    jobs = [
+        Job(method, critic, run, seed, overrides)
+        for seed, run, critic, method in choices
+        # Only critics that are learned disagree.
+        if not (critic == "true" and ALL_RUNS[run].settings.get("adaptive_mixture"))
+    ]
+    if not jobs:
+        parser.error("the adaptive mixture needs learned critics; expected --critic learned.")
     try:
         return 1 if run_jobs(jobs, options.output.expanduser(), options.jobs) else 0
     except KeyboardInterrupt:
@@ -238,7 +252,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _header(job: Job) -> dict[str, Any]:
     """What a result file is of, as JSON reads it back."""
-    settings = {**COMMON, **METHODS[job.method], **job.overrides}
+    # What a run's name says already is left out.
+    own = {key: value for key, value in ALL_RUNS[job.run].settings.items() if key in COMMON}
+    settings = {**COMMON, **own, **METHODS[job.method], **job.overrides}
     header = {key: value for key, value in asdict(job).items() if key != "overrides"}
     return json.loads(json.dumps({"format": FORMAT, **header, "settings": settings}))
 
@@ -252,18 +268,57 @@ def _sample(policy: MeamPolicy, dim: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _measure(job: Job, name: str, actions: Any) -> dict[str, Any]:
-    run = RUNS[job.run]
+def _sample_chunks(policy: MeamPolicy, run: Chunks, seed: int) -> dict[str, Any]:
+    """Actions [n, dim] under the name of the only cell, the observations one after the other."""
+    repeated = _repeated(run, SAMPLES)
+    return {run.cells[0]: policy.sample(repeated, seed=seed)[:, 0]}
+
+
+def _tilted_prior(checkpoint: Checkpoint, run: Chunks, seed: int) -> dict[str, Any]:
+    """The learned prior's samples resampled by the exact tilt: what the prior's error alone leaves."""
+    networks = checkpoint.load_networks()
+    generator = torch.Generator().manual_seed(seed)
+    observations = torch.from_numpy(_repeated(run, PRIOR_SAMPLES))
+    chunks = []
+    with torch.no_grad():
+        for rows in observations.split(10_000):
+            noise = torch.randn(len(rows), run.dim, generator=generator)
+            chunks.append(networks.flow(networks.target_prior, networks.encoder(rows), noise).clamp(-1, 1))
+    drawn = torch.cat(chunks).double().numpy().reshape(len(run.observations), -1, run.dim)
+    tilts = [run.log_tilt(*pair) for pair in zip(run.observations, drawn, strict=True)]
+    effective = min(effective_share(tilt) * len(tilt) for tilt in tilts)
+    if effective < LEAST_EFFECTIVE:
+        return {"effective": effective, "measures": None}
+    count, numpy_generator = SAMPLES // len(drawn), np.random.default_rng(seed)
+    tilted = [resample(points, tilt, count, numpy_generator) for points, tilt in zip(drawn, tilts, strict=True)]
+    return {"effective": effective, "measures": ChunkTarget(run, SAMPLES).measure(np.stack(tilted))}
+
+
+def _repeated(run: Chunks, samples: int) -> Any:
+    """The observations of a run, each as often as gives about `samples` rows [n, features]."""
+    return np.repeat(run.observations.astype(np.float32), samples // len(run.observations), axis=0)
+
+
+def _measure_chunks(run: Chunks, actions: Any, tilted: Mapping[str, Any]) -> dict[str, Any]:
+    actions = actions.astype(np.float64)
+    found = ChunkTarget(run, SAMPLES).measure(actions.reshape(len(run.observations), -1, run.dim))
+    return {"context": run.cells[0], **found, "tilted_prior": dict(tilted), **_extent(actions)}
+
+
+def _measure(run: Run, name: str, actions: Any) -> dict[str, Any]:
     context = next(context for context in CONTEXTS[run.dim] if context.name == name)
     actions = actions.astype(np.float64)
-    largest = np.abs(actions).max(axis=1)
     return {
         "context": name,
         "normalised_w1": Target(run, context, make_grid(run.dim)).normalised_w1(actions),
         "mode_mass": mode_masses(context, actions).tolist(),
-        "max_action": float(largest.max()),
-        "at_bound": float((largest > AT_BOUND).mean()),
+        **_extent(actions),
     }
+
+
+def _extent(actions: Any) -> dict[str, float]:
+    largest = np.abs(actions).max(axis=1)
+    return {"max_action": float(largest.max()), "at_bound": float((largest > AT_BOUND).mean())}
 
 
 def _finished(jobs: Sequence[Job], output: Path, workers: int) -> Generator[Job]:

@@ -21,9 +21,12 @@ from meam_training.algorithm.q_maximizer import maximize_q
 
 ACCURACY = Path(__file__).parents[3] / "benchmarks" / "accuracy"
 sys.path.insert(0, str(ACCURACY))  # its scripts import each other by name, as a script's folder is on the path
-problems, metrics, suite, report = (importlib.import_module(name) for name in ("problems", "metrics", "run", "report"))
+names = ("problems", "metrics", "run", "report", "reading")
+problems, metrics, suite, report, reading = (importlib.import_module(name) for name in names)
 
-CELLS = [(run, context) for run in problems.RUNS.values() for context in problems.CONTEXTS[run.dim]]
+SPECIAL = [run for run in problems.RUNS.values() if run.faces or run.adaptive or run.mirror_stages > 1]
+PLAIN = [run for run in problems.RUNS.values() if run not in SPECIAL]
+CELLS = [(run, context) for run in PLAIN for context in problems.CONTEXTS[run.dim]]
 LINE = [(run, context) for run, context in CELLS if run.dim == 1]
 
 
@@ -176,13 +179,14 @@ def test_samples_of_the_prior_are_at_1_and_of_the_target_at_the_floor(run: Any, 
 
 def test_the_suite_has_forty_cells_and_every_job_has_valid_settings() -> None:
     assert len(CELLS) == 40
-    assert all(run.name == name for name, run in problems.RUNS.items())
+    assert all(run.name == name for name, run in suite.ALL_RUNS.items())
     for method in suite.METHODS:
-        for name, run in problems.RUNS.items():
-            config = suite.Job(method, "true", name, 3).config
+        for name, run in suite.ALL_RUNS.items():
+            config = suite.Job(method, "learned", name, 3).config
             assert (config.method, config.seed, config.objective) == ("me-am", 3, suite.METHODS[method]["objective"])
-            assert config.inverse_temperature == run.inverse_temperature
-            if run.mixture_weight:
+            assert config.inverse_temperature == run.settings["inverse_temperature"]
+            assert (config.entropy_coef, config.chunk_size) == (run.entropy_coef, 1)
+            if run.settings["mixture_weight"]:
                 assert config.mixture_bandwidth == problems.BANDWIDTH
     for context in (*problems.CONTEXTS[1], *problems.CONTEXTS[2]):
         assert sum(context.weights) == pytest.approx(1)
@@ -203,7 +207,7 @@ def test_a_diverged_job_is_recorded_reported_and_not_done_again(
     monkeypatch.setattr(suite, "train", lambda *args, **kwargs: pytest.fail("done again"))
     assert suite.run_jobs([job], tmp_path, workers=0) == 0
 
-    text = report.tables(report.read_results(tmp_path))
+    text = report.tables(reading.read_results(tmp_path))
     assert "| reference | diverged | diverged | 0 of 4 | - | 1 of 1 | 0 |" in text
     assert "- reference, 1d-0.9-3-0, seed 0: DivergedError: The gradient of update 7 is not finite." in text
     assert "| 1d-0.9-3-0 | rare | 0.10 | 0.99 | diverged |" in text
@@ -214,6 +218,17 @@ def test_a_diverged_job_is_recorded_reported_and_not_done_again(
 def test_a_folder_without_results_has_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main([str(tmp_path)]) == 1
     assert "holds no finished jobs" in capsys.readouterr().err
+
+
+def test_two_mirror_stages_tilt_twice_and_faces_hold_their_share() -> None:
+    context, grid = problems.CONTEXTS[1][1], problems.make_grid(1)
+    twice = problems.Run(1, 0.0, 1.0, 0.0, mirror_stages=2).target(context, grid)
+    np.testing.assert_allclose(twice, problems.Run(1, 0.0, 2.0, 0.0).target(context, grid), rtol=1e-9)
+    prior = problems.Run(1, 0.0, 1.0, 0.0, faces=0.3).prior(context, grid)
+    assert prior.sum() == pytest.approx(1)
+    assert prior[[0, -1]] == pytest.approx([0.27, 0.03], abs=1e-3)
+    actions = problems.make_dataset(1, 20_000, faces=0.3).actions[20_000:40_000]
+    assert [(actions == side).mean() for side in (-1, 1)] == pytest.approx([0.27, 0.03], abs=0.01)
 
 
 @pytest.mark.slow
@@ -227,6 +242,23 @@ def test_the_reweighted_policy_comes_close_to_its_targets_with_few_updates(tmp_p
     assert all(cell["max_action"] <= 1 for cell in cells.values())
     assert report.main([str(tmp_path)]) == 0
     assert {p.name for p in tmp_path.glob("true*")} == {"true.md", "true-overview.png", "true-reweighted.png"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["5d-bump-0-2m-2-1", "25d-lin-0-2m-1.5-1-context"])
+def test_a_job_on_chunks_is_measured_and_reported_beside_its_floor(tmp_path: Path, name: str) -> None:
+    command = ["--output", str(tmp_path), "--method", "reweighted", "--run", name, "--jobs", "0"]
+    assert suite.main([*command, "--steps", "60", "--pretrain-steps", "30"]) == 0
+    (path,) = (tmp_path / "jobs").glob("*.json")
+    (cell,) = json.loads(path.read_text())["cells"]
+    # Hardly trained: about where the prior is, and wider than a mode.
+    assert cell["normalised_w1"] > 0.5
+    assert cell["stiff_log_variance"] > 1
+    assert sum(cell["mode_mass"]) == pytest.approx(1)
+    assert report.main([str(tmp_path)]) == 0
+    text = (tmp_path / "true.md").read_text()
+    assert [line.split("|")[2].strip() for line in text.splitlines()[4:7]] == ["floor", "tilted prior", "reweighted"]
+    assert (tmp_path / "true-chunks.png").is_file()
 
 
 @pytest.mark.slow
