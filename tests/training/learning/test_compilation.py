@@ -21,16 +21,20 @@ from meam_training.networks.trust_region import TRUST_REGION_METRICS
 from meam_training.trainer import make_spec
 
 CPU = torch.device("cpu")
-SHORT = {"nfe": 2, "likelihood_steps": 1, "ascent_steps": 1, "batch_size": 8}
+SHORT = {"nfe": 2, "likelihood_steps": 1, "ascent_steps": 1, "batch_size": 8, "pretrain_steps": 0}
+CONSTANT = {"kl_budget": None}
 SHALLOW = {"hidden_dims": (8,), "critic_hidden_dims": (8,)}
 """Loops are unrolled, and every layer takes kernels of its own: less of both compiles faster."""
 METHODS = {
-    "reweighted": ("me-am", {}, "inductor"),
-    "ancestral": ("me-am", {"objective": "adjoint", "distill_coef": 1.0}, "aot_eager"),
-    "target score": ("me-am", {"objective": "target_score", "best_of": 2}, "aot_eager"),
+    "two scale": ("me-am", CONSTANT, "inductor"),
+    "reweighted": ("me-am", {**CONSTANT, "objective": "reweighted", "precondition": False}, "aot_eager"),
+    "bridge": ("me-am", {**CONSTANT, "objective": "bridge"}, "aot_eager"),
+    "ancestral": ("me-am", {**CONSTANT, "objective": "adjoint", "distill_coef": 1.0}, "aot_eager"),
+    "target score": ("me-am", {**CONSTANT, "objective": "target_score", "best_of": 2}, "aot_eager"),
     "edit": ("qam-edit", {}, "aot_eager"),
     "budget": ("me-am", {"kl_budget": 0.5, "objective": "adjoint", "layer_norm": True}, "aot_eager"),
-    "reweighted budget": ("me-am", {"kl_budget": 0.5}, "aot_eager"),
+    "two scale budget": ("me-am", {"kl_budget": 0.5}, "aot_eager"),
+    "reweighted budget": ("me-am", {"kl_budget": 0.5, "objective": "reweighted"}, "aot_eager"),
     "published budget": ("trqam", {}, "aot_eager"),
 }
 """Preset, settings, and the backend: "aot_eager" makes the same single graph of update and gradients, but takes

@@ -45,7 +45,7 @@ def save(folder, checkpoint, step, score=None):
 def run(dataset, make_config, tmp_path_factory):
     """A run with checkpoints at steps 2, 4 and 5."""
     folder = tmp_path_factory.mktemp("run")
-    train(make_config(steps=5, checkpoint_every=2, fourier_features=4), dataset, folder)
+    train(make_config(steps=5, pretrain_steps=0, checkpoint_every=2, fourier_features=4), dataset, folder)
     return folder
 
 
@@ -63,7 +63,7 @@ def test_a_checkpoint_is_a_folder_of_plain_files(run):
 
 def test_a_training_folder_opens_at_its_newest_checkpoint(run, dataset, make_config):
     checkpoint = Checkpoint.load(run)
-    config = make_config(steps=5, checkpoint_every=2, fourier_features=4)
+    config = make_config(steps=5, pretrain_steps=0, checkpoint_every=2, fourier_features=4)
     assert checkpoint == Checkpoint.load(run / "checkpoints/step_00000005") == Checkpoint.latest(run)
     assert (checkpoint.step, checkpoint.config, checkpoint.spec) == (5, config, make_spec(config, dataset))
     assert Checkpoint.load(run / "checkpoints/step_00000002").step == 2
