@@ -22,9 +22,11 @@ from meam_policy import BoxSpec, FormatError, MeamError, ParityError, PolicySpec
 from meam_policy.inference.session import Optimization, PolicySession
 from meam_policy.spec import Integration
 from meam_training import TrainConfig
+from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.meam_networks import build_networks
 from meam_training.networks.policy_module import PolicyModule
 
+STATISTICS = DataStatistics((0.3, -0.2, 0.1, -0.4), 0.4, -2.0, 3.0)
 CONFIG = TrainConfig.preset("me-am", hidden_dims=(16, 16), critic_hidden_dims=(8,), num_critics=2, fourier_features=4)
 COUNT = 40
 RECORDED = np.random.default_rng(5).normal((0.5, -20.0, 3.0), (0.5, 3.0, 0.1), (30, 3)).astype(np.float32)
@@ -52,7 +54,7 @@ def make_spec(best_of: int = 1, **changes: Any) -> PolicySpec:
 
 def make_module(spec: PolicySpec) -> PolicyModule:
     """Networks in which nothing is zero."""
-    networks = build_networks(spec, CONFIG)
+    networks = build_networks(spec, CONFIG, STATISTICS)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in networks.parameters():
