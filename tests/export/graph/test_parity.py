@@ -334,7 +334,7 @@ def values_of(module: PolicyModule, rows: Rows, noise: Rows, dtype: torch.dtype)
     with torch.no_grad():
         features, values = single.networks.encoder(given), []
         for part in torch.tensor(noise, dtype=dtype).split(spec.chunk_dim, dim=1):
-            x_1 = single.networks.flow(single.networks.deployed, features, part).clamp(-1, 1)
+            x_1 = single.networks.flow(single.networks.deployed, features, part, spec.integration).clamp(-1, 1)
             values.append(single.networks.target_critic(features, x_1).mean(dim=0))
     return torch.stack(values).double()
 
@@ -343,7 +343,7 @@ def shifted(by: float) -> PolicyModule:
     """The same choices, but among values so large that float32 blurs them."""
     module = copy.deepcopy(CHOOSING)
     with torch.no_grad():
-        module.networks.target_critic.biases[-1].add_(by)
+        module.networks.target_critic.offset.add_(by)
     return module
 
 
