@@ -259,6 +259,8 @@ def _check_begun(run: SweepRun) -> None:
     if begun is None or begun.method != run.config.method:
         return
     for name, value in asdict(run.config).items():
+        if name == "pretrain_steps" and value is None:
+            continue  # a resumed run keeps its own
         if name not in run.given and getattr(begun, name) != value:
             raise ConfigError(
                 f"{run.output_dir} was begun with {name} = {getattr(begun, name)!r}, but in the sweep it has its "
