@@ -75,6 +75,7 @@ def learner(make_config, dataset, preset, **settings):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_compiled_update_is_an_eager_one(make_config, dataset, method, monkeypatch):
     preset, settings, backend = METHODS[method]
+    torch._dynamo.reset()  # one function may be compiled anew only so many times in a process
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     results = []
     for compile_ in (False, True):
@@ -98,6 +99,7 @@ def test_a_compiled_update_is_an_eager_one(make_config, dataset, method, monkeyp
 
 @pytest.mark.compiled
 def test_compiled_updates_follow_the_temperature_as_it_changes(make_config, dataset, monkeypatch):
+    torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     found = []
     for compile_ in (False, True):
@@ -111,6 +113,7 @@ def test_compiled_updates_follow_the_temperature_as_it_changes(make_config, data
 
 @pytest.mark.compiled
 def test_two_compiled_learners_do_not_share_their_weights(make_config, dataset):
+    torch._dynamo.reset()
     (first, chunks), (second, _) = (learner(make_config, dataset, "bc", compile=True, seed=seed) for seed in (1, 2))
     first.update(chunks, 1)
     before = [p.clone() for p in first.networks.parameters()]

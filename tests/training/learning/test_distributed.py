@@ -168,7 +168,7 @@ def run_worker(folder: Path, settings: str, name: str, processes: int) -> list[d
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["qam", "me-am", "budget"])
 def test_two_gloo_processes_train_like_one(make_config, tmp_path, method):
-    settings = config_of(make_config, method).to_json()
+    settings = config_of(make_config, method, pretrain_steps=0).to_json()
     (alone,) = run_worker(tmp_path, settings, "alone", 1)
     first, second = run_worker(tmp_path, settings, "together", 2)
     assert (alone["size"], first["size"]) == (1, 2)
@@ -193,6 +193,8 @@ def test_torchrun_of_the_command_writes_one_run_and_resumes_it(tmp_path):
         "4",
         "--mixture-weight",
         "0.3",
+        "--pretrain-steps",
+        "0",
         "--log-every",
         "1",
         "--device",
