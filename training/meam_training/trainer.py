@@ -98,7 +98,8 @@ def train(
         DivergedError: a gradient is not finite; the last checkpoint is intact.
     """
     folder = given_folder("output_dir", output_dir)
-    config = _resolved(config, Checkpoint.latest(folder) if resume else None)
+    begun = Checkpoint.latest(folder) if resume else None
+    config = config.resolved(None if begun is None else begun.config)
     device = training_device(config.device)
     spec, data = make_spec(config, dataset), dataset.fingerprint + ("" if value is None else " with a known value")
     chunks = make_chunk_source(config, dataset, spec, device)
@@ -145,13 +146,6 @@ def train(
     finished = Checkpoint.latest(folder)
     assert finished is not None  # there is at least one step, and the last one saves a checkpoint
     return finished
-
-
-def _resolved(config: TrainConfig, resumed: Checkpoint | None) -> TrainConfig:
-    """The settings with `pretrain_steps` as a number; if it is None, a resumed run keeps its own, whatever `steps`."""
-    if resumed is not None and config.pretrain_steps is None and config.trains_policy:
-        return config.changed(pretrain_steps=resumed.config.pretraining)
-    return config.resolved()
 
 
 def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:

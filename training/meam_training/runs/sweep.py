@@ -87,7 +87,7 @@ class SweepRun:
             return False  # the run itself will report the error
         if last is None:
             return False
-        same = last.config.deciding() == self.config.deciding()
+        same = last.config.deciding() == self.config.resolved(last.config).deciding()
         return same and last.step >= self.config.steps + self.config.online_steps
 
 
