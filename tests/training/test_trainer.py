@@ -30,15 +30,16 @@ from meam_training.learning.learner import clip_gradients
 from meam_training.networks.meam_networks import build_networks
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.run_folder import Run, load_settings
-from meam_training.trainer import make_spec, train
+from meam_training.trainer import data_statistics, make_spec, train
 
 ALWAYS = {"checkpoints", "config.json", "metrics.csv", "observations.safetensors", "run.json"}
 
 
 @pytest.fixture(scope="module")
 def make_config(make_config):
-    """The usual settings, but every checkpoint is kept."""
-    return lambda method="me-am", **overrides: make_config(method, **{"keep_checkpoints": 1000, **overrides})
+    """The usual settings, but every checkpoint is kept, and nothing is pretrained unless a test asks for it."""
+    shared = {"keep_checkpoints": 1000, "pretrain_steps": 0}
+    return lambda method="me-am", **overrides: make_config(method, shared, **overrides)
 
 
 def saved(checkpoint):
@@ -52,6 +53,11 @@ def assert_bit_equal(one, other):
     one, other = saved(one), saved(other)
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def initial_weights(config, dataset):
+    spec = make_spec(config, dataset)
+    return build_networks(spec, config, data_statistics(config, dataset, spec)).state_dict()
 
 
 def rows(folder):
@@ -91,8 +97,9 @@ def test_the_seed_decides_the_run(dataset, make_config, tmp_path):
     assert not torch.equal(saved(one)["prior.layers.0.weight"], saved(other)["prior.layers.0.weight"])
 
 
-OBJECTIVES = ["reweighted", "target_score", "adjoint"]
+OBJECTIVES = ["two_scale", "reweighted", "target_score", "adjoint", "bridge"]
 PUBLISHED = {"solver": "euler", "confine": False, "joint_clip": True}
+PUBLISHED |= {"precondition": False, "normalise_values": False}
 
 
 @pytest.mark.slow
@@ -104,7 +111,9 @@ def test_without_entropy_and_mixture_a_run_of_me_am_is_one_of_qam_bit_for_bit(
     scheme = {**PUBLISHED, "sde": "reference"} if objective == "adjoint" else PUBLISHED
     qam = train(make_config("qam", **common), dataset, tmp_path / "qam")
     me_am = train(
-        make_config("me-am", entropy_coef=0.0, mixture_weight=0.0, **common, **scheme), dataset, tmp_path / "me-am"
+        make_config("me-am", entropy_coef=0.0, mixture_weight=0.0, kl_budget=None, **common, **scheme),
+        dataset,
+        tmp_path / "me-am",
     )
     assert_bit_equal(qam, me_am)
     assert without_speed(tmp_path / "qam") == without_speed(tmp_path / "me-am")
@@ -113,7 +122,8 @@ def test_without_entropy_and_mixture_a_run_of_me_am_is_one_of_qam_bit_for_bit(
 def test_bc_is_the_prior_that_other_methods_pretrain(dataset, make_config, tmp_path):
     # The objective decides how much noise is drawn: with that of bc, by which nothing is trained, the draws are equal.
     bc = train(make_config("bc", steps=4), dataset, tmp_path / "bc")
-    settings = {"objective": bc.config.objective, "candidates": bc.config.candidates}
+    same = ("objective", "candidates", "precondition")
+    settings = {name: getattr(bc.config, name) for name in same}
     config = make_config("qam", steps=5, pretrain_steps=4, checkpoint_every=4, **settings)
     qam = train(config, dataset, tmp_path / "qam")
     assert {name.split(".")[0] for name in load_file(bc.path / "model.safetensors")} == {"encoder", "prior"}
@@ -130,10 +140,14 @@ def test_targets_average_the_weights_that_an_update_began_with(dataset, make_con
     config = make_config(steps=2, checkpoint_every=1, polyak=0.25)
     second = saved(train(config, dataset, tmp_path))
     first = saved(Checkpoint.load(tmp_path / "checkpoints/step_00000001"))
-    initial = build_networks(make_spec(config, dataset), config).state_dict()
+    initial = initial_weights(config, dataset)
     targets = [name for name in second if name.startswith("target_")]
     assert {name.split(".")[0] for name in targets} == {"target_prior", "target_critic", "target_policy"}
-    for name in targets:
+    buffers = {name for name in targets if name.endswith((".offset", ".scale")) or ".preconditioner." in name}
+    assert len(buffers) == 6
+    for name in buffers:  # known before the first update, and never averaged
+        assert torch.equal(second[name], initial[name])
+    for name in set(targets) - buffers:
         online = name.removeprefix("target_")
         assert torch.equal(first[name], initial[online])
         torch.testing.assert_close(second[name], 0.75 * initial[online] + 0.25 * first[online], rtol=1e-6, atol=1e-7)
@@ -143,7 +157,7 @@ def test_targets_average_the_weights_that_an_update_began_with(dataset, make_con
 def test_the_first_updates_are_adam_steps_of_the_learning_rate(dataset, make_config, tmp_path):
     config = make_config(steps=1, learning_rate=1e-3)
     after = saved(train(config, dataset, tmp_path))
-    initial = build_networks(make_spec(config, dataset), config).state_dict()
+    initial = initial_weights(config, dataset)
     # Adam's first step is the sign of the gradient times the rate, but for gradients near its epsilon.
     moved = (after["policy.layers.2.bias"] - initial["policy.layers.2.bias"]).abs()
     np.testing.assert_allclose(moved, 1e-3, rtol=1e-2)
@@ -279,10 +293,18 @@ def test_resuming_with_other_settings_is_refused(dataset, make_config, tmp_path,
     assert "steps:" not in str(caught.value)
 
 
-def test_steps_and_intervals_may_change_when_resuming(dataset, make_config, tmp_path):
-    train(make_config(steps=3), dataset, tmp_path)
-    config = make_config(steps=5, checkpoint_every=1, log_every=2)
-    assert train(config, dataset, tmp_path, resume=True).config == config
+def test_a_resumed_run_keeps_its_pretraining_whatever_its_length(dataset, make_config, tmp_path):
+    config = make_config(steps=10, pretrain_steps=None)
+    last = train(config, dataset, tmp_path)
+    assert last.config.pretrain_steps == 3
+    assert rows(tmp_path)[2]["policy_loss"] == ""
+    assert rows(tmp_path)[3]["policy_loss"] != ""
+    for steps in (12, 20):
+        resumed = train(replace(config, steps=steps), dataset, tmp_path, resume=True)
+        assert (resumed.step, resumed.config.pretrain_steps) == (steps, 3)
+    assert train(last.config.changed(steps=21), dataset, tmp_path, resume=True).step == 21
+    with pytest.raises(CheckpointError, match=r"pretrain_steps: 3 there, 4 now\."):
+        train(replace(config, steps=30, pretrain_steps=4), dataset, tmp_path, resume=True)
 
 
 def test_resuming_with_fewer_updates_than_done_is_refused(dataset, make_config, tmp_path):
@@ -356,11 +378,15 @@ def test_an_error_of_the_callers_own_passes_and_frees_the_folder(dataset, make_c
 # Divergence
 
 
+PLAIN = {"normalise_values": False, "kl_budget": None}
+"""Values in units of reward, and a constant temperature: then large rewards diverge."""
+
+
 @pytest.mark.parametrize("reward", [1e25, -1e38])
 def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint(
     dataset, make_config, tmp_path, reward
 ):
-    config = make_config(steps=8, pretrain_steps=4, checkpoint_every=1, discount=0.5)
+    config = make_config(steps=8, pretrain_steps=4, checkpoint_every=1, discount=0.5, **PLAIN)
     data = replace(dataset, rewards=np.full(len(dataset), reward, np.float32))
     with pytest.raises(DivergedError, match=r"gradient of update 5 is not finite \(.*critic_loss (inf|nan)"):
         train(config, data, tmp_path)
@@ -376,8 +402,16 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_last_checkpo
 def test_without_gradient_clipping_divergence_is_noticed_too(dataset, make_config, tmp_path):
     data = replace(dataset, rewards=np.full(len(dataset), 1e25, np.float32))
     with pytest.raises(DivergedError, match="gradient of update 1 is not finite"):
-        train(make_config(gradient_clip=0.0), data, tmp_path)
+        train(make_config(gradient_clip=0.0, **PLAIN), data, tmp_path)
     assert Checkpoint.latest(tmp_path) is None
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e15])
+def test_rewards_of_any_size_are_no_reason_to_diverge(dataset, make_config, tmp_path, size):
+    last = train(make_config(steps=6), replace(dataset, rewards=np.float32(size) * dataset.rewards), tmp_path)
+    assert all(0.01 < float(row["critic_loss"]) < 100 for row in rows(tmp_path))
+    assert float(rows(tmp_path)[-1]["inverse_temperature"]) > 0
+    assert all(tensor.isfinite().all() for tensor in saved(last).values())
 
 
 # Locking
@@ -701,7 +735,7 @@ def test_with_a_known_value_no_critic_is_learned(dataset, make_config, tmp_path,
     config = make_config(steps=4, objective=objective, mixture_weight=0.3)
     value = KnownQuadratic()
     last = train(config, dataset, tmp_path, value=value)
-    initial = build_networks(make_spec(config, dataset), config).state_dict()
+    initial = initial_weights(config, dataset)
     after = saved(last)
     critics = [name for name in initial if "critic" in name]
     assert critics
@@ -760,7 +794,7 @@ def test_several_chunks_to_choose_from_do_not_go_with_a_known_value(dataset, mak
 def test_the_heads_are_trained(dataset, make_config, tmp_path):
     config = make_config("qam-edit", steps=4, distill_coef=1.0)
     after = saved(train(config, dataset, tmp_path))
-    initial = build_networks(make_spec(config, dataset), config).state_dict()
+    initial = initial_weights(config, dataset)
     heads = [name for name in initial if name.startswith(("edit_policy.", "one_step."))]
     assert "edit_policy.log_alpha" in heads
     assert [name for name in heads if torch.equal(initial[name], after[name])] == []

@@ -112,7 +112,9 @@ def train(
         MissingExtraError: the environment's simulator or a logger is not installed.
         DivergedError: a gradient is not finite; the last checkpoint is intact.
     """
-    folder, config = given_folder("output_dir", output_dir), config.resolved()
+    folder = given_folder("output_dir", output_dir)
+    begun = Checkpoint.latest(folder) if resume else None
+    config = config.resolved(None if begun is None else begun.config)
     device = training_device(config.device)
     spec, data = make_spec(config, dataset), dataset.fingerprint + ("" if value is None else " with a known value")
     chunks = make_chunk_source(config, dataset, spec, device)

@@ -22,9 +22,11 @@ from meam_policy import BoxSpec, FormatError, MeamError, ParityError, PolicySpec
 from meam_policy.inference.session import Optimization, PolicySession
 from meam_policy.spec import Integration
 from meam_training import TrainConfig
+from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.meam_networks import build_networks
 from meam_training.networks.policy_module import PolicyModule
 
+STATISTICS = DataStatistics((0.3, -0.2, 0.1, -0.4), 0.4, -2.0, 3.0)
 CONFIG = TrainConfig.preset("me-am", hidden_dims=(16, 16), critic_hidden_dims=(8,), num_critics=2, fourier_features=4)
 COUNT = 40
 RECORDED = np.random.default_rng(5).normal((0.5, -20.0, 3.0), (0.5, 3.0, 0.1), (30, 3)).astype(np.float32)
@@ -52,7 +54,7 @@ def make_spec(best_of: int = 1, **changes: Any) -> PolicySpec:
 
 def make_module(spec: PolicySpec) -> PolicyModule:
     """Networks in which nothing is zero."""
-    networks = build_networks(spec, CONFIG)
+    networks = build_networks(spec, CONFIG, STATISTICS)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in networks.parameters():
@@ -332,7 +334,7 @@ def values_of(module: PolicyModule, rows: Rows, noise: Rows, dtype: torch.dtype)
     with torch.no_grad():
         features, values = single.networks.encoder(given), []
         for part in torch.tensor(noise, dtype=dtype).split(spec.chunk_dim, dim=1):
-            x_1 = single.networks.flow(single.networks.deployed, features, part).clamp(-1, 1)
+            x_1 = single.networks.flow(single.networks.deployed, features, part, spec.integration).clamp(-1, 1)
             values.append(single.networks.target_critic(features, x_1).mean(dim=0))
     return torch.stack(values).double()
 
@@ -341,7 +343,7 @@ def shifted(by: float) -> PolicyModule:
     """The same choices, but among values so large that float32 blurs them."""
     module = copy.deepcopy(CHOOSING)
     with torch.no_grad():
-        module.networks.target_critic.biases[-1].add_(by)
+        module.networks.target_critic.offset.add_(by)
     return module
 
 

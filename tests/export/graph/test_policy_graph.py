@@ -31,6 +31,7 @@ from meam_policy.graph.graph_check import check_graph
 from meam_policy.spec import EVALUATIONS, Integration, Precision, Solver
 from meam_training import TrainConfig
 from meam_training.flow.solvers import PREFIX_SOLVERS
+from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.meam_networks import build_networks
 from meam_training.networks.policy_module import PolicyModule
 
@@ -41,6 +42,9 @@ SIZES: dict[str, Any] = {
     "fourier_features": 6,
 }
 CONFIG = TrainConfig.preset("qam", **SIZES)
+PLAIN: dict[str, Any] = {"precondition": False, "normalise_values": False}
+STATISTICS = DataStatistics((0.3, -0.2, 0.1, 0.0, -0.4, 0.25), 0.4, -2.0, 3.0)
+"""What preconditioned fields and normalised critics know of the data."""
 KINDS = {
     "bc": TrainConfig.preset("bc", SIZES),
     "qam": CONFIG,
@@ -48,6 +52,9 @@ KINDS = {
     "qam-edit, confined": TrainConfig.preset("qam-edit", edit_scale=0.4, confine=True, **SIZES),
     "me-am": TrainConfig.preset("me-am", **SIZES),
     "me-am, best of 3": TrainConfig.preset("me-am", best_of=3, **SIZES),
+    "me-am, plain": TrainConfig.preset("me-am", **PLAIN, **SIZES),
+    "me-am, plain, best of 3": TrainConfig.preset("me-am", best_of=3, **PLAIN, **SIZES),
+    "bc, free": TrainConfig.preset("bc", confine=False, **{"hidden_dims": (12, 10), "fourier_features": 6}),
     "no features, one hidden layer": TrainConfig.preset(
         "me-am", **{**SIZES, "fourier_features": 0, "hidden_dims": (9,)}
     ),
@@ -56,6 +63,7 @@ KINDS = {
     "one step": TrainConfig.preset("me-am", distill_coef=1.0, **SIZES),
     "one step beside an edit policy": TrainConfig.preset("qam-edit", edit_scale=0.4, distill_coef=1.0, **SIZES),
     "takes_prefix": TrainConfig.preset("me-am", **SIZES),
+    "takes_prefix, plain": TrainConfig.preset("me-am", **PLAIN, **SIZES),
     "takes_prefix, not confined": CONFIG,
 }
 WITH_PREFIX = [kind for kind in KINDS if kind.startswith("takes_prefix")]
@@ -152,7 +160,7 @@ def critic_values(weights: Weights, features: np.ndarray, chunks: np.ndarray) ->
                 hidden = hidden * weights[f"target_critic.norm_scales.{i}"][member]
                 hidden = hidden + weights[f"target_critic.norm_biases.{i}"][member]
         values.append(hidden[:, 0])
-    return np.array(values)
+    return weights.get("target_critic.offset", 0) + weights.get("target_critic.scale", 1) * np.array(values)
 
 
 def numpy_policy(
@@ -177,8 +185,19 @@ def numpy_policy(
         given = scaled.clip(-1, 1).reshape(len(prefix), -1)
         share = np.repeat(weight.astype(np.float64), spec.action_dim, axis=1)
 
+    def network(x: np.ndarray, t: float) -> np.ndarray:
+        return perceptron(weights, field, np.concatenate([features, x, np.full((len(x), 1), t)], axis=1))
+
+    def free(x: np.ndarray, t: float) -> np.ndarray:
+        if not config.precondition:
+            return network(x, t)
+        mean, std = weights[f"{field}.preconditioner.mean"], weights[f"{field}.preconditioner.std"]
+        spread = np.sqrt((1 - t) ** 2 + (t * std) ** 2)
+        of_gaussian = mean + (t * std**2 - (1 - t)) / spread**2 * (x - t * mean)
+        return of_gaussian + std / spread * network((x - t * mean) / spread, t)
+
     def velocity(x: np.ndarray, t: float) -> np.ndarray:
-        v = perceptron(weights, field, np.concatenate([features, x, np.full((len(x), 1), t)], axis=1))
+        v = free(x, t)
         if t == 1 or (prefix is None and not config.confine):
             return v
         x_1 = (x + (1 - t) * v).clip(-1, 1) if config.confine else x + (1 - t) * v
@@ -214,7 +233,7 @@ def trained(
     spec: PolicySpec, config: TrainConfig, one_step: bool = False, takes_prefix: bool = False
 ) -> tuple[PolicyModule, Weights]:
     torch.manual_seed(0)
-    networks = build_networks(spec, config)
+    networks = build_networks(spec, config, STATISTICS)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in networks.parameters():  # nothing at zero, and averages that differ from their originals
@@ -380,8 +399,9 @@ def test_of_chunks_with_the_same_value_the_first_is_taken() -> None:
     found = run(session, observation, noise)
     np.testing.assert_allclose(found["actions"], run(single, observation, noise)["actions"], rtol=0, atol=1e-6)
     biases = module.networks.target_critic.biases[-1].detach().numpy().ravel()
-    np.testing.assert_allclose(found["value"], np.full(16, biases.mean()), rtol=1e-5)
-    np.testing.assert_allclose(found["disagreement"], np.full(16, biases.std()), rtol=1e-4)
+    in_reward = STATISTICS.value_offset + STATISTICS.value_scale * biases
+    np.testing.assert_allclose(found["value"], np.full(16, in_reward.mean()), rtol=1e-5)
+    np.testing.assert_allclose(found["disagreement"], np.full(16, in_reward.std()), rtol=1e-4)
 
 
 def test_critics_that_agree_have_no_disagreement() -> None:
@@ -602,7 +622,8 @@ def two_ways() -> tuple[PolicySpec, bytes, bytes, np.ndarray]:
     """A network fitted to chunks near one of two others, m and -m; its plain graph, that which is told, and m."""
     chunk_size = 6
     way = 0.7 * (-1.0) ** np.arange(2 * chunk_size)
-    config = TrainConfig.preset("bc", SIZES, hidden_dims=(64, 64), fourier_features=0)
+    # A plain field, which these few updates fit a little better.
+    config = TrainConfig.preset("bc", SIZES, hidden_dims=(64, 64), fourier_features=0, precondition=False)
     spec = make_spec(10, (-2.0, 0.5), (1.0, 0.75), config, chunk_size=chunk_size, solver="midpoint")
     torch.manual_seed(0)
     networks = build_networks(spec, config)
@@ -793,6 +814,7 @@ from meam_export.graph.policy_graph import build_graph
 from meam_training.networks.policy_module import PolicyModule
 from meam_policy import PolicySpec
 from meam_training import TrainConfig
+from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.meam_networks import build_networks
 torch.manual_seed(5)
 spec = PolicySpec.from_json(SPEC)
@@ -885,7 +907,7 @@ def test_the_graph_holds_the_weights_that_act_and_no_others(kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["qam", "me-am"])
+@pytest.mark.parametrize("kind", ["qam", "me-am", "me-am, plain"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_step_adds_a_row_of_biases_and_its_operators_to_the_file_and_no_weights(kind: str, solver: Solver) -> None:
     width, together = 64, EVALUATIONS[solver]
@@ -900,8 +922,11 @@ def test_a_step_adds_a_row_of_biases_and_its_operators_to_the_file_and_no_weight
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
-def test_free_euler_steps_are_one_gemm_a_layer_and_their_activations(layers: int, steps: int) -> None:
-    config = replace(CONFIG, hidden_dims=(6,) * layers)
+@pytest.mark.parametrize("precondition", [False, True])
+def test_free_euler_steps_are_one_gemm_a_layer_and_their_activations(
+    precondition: bool, layers: int, steps: int
+) -> None:
+    config = replace(CONFIG, hidden_dims=(6,) * layers, precondition=precondition)
     found = check_graph(exported(make_spec(steps, config=config), config)[0]).operators
     split = {"Split": 1} if steps > 1 else {}
     assert dict(found) == {
@@ -911,24 +936,30 @@ def test_free_euler_steps_are_one_gemm_a_layer_and_their_activations(layers: int
         "Gemm": steps * (layers + 1) + 1,
         "Gelu": steps * layers,
         # Biases of all first layers in one addition; of the last layers in one; the action's offset.
-        **{"Unsqueeze": 1, "Add": 3, **split},
+        **{"Unsqueeze": 1, "Add": 2 if precondition and steps == 1 else 3, **split},
         # Scaling: one Reshape here, one for the biases.
         **{"Reshape": 2, "Mul": 1, "Max": 1, "Min": 1},
     }
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 25])
-def test_confined_euler_steps_clip_once_each(steps: int) -> None:
-    found = check_graph(exported(make_spec(steps, config=KINDS["me-am"], solver="euler"), KINDS["me-am"])[0]).operators
+@pytest.mark.parametrize("kind", ["me-am, plain", "me-am"])
+def test_confined_euler_steps_clip_once_each(kind: str, steps: int) -> None:
+    config = KINDS[kind]
+    found = check_graph(exported(make_spec(steps, config=config, solver="euler"), config)[0]).operators
     assert found["Gemm"] == 3 * steps + 1
     assert found["Clip"] == steps
-    # The two of every graph, the velocity's bias at the beginning, and every step but the last.
-    assert found["Add"] == 3 + (steps - 1)
+    if kind == "me-am":
+        # The two of every graph, and at every step but the last two: a step's constant is not the next one's.
+        assert found["Add"] == 2 + 2 * (steps - 1)
+    else:
+        # The two of every graph, the velocity's bias at the beginning, and every step but the last.
+        assert found["Add"] == 3 + (steps - 1)
     assert found["Mul"] == found["Sub"] == 1
 
 
 def test_biases_of_zero_are_not_added() -> None:
-    config = KINDS["me-am"]
+    config = KINDS["me-am, plain"]
     spec = make_spec(config=config)
     module, _ = trained(spec, config)
     with_biases = check_graph(build_graph(module, spec)).operators

@@ -21,7 +21,7 @@ from meam_training import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks, build_networks
 from meam_training.networks.policy_module import PolicyModule
 
-CONFIG = TrainConfig.preset("bc", hidden_dims=(16,), solver="euler", confine=False)
+CONFIG = TrainConfig.preset("bc", hidden_dims=(16,), solver="euler", confine=False, precondition=False)
 ROWS = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
 
 

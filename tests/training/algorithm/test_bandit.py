@@ -32,7 +32,8 @@ def test_the_rare_mode_gets_its_mass(tmp_path):
     dataset = OfflineDataset.from_arrays(nothing, actions, np.zeros(4000), nothing, ends, ~ends)
     config = TrainConfig.preset(
         "me-am",
-        steps=500,
+        inverse_temperature=1.0,
+        steps=900,
         pretrain_steps=300,
         device="cpu",
         hidden_dims=(32, 32),

@@ -17,7 +17,10 @@ from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "reweighted": {},
+    "two scale": {},
+    "reweighted": {"objective": "reweighted"},
+    "bridge": {"objective": "bridge"},
+    "scalar bridge": {"objective": "bridge", "bridge_adjoint": "scalar"},
     "target score": {"objective": "target_score"},
     "ancestral": {"objective": "adjoint"},
     "reference": {"objective": "adjoint", "sde": "reference", "confine": False},
@@ -136,9 +139,10 @@ def test_the_unit_cost_knows_no_temperature_and_grows_with_the_square_of_the_val
 
 
 @pytest.mark.parametrize("candidates", [4, 8, 16])
-def test_the_reweighted_objectives_unit_cost_is_half_the_values_variance_under_the_prior(candidates: int) -> None:
-    """With four candidates one comes from the prior, and another is drawn for the variance."""
-    config = make_config("reweighted", kl_budget=1.0, candidates=candidates, batch_size=8000)
+@pytest.mark.parametrize("kind", ["two scale", "reweighted"])
+def test_the_unit_cost_of_weights_is_half_the_values_variance_under_the_prior(kind: str, candidates: int) -> None:
+    """Where one candidate comes from the prior, another is drawn for the variance."""
+    config = make_config(kind, kl_budget=1.0, candidates=candidates, batch_size=8000)
     networks = make_networks(config)
     networks.known_value = lambda observations, actions: 3 * actions[:, 0]
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from meam_policy.spec import BoxSpec, Integration, PolicySpec
-from meam_training.algorithm import adjoint_objective, reweighted_objective
+from meam_training.algorithm import adjoint_objective, reweighted_objective, two_scale_objective
 from meam_training.algorithm.batch import ChunkBatch, MeamNoise, draw_noise
 from meam_training.algorithm.sample_matching import importance_weights
 from meam_training.algorithm.update import compute_losses
@@ -25,12 +26,15 @@ from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.velocity_field import VelocityField
 
 OBS, ACT = 2, 2
-OBJECTIVES = [
-    ("reweighted", "ancestral"),
-    ("target_score", "ancestral"),
-    ("adjoint", "ancestral"),
-    ("adjoint", "reference"),
-]
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "two scale": {"objective": "two_scale"},
+    "reweighted": {"objective": "reweighted"},
+    "target score": {"objective": "target_score"},
+    "ancestral": {"objective": "adjoint"},
+    "reference": {"objective": "adjoint", "sde": "reference"},
+    "bridge": {"objective": "bridge"},
+    "scalar bridge": {"objective": "bridge", "bridge_adjoint": "scalar"},
+}
 PEAK, CURVATURE = 0.3, 3.0
 
 
@@ -78,6 +82,7 @@ def make_config(**changes: Any) -> TrainConfig:
         "mixture_weight": 0.0,
         "score_limit": 1e9,
         "device": "cpu",
+        "kl_budget": None,
     }
     method = changes.pop("method", "me-am")
     return TrainConfig.preset(method, small, **changes)
@@ -148,82 +153,229 @@ def policy_loss(
     return losses.metrics["policy_loss"], losses.metrics
 
 
-# The reweighted objective
+# The objectives that draw samples, all of them again in NumPy
+
+
+class NumpyFlow:
+    """The flow of a Gaussian field at given observations, by its definition."""
+
+    def __init__(self, field: Any, observations: np.ndarray, config: TrainConfig) -> None:
+        assert isinstance(field, GaussianField)
+        self._field, self._config = field, config
+        self._mean = field.centre(torch.tensor(observations)).numpy()
+
+    def velocity(self, x: np.ndarray, t: Any) -> np.ndarray:
+        return self._field.numpy(self._mean, x, t)
+
+    def slope(self, t: Any) -> Any:
+        """The Jacobian of the velocity is this multiple of the identity."""
+        return self._field.slope_at(t)
+
+    def end(self, x: np.ndarray) -> np.ndarray:
+        for k in (0, 1):  # four evaluations
+            middle = x + self._confined(x, k / 2) / 4
+            x = x + self._confined(middle, k / 2 + 1 / 4) / 2
+        return x.clip(-1, 1) if self._config.confine else x
+
+    def log_density(self, x: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        steps, expansion = self._config.likelihood_steps, np.zeros(x.shape[:-1])
+        for k in reversed(range(steps)):
+            t = (k + 0.5) / steps
+            middle = x - self.velocity(x, (k + 1) / steps) / (2 * steps)
+            x = x - self.velocity(middle, t) / steps
+            expansion += ACT / len(directions) * self.slope(t) * (directions**2).sum() / steps
+        return -0.5 * (x**2 + np.log(2 * np.pi)).sum(axis=-1) - expansion
+
+    def _confined(self, x: np.ndarray, t: float) -> np.ndarray:
+        v = self.velocity(x, t)
+        return ((x + (1 - t) * v).clip(-1, 1) - x) / (1 - t) if self._config.confine else v
+
+
+def numpy_gradient(x: np.ndarray) -> np.ndarray:
+    """Gradient of the known value at the clipped action."""
+    return np.where(np.abs(x) <= 1, -2 * CURVATURE * (x - PEAK), 0.0)
+
+
+def beside_the_target(config: TrainConfig) -> MeamNetworks:
+    """Gaussians, all different, and so wide that the box matters."""
+    networks = gaussian_networks(config, std=0.6)
+    networks.target_policy = GaussianField(
+        torch.full((ACT,), -0.1, dtype=torch.float64), 0.1 * normal(2, OBS, ACT), 0.5
+    )
+    return networks
+
+
+def numpy_candidates(
+    prior: NumpyFlow, policy: NumpyFlow, noise: MeamNoise, entropy_coef: float, tau: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates, of which the first is the prior's, and their weights."""
+    starts, directions = noise.sample_x_0.numpy(), noise.probes.numpy()
+    x_1 = np.concatenate([prior.end(starts[:1]), policy.end(starts[1:])]).clip(-1, 1)
+    log_prior, log_policy = prior.log_density(x_1, directions), policy.log_density(x_1, directions)
+    share = 1 / len(starts)
+    mixture = share * np.exp(log_prior) + (1 - share) * np.exp(log_policy)
+    value = -CURVATURE * ((x_1 - PEAK) ** 2).sum(axis=-1)
+    weights = np.exp((1 - entropy_coef) * log_prior + tau * value) / mixture
+    return x_1, weights / weights.sum(axis=0)
 
 
 @pytest.mark.parametrize("confine", [False, True])
 @pytest.mark.parametrize("probes", [1, ACT])
 def test_the_reweighted_loss_is_that_of_its_definition(confine: bool, probes: int) -> None:
-    """All of it again in NumPy: samples, likelihoods, weights, regression."""
-    config = make_config(confine=confine, divergence_probes=probes, entropy_coef=0.3, inverse_temperature=2.0)
-    networks = gaussian_networks(config, std=0.6)  # wide, so that the box matters
-    other = GaussianField(torch.full((ACT,), -0.1, dtype=torch.float64), 0.1 * normal(2, OBS, ACT), 0.5)
-    networks.target_policy = other
-    batch, noise = make_batch(16), make_noise(config, 16)
+    config = make_config(
+        objective="reweighted", confine=confine, divergence_probes=probes, entropy_coef=0.3, inverse_temperature=2.0
+    )
+    networks, batch, noise = beside_the_target(config), make_batch(16), make_noise(config, 16)
     metrics = compute_losses(networks, batch, noise, config).metrics
     observations = batch.observations.numpy()[:4]
-    fields = [f for f in (networks.target_prior, other) if isinstance(f, GaussianField)]
-    means = [field.centre(torch.tensor(observations)).numpy() for field in fields]
-
-    def velocity(i: int, x: np.ndarray, t: float) -> np.ndarray:
-        v = fields[i].numpy(means[i], x, t)
-        return ((x + (1 - t) * v).clip(-1, 1) - x) / (1 - t) if confine else v
-
-    def sample(i: int, x: np.ndarray) -> np.ndarray:
-        for k in (0, 1):  # four evaluations
-            middle = x + velocity(i, x, k / 2) / 4
-            x = x + velocity(i, middle, k / 2 + 1 / 4) / 2
-        return x.clip(-1, 1)
-
-    def log_density(i: int, x: np.ndarray) -> np.ndarray:
-        steps, expansion = config.likelihood_steps, np.zeros(x.shape[:-1])
-        directions = noise.probes.numpy()
-        for k in reversed(range(steps)):
-            t = (k + 0.5) / steps
-            middle = x - fields[i].numpy(means[i], x, (k + 1) / steps) / (2 * steps)
-            x = x - fields[i].numpy(means[i], middle, t) / steps
-            # The Jacobian is a multiple of the identity.
-            expansion += ACT / len(directions) * fields[i].slope_at(t) * (directions**2).sum() / steps
-        return -0.5 * (x**2 + np.log(2 * np.pi)).sum(axis=-1) - expansion
-
-    starts = noise.sample_x_0.numpy()
-    x_1 = np.concatenate([sample(0, starts[:1]), sample(1, starts[1:])])
-    log_prior, log_policy = log_density(0, x_1), log_density(1, x_1)
-    mixture = 0.25 * np.exp(log_prior) + 0.75 * np.exp(log_policy)
-    weights = np.exp(0.7 * log_prior + 2.0 * -CURVATURE * ((x_1 - PEAK) ** 2).sum(axis=-1)) / mixture
-    weights /= weights.sum(axis=0)
+    prior, other, policy = (
+        NumpyFlow(field, observations, config)
+        for field in (networks.target_prior, networks.target_policy, networks.policy)
+    )
+    x_1, weights = numpy_candidates(prior, other, noise, 0.3, 2.0)
     assert metrics["effective_samples"].item() == pytest.approx((1 / (weights**2).sum(axis=0)).mean() / 4, rel=1e-9)
     assert weights.max() > 0.3
-    policy = networks.policy
-    assert isinstance(policy, GaussianField)
     x_0, t = noise.match_x_0.numpy(), noise.match_t.numpy()
-    predicted = policy.numpy(policy.centre(torch.tensor(observations)).numpy(), (1 - t) * x_0 + t * x_1, t)
+    assert len(x_0) == 4
+    predicted = policy.velocity((1 - t) * x_0 + t * x_1, t)
     errors = ((predicted - (x_1 - x_0)) ** 2).mean(axis=-1)
     assert metrics["policy_loss"].item() == pytest.approx((4 * weights * errors).mean(), rel=1e-9)
 
 
-def test_a_quarter_of_the_candidates_comes_from_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("confine", [False, True])
+@pytest.mark.parametrize("switch_time", [0.4, 0.7])
+def test_the_two_scale_loss_is_that_of_its_definition(confine: bool, switch_time: float) -> None:
+    config = make_config(
+        confine=confine,
+        switch_time=switch_time,
+        divergence_probes=1,
+        entropy_coef=0.3,
+        inverse_temperature=2.0,
+        candidates=6,
+        batch_size=48,
+    )
+    assert config.objective == "two_scale"
+    networks, batch, noise = beside_the_target(config), make_batch(48), make_noise(config, 48)
+    metrics = compute_losses(networks, batch, noise, config).metrics
+    observations = batch.observations.numpy()
+    fields = (networks.target_prior, networks.target_policy, networks.policy)
+
+    # Early: half of the batch's rows are candidates, each with two points.
+    prior, other, policy = (NumpyFlow(field, observations[:4], config) for field in fields)
+    x_1, weights = numpy_candidates(prior, other, noise, 0.3, 2.0)
+    assert metrics["effective_samples"].item() == pytest.approx((1 / (weights**2).sum(axis=0)).mean() / 6, rel=1e-9)
+    x_0, t = noise.match_x_0.numpy(), switch_time * noise.match_t.numpy()
+    assert x_0.shape == (2, 6, 4, ACT)
+    x_t, denoised = (1 - t) * x_0 + t * x_1, np.zeros_like(x_0)
+    for draw, source, row in np.ndindex(x_0.shape[:3]):
+        time = t[draw, source, row, 0]
+        squares = ((x_t[draw, source, row] - time * x_1[:, row]) ** 2).sum(axis=-1)
+        posterior = weights[:, row] * np.exp(-squares / (2 * (1 - time) ** 2))
+        denoised[draw, source, row] = posterior @ x_1[:, row] / posterior.sum()
+    errors = ((policy.velocity(x_t, t) - (denoised - x_t) / (1 - t)) ** 2).mean(axis=-1)
+    early = (6 * weights * errors).mean()
+    assert metrics["early_loss"].item() == pytest.approx(early, rel=1e-9)
+
+    # Late: every row, one point.
+    prior, other, policy = (NumpyFlow(field, observations, config) for field in fields)
+    x_1 = other.end(noise.bridge_start.numpy()).clip(-1, 1)
+    x_0, t = noise.bridge_x_0.numpy()[0], 1 - (1 - switch_time) * noise.bridge_t.numpy()[0]
+    assert x_0.shape == (48, ACT)
+    assert switch_time < t.min() < t.max() < 1
+    x_t = (1 - t) * x_0 + t * x_1
+    v = prior.velocity(x_t, t)
+    jacobian = np.broadcast_to(1 + (1 - t) * prior.slope(t), x_t.shape)
+    if confine:
+        clipped = np.abs(x_t + (1 - t) * v) > 1
+        assert 0 < clipped.mean() < 0.5
+        jacobian = np.where(clipped, 0.0, jacobian)
+    target = 0.7 * v + 0.3 * (x_1 - x_0) + jacobian * ((1 - t) / t * 2.0 * numpy_gradient(x_1) + 0.3 * x_0)
+    if confine:
+        target = ((x_t + (1 - t) * target).clip(-1, 1) - x_t) / np.maximum(1 - t, 1e-3)
+    late = ((policy.velocity(x_t, t) - target) ** 2).mean()
+    assert (1 - t).min() > 1e-3
+    assert metrics["late_loss"].item() == pytest.approx(late, rel=1e-9)
+    both = switch_time * early + (1 - switch_time) * late
+    assert metrics["policy_loss"].item() == pytest.approx(both, rel=1e-9)
+
+
+@pytest.mark.parametrize("confine", [False, True])
+@pytest.mark.parametrize("adjoint", ["denoiser", "scalar"])
+def test_the_bridge_loss_is_that_of_its_definition(adjoint: str, confine: bool) -> None:
+    config = make_config(
+        objective="bridge",
+        bridge_adjoint=adjoint,
+        confine=confine,
+        entropy_coef=0.3,
+        inverse_temperature=2.0,
+        score_eps=0.2,
+    )
+    networks, batch, noise = beside_the_target(config), make_batch(16), make_noise(config, 16)
+    metrics = compute_losses(networks, batch, noise, config).metrics
+    prior, other, policy = (
+        NumpyFlow(field, batch.observations.numpy(), config)
+        for field in (networks.target_prior, networks.target_policy, networks.policy)
+    )
+    x_1 = other.end(noise.bridge_start.numpy())
+    # -tau grad Q + lambda score, which no longer pushes outwards from the box's faces
+    inside = x_1.clip(-1, 1)
+    score = (0.8 * prior.velocity(inside, 0.8) - inside) / 0.2
+    score = np.where((np.abs(x_1) >= 1) & (score * x_1 < 0), 0.0, score)
+    terminal = -2.0 * numpy_gradient(x_1) + 0.3 * score
+    total, largest = 0.0, 0.0
+    for k in range(4):
+        t = (k + 1) / 4
+        x_t = (1 - t) * noise.bridge_x_0.numpy()[k] + t * x_1
+        v = prior.velocity(x_t, t)
+        if adjoint == "scalar":
+            a = t * terminal
+        else:
+            passed = np.abs(x_t + (1 - t) * v) <= 1 if confine else 1.0
+            a = (1 + (1 - t) * prior.slope(t)) * passed * terminal
+        sigma = math.sqrt(2 * (1 - t + 2 / 4) / t)  # that of the interval that ends at t
+        total += ((2 / sigma * (policy.velocity(x_t, t) - v) + sigma * a) ** 2).sum(axis=-1).mean()
+        largest = np.abs(a).max()
+    assert metrics["policy_loss"].item() == pytest.approx(total, rel=1e-9)
+    assert metrics["adjoint_max"].item() == pytest.approx(largest, rel=1e-12)
+
+
+# Weights
+
+
+@pytest.mark.parametrize(("objective", "part"), [("reweighted", 4), ("two_scale", 8)])
+def test_a_fixed_part_of_the_candidates_and_at_least_one_comes_from_the_prior(
+    objective: str, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[float] = []
 
     def spy(*args: Any) -> Tensor:
         seen.append(args[3])
         return importance_weights(*args)
 
-    monkeypatch.setattr(reweighted_objective, "importance_weights", spy)
-    for candidates in (4, 7, 8, 16):
-        config = make_config(candidates=candidates)
+    module = {"reweighted": reweighted_objective, "two_scale": two_scale_objective}[objective]
+    monkeypatch.setattr(module, "importance_weights", spy)
+    counts, expected = (4, 7, 8, 16), []
+    for candidates in counts:
+        config = make_config(objective=objective, candidates=candidates, batch_size=32)
         networks = gaussian_networks(config)
-        drawn: list[int] = []
+        drawn: list[tuple[int, ...]] = []
         monkeypatch.setattr(
-            MeamNetworks, "flow", lambda self, field, features, x_0, drawn=drawn: (drawn.append(len(x_0)), 0.1 * x_0)[1]
+            MeamNetworks,
+            "flow",
+            lambda self, field, features, x_0, drawn=drawn: (drawn.append(x_0.shape), 0.1 * x_0)[1],
         )
-        policy_loss(networks, config, 16)
-        assert drawn == [candidates // 4, candidates - candidates // 4]
-    assert seen == [1 / 4, 1 / 7, 1 / 4, 1 / 4]
+        policy_loss(networks, config, 32)
+        expected.append(max(1, candidates // part))
+        rows = 32 // candidates if objective == "reweighted" else 16 // candidates
+        assert drawn[:2] == [(expected[-1], rows, ACT), (candidates - expected[-1], rows, ACT)]
+        # The late part has a sample for every row.
+        assert drawn[2:] == ([(32, ACT)] if objective == "two_scale" else [])
+    assert seen == [of_prior / candidates for of_prior, candidates in zip(expected, counts, strict=True)]
 
 
-def test_where_nothing_is_to_change_all_weights_are_equal() -> None:
-    config = make_config(entropy_coef=0.0, inverse_temperature=0.0)
+@pytest.mark.parametrize("objective", ["two_scale", "reweighted"])
+def test_where_nothing_is_to_change_all_weights_are_equal(objective: str) -> None:
+    config = make_config(objective=objective, entropy_coef=0.0, inverse_temperature=0.0)
     networks = make_networks(config)
     networks.target_policy.load_state_dict(networks.target_prior.state_dict())  # pyright: ignore[reportOptionalMemberAccess]
     _, metrics = policy_loss(networks, config, 16)
@@ -244,7 +396,7 @@ def test_where_nothing_is_to_change_all_weights_are_equal() -> None:
 def test_the_reweighted_loss_cannot_diverge(
     seed: int, entropy_coef: float, inverse_temperature: float, size: float
 ) -> None:
-    config = make_config(entropy_coef=entropy_coef, inverse_temperature=inverse_temperature)
+    config = make_config(objective="reweighted", entropy_coef=entropy_coef, inverse_temperature=inverse_temperature)
     networks = make_networks(config, seed).float()
     with torch.no_grad():
         networks.target_critic.weights[-1].mul_(size)
@@ -283,17 +435,18 @@ def expected_gradient(networks: MeamNetworks, config: TrainConfig, rows: int, ba
 
 @pytest.mark.slow
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.5])
-@pytest.mark.parametrize("objective", ["reweighted", "target_score"])
+@pytest.mark.parametrize("objective", ["two_scale", "reweighted", "target_score"])
 def test_the_tilted_gaussian_is_the_fixed_point(objective: str, entropy_coef: float) -> None:
+    weighs = objective != "target_score"
     config = make_config(
         objective=objective,
         entropy_coef=entropy_coef,
         inverse_temperature=4.0,
         nfe=20,
-        **({"likelihood_steps": 12, "candidates": 16} if objective == "reweighted" else {"score_eps": 1e-4}),
+        **({"likelihood_steps": 12, "candidates": 16} if weighs else {"score_eps": 1e-4}),
     )
     networks = gaussian_networks(config)
-    rows = 16 * 48 if objective == "reweighted" else 12_000
+    rows = {"two_scale": 32 * 48, "reweighted": 16 * 48, "target_score": 12_000}[objective]
     mean, error = expected_gradient(networks, config, rows, 16)
     networks.policy = networks.target_prior
     at_prior, _ = expected_gradient(networks, config, rows, 4)
@@ -302,9 +455,53 @@ def test_the_tilted_gaussian_is_the_fixed_point(objective: str, entropy_coef: fl
     assert mean.norm() < 0.06 * at_prior.norm()
 
 
+class TiltedBy(GaussianField):
+    """The velocity of a Gaussian field, moved by share(t) times the gradient, carried back to t."""
+
+    def __init__(self, field: GaussianField, gradient: float, share: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(field.mean, field.slope, field.std)
+        self._gradient, self._share = gradient, share
+
+    def condition(self, features: Tensor) -> Velocity:
+        prior = super().condition(features)
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            return prior(x, t) + self._share(t) * (1 + (1 - t) * self.slope_at(t)) * self._gradient
+
+        return velocity
+
+
+@pytest.mark.parametrize("nfe", [4, 20])
+def test_on_bridges_a_linear_value_moves_a_gaussian_exactly_but_for_the_shift_of_the_published_noise(nfe: int) -> None:
+    """The exact share of the gradient is (1 - t) / t; with the noise scale of t - 1 / K, as published, 2 / (K t) more.
+
+    So the policy goes too far, by a velocity of twice the gradient over K at the last step, for any prior.
+    """
+    config = make_config(objective="bridge", entropy_coef=0.0, inverse_temperature=0.5, confine=False, nfe=nfe)
+    networks = gaussian_networks(config)
+    networks.known_value = lambda observations, actions: 3 * actions.sum(dim=-1)
+    prior = networks.target_prior
+    assert isinstance(prior, GaussianField)
+    networks.target_policy = prior  # well within the box
+    losses = []
+    for more in (2 / nfe, 0.0):
+        networks.policy = TiltedBy(prior, 1.5, lambda t, more=more: (1 - t + more) / t)
+        losses.append(policy_loss(networks, config, 16)[0].item())
+    assert losses[0] == pytest.approx(0, abs=1e-20)
+    assert losses[1] > 0.1
+
+
 @pytest.mark.slow
-def test_at_the_fixed_point_the_weights_are_nearly_equal() -> None:
-    config = make_config(entropy_coef=0.3, inverse_temperature=4.0, nfe=20, likelihood_steps=12, candidates=16)
+@pytest.mark.parametrize("objective", ["two_scale", "reweighted"])
+def test_at_the_fixed_point_the_weights_are_nearly_equal(objective: str) -> None:
+    config = make_config(
+        objective=objective,
+        entropy_coef=0.3,
+        inverse_temperature=4.0,
+        nfe=20,
+        likelihood_steps=12,
+        candidates=16,
+    )
     networks = gaussian_networks(config)
     _, metrics = policy_loss(networks, config, 2048)
     at_target = metrics["effective_samples"].item()
@@ -338,9 +535,9 @@ def freeze_path(monkeypatch: pytest.MonkeyPatch, networks: MeamNetworks, config:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "sde"), OBJECTIVES)
-def test_the_gradient_of_the_policys_loss_is_right(objective: str, sde: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make_config(objective=objective, sde=sde, hidden_dims=(3,), entropy_coef=0.4, batch_size=4)
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_the_gradient_of_the_policys_loss_is_right(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(**OBJECTIVES[kind], hidden_dims=(3,), entropy_coef=0.4, batch_size=4)
     networks = make_networks(config)
     freeze_path(monkeypatch, networks, config, 4)
     assert networks.policy is not None
@@ -348,9 +545,9 @@ def test_the_gradient_of_the_policys_loss_is_right(objective: str, sde: str, mon
     assert torch.autograd.gradcheck(lambda *_: policy_loss(networks, config, 4)[0], parameters)
 
 
-@pytest.mark.parametrize(("objective", "sde"), OBJECTIVES)
-def test_the_policys_loss_trains_only_the_policy(objective: str, sde: str) -> None:
-    config = make_config(objective=objective, sde=sde, entropy_coef=0.4)
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_the_policys_loss_trains_only_the_policy(kind: str) -> None:
+    config = make_config(**OBJECTIVES[kind], entropy_coef=0.4)
     networks = make_networks(config)
     policy_loss(networks, config, 16)[0].backward()
     moved = {name for name, p in networks.named_parameters() if p.grad is not None and p.grad.any()}
@@ -360,33 +557,33 @@ def test_the_policys_loss_trains_only_the_policy(objective: str, sde: str) -> No
 # Symmetries
 
 AXIS_OF_ROWS = {  # of every field of the noise
-    **dict.fromkeys(("next_x_0", "next_edit", "flow_x_0", "flow_t", "sde_x_0", "bandwidth", "accept", "head_x_0"), 0),
-    **dict.fromkeys(("sde", "sample_x_0", "ascent_x_0"), 1),
+    **dict.fromkeys(("next_x_0", "next_edit", "flow_x_0", "flow_t", "sde_x_0", "bridge_start", "bandwidth"), 0),
+    **dict.fromkeys(("accept", "head_x_0", "edit"), 0),
+    **dict.fromkeys(("sde", "sample_x_0", "bridge_x_0", "bridge_t", "ascent_x_0"), 1),
     **dict.fromkeys(("match_x_0", "match_t"), 2),
-    "edit": 0,
     "probes": None,
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "sde"), OBJECTIVES)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 @pytest.mark.parametrize("edited", [False, True])
 @settings(max_examples=4)
 @given(seed=st.integers(0, 1000))
-def test_the_order_of_a_batch_changes_no_loss(objective: str, sde: str, edited: bool, seed: int) -> None:
-    common: dict[str, Any] = {"objective": objective, "best_of": 2, "distill_coef": 1.0}
-    if objective == "adjoint":
-        common["sde"] = sde
+def test_the_order_of_a_batch_changes_no_loss(kind: str, edited: bool, seed: int) -> None:
+    common: dict[str, Any] = {**OBJECTIVES[kind], "best_of": 2, "distill_coef": 1.0}
     if edited:
+        common |= {} if kind == "reference" or common["objective"] != "adjoint" else {"sde": "ancestral"}
         common |= {"method": "qam-edit", "solver": "midpoint", "confine": True, "edit_scale": 0.2}
     else:
         common |= {"mixture_weight": 0.25, "adaptive_mixture": True}
     config = make_config(**common)
     networks = make_networks(config, seed=3)
     batch, noise = make_batch(16, seed), make_noise(config, 16, seed)
-    # The first four rows are those with Q-maximised chunks, and those on which the policy is reweighted.
+    # The first four rows are those with Q-maximised chunks, and those on which the policy is reweighted; in two_scale
+    # these are the first two.
     generator = np.random.default_rng(seed)
-    order = np.concatenate([generator.permutation(4), 4 + generator.permutation(12)])
+    order = np.concatenate([generator.permutation(2), 2 + generator.permutation(2), 4 + generator.permutation(12)])
     moved = {}
     for name, value in noise._asdict().items():
         axis = AXIS_OF_ROWS[name]
@@ -403,7 +600,7 @@ def test_the_order_of_a_batch_changes_no_loss(objective: str, sde: str, edited: 
 
 
 def test_the_order_of_the_samples_of_prior_and_policy_changes_nothing() -> None:
-    config = make_config(candidates=8)
+    config = make_config(objective="reweighted", candidates=8)
     networks, batch, noise = make_networks(config), make_batch(16), make_noise(config, 16)
     order = torch.tensor([1, 0, 4, 2, 7, 6, 5, 3])
     moved = noise._replace(
@@ -413,8 +610,9 @@ def test_the_order_of_the_samples_of_prior_and_policy_changes_nothing() -> None:
     torch.testing.assert_close(permuted, plain, rtol=1e-12, atol=1e-12)
 
 
-def test_probes_of_any_orthonormal_basis_give_the_same_loss() -> None:
-    config = make_config(divergence_probes=10)
+@pytest.mark.parametrize("objective", ["two_scale", "reweighted"])
+def test_probes_of_any_orthonormal_basis_give_the_same_loss(objective: str) -> None:
+    config = make_config(objective=objective, divergence_probes=10)
     networks, batch, noise = make_networks(config), make_batch(16), make_noise(config, 16)
     assert noise.probes.shape == (ACT, ACT)
     exact = noise._replace(probes=torch.eye(ACT, dtype=torch.float64))

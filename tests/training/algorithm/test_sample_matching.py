@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from meam_training.algorithm.sample_matching import (
+    denoised_among,
     gradient_cost,
     importance_weights,
     interpolant_kl,
@@ -117,6 +118,78 @@ def test_the_weights_know_the_mass_of_separated_modes():
     mass = importance_weights(*columns, 0.25, 0.5, 1.5).numpy()[right].sum()
     expected = math.sqrt(0.1) * math.exp(1.5) / (math.sqrt(0.1) * math.exp(1.5) + math.sqrt(0.9))
     assert mass == pytest.approx(expected, abs=0.01)
+
+
+# The mean over candidates, given a point
+
+
+def interpolants(seed, samples, draws=3, points=None, rows=4, act=3, latest=0.95):
+    generator = np.random.default_rng(seed)
+    x_1 = generator.uniform(-1, 1, size=(samples, rows, act))
+    weight = generator.dirichlet(np.ones(samples), size=rows).T
+    points = points or samples
+    t = generator.uniform(0, latest, size=(draws, points, rows, 1))
+    x_t = (1 - t) * generator.normal(size=(draws, points, rows, act)) + t * x_1[:points]
+    return x_1, weight, x_t, t
+
+
+def test_among_one_candidate_the_denoised_action_is_that_candidate():
+    x_1, weight, x_t, t = interpolants(0, 1)
+    found = denoised_among(tensor(x_1), tensor(weight), tensor(x_t), tensor(t))
+    np.testing.assert_array_equal(found, np.broadcast_to(x_1, found.shape))
+
+
+@pytest.mark.parametrize("samples", [2, 8])
+def test_among_several_candidates_it_is_their_posterior_mean(samples):
+    x_1, weight, x_t, t = interpolants(1, samples)
+    found = denoised_among(tensor(x_1), tensor(weight), tensor(x_t), tensor(t)).numpy()
+    for draw, point, row in np.ndindex(found.shape[:3]):
+        time = t[draw, point, row]
+        density = np.exp(-0.5 * (((x_t[draw, point, row] - time * x_1[:, row]) / (1 - time)) ** 2).sum(axis=-1))
+        posterior = weight[:, row] * density
+        posterior /= posterior.sum()
+        np.testing.assert_allclose(found[draw, point, row], posterior @ x_1[:, row], rtol=1e-9, atol=1e-12)
+
+
+def test_a_candidate_of_no_weight_does_not_count():
+    x_1, weight, x_t, t = interpolants(2, 3)
+    weight[1, :2] = 0
+    without = np.delete(x_1, 1, axis=0), np.delete(weight, 1, axis=0)
+    found = denoised_among(*(tensor(a) for a in (x_1, weight, x_t, t)))
+    expected = denoised_among(*(tensor(a) for a in (*without, x_t, t)))
+    torch.testing.assert_close(found[:, :, :2], expected[:, :, :2], rtol=1e-12, atol=1e-12)
+    assert (found - expected)[:, :, 2:].abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.7])
+def test_the_mean_over_candidates_has_no_bias_and_less_noise_than_a_candidate(t):
+    """For x_t from a candidate in proportion to the weights, and every function of x_t: E[(x_1 - mean) f(x_t)] = 0."""
+    draws, generator = 200_000, np.random.default_rng(3)
+    x_1, weight, _, _ = interpolants(3, 4, rows=1, act=2)
+    source = generator.choice(4, size=draws, p=weight[:, 0])
+    drawn = x_1[source, 0]
+    x_t = (1 - t) * generator.normal(size=(draws, 2)) + t * drawn
+    times = torch.full((draws, 1, 1, 1), t, dtype=torch.float64)
+    found = denoised_among(tensor(x_1), tensor(weight), tensor(x_t)[:, None, None], times).numpy()[:, 0, 0]
+    functions = np.stack([np.ones(draws), *x_t.T, x_t[:, 0] ** 2, np.sin(5 * x_t[:, 1])], axis=1)
+    products = (drawn - found)[:, :, None] * functions[:, None, :]
+    assert (np.abs(products.mean(axis=0)) < 4 * products.std(axis=0) / math.sqrt(draws)).all()
+    assert (found.var(axis=0) < 0.9 * drawn.var(axis=0)).all()
+    # At t = 0 the point says nothing.
+    assert (np.ptp(found, axis=0) < 1e-12).all() == (t == 0)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.5, 0.9, 0.999])
+def test_the_mean_over_candidates_lies_between_them_in_float32_too(t):
+    x_1, weight, x_t, _ = interpolants(4, 8, rows=64)
+    times = np.full((*x_t.shape[:-1], 1), t)
+    x_t = (1 - t) * np.random.default_rng(5).normal(size=x_t.shape) + t * x_1
+    arrays = [tensor(a) for a in (x_1, weight, x_t, times)]
+    exact, single = denoised_among(*arrays), denoised_among(*(a.float() for a in arrays))
+    low, high = arrays[0].amin(dim=0), arrays[0].amax(dim=0)
+    assert ((single >= low - 1e-6) & (single <= high + 1e-6)).all()
+    # The logits are differences of numbers of about t^2 / (1 - t)^2.
+    assert (single - exact).abs().max() < 1e-6 * (1 + (t / (1 - t)) ** 2)
 
 
 # Target score matching

@@ -12,7 +12,6 @@ from meam_training.algorithm import batch as batch_module
 from meam_training.algorithm import prior_loss
 from meam_training.algorithm.adjoint_objective import ADJOINT_METRICS, terminal_adjoint
 from meam_training.algorithm.batch import (
-    _DRAWS,
     ROW_AXES,
     ChunkBatch,
     MeamNoise,
@@ -21,20 +20,33 @@ from meam_training.algorithm.batch import (
     orthonormal,
     row_axes,
 )
+from meam_training.algorithm.bridge_objective import BRIDGE_METRICS
 from meam_training.algorithm.critic_loss import CRITIC_METRICS
 from meam_training.algorithm.head_losses import HEAD_METRICS, distill_loss, edit_loss, head_losses
 from meam_training.algorithm.prior_loss import MIXTURE_METRICS
 from meam_training.algorithm.reweighted_objective import REWEIGHTED_METRICS
 from meam_training.algorithm.target_score_objective import TARGET_SCORE_METRICS
+from meam_training.algorithm.two_scale_objective import TWO_SCALE_METRICS
 from meam_training.algorithm.update import METRICS, compute_losses, pretraining_losses, update_targets
 from meam_training.config import TrainConfig
 from meam_training.flow.ode import integrate
 from meam_training.flow.path import score_from_velocity, time_like
+from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.meam_networks import MeamNetworks, build_networks
 from meam_training.trainer import make_spec
 
 CPU = torch.device("cpu")
 BATCH = 16
+
+
+@pytest.fixture(scope="module")
+def make_config(make_config):
+    """Settings of a run that takes a fraction of a second, with a constant temperature but for trqam."""
+
+    def make(method="me-am", **overrides):
+        return make_config(method, {"kl_budget": None} if method == "me-am" else {}, **overrides)
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +91,9 @@ def gradients(networks, loss):
     return {name for name, p in networks.named_parameters() if p.grad is not None and p.grad.any()}
 
 
-OBJECTIVES = ["reweighted", "target_score", "adjoint"]
+OBJECTIVES = ["two_scale", "reweighted", "target_score", "adjoint", "bridge"]
 PUBLISHED = {"sde": "reference", "solver": "euler", "confine": False, "joint_clip": True}
+PUBLISHED |= {"precondition": False, "normalise_values": False}
 
 
 @given(
@@ -113,13 +126,18 @@ def test_the_noise_has_a_row_for_everything_that_is_random(make_config, batch, a
     weight, objective = config.mixture_weight, config.objective
     mixed = max(1, round(weight * batch)) if weight else 0  # a mixture is never silently empty
     sde = batch if objective == "adjoint" else 0
-    # As many samples as the batch has rows, or a little fewer, by observation.
-    samples = {
-        "reweighted": (config.candidates, batch // config.candidates),
-        "target_score": (1, batch),
-        "adjoint": (1, 0),
+    # As many samples as the batch has rows, or a little fewer, by observation; half as many where each row of the
+    # batch has a bridge too, but never none.
+    draws, *samples = {
+        "two_scale": (2, config.candidates, max(1, batch // (2 * config.candidates))),
+        "reweighted": (4, config.candidates, batch // config.candidates),
+        "target_score": (4, 1, batch),
+        "adjoint": (0, 1, 0),
+        "bridge": (0, 1, 0),
     }[objective]
-    probes = min(config.divergence_probes, act) if objective == "reweighted" else 0
+    points = {"two_scale": 1, "bridge": 2 * half}.get(objective, 0)
+    bridges = batch if points else 0
+    probes = min(config.divergence_probes, act) if objective in ("two_scale", "reweighted") else 0
     heads = batch if edits or config.distill_coef else 0
     assert {name: tuple(tensor.shape) for name, tensor in noise._asdict().items()} == {
         "next_x_0": (batch, config.best_of * act),
@@ -129,8 +147,11 @@ def test_the_noise_has_a_row_for_everything_that_is_random(make_config, batch, a
         "sde_x_0": (sde, act),
         "sde": ((config.sde_steps or 2 * half) - 1, sde, act),
         "sample_x_0": (*samples, act),
-        "match_x_0": (_DRAWS, *samples, act),
-        "match_t": (_DRAWS, *samples, 1),
+        "match_x_0": (draws, *samples, act),
+        "match_t": (draws, *samples, 1),
+        "bridge_start": (bridges, act),
+        "bridge_x_0": (points, bridges, act),
+        "bridge_t": (points, bridges, 1),
         "probes": (probes, act),
         "ascent_x_0": (config.ascent_starts - 1, mixed, act),
         "bandwidth": (mixed, act),
@@ -178,7 +199,7 @@ def test_the_noise_is_standard_normal_and_its_times_uniform(make_config):
             if name == "probes" or not tensor.numel():
                 continue
             seen.add(name)
-            if name in ("flow_t", "match_t", "accept"):
+            if name in ("flow_t", "match_t", "bridge_t", "accept"):
                 assert 0 <= tensor.min() < 0.01
                 assert 0.99 < tensor.max() <= 1
                 assert tensor.mean().item() == pytest.approx(0.5, abs=0.02)
@@ -203,6 +224,8 @@ def test_directions_of_the_divergence_are_unbiased(make_config):
 @pytest.mark.parametrize("published", [True, False])
 def test_without_entropy_and_mixture_me_am_is_qam_bit_for_bit(make_config, make_networks, objective, published):
     scheme = PUBLISHED if published else {"sde": "ancestral", "solver": "midpoint", "confine": True}
+    if not published:
+        scheme |= {"precondition": True, "normalise_values": True}
     if objective != "adjoint":
         scheme = {name: value for name, value in scheme.items() if name != "sde"}
     results = []
@@ -265,7 +288,9 @@ def test_the_total_is_the_sum_of_the_losses_and_metrics_are_named(make_config, m
     named = {"mixture_gain", "mixture_distance", "mixture_outside", "mixture_disagreement", "mixture_kept"}
     named |= {"critic_loss", "prior_loss", "policy_loss", "value_mean", "value_std", "distill_loss", "one_step_value"}
     named |= {
+        "two_scale": {"effective_samples", "early_loss", "late_loss"},
         "reweighted": {"effective_samples"},
+        "bridge": {"adjoint_max"},
         "target_score": {"adjoint_max"},
         "adjoint": {"adjoint_max", "outside_box"},
     }[objective]
@@ -291,7 +316,13 @@ def test_every_metric_is_one_of_some_run(make_config, make_networks):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_loss_logs_what_its_module_names(make_config, make_networks, objective):
-    of_policy = {"adjoint": ADJOINT_METRICS, "target_score": TARGET_SCORE_METRICS, "reweighted": REWEIGHTED_METRICS}
+    of_policy = {
+        "two_scale": TWO_SCALE_METRICS,
+        "reweighted": REWEIGHTED_METRICS,
+        "target_score": TARGET_SCORE_METRICS,
+        "adjoint": ADJOINT_METRICS,
+        "bridge": BRIDGE_METRICS,
+    }
     always = {"critic_loss", "prior_loss", "policy_loss", *CRITIC_METRICS, *of_policy[objective]}
     common = {"objective": objective, "distill_coef": 1.0}
     assert metrics_of(make_config, make_networks, "qam-edit", **common) == always | set(HEAD_METRICS)
@@ -578,6 +609,27 @@ def test_the_td_target_acts_as_the_policy_does(make_config, make_networks):
     assert compute_losses(networks, batch, other, config).metrics["critic_loss"] != loss
 
 
+def test_the_critics_learn_in_units_of_the_datas_returns_and_speak_in_units_of_reward(make_config, dataset):
+    """With rewards and values in other units, the same networks have the same loss and gradients."""
+    config, units = make_config(pessimism=0.7), []
+    for offset, scale in ((0.0, 1.0), (-30.0, 8.0)):
+        known = DataStatistics(value_offset=offset, value_scale=scale)
+        networks = build_networks(make_spec(config, dataset), config, known).double()
+        batch, discount = random_batch(), config.discount**config.chunk_size
+        # With V' = offset + scale V the target r' + gamma^H mask V' has to be offset + scale (r + gamma^H mask V).
+        rewards = offset + scale * batch.rewards - discount * batch.masks * offset
+        losses = compute_losses(networks, batch._replace(rewards=rewards), noise_for(config), config)
+        losses.metrics["critic_loss"].backward()
+        units.append((losses.metrics, [p.grad for p in networks.critic.parameters()]))
+        assert set(networks.critic.state_dict()) > {"offset", "scale"}
+    (plain, gradients_of_plain), (other, gradients_of_other) = units
+    torch.testing.assert_close(other["critic_loss"], plain["critic_loss"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients_of_other, gradients_of_plain, rtol=1e-6, atol=1e-7)
+    assert plain["critic_loss"] > 0.1
+    torch.testing.assert_close(other["value_mean"], -30 + 8 * plain["value_mean"])
+    torch.testing.assert_close(other["value_std"], 8 * plain["value_std"])
+
+
 # A known value
 
 
@@ -721,7 +773,8 @@ def test_a_chunk_is_kept_with_the_probability_of_the_variances(make_config, make
 def test_chunks_are_kept_where_the_critics_agree_and_dropped_where_they_do_not(
     make_config, make_networks, monkeypatch, seen, unseen, kept
 ):
-    config = make_config(mixture_weight=0.5, adaptive_mixture=True)
+    # An objective that takes no gradients: these values have none.
+    config = make_config(objective="reweighted", mixture_weight=0.5, adaptive_mixture=True)
     networks, batch, noise = make_networks(config), random_batch(), noise_for(config)
     monkeypatch.setattr(prior_loss, "maximize_q", lambda *args: (torch.full((8, 4), 0.125).double(), torch.zeros(8)))
     disagreeing(networks, lambda actions: torch.where(actions[:, 0] == 0.125, unseen, seen).sqrt())

@@ -140,9 +140,37 @@ def test_a_run_begun_in_python_says_how_to_resume(data, tmp_path, capsys):
 def test_a_flag_without_effect_is_refused(data, tmp_path, capsys):
     assert meam(["train", "--data", str(data), "--output-dir", str(tmp_path / "run"), "--sde-steps", "5"]) == 2
     assert (
-        'sde_steps is 5, but has no effect with objective="reweighted"; leave it out, or set objective to adjoint.'
+        'sde_steps is 5, but has no effect with objective="two_scale"; leave it out, or set objective to adjoint.'
     ) in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
+
+
+def parsed(*flags):
+    return train_command._parse(["me-am", "--data", "d", "--output-dir", "nowhere", *flags], "meam train").config
+
+
+@pytest.mark.parametrize("form", [["--inverse-temperature", "{}"], ["--inverse-temperature={}"]])
+@pytest.mark.parametrize("value", ["3", "1.0"])
+def test_a_temperature_that_is_given_stays_even_where_it_is_the_default(form, value):
+    config = parsed(*(part.format(value) for part in form))
+    assert (config.kl_budget, config.inverse_temperature) == (None, float(value))
+    assert parsed().kl_budget == parsed("--kl-budget", "1.0").kl_budget == 1
+
+
+@pytest.mark.parametrize("budget", ["1.0", "0.5"])
+def test_a_temperature_beside_a_budget_is_refused(budget):
+    with pytest.raises(ConfigError, match=rf"inverse_temperature is 3\.0, but has no effect with kl_budget={budget}"):
+        parsed("--inverse-temperature", "3", "--kl-budget", budget)
+
+
+def test_the_longer_run_that_resumes_keeps_its_pretraining(data, tmp_path):
+    small = ["--hidden-dims", "4", "--critic-hidden-dims", "4", "--num-critics", "1", "--batch-size", "8"]
+    folder = ["--output-dir", str(tmp_path / "run")]
+    assert meam(["train", "me-am", "--data", str(data), *folder, *small, "--steps", "4", "--device", "cpu"]) == 0
+    assert Checkpoint.load(tmp_path / "run").config.pretrain_steps == 1
+    assert meam(["train", "--resume", *folder, "--steps", "10"]) == 0
+    last = Checkpoint.load(tmp_path / "run")
+    assert (last.step, last.config.steps, last.config.pretrain_steps) == (10, 10, 1)
 
 
 def test_a_resumed_run_drops_what_loses_its_effect_by_what_is_given(begun):
@@ -186,7 +214,7 @@ def test_the_help_lists_every_setting_as_a_flat_flag_with_its_choices(capsys, mo
         if field.name == "method":  # chosen by the preset
             continue
         assert f"--{field.name.replace('_', '-')}" in out
-    assert "--objective {reweighted,adjoint,target_score}" in out
+    assert "--objective {two_scale,reweighted,adjoint,bridge,target_score}" in out
     assert "--sde-steps {None}|INT" in out
     assert "Range(" not in out
 

@@ -34,7 +34,6 @@ WHOLE = {  # field: smallest value
     "online_steps": 0,
     "online_warmup": 0,
     "seed": 0,
-    "pretrain_steps": 0,
     "ascent_steps": 0,
     "fourier_features": 0,
 }
@@ -44,6 +43,7 @@ REAL = {  # field: values at the edges that are accepted, and that are not
     "learning_rate": ([1e-12, 1.0], [0.0, -1e-3, NAN, INF]),
     "score_eps": ([1e-6, 0.999], [0.0, 1.0, -0.1, NAN]),
     "score_limit": ([1e-6, 1e6], [0.0, -1.0, NAN, INF]),
+    "switch_time": ([1e-6, 0.999], [0.0, 1.0, -0.1, NAN]),
     "polyak": ([1e-9, 1.0], [0.0, 1.0000001, -0.1, NAN]),
     "ascent_step_size": ([1e-9, 2.0], [0.0, -0.1, NAN, INF]),
     "inverse_temperature": ([0.0, 100.0], [-1e-9, NAN, INF]),
@@ -61,6 +61,7 @@ EFFECTIVE: dict[str, dict[str, Any]] = {  # what it takes, beside the me-am pres
     "fourier_scale": {"fourier_features": 4},
     "sde": {"objective": "adjoint"},
     "sde_steps": {"objective": "adjoint", "sde": "reference"},
+    "bridge_adjoint": {"objective": "bridge"},
     "candidates": {"objective": "reweighted"},
     "likelihood_steps": {"objective": "reweighted"},
     "divergence_probes": {"objective": "reweighted"},
@@ -76,6 +77,7 @@ EFFECTIVE: dict[str, dict[str, Any]] = {  # what it takes, beside the me-am pres
 
 
 PUBLISHED = {"objective": "adjoint", "sde": "reference", "solver": "euler", "confine": False, "joint_clip": True}
+PUBLISHED |= {"precondition": False, "normalise_values": False}
 
 
 def test_the_presets_are_the_five_methods():
@@ -89,10 +91,11 @@ def test_the_presets_are_the_five_methods():
     assert coefficients["qam"] == (1, 0, 0, 0, True)
     assert coefficients["qam-edit"] == (1, 0, 0, 0.1, True)
     assert coefficients["trqam"] == (1, 0, 0, 0, True)
-    assert {name: TrainConfig.preset(name).kl_budget for name in PRESETS} == {**dict.fromkeys(PRESETS), "trqam": 1}
+    budgets = {name: TrainConfig.preset(name).kl_budget for name in PRESETS}
+    assert budgets == {**dict.fromkeys(PRESETS), "trqam": 1, "me-am": 1}
     assert min(coefficients["me-am"][:3]) > 0
     assert coefficients["me-am"][3:] == (0, True)
-    assert TrainConfig.preset("me-am") == TrainConfig()
+    assert TrainConfig.preset("me-am", kl_budget=None) == TrainConfig()
 
 
 def test_the_presets_of_qam_take_the_published_scheme_and_me_am_its_own():
@@ -103,11 +106,13 @@ def test_the_presets_of_qam_take_the_published_scheme_and_me_am_its_own():
             assert scheme == PUBLISHED
         else:
             assert scheme == {
-                "objective": "reweighted",
+                "objective": "two_scale",
                 "sde": "ancestral",
                 "solver": "midpoint",
                 "confine": True,
                 "joint_clip": False,
+                "precondition": True,
+                "normalise_values": True,
             }
 
 
@@ -118,8 +123,8 @@ def test_only_a_known_few_settings_differ_between_the_presets():
             field for field, value in dataclasses.asdict(TrainConfig.preset(name)).items() if value != plain[field]
         }
         coefficients = {"method", "inverse_temperature", "entropy_coef", "mixture_weight", "edit_scale"}
-        coefficients |= {"kl_budget", "kl_dual"} if name == "trqam" else set()
-        assert changed <= coefficients | (set(PUBLISHED) if "qam" in name else set())
+        coefficients |= {"trqam": {"kl_budget", "kl_dual"}, "me-am": {"kl_budget"}}.get(name, set())
+        assert changed <= coefficients | ({*PUBLISHED, "pretrain_steps"} if "qam" in name else set())
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -182,13 +187,14 @@ def test_a_number_that_is_accepted_is_accepted_as_an_integer_too(field):
 
 
 CHOICES = {
-    "objective": ["reweighted", "adjoint", "target_score"],
+    "objective": ["two_scale", "reweighted", "adjoint", "bridge", "target_score"],
+    "bridge_adjoint": ["denoiser", "scalar"],
     "sde": ["ancestral", "reference"],
     "kl_dual": ["log", "reference"],
     "solver": ["euler", "ab2", "midpoint", "heun", "rk4"],
     "precision": ["float32", "bf16"],
 }
-SWITCHES = ["confine", "adaptive_mixture", "joint_clip", "compile", "layer_norm"]
+SWITCHES = ["confine", "adaptive_mixture", "joint_clip", "compile", "layer_norm", "precondition", "normalise_values"]
 
 
 def changed(field: str, value: Any) -> TrainConfig:
@@ -220,6 +226,7 @@ def test_a_switch_is_true_or_false(field):
 def test_every_field_is_tested():
     others = {"method", "device", "hidden_dims", "critic_hidden_dims", "loggers", *CHOICES, *SWITCHES}
     optional = {"threads", "sde_steps", "execute_steps", "edit_target_entropy", "offline_share", "kl_budget"}
+    optional |= {"pretrain_steps"}
     assert {f.name for f in dataclasses.fields(TrainConfig)} == others | optional | set(WHOLE) | set(REAL)
 
 
@@ -371,6 +378,73 @@ def test_pretraining_leaves_updates_for_the_policy():
         TrainConfig(steps=10, pretrain_steps=10)
 
 
+@pytest.mark.parametrize("value", [-1, 1.5, True, "2"])
+def test_the_updates_of_pretraining_are_a_count_or_none(value):
+    for steps in (None, 0, 7):
+        assert TrainConfig(pretrain_steps=steps).pretrain_steps == steps
+    with pytest.raises(ConfigError, match=f"pretrain_steps is {value!r}; expected a whole number of 0 or more, or Non"):
+        TrainConfig(pretrain_steps=value)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, 0), (3, 0), (4, 1), (10, 3), (12, 3), (100_000, 30_000)])
+def test_pretraining_takes_three_tenths_of_the_steps_unless_it_is_told(steps, expected):
+    for method in ("me-am", "trqam"):
+        assert TrainConfig.preset(method, steps=steps).pretraining == expected
+        assert TrainConfig.preset(method, steps=steps, pretrain_steps=0).pretraining == 0
+    for method in ("bc", "qam", "qam-edit"):
+        assert TrainConfig.preset(method, steps=steps).pretraining == 0
+
+
+def test_resolved_settings_pretrain_as_long_with_other_steps_and_decide_the_same():
+    for method in PRESETS:
+        config = TrainConfig.preset(method, steps=100)
+        resolved = config.resolved()
+        assert resolved.pretraining == config.pretraining
+        assert resolved.deciding() == config.deciding()
+        longer = dataclasses.replace(resolved, steps=1000)
+        assert longer.pretraining == config.pretraining
+        assert longer.deciding() == config.deciding()
+        assert TrainConfig.from_json(resolved.to_json()) == resolved
+    # A longer run that was not told pretrains for longer: it is another run.
+    shorter, longer = (TrainConfig.preset("me-am", steps=steps) for steps in (100, 1000))
+    assert shorter.deciding() != longer.deciding()
+
+
+def test_me_am_is_held_within_a_budget_unless_it_is_given_a_temperature():
+    assert TrainConfig.preset("me-am").kl_budget == 1
+    for config in (
+        TrainConfig.preset("me-am", inverse_temperature=3),
+        TrainConfig.preset("me-am", {"inverse_temperature": 3}),
+        TrainConfig.preset("me-am").changed(inverse_temperature=3),
+        TrainConfig.preset("me-am", kl_budget=None, inverse_temperature=3),
+    ):
+        assert (config.kl_budget, config.inverse_temperature) == (None, 3)
+    # Also where it is the default: to ask for a temperature is to ask for it to stay.
+    assert TrainConfig.preset("me-am", inverse_temperature=1.0).kl_budget is None
+    assert TrainConfig.preset("me-am", kl_budget=0.5).kl_budget == 0.5
+    with pytest.raises(ConfigError, match=r"inverse_temperature is 3, but has no effect with kl_budget=0\.5"):
+        TrainConfig.preset("me-am", kl_budget=0.5, inverse_temperature=3)
+
+
+NEW = ("precondition", "normalise_values", "kl_budget", "kl_dual", "switch_time", "bridge_adjoint", "layer_norm")
+
+
+@pytest.mark.parametrize("method", ["bc", "qam", "qam-edit", "me-am"])
+def test_settings_of_an_earlier_version_train_as_they_did(method):
+    """Plain networks, a constant temperature, and the objective and pretraining that the file names."""
+    earlier = {"method": method, "objective": "reweighted", "pretrain_steps": 0, "inverse_temperature": 2.0}
+    if method == "bc":
+        earlier = {"method": "bc", "objective": "reweighted", "inverse_temperature": 0.0}
+        earlier |= {"entropy_coef": 0.0, "mixture_weight": 0.0}
+    if "qam" in method:
+        earlier |= {"entropy_coef": 0.0, "mixture_weight": 0.0, "edit_scale": 0.1 if method == "qam-edit" else 0.0}
+    written = {**json.loads(TrainConfig.preset(method).to_json()), **earlier}
+    config = TrainConfig.from_json(json.dumps({name: value for name, value in written.items() if name not in NEW}))
+    assert (config.precondition, config.kl_budget, config.pretraining) == (False, None, 0)
+    if method != "bc":
+        assert (config.normalise_values, config.objective, config.inverse_temperature) == (False, "reweighted", 2.0)
+
+
 @pytest.mark.parametrize(
     ("method", "field"),
     [
@@ -516,7 +590,7 @@ def test_how_a_run_is_executed_does_not_affect_its_result():
 
 
 def test_the_length_of_a_run_does_not_affect_the_weights_unless_stages_share_the_updates():
-    plain = TrainConfig()
+    plain = TrainConfig(pretrain_steps=3)
     assert plain.changed(steps=7, online_steps=5000).deciding() == plain.deciding()
     staged = plain.changed(mirror_stages=2)
     assert staged.changed(steps=7).deciding() != staged.deciding()

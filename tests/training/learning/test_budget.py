@@ -21,7 +21,10 @@ from meam_training.trainer import make_spec
 CPU = torch.device("cpu")
 SPREAD = 0.3
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "reweighted": {},
+    "two scale": {},
+    "reweighted": {"objective": "reweighted"},
+    "bridge": {"objective": "bridge"},
+    "scalar bridge": {"objective": "bridge", "bridge_adjoint": "scalar"},
     "target score": {"objective": "target_score"},
     "ancestral": {"objective": "adjoint"},
     "reference": {"objective": "adjoint", "sde": "reference"},
@@ -47,6 +50,7 @@ def learner_of(bandit: OfflineDataset, slope: float, **changes: Any) -> tuple[Le
         "polyak": 0.05,
         "entropy_coef": 0.0,
         "mixture_weight": 0.0,
+        "pretrain_steps": 0,
         "device": "cpu",
     }
     config = TrainConfig.preset("me-am", small, **changes)
@@ -79,7 +83,7 @@ def test_the_temperature_moves_after_pretraining_and_each_update_takes_the_one_b
 
 def test_a_bc_run_and_one_without_a_budget_hold_no_dual_variables(make_config, dataset):
     for method in ("bc", "me-am", "qam"):
-        config = make_config(method)
+        config = make_config(method, {"kl_budget": None})
         learner = Learner(make_spec(config, dataset), config, CPU)
         assert not any("trust_region" in name for name in learner.networks.state_dict())
 

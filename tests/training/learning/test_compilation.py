@@ -21,16 +21,20 @@ from meam_training.networks.trust_region import TRUST_REGION_METRICS
 from meam_training.trainer import make_spec
 
 CPU = torch.device("cpu")
-SHORT = {"nfe": 2, "likelihood_steps": 1, "ascent_steps": 1, "batch_size": 8}
+SHORT = {"nfe": 2, "likelihood_steps": 1, "ascent_steps": 1, "batch_size": 8, "pretrain_steps": 0}
+CONSTANT = {"kl_budget": None}
 SHALLOW = {"hidden_dims": (8,), "critic_hidden_dims": (8,)}
 """Loops are unrolled, and every layer takes kernels of its own: less of both compiles faster."""
 METHODS = {
-    "reweighted": ("me-am", {}, "inductor"),
-    "ancestral": ("me-am", {"objective": "adjoint", "distill_coef": 1.0}, "aot_eager"),
-    "target score": ("me-am", {"objective": "target_score", "best_of": 2}, "aot_eager"),
+    "two scale": ("me-am", CONSTANT, "inductor"),
+    "reweighted": ("me-am", {**CONSTANT, "objective": "reweighted", "precondition": False}, "aot_eager"),
+    "bridge": ("me-am", {**CONSTANT, "objective": "bridge"}, "aot_eager"),
+    "ancestral": ("me-am", {**CONSTANT, "objective": "adjoint", "distill_coef": 1.0}, "aot_eager"),
+    "target score": ("me-am", {**CONSTANT, "objective": "target_score", "best_of": 2}, "aot_eager"),
     "edit": ("qam-edit", {}, "aot_eager"),
     "budget": ("me-am", {"kl_budget": 0.5, "objective": "adjoint", "layer_norm": True}, "aot_eager"),
-    "reweighted budget": ("me-am", {"kl_budget": 0.5}, "aot_eager"),
+    "two scale budget": ("me-am", {"kl_budget": 0.5}, "aot_eager"),
+    "reweighted budget": ("me-am", {"kl_budget": 0.5, "objective": "reweighted"}, "aot_eager"),
     "published budget": ("trqam", {}, "aot_eager"),
 }
 """Preset, settings, and the backend: "aot_eager" makes the same single graph of update and gradients, but takes
@@ -71,6 +75,7 @@ def learner(make_config, dataset, preset, **settings):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_compiled_update_is_an_eager_one(make_config, dataset, method, monkeypatch):
     preset, settings, backend = METHODS[method]
+    torch._dynamo.reset()  # one function may be compiled anew only so many times in a process
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     results = []
     for compile_ in (False, True):
@@ -94,6 +99,7 @@ def test_a_compiled_update_is_an_eager_one(make_config, dataset, method, monkeyp
 
 @pytest.mark.compiled
 def test_compiled_updates_follow_the_temperature_as_it_changes(make_config, dataset, monkeypatch):
+    torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     found = []
     for compile_ in (False, True):
@@ -107,6 +113,7 @@ def test_compiled_updates_follow_the_temperature_as_it_changes(make_config, data
 
 @pytest.mark.compiled
 def test_two_compiled_learners_do_not_share_their_weights(make_config, dataset):
+    torch._dynamo.reset()
     (first, chunks), (second, _) = (learner(make_config, dataset, "bc", compile=True, seed=seed) for seed in (1, 2))
     first.update(chunks, 1)
     before = [p.clone() for p in first.networks.parameters()]

@@ -30,11 +30,15 @@ METHODS = {
     "bc": {},
     "qam": {},
     "qam-edit": {},
-    "me-am": {"batch_size": 32, "mixture_weight": 0.4},
-    "ancestral": {"objective": "adjoint", "mixture_weight": 0.4, "distill_coef": 1.0},
-    "target score": {"objective": "target_score", "mixture_weight": 0.4, "best_of": 2},
+    "me-am": {"batch_size": 32, "mixture_weight": 0.4, "kl_budget": None},
+    "reweighted": {"objective": "reweighted", "mixture_weight": 0.4, "kl_budget": None},
+    "bridge": {"objective": "bridge", "mixture_weight": 0.4, "kl_budget": None},
+    "ancestral": {"objective": "adjoint", "mixture_weight": 0.4, "distill_coef": 1.0, "kl_budget": None},
+    # With seed 0 two of the chunks to choose from have nearly the same value.
+    "target score": {"objective": "target_score", "mixture_weight": 0.4, "best_of": 2, "kl_budget": None, "seed": 1},
     "trqam": {},
     "budget": {"batch_size": 32, "kl_budget": 0.1, "mixture_weight": 0.0},
+    "bridge budget": {"objective": "bridge", "kl_budget": 0.1, "mixture_weight": 0.0},
     "ancestral budget": {"objective": "adjoint", "kl_budget": 0.1, "mixture_weight": 0.0},
 }
 
@@ -88,6 +92,7 @@ def test_the_mean_of_two_halves_is_the_gradient_of_the_whole(make_config, datase
             assert second is not None
             torch.testing.assert_close((first + second) / 2, whole, rtol=1e-4, atol=1e-6)
     means = ("prior_loss", "critic_loss", "policy_loss", "value_mean", "distill_loss", "effective_samples")
+    means += ("early_loss", "late_loss")
     for name in (*means, *BUDGET_METRICS):
         if name in metrics:
             mean = (halves[0][1][name] + halves[1][1][name]) / 2
@@ -98,7 +103,8 @@ def test_the_mean_of_two_halves_is_the_gradient_of_the_whole(make_config, datase
     ("changes", "message"),
     [
         ({"batch_size": 15, "objective": "adjoint"}, "multiple of 2 for 2 processes"),
-        ({"batch_size": 20, "candidates": 4}, "multiple of 8 for 2 processes and 4 candidates"),
+        ({"batch_size": 24, "candidates": 4}, "multiple of 16 for 2 processes and 4 candidates"),
+        ({"batch_size": 20, "candidates": 4, "objective": "reweighted"}, "of 8 for 2 processes and 4 candidates"),
         ({"mixture_weight": 0.01, "batch_size": 32}, "at least one row"),
         ({"adaptive_mixture": True, "mixture_weight": 0.4}, "adaptive_mixture"),
         ({"online_steps": 5}, "online_steps is 5; expected 0 with 2 processes"),
@@ -163,7 +169,7 @@ def run_worker(folder: Path, settings: str, name: str, processes: int) -> list[d
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["qam", "me-am", "budget"])
 def test_two_gloo_processes_train_like_one(make_config, tmp_path, method):
-    settings = config_of(make_config, method).to_json()
+    settings = config_of(make_config, method, pretrain_steps=0).to_json()
     (alone,) = run_worker(tmp_path, settings, "alone", 1)
     first, second = run_worker(tmp_path, settings, "together", 2)
     assert (alone["size"], first["size"]) == (1, 2)
@@ -188,6 +194,8 @@ def test_torchrun_of_the_command_writes_one_run_and_resumes_it(tmp_path):
         "4",
         "--mixture-weight",
         "0.3",
+        "--pretrain-steps",
+        "0",
         "--log-every",
         "1",
         "--device",

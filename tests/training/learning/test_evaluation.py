@@ -182,7 +182,7 @@ def test_while_only_the_prior_is_trained_it_is_the_prior_that_is_evaluated(datas
     train(bc, dataset, tmp_path / "bc", env=Corridor())
     for pretrain_steps in (2, 3, 5):
         # With the same objective as much noise is drawn.
-        drawn = {"objective": bc.objective, "candidates": bc.candidates}
+        drawn = {name: getattr(bc, name) for name in ("objective", "candidates", "precondition")}
         config = make_config("qam", pretrain_steps=pretrain_steps, **settings, **drawn)
         train(config, dataset, tmp_path / str(pretrain_steps), env=Corridor())
     prior = rows(tmp_path / "bc")[0]
@@ -359,9 +359,9 @@ def test_every_number_has_a_column():
 
 @pytest.mark.slow
 def test_an_evaluation_that_an_interrupt_cut_off_is_made_up_for(dataset, make_config, tmp_path):
-    config = make_config(steps=4, evaluate_every=2)
+    config = make_config(steps=4, pretrain_steps=0, evaluate_every=2)
     train(config, dataset, tmp_path / "whole")
-    train(make_config(steps=2, evaluate_every=0), dataset, tmp_path / "parts")
+    train(make_config(steps=2, pretrain_steps=0, evaluate_every=0), dataset, tmp_path / "parts")
     train(config, dataset, tmp_path / "parts", resume=True)
     whole, parts = ((tmp_path / name / "evaluations.csv").read_text() for name in ("whole", "parts"))
     assert whole == parts

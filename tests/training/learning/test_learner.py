@@ -93,7 +93,7 @@ def test_the_policy_trained_in_bf16_is_deployed_in_float32(make_config, dataset,
 
 
 def test_an_update_that_diverges_leaves_what_is_trained_as_it_was(make_config, dataset):
-    learner, chunks = learner_of(make_config(inverse_temperature=1e38, objective="adjoint"), dataset)
+    learner, chunks = learner_of(make_config(pretrain_steps=0, inverse_temperature=1e38, objective="adjoint"), dataset)
     before = {name: p.clone() for name, p in learner.networks.named_parameters() if p.requires_grad}
     with pytest.raises(DivergedError, match="update 1 "):
         learner.update(chunks, 1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from meam_training.networks.critic_ensemble import CriticEnsemble
+from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.encoder import ObservationEncoder
 from meam_training.networks.velocity_field import VelocityField
 
@@ -92,8 +93,10 @@ def test_a_conditioned_field_takes_points_with_more_axes_than_the_features():
         torch.testing.assert_close(together[i], field(features, x[i], t[i]), rtol=1e-12, atol=1e-12)
 
 
-def test_a_critic_ensemble_is_as_many_separate_perceptrons_with_layer_norms():
-    critics = perturbed(CriticEnsemble(4, 2, (6, 5), num_critics=3))
+@pytest.mark.parametrize("statistics", [None, DataStatistics(value_offset=-20.0, value_scale=7.0)])
+def test_a_critic_ensemble_is_as_many_separate_perceptrons_with_layer_norms(statistics):
+    critics = perturbed(CriticEnsemble(4, 2, (6, 5), num_critics=3, statistics=statistics))
+    offset, scale = (-20, 7) if statistics else (0, 1)
     features, action = normal(7, 4), normal(7, 2, seed=2)
     w = weights(critics)
     values = critics(features, action).detach()
@@ -104,7 +107,22 @@ def test_a_critic_ensemble_is_as_many_separate_perceptrons_with_layer_norms():
             hidden = gelu(hidden @ w[f"weights.{i}"][m] + w[f"biases.{i}"][m])
             hidden = layer_norm(hidden) * w[f"norm_scales.{i}"][m] + w[f"norm_biases.{i}"][m]
         expected = hidden @ w["weights.2"][m] + w["biases.2"][m]
-        np.testing.assert_allclose(values[m], expected[:, 0], rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(values[m], offset + scale * expected[:, 0], rtol=1e-10, atol=1e-12)
+    buffers = {"offset", "scale"} & set(critics.state_dict())
+    assert buffers == ({"offset", "scale"} if statistics else set())
+
+
+def test_new_critics_are_right_about_the_mean_and_of_the_size_of_the_returns():
+    torch.manual_seed(0)
+    known = DataStatistics(value_offset=5000.0, value_scale=300.0)
+    plain, scaled = (CriticEnsemble(20, 4, (256, 256), num_critics=50, statistics=s) for s in (None, known))
+    with torch.no_grad():
+        scaled.load_state_dict(plain.state_dict(), strict=False)
+        features, action = normal(64, 20).float(), normal(64, 4, seed=2).float().clamp(-1, 1)
+        values = scaled(features, action)
+    assert values.mean().item() == pytest.approx(5000, abs=300)
+    assert 0.3 * 300 < values.std().item() < 3 * 300
+    torch.testing.assert_close(values, 5000 + 300 * plain(features, action).detach())
 
 
 def test_new_networks_have_xavier_weights_and_no_biases():

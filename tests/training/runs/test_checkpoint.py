@@ -45,7 +45,7 @@ def save(folder, checkpoint, step, score=None):
 def run(dataset, make_config, tmp_path_factory):
     """A run with checkpoints at steps 2, 4 and 5."""
     folder = tmp_path_factory.mktemp("run")
-    train(make_config(steps=5, checkpoint_every=2, fourier_features=4), dataset, folder)
+    train(make_config(steps=5, pretrain_steps=0, checkpoint_every=2, fourier_features=4), dataset, folder)
     return folder
 
 
@@ -63,7 +63,7 @@ def test_a_checkpoint_is_a_folder_of_plain_files(run):
 
 def test_a_training_folder_opens_at_its_newest_checkpoint(run, dataset, make_config):
     checkpoint = Checkpoint.load(run)
-    config = make_config(steps=5, checkpoint_every=2, fourier_features=4)
+    config = make_config(steps=5, pretrain_steps=0, checkpoint_every=2, fourier_features=4)
     assert checkpoint == Checkpoint.load(run / "checkpoints/step_00000005") == Checkpoint.latest(run)
     assert (checkpoint.step, checkpoint.config, checkpoint.spec) == (5, config, make_spec(config, dataset))
     assert Checkpoint.load(run / "checkpoints/step_00000002").step == 2
@@ -478,3 +478,22 @@ def test_a_disk_that_turns_out_full_only_when_it_is_flushed_spares_the_old_check
 def test_what_is_no_path_is_refused_by_its_value(find, folder):
     with pytest.raises(ConfigError, match=f"is {folder!r}; expected the path of a folder"):
         find(folder)
+
+
+def test_a_run_of_an_earlier_version_is_loaded_and_resumed(dataset, make_config, tmp_path):
+    """Settings without the fields that are new, and weights without the buffers."""
+    settings = {"precondition": False, "normalise_values": False, "kl_budget": None}
+    config = make_config(steps=3, pretrain_steps=0, objective="reweighted", **settings)
+    last = train(config, dataset, tmp_path)
+    for file in (tmp_path / "config.json", last.path / "train_config.json"):
+        written = json.loads(file.read_text())
+        new = {*settings, "kl_dual", "switch_time", "bridge_adjoint", "layer_norm"}
+        file.write_text(json.dumps({name: value for name, value in written.items() if name not in new}))
+    assert not [
+        name
+        for name in load_file(last.path / "model.safetensors")
+        if name.endswith((".offset", ".scale")) or "preconditioner" in name or "trust_region" in name
+    ]
+    assert Checkpoint.load(tmp_path).config == config
+    assert Checkpoint.load(tmp_path).load_networks().prior.preconditioner is None
+    assert train(config.changed(steps=5), dataset, tmp_path, resume=True).step == 5

@@ -151,7 +151,7 @@ def test_a_run_leaves_out_the_shared_settings_without_an_effect_on_it(write):
     ],
 )
 def test_a_setting_without_an_effect_on_any_run_or_on_one_that_has_it_to_itself_is_refused(write, text):
-    with pytest.raises(ConfigError, match='sde_steps is 5, but has no effect with objective="reweighted"'):
+    with pytest.raises(ConfigError, match='sde_steps is 5, but has no effect with objective="two_scale"'):
         read_sweep(write(text), "runs")
 
 

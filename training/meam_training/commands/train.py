@@ -201,7 +201,10 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
             f"The run in {folder} was begun in Python, from arrays or without `origin`, so its data is not known here. "
             "Resume it in Python with train(..., resume=True), or give its --data."
         )
+    flags = {flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in arguments if flag.startswith("--")}
+    # What is given counts as given even where it is the default: a temperature is then to stay, beside no budget.
     given = {name: value for name, value in vars(parsed.config).items() if value != getattr(settings, name)}
+    given |= {name: value for name, value in vars(parsed.config).items() if name in flags}
     return replace(parsed, config=settings.changed(**given))
 
 

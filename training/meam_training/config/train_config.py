@@ -348,9 +348,15 @@ class TrainConfig:
             free |= {name for name, field in fields_of(type(self)).items() if LEARNS_ONLINE in field.conditions}
         return {name: value for name, value in vars(self.resolved()).items() if name not in free}
 
-    def resolved(self) -> TrainConfig:
-        """The settings with `pretrain_steps` as a number, which then stays when `steps` changes."""
-        return dataclasses.replace(self, pretrain_steps=self.pretraining) if self.trains_policy else self
+    def resolved(self, begun: TrainConfig | None = None) -> TrainConfig:
+        """The settings with `pretrain_steps` as a number, which then stays when `steps` changes.
+
+        Args:
+            begun: Settings of the run to be resumed, whose pretraining stays where `pretrain_steps` is None.
+        """
+        if not self.trains_policy or self.pretrain_steps is not None:
+            return self
+        return dataclasses.replace(self, pretrain_steps=(begun or self).pretraining)
 
     @classmethod
     def preset(cls, name: str, shared: Mapping[str, Any] | None = None, /, **overrides: Any) -> TrainConfig:

@@ -64,7 +64,7 @@ def tilted_velocity(
     The target is (1 - lambda) v + lambda (x_1 - x_0) + (dD/dx)^T [((1 - t) / t) grad r(x_1) + lambda x_0]. The entropy
     needs no score: where the posterior of x_1 given x_t is Gaussian with covariance C, C score(x_1) equals
     D(t x_1, t) - x_1, the denoised action at the bridge's noise-free point, and D is linear there. With a Gaussian
-    prior and a linear r the target has no noise; with r = 0 and lambda = 0 it is the prior's velocity.
+    prior, a linear r and lambda = 0 the target has no noise; with r = 0 and lambda = 0 it is the prior's velocity.
 
     Args:
         prior: Velocity of the prior.

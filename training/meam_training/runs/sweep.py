@@ -88,7 +88,7 @@ class SweepRun:
             return False  # the run itself will report the error
         if last is None:
             return False
-        same = last.config.deciding() == self.config.deciding()
+        same = last.config.deciding() == self.config.resolved(last.config).deciding()
         return same and last.step >= self.config.steps + self.config.online_steps
 
 
@@ -252,6 +252,8 @@ def _check_begun(run: SweepRun) -> None:
     if begun is None or begun.method != run.config.method:
         return
     for name, value in asdict(run.config).items():
+        if name == "pretrain_steps" and value is None:
+            continue  # a resumed run keeps its own
         if name not in run.given and getattr(begun, name) != value:
             raise ConfigError(
                 f"{run.output_dir} was begun with {name} = {getattr(begun, name)!r}, but in the sweep it has its "
