@@ -200,7 +200,11 @@ def _arrange(imports: Mapping[str, set[str]], routes: Iterable[Sequence[str]]) -
     for _ in range(12):
         for stops in (*storeys, *storeys[::-1]):
             place = {stop: (i + 1) / (len(row) + 1) for row in storeys for i, stop in enumerate(row)}
-            centre = {stop: sum(place[other] for other in near[stop]) / len(near[stop]) for stop in stops if near[stop]}
+            centre = {
+                stop: sum(place[other] for other in sorted(near[stop])) / len(near[stop])  # sets have no order
+                for stop in stops
+                if near[stop]
+            }
             stops.sort(key=lambda stop, centre=centre: (centre.get(stop, 0.0), stop))
     return storeys[::-1]
 

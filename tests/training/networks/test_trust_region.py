@@ -11,6 +11,7 @@ from meam_training.networks.trust_region import (
     TRUST_REGION_METRICS,
     TrustRegion,
     log_dual_step,
+    mean_cost,
     mean_kl,
     reference_dual_step,
 )
@@ -90,6 +91,20 @@ def test_the_first_step_takes_the_cost_as_it_is_and_later_ones_average_it():
     assert made.unit_cost == 3
     made.step(number(0), number(5), YES)
     assert made.unit_cost.item() == pytest.approx(3.02)
+
+
+def test_the_mean_of_the_cost_rises_arithmetically_and_falls_geometrically():
+    assert mean_cost(number(2), number(2)).item() == pytest.approx(2)
+    assert mean_cost(number(2), number(102)).item() == pytest.approx(3)
+    assert mean_cost(number(2), number(0.02)).item() == pytest.approx(2 * 10**-0.02)
+    cost = number(1e4)
+    for _ in range(500):  # an arithmetic mean would still be at 66
+        cost = mean_cost(cost, number(1))
+    assert 1 < cost < 1.1
+    for value in (0.0, 1e-38, 1e30, 0.0):
+        cost = mean_cost(cost.float(), torch.tensor(value))
+        assert cost.isfinite()
+        assert cost > 0
 
 
 @pytest.mark.parametrize("dual", ["log", "reference"])

@@ -30,7 +30,15 @@ from torch import Tensor, nn
 
 from meam_training.config import Dual, TrainConfig
 
-__all__ = ["TRUST_REGION_METRICS", "Tilt", "TrustRegion", "log_dual_step", "mean_kl", "reference_dual_step"]
+__all__ = [
+    "TRUST_REGION_METRICS",
+    "Tilt",
+    "TrustRegion",
+    "log_dual_step",
+    "mean_cost",
+    "mean_kl",
+    "reference_dual_step",
+]
 
 TRUST_REGION_METRICS = ("inverse_temperature", "entropy_coef", "kl_average", "kl_target")
 """Names of the logged metrics: temperature and entropy coefficient that the update used, the running mean of the KL
@@ -40,7 +48,7 @@ KL_RATE, KL_CLIP = 0.1, 2.0
 """Rate of the running mean of the KL divergence, and the largest estimate that enters it, in budgets; as published."""
 
 COST_RATE = 0.01
-"""Rate of the running mean of the unit cost."""
+"""Rate of the running mean of the unit cost; see `mean_cost`."""
 
 LOG_RATE = 2e-3
 """Rate of the dual step in the logarithm: the loop's gain is twice this, whatever the scales of Q and the budget."""
@@ -148,7 +156,7 @@ class TrustRegion(nn.Module):
         tau, coef = self._coefficients()
         moves = moves & path_kl.isfinite() & unit_cost.isfinite()
         average = mean_kl(self.kl_average, path_kl, self.budget)
-        cost = torch.where(self.unit_cost.isinf(), unit_cost, self.unit_cost + COST_RATE * (unit_cost - self.unit_cost))
+        cost = torch.where(self.unit_cost.isinf(), unit_cost, mean_cost(self.unit_cost, unit_cost))
         dual_step = log_dual_step if self._dual == "log" else reference_dual_step
         changes = ((self.nu, dual_step(self.nu, average, self.budget)), (self.kl_average, average))
         for held, new in (*changes, (self.unit_cost, cost)):
@@ -181,6 +189,21 @@ def mean_kl(average: Float[Tensor, "*batch"], kl: Float[Tensor, "*batch"], budge
         budget: The budget; nats per action.
     """
     return (1 - KL_RATE) * average + KL_RATE * kl.clamp(0, KL_CLIP * budget)
+
+
+def mean_cost(average: Float[Tensor, "*batch"], cost: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Running mean of the unit cost, arithmetic where it rises and geometric where it falls, at the rate 0.01.
+
+    Critics often start with values of another magnitude than the data's. An arithmetic mean would forget a larger one
+    only over hundreds of updates for each of its digits, and until then hold the policy at the prior; a geometric mean
+    would follow rising values too late, and the policy would go too far.
+
+    Args:
+        average: The mean so far.
+        cost: This update's.
+    """
+    falling = average.clamp(min=LEAST_COST) ** (1 - COST_RATE) * cost.clamp(min=LEAST_COST) ** COST_RATE
+    return torch.where(cost > average, average + COST_RATE * (cost - average), falling)
 
 
 def log_dual_step(
