@@ -111,6 +111,7 @@ PUBLISHED |= {"precondition": False, "normalise_values": False}
             "best_of": st.integers(1, 3),
             "sde_steps": st.none() | st.integers(2, 9),
             "distill_coef": st.sampled_from([0.0, 1.0]),
+            "value_penalty": st.sampled_from([0.0, 1.0]),
         }
     ),
     edits=st.booleans(),
@@ -139,9 +140,12 @@ def test_the_noise_has_a_row_for_everything_that_is_random(make_config, batch, a
     bridges = batch if points else 0
     probes = min(config.divergence_probes, act) if objective in ("two_scale", "reweighted") else 0
     heads = batch if edits or config.distill_coef else 0
+    penalised = batch if config.value_penalty else 0
     assert {name: tuple(tensor.shape) for name, tensor in noise._asdict().items()} == {
         "next_x_0": (batch, config.best_of * act),
         "next_edit": (batch if edits else 0, config.best_of * act),
+        "acted_x_0": (penalised, config.best_of * act),
+        "acted_edit": (penalised if edits else 0, config.best_of * act),
         "flow_x_0": (batch, act),
         "flow_t": (batch, 1),
         "sde_x_0": (sde, act),
@@ -188,7 +192,7 @@ def test_noise_without_one_row_axis_is_refused(hint):
 
 
 def test_the_noise_is_standard_normal_and_its_times_uniform(make_config):
-    common = {"distill_coef": 1.0, "best_of": 2}
+    common = {"distill_coef": 1.0, "best_of": 2, "value_penalty": 1.0}
     seen = set()
     for config in (
         make_config(mixture_weight=0.5, adaptive_mixture=True, **common),
@@ -308,7 +312,8 @@ def metrics_of(make_config, make_networks, method, **changes):
 
 
 def test_every_metric_is_one_of_some_run(make_config, make_networks):
-    mixed = metrics_of(make_config, make_networks, "me-am", distill_coef=1.0, adaptive_mixture=True, mixture_weight=0.5)
+    mixture = {"adaptive_mixture": True, "mixture_weight": 0.5}
+    mixed = metrics_of(make_config, make_networks, "me-am", distill_coef=1.0, value_penalty=1.0, **mixture)
     held = metrics_of(make_config, make_networks, "trqam")
     assert mixed | held | metrics_of(make_config, make_networks, "qam-edit") == set(METRICS)
     assert len(set(METRICS)) == len(METRICS)
@@ -324,7 +329,7 @@ def test_every_loss_logs_what_its_module_names(make_config, make_networks, objec
         "bridge": BRIDGE_METRICS,
     }
     always = {"critic_loss", "prior_loss", "policy_loss", *CRITIC_METRICS, *of_policy[objective]}
-    common = {"objective": objective, "distill_coef": 1.0}
+    common = {"objective": objective, "distill_coef": 1.0, "value_penalty": 1.0}
     assert metrics_of(make_config, make_networks, "qam-edit", **common) == always | set(HEAD_METRICS)
     mixture = {"adaptive_mixture": True, "mixture_weight": 0.5}
     of_mixture = metrics_of(make_config, make_networks, "me-am", **common, **mixture) - always

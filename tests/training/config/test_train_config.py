@@ -55,6 +55,7 @@ REAL = {  # field: values at the edges that are accepted, and that are not
     "edit_scale": ([1e-9, 2.0], [-1e-9, NAN, INF]),
     "distill_coef": ([0.0, 300.0], [-1e-9, NAN, INF]),
     "pessimism": ([0.0, 10.0], [-1e-9, NAN, INF]),
+    "value_penalty": ([0.0, 10.0], [-1e-9, NAN, INF]),
     "gradient_clip": ([0.0, 10.0], [-1e-9, NAN, INF]),
 }
 EFFECTIVE: dict[str, dict[str, Any]] = {  # what it takes, beside the me-am preset, for a setting to have an effect

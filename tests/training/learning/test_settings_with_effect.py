@@ -50,6 +50,7 @@ EFFECTIVE: dict[str, tuple[Any, str, dict[str, Any]]] = {  # field: a value, and
     "edit_target_entropy": (3.0, "qam-edit", {}),
     "distill_coef": (1.0, "me-am", {}),
     "pessimism": (3.0, "me-am", {}),
+    "value_penalty": (3.0, "me-am", {}),
     "joint_clip": (True, "me-am", {"gradient_clip": 0.01}),
     "polyak": (0.5, "me-am", {}),
 }
@@ -65,7 +66,9 @@ FAILING: dict[str, tuple[str, dict[str, Any]]] = {  # a condition's field: with 
     "evaluate_every": ("me-am", {}),
     "online_steps": ("me-am", {}),
 }
-SHIFTING = {(n, "method") for n in ("objective", "candidates", "divergence_probes", "best_of", "distill_coef")}
+SHIFTING = {
+    (n, "method") for n in ("objective", "candidates", "divergence_probes", "best_of", "distill_coef", "value_penalty")
+}
 SHIFTING |= {("adaptive_mixture", "num_critics")}
 """Settings which without an effect still decide how much noise is drawn, by the field of the condition that fails."""
 

@@ -43,7 +43,7 @@ def history(config=CONFIG, every=100, **changed):
     row = {**HEALTHY, **changed}
     rows = []
     for step in range(every, config.steps + 1, every):
-        joint = row if step > config.pretrain_steps else {}
+        joint = row if step > config.pretraining else {}
         logged = {"step": step, "prior_loss": 0.5 + 0.001 * (step // every % 2), **joint}
         rows.append({name: value for name, value in logged.items() if value is not None})
     return rows
@@ -140,16 +140,13 @@ def test_a_fall_within_the_noise_of_the_loss_is_none():
     assert warnings_of(CONFIG, rows) == []
 
 
-def test_a_budget_that_is_not_used_is_warned_of(monkeypatch):
-    """Settings without a KL budget have no such metric, and then no such warning."""
-    rows = history(kl_average=0.1)
-    assert warnings_of(CONFIG, rows) == []
-    monkeypatch.setattr(watch_module, "_budget", lambda config: 0.5)
-    [warning] = warnings_of(CONFIG, rows)
+def test_a_budget_that_is_not_used_is_warned_of():
+    config = CONFIG.changed(kl_budget=0.5)
+    [warning] = warnings_of(config, history(kl_average=0.1))
     assert warning.name == "KL budget missed"
     assert "20% of the KL budget of 0.5 nats per action are used" in warning.seen
-    assert warnings_of(CONFIG, history(kl_average=0.4)) == []
-    assert [each.name for each in warnings_of(CONFIG, history(kl_average=0.8))] == ["KL budget missed"]
+    assert warnings_of(config, history(kl_average=0.4)) == []
+    assert [each.name for each in warnings_of(config, history(kl_average=0.8))] == ["KL budget missed"]
 
 
 def test_a_temperature_that_is_found_in_training_is_the_one_that_is_judged():
@@ -193,19 +190,28 @@ def test_a_resumed_watch_does_not_repeat_what_was_said_before():
 
 def test_the_remedy_is_told_as_it_is_typed():
     [warning] = warnings_of(CONFIG, history(effective_samples=0.99))
-    assert "Raise --inverse-temperature, now 1" in warning.text(flag)
+    assert "Raise --inverse-temperature, now 1, or set --kl-budget" in warning.text(flag)
     assert "Raise inverse_temperature, now 1" in warning.text(str)
     assert "0.99" in warning.text(str)
     assert "expected below 0.98" in warning.text(str)
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_critics": 1, "pessimism": 0.5}, {"mixture_weight": 0.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_critics": 1, "pessimism": 0.5},
+        {"mixture_weight": 0.1},
+        {"inverse_temperature": 1.0, "mixture_weight": 0.0},
+    ],
+)
 def test_a_remedy_names_settings_that_have_an_effect(settings):
+    temperature = "inverse_temperature" if "inverse_temperature" in settings else "kl_budget"
     config = TrainConfig.preset("me-am", {"steps": 6000, "pretrain_steps": 2000, **settings})
-    changes = {"pessimism": 0.7, "num_critics": 3, "mixture_weight": 0.05, "inverse_temperature": 0.5}
+    changes = {"pessimism": 0.7, "num_critics": 3, "mixture_weight": 0.05, temperature: 0.5}
     [warning] = warnings_of(config, history(policy_value=102.0, mixture_gain=None))
     named = [name for name in changes if f"{{{name}}}" in warning.remedy]
-    assert "inverse_temperature" in named
+    assert temperature in named
     for name in named:
         try:
             config.changed(**{name: changes[name]})

@@ -186,22 +186,16 @@ def _unlearned(rows: Sequence[Mapping[str, float]]) -> float:
     return abs(row.get("td_bias", 0.0)) / row["td_reward"] if row else 0.0
 
 
-def _budget(config: TrainConfig) -> float | None:
-    """KL budget, nats per action; None if the run has a fixed temperature."""
-    return getattr(config, "kl_budget", None)
-
-
 def _idle_temperature(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -> Iterator[RunWarning]:
     tau = _temperature(config, rows)
     if not _ripe(config, rows) or tau == 0:  # 0 asks for the prior
         return
     if _unlearned(rows) > UNLEARNED_REWARD:  # values are about to change, and with them what tau does
         return
-    if _budget(config) is None:
-        also = ", or set {kl_budget}" if hasattr(config, "kl_budget") else ""
-        remedy = f"Raise {{inverse_temperature}}, now {tau:.3g}{also}"
+    if config.kl_budget is None:
+        remedy = f"Raise {{inverse_temperature}}, now {tau:.3g}, or set {{kl_budget}}"
     else:
-        remedy = f"Raise {{kl_budget}}, now {_budget(config):.3g}"
+        remedy = f"Raise {{kl_budget}}, now {config.kl_budget:.3g}"
     step, spread = int(rows[-1]["step"]), rows[-1].get("value_spread")
     samples = _recent(config, rows, "effective_samples")
     if samples is not None and samples > IDLE_SAMPLES:
@@ -218,7 +212,7 @@ def _collapsed_weights(config: TrainConfig, rows: Sequence[Mapping[str, float]])
     samples = _recent(config, rows, "effective_samples")
     if not _ripe(config, rows) or samples is None or samples * config.candidates >= COLLAPSED_SAMPLES:
         return
-    setting = "inverse_temperature" if _budget(config) is None else "kl_budget"
+    setting = "inverse_temperature" if config.kl_budget is None else "kl_budget"
     yield RunWarning(
         "weights collapse",
         int(rows[-1]["step"]),
@@ -269,7 +263,7 @@ def _unpayable_values(config: TrainConfig, rows: Sequence[Mapping[str, float]]) 
         return
     value = row["policy_value"]
     limit, step = row.get("value_limit", math.inf), int(row["step"])
-    setting = "inverse_temperature" if _budget(config) is None else "kl_budget"
+    setting = "inverse_temperature" if config.kl_budget is None else "kl_budget"
     lower = f"lower {{{setting}}}" + (" and {mixture_weight}" if config.mixture_weight else "")
     remedy = f"{'Raise {pessimism}' if config.num_critics > 1 else 'Take several critics ({num_critics})'}, or {lower}"
     name, seen = "values too high", f"the policy's actions are worth {value:.3g} on average"
@@ -334,7 +328,7 @@ def _unbelievable_gain(config: TrainConfig, rows: Sequence[Mapping[str, float]])
 
 
 def _missed_budget(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -> Iterator[RunWarning]:
-    budget, used = _budget(config), _recent(config, rows, "kl_average")
+    budget, used = config.kl_budget, _recent(config, rows, "kl_average")
     if not _ripe(config, rows) or budget is None or used is None:
         return
     share, (least, most) = used / budget, BUDGET_SHARES
