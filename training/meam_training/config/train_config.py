@@ -180,7 +180,7 @@ class TrainConfig:
     score_limit: Annotated[float, Range(above=0), TRAINS_POLICY, TAKES_SCORES, READS_SCORE] = 10.0
     """Bound on each component of the prior's score, per normalised action unit: outside the data, a learned score
     extrapolates without bound."""
-    mixture_weight: Annotated[float, Range(least=0, below=1)] = 0.1
+    mixture_weight: Annotated[float, Range(least=0, below=1)] = 0.0
     """Share w in [0, 1) of Q-maximised action chunks in the prior's batches."""
     mixture_bandwidth: Annotated[float, Range(above=0), TRAINS_POLICY, MIXES_PRIOR] = 0.05
     """Standard deviation of the noise added to Q-maximised actions, normalised action units; without it they would be
@@ -426,7 +426,7 @@ class TrainConfig:
 _RENAMED = {"flow_steps": "nfe", "mirror_steps": "mirror_stages", "ascent_candidates": "ascent_starts"}
 """Current names of settings, by the names in earlier versions."""
 
-_BEFORE: dict[str, Any] = {"precondition": False, "normalise_values": False, "kl_budget": None}
+_BEFORE: dict[str, Any] = {"precondition": False, "normalise_values": False}
 """What earlier versions did, where a setting that they lack is now something else by default."""
 
 _FIXED: Mapping[str, Mapping[str, float | None]] = MappingProxyType(
@@ -458,7 +458,7 @@ _SCHEMES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "qam": _PUBLISHED,
         "qam-edit": {**_PUBLISHED, "edit_scale": 0.1},
         "trqam": {**_PUBLISHED, "kl_budget": 1.0, "kl_dual": "reference", "pretrain_steps": None},
-        "me-am": {"kl_budget": 1.0},
+        "me-am": {"kl_budget": 1.0, "value_penalty": 0.1},
     }
 )
 
