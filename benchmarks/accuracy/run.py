@@ -37,6 +37,8 @@ from meam_export import export_policy
 from meam_policy import ActionError, DivergedError, MeamPolicy, ParityError
 from meam_training import Checkpoint, TrainConfig, train
 
+_PLAIN: Mapping[str, Any] = {"solver": "midpoint", "confine": True, "precondition": False}
+
 METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "reference": {
@@ -45,13 +47,18 @@ METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "solver": "euler",
             "confine": False,
             "joint_clip": True,
+            "precondition": False,
         },
-        "ancestral": {"objective": "adjoint", "sde": "ancestral", "solver": "midpoint", "confine": True},
-        "target-score": {"objective": "target_score", "solver": "midpoint", "confine": True},
-        "reweighted": {"objective": "reweighted", "solver": "midpoint", "confine": True},
+        "ancestral": {"objective": "adjoint", "sde": "ancestral", **_PLAIN},
+        "target-score": {"objective": "target_score", **_PLAIN},
+        "reweighted": {"objective": "reweighted", **_PLAIN},
+        "two-scale": {"objective": "two_scale", **_PLAIN, "precondition": True},
+        "bridge": {"objective": "bridge", **_PLAIN, "precondition": True},
+        "scalar": {"objective": "bridge", "bridge_adjoint": "scalar", **_PLAIN, "precondition": True},
     }
 )
-"""What is compared, as changes to `COMMON`. "reference" is the published form."""
+"""What is compared, as changes to `COMMON`. "reference" is the published form, "reweighted" the earlier default of
+me-am, "two-scale" the present one; the later three have preconditioned velocity fields, the earlier four plain ones."""
 
 COMMON: Mapping[str, Any] = MappingProxyType(
     {
@@ -64,6 +71,7 @@ COMMON: Mapping[str, Any] = MappingProxyType(
         "num_critics": 2,
         "nfe": 10,
         "chunk_size": 1,
+        "value_penalty": 0.0,
         "mixture_bandwidth": BANDWIDTH,
         # So far that the search reaches the maximiser from anywhere: 20 shrinking steps make up 1.5 in every component.
         "ascent_steps": 20,
