@@ -34,7 +34,7 @@ METHODS = {
     "reweighted": {"objective": "reweighted", "mixture_weight": 0.4, "kl_budget": None},
     "bridge": {"objective": "bridge", "mixture_weight": 0.4, "kl_budget": None},
     "ancestral": {"objective": "adjoint", "mixture_weight": 0.4, "distill_coef": 1.0, "kl_budget": None},
-    # With seed 0 two of the chunks to choose from have nearly the same value.
+    # With seed 0 a sample ends within rounding of the box's face, on which the score that drives it out is dropped.
     "target score": {"objective": "target_score", "mixture_weight": 0.4, "best_of": 2, "kl_budget": None, "seed": 1},
     "trqam": {},
     "budget": {"batch_size": 32, "kl_budget": 0.1, "mixture_weight": 0.0},
