@@ -235,7 +235,7 @@ def test_without_entropy_and_mixture_me_am_is_qam_bit_for_bit(make_config, make_
     results = []
     for config in (
         make_config("qam", **{"objective": objective, **({} if published else scheme)}),
-        make_config("me-am", objective=objective, entropy_coef=0.0, mixture_weight=0.0, **scheme),
+        make_config("me-am", objective=objective, entropy_coef=0.0, value_penalty=0.0, **scheme),
     ):
         networks = make_networks(config)
         losses = compute_losses(networks, random_batch(), noise_for(config), config)
@@ -290,7 +290,8 @@ def test_every_loss_trains_its_own_network_and_nothing_else(make_config, make_ne
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_total_is_the_sum_of_the_losses_and_metrics_are_named(make_config, make_networks, objective):
     named = {"mixture_gain", "mixture_distance", "mixture_outside", "mixture_disagreement", "mixture_kept"}
-    named |= {"critic_loss", "prior_loss", "policy_loss", "value_mean", "value_std", "distill_loss", "one_step_value"}
+    named |= {"critic_loss", "prior_loss", "policy_loss", "distill_loss", "one_step_value"}
+    named |= {"value_mean", "value_std", "value_excess"}
     named |= {
         "two_scale": {"effective_samples", "early_loss", "late_loss"},
         "reweighted": {"effective_samples"},

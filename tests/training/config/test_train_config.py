@@ -72,6 +72,13 @@ EFFECTIVE: dict[str, dict[str, Any]] = {  # what it takes, beside the me-am pres
     "online_warmup": {"online_steps": 2000},
     "updates_per_step": {"online_steps": 2000},
     "offline_share": {"online_steps": 2000},
+    "ascent_starts": {"mixture_weight": 0.1},
+    "ascent_steps": {"mixture_weight": 0.1},
+    "ascent_step_size": {"mixture_weight": 0.1},
+    "mixture_bandwidth": {"mixture_weight": 0.1},
+    "ascent_spread": {"mixture_weight": 0.1},
+    "trust_radius": {"mixture_weight": 0.1},
+    "adaptive_mixture": {"mixture_weight": 0.1},
     "edit_target_entropy": {**PRESETS["qam-edit"]},
     "kl_dual": {"kl_budget": 1.0},
 }
@@ -94,9 +101,8 @@ def test_the_presets_are_the_five_methods():
     assert coefficients["trqam"] == (1, 0, 0, 0, True)
     budgets = {name: TrainConfig.preset(name).kl_budget for name in PRESETS}
     assert budgets == {**dict.fromkeys(PRESETS), "trqam": 1, "me-am": 1}
-    assert min(coefficients["me-am"][:3]) > 0
-    assert coefficients["me-am"][3:] == (0, True)
-    assert TrainConfig.preset("me-am", kl_budget=None) == TrainConfig()
+    assert coefficients["me-am"] == (1, 0.1, 0, 0, True)
+    assert TrainConfig.preset("me-am", kl_budget=None, value_penalty=0.0) == TrainConfig()
 
 
 def test_the_presets_of_qam_take_the_published_scheme_and_me_am_its_own():
@@ -124,7 +130,7 @@ def test_only_a_known_few_settings_differ_between_the_presets():
             field for field, value in dataclasses.asdict(TrainConfig.preset(name)).items() if value != plain[field]
         }
         coefficients = {"method", "inverse_temperature", "entropy_coef", "mixture_weight", "edit_scale"}
-        coefficients |= {"trqam": {"kl_budget", "kl_dual"}, "me-am": {"kl_budget"}}.get(name, set())
+        coefficients |= {"trqam": {"kl_budget", "kl_dual"}, "me-am": {"kl_budget", "value_penalty"}}.get(name, set())
         assert changed <= coefficients | ({*PUBLISHED, "pretrain_steps"} if "qam" in name else set())
 
 
@@ -184,7 +190,8 @@ def test_a_number_must_lie_in_its_range(field):
 @pytest.mark.parametrize("field", ["steps", "edit_scale", "trust_radius"])
 def test_a_number_that_is_accepted_is_accepted_as_an_integer_too(field):
     method = "qam-edit" if field == "edit_scale" else "me-am"
-    assert getattr(TrainConfig.preset(method, **{field: 1}), field) == 1
+    settings = {**EFFECTIVE.get(field, {}), field: 1}
+    assert getattr(TrainConfig.preset(method, **settings), field) == 1
 
 
 CHOICES = {
@@ -615,7 +622,7 @@ def test_what_loses_its_effect_by_a_change_goes_back_to_its_default():
 
 
 def test_methods_share_settings_of_which_each_takes_what_has_an_effect_on_it():
-    shared = {"num_critics": 2, "hidden_dims": (8,), "mixture_bandwidth": 0.5}
+    shared = {"num_critics": 2, "hidden_dims": (8,), "candidates": 16}
     assert TrainConfig.preset("bc", shared) == TrainConfig.preset("bc", hidden_dims=(8,))
     assert TrainConfig.preset("qam", shared) == TrainConfig.preset("qam", hidden_dims=(8,), num_critics=2)
     assert TrainConfig.preset("me-am", shared) == TrainConfig.preset("me-am", **shared)

@@ -124,7 +124,7 @@ def test_a_run_leaves_out_the_shared_settings_without_an_effect_on_it(write):
     path = write("""
         [settings]
         num_critics = 2
-        mixture_bandwidth = 0.1
+        candidates = 16
         sde_steps = 5
         [grid]
         preset = ["bc", "qam", "me-am"]
@@ -135,11 +135,11 @@ def test_a_run_leaves_out_the_shared_settings_without_an_effect_on_it(write):
     assert [run.command.split("--resume")[1].split() for run in (bc, qam, me_am)] == [
         [],
         ["--num-critics", "2", "--sde-steps", "5"],
-        ["--num-critics", "2", "--mixture-bandwidth", "0.1"],
+        ["--num-critics", "2", "--candidates", "16"],
     ]
     assert bc.config == TrainConfig.preset("bc")
     assert qam.config == TrainConfig.preset("qam", num_critics=2, sde_steps=5)
-    assert me_am.config == TrainConfig.preset("me-am", num_critics=2, mixture_bandwidth=0.1)
+    assert me_am.config == TrainConfig.preset("me-am", num_critics=2, candidates=16)
 
 
 @pytest.mark.parametrize(
