@@ -140,7 +140,7 @@ def test_the_report_names_methods_and_losses_after_their_settings(
     assert "ME-AM (objective adjoint)" in text
     assert "ME-AM (" not in words(write_report(pockets[1], tmp_path / "default.html", video=False))
     assert legend(result) == ["QAM: adjoint matching", "ME-AM: adjoint matching"]
-    assert legend(pockets[1]) == ["QAM: adjoint matching", "ME-AM: reweighted flow matching"]
+    assert legend(pockets[1]) == ["QAM: adjoint matching", "ME-AM: weights early, adjoint late"]
 
 
 @pytest.mark.slow
@@ -154,7 +154,9 @@ def test_the_report_lists_the_settings_that_leave_the_presets(pockets: tuple[Pat
 
 def test_the_printed_table_fits_a_terminal_and_says_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     task = TASKS["pointmaze"]
-    labels = method_labels({method: task.config(method, 0) for method in METHODS})
+    configs = {method: task.config(method, 0) for method in METHODS}
+    configs["me-am"] = configs["me-am"].changed(objective="adjoint")
+    labels = method_labels(configs)
     row = dict.fromkeys(("return_mean", "ci_low", "ci_high"), -1000.0) | {"success": 1.0}
     row |= {"latency_p50_ms": 12.345, "latency_p99_ms": 12.345}
     print_table("", COLUMNS, [cells(label, row) for label in labels.values()])

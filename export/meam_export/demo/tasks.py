@@ -73,8 +73,7 @@ TASKS: Mapping[str, DemoTask] = MappingProxyType(
             environment_id="pointmaze-medium-navigate-singletask-task3-v0",
             transitions=100_000,
             settings={**_SMALL, "chunk_size": 10, "fourier_features": 64, "fourier_scale": 2.0},
-            # In 20 dimensions the gradient of Q improves the policy faster than the weights of a few samples.
-            method_settings={**_STEPS, "me-am": {**_STEPS["me-am"], "objective": "adjoint"}},
+            method_settings=_STEPS,
             success_reward=0.0,
             state=(4.0, 8.0),
         ),
