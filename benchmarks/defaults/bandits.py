@@ -52,4 +52,5 @@ class Bandit(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
 for dim in (2, 8):
     # The entry point is a name, not the class, so that a data set can store it.
-    gymnasium.register(f"defaults/Bandit{dim}-v0", entry_point="bandits:Bandit", kwargs={"dim": dim})
+    if f"defaults/Bandit{dim}-v0" not in gymnasium.registry:  # this module may be imported by several names
+        gymnasium.register(f"defaults/Bandit{dim}-v0", entry_point="bandits:Bandit", kwargs={"dim": dim})

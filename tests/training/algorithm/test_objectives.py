@@ -557,7 +557,20 @@ def test_the_policys_loss_trains_only_the_policy(kind: str) -> None:
 # Symmetries
 
 AXIS_OF_ROWS = {  # of every field of the noise
-    **dict.fromkeys(("next_x_0", "next_edit", "flow_x_0", "flow_t", "sde_x_0", "bridge_start", "bandwidth"), 0),
+    **dict.fromkeys(
+        (
+            "next_x_0",
+            "next_edit",
+            "acted_x_0",
+            "acted_edit",
+            "flow_x_0",
+            "flow_t",
+            "sde_x_0",
+            "bridge_start",
+            "bandwidth",
+        ),
+        0,
+    ),
     **dict.fromkeys(("accept", "head_x_0", "edit"), 0),
     **dict.fromkeys(("sde", "sample_x_0", "bridge_x_0", "bridge_t", "ascent_x_0"), 1),
     **dict.fromkeys(("match_x_0", "match_t"), 2),

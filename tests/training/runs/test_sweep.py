@@ -268,7 +268,7 @@ def test_a_run_finished_with_other_settings_is_not_skipped(write, data, tmp_path
 
 @pytest.mark.slow
 def test_a_started_run_goes_on_with_the_same_command(write, data, tmp_path):
-    text = f"{TINY}confine = false\nadaptive_mixture = true\n[tasks.good]\ndata = '{data}'\n"
+    text = f"{TINY}confine = false\nmixture_weight = 0.5\nadaptive_mixture = true\n[tasks.good]\ndata = '{data}'\n"
     assert [outcome.state for outcome in run_sweep(read_sweep(write(text), tmp_path / "runs"))] == ["finished"]
     [outcome] = run_sweep(read_sweep(write(text.replace("steps = 6", "steps = 8", 1)), tmp_path / "runs"))
     assert outcome.state == "finished"
