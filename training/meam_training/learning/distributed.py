@@ -162,6 +162,7 @@ def process_group(config: TrainConfig, device: torch.device) -> Iterator[Process
         group = ProcessGroup(dist.get_rank(), dist.get_world_size(), device)
         group.check(config)
         yield group
+        group.wait()  # a process that leaves while the others still talk to it takes them down
     finally:
         if joined:
             dist.destroy_process_group()
