@@ -163,7 +163,7 @@ def test_a_temperature_of_zero_asks_for_the_prior():
 def test_a_run_is_judged_once_it_has_made_enough_updates():
     rows = history(effective_samples=0.99)
     [warning] = warnings_of(CONFIG, rows)
-    assert warning.step == CONFIG.pretrain_steps + watch_module.LEAST_UPDATES
+    assert warning.step == CONFIG.pretraining + watch_module.LEAST_UPDATES
     short = CONFIG.changed(steps=2500)
     assert [each.step for each in warnings_of(short, history(short, effective_samples=0.99))] == [2500]
 
