@@ -111,7 +111,9 @@ def test_without_entropy_and_mixture_a_run_of_me_am_is_one_of_qam_bit_for_bit(
     scheme = {**PUBLISHED, "sde": "reference"} if objective == "adjoint" else PUBLISHED
     qam = train(make_config("qam", **common), dataset, tmp_path / "qam")
     me_am = train(
-        make_config("me-am", entropy_coef=0.0, value_penalty=0.0, kl_budget=None, **common, **scheme),
+        make_config(
+            "me-am", entropy_coef=0.0, mixture_weight=0.0, value_penalty=0.0, kl_budget=None, **common, **scheme
+        ),
         dataset,
         tmp_path / "me-am",
     )

@@ -235,7 +235,7 @@ def test_without_entropy_and_mixture_me_am_is_qam_bit_for_bit(make_config, make_
     results = []
     for config in (
         make_config("qam", **{"objective": objective, **({} if published else scheme)}),
-        make_config("me-am", objective=objective, entropy_coef=0.0, value_penalty=0.0, **scheme),
+        make_config("me-am", objective=objective, entropy_coef=0.0, mixture_weight=0.0, value_penalty=0.0, **scheme),
     ):
         networks = make_networks(config)
         losses = compute_losses(networks, random_batch(), noise_for(config), config)
@@ -305,6 +305,19 @@ def test_the_total_is_the_sum_of_the_losses_and_metrics_are_named(make_config, m
     parts = m["critic_loss"] + m["prior_loss"] + m["policy_loss"] + 3 * m["distill_loss"] - m["one_step_value"]
     assert losses.total.item() == pytest.approx(parts.item())
     assert set(m) == named <= set(METRICS)
+
+
+def test_the_penalty_is_how_far_the_policys_actions_are_valued_above_the_datas(make_config, make_networks):
+    plain, penalised = (make_config("me-am", value_penalty=weight) for weight in (0.0, 0.7))
+    networks, batch, noise = make_networks(penalised), random_batch(), noise_for(penalised)
+    found = [compute_losses(networks, batch, noise, config).metrics for config in (plain, penalised)]
+    with torch.no_grad():
+        features = networks.encoder(batch.observations)
+        acted = networks.critic(features, networks.act(features, noise.acted_x_0))
+        excess = ((acted - networks.critic(features, batch.actions)) * batch.valid).mean()
+    assert found[1]["value_excess"].item() == pytest.approx(excess.item(), rel=1e-9)
+    added = found[1]["critic_loss"] - found[0]["critic_loss"]
+    assert added.item() == pytest.approx(0.7 * excess.item() / networks.critic.scale.item(), rel=1e-6)
 
 
 def metrics_of(make_config, make_networks, method, **changes):
