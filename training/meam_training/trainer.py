@@ -22,7 +22,6 @@ from meam_policy.spec import PolicySpec
 from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.dataset_cache import array_blocks, moments
-from meam_training.data.discounted_returns import discounted_returns
 from meam_training.learning.calibration import Calibration
 from meam_training.learning.chunk_source import ChunkSource, DeviceChunks, make_chunk_source
 from meam_training.learning.device import cpu_threads, training_device
@@ -209,9 +208,7 @@ def data_statistics(config: TrainConfig, dataset: OfflineDataset, spec: PolicySp
     scale = np.array(spec.action_scale)
     centre = (mean - np.array(spec.action_offset)) / scale
     rewards = dataset.rewards.astype(np.float64)
-    steady = rewards.mean() / (1 - config.discount) if config.discount < 1 else 0.0
-    sums = discounted_returns(dataset.rewards, dataset.terminations, dataset.episode_ends, config.discount)
-    returns = sums.returns + sums.tails * steady
+    returns = dataset.discounted_returns(config.discount).continued(dataset.rewards, config.discount)
     # Deviations that are rounding errors are none.
     least = 1e-6 * np.abs(returns).max()
     spread = next((s for s in (returns.std(), rewards.std(), np.abs(rewards).mean()) if s > least), 1.0)

@@ -144,6 +144,7 @@ def make_case() -> MakeCase:
             next_observations=put("batch/next_observations")[:, -1],
             masks=put("batch/masks")[:, -1],
             valid=put("batch/valid")[:, -1],
+            **dict.fromkeys(("returns", "known"), torch.zeros(0, dtype=dtype)),
         )
         # The reference draws one chunk for one decision; there is nothing random but what follows.
         assert config.best_of == spec.integration.best_of == 1

@@ -138,6 +138,8 @@ def make_batch(rows: int, seed: int = 0) -> ChunkBatch:
         next_observations=normal(seed + 3, rows, OBS),
         masks=(normal(seed + 4, rows) > -1).double(),
         valid=(normal(seed + 5, rows) > -1).double(),
+        returns=normal(seed + 6, rows),
+        known=normal(seed + 7, rows).abs().clamp(max=1),
     )
 
 

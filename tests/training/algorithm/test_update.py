@@ -77,6 +77,8 @@ def random_batch(seed=0, observed=3, act=4) -> ChunkBatch:
         next_observations=put(generator.normal(size=(BATCH, observed))),
         masks=put(generator.random(BATCH) < 0.7),
         valid=put(generator.random(BATCH) < 0.7),
+        returns=put(generator.normal(size=BATCH)),
+        known=put(generator.random(BATCH)),
     )
 
 
@@ -357,11 +359,11 @@ def test_bc_has_and_trains_only_the_prior(make_config, make_networks):
     losses = compute_losses(networks, random_batch(), noise, config)
     assert {name.split(".")[0] for name, _ in networks.named_parameters()} == {"prior"}
     assert networks.deployed is networks.prior
-    assert torch.equal(losses.total, pretraining_losses(networks, random_batch(), noise).total)
+    assert torch.equal(losses.total, pretraining_losses(networks, random_batch(), noise, config).total)
     assert list(losses.metrics) == ["prior_loss"]
     before = {name: value.clone() for name, value in networks.state_dict().items()}
     update_targets(networks, 0.5)
-    networks.start_policy_from_prior()
+    networks.start_from_pretraining()
     assert all(torch.equal(before[name], value) for name, value in networks.state_dict().items())
 
 
@@ -400,9 +402,10 @@ def assert_same_weights(one, other):
 def test_after_pretraining_the_policy_and_the_targets_are_the_prior(make_config, make_networks, objective):
     networks = make_networks(make_config(objective=objective))
     critic = {name: value.clone() for name, value in networks.critic.state_dict().items()}
-    networks.start_policy_from_prior()
+    networks.start_from_pretraining()
     for copied in (networks.policy, networks.target_prior, networks.deployed):
         assert_same_weights(networks.prior, copied)
+    assert_same_weights(networks.critic, networks.target_critic)
     assert all(torch.equal(critic[name], value) for name, value in networks.critic.state_dict().items())
 
 
@@ -647,6 +650,39 @@ def test_the_critics_learn_in_units_of_the_datas_returns_and_speak_in_units_of_r
     assert plain["critic_loss"] > 0.1
     torch.testing.assert_close(other["value_mean"], -30 + 8 * plain["value_mean"])
     torch.testing.assert_close(other["value_std"], 8 * plain["value_std"])
+
+
+# Pretraining
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (-30.0, 8.0)])
+def test_pretraining_fits_critics_to_the_returns_as_far_as_they_are_known(make_config, dataset, offset, scale):
+    config, batch = make_config(), random_batch()
+    known = DataStatistics(value_offset=offset, value_scale=scale)
+    networks = build_networks(make_spec(config, dataset), config, known).double()
+    noise = noise_for(config)
+    losses = pretraining_losses(networks, batch, noise, config)
+    assert list(losses.metrics) == ["prior_loss", "critic_loss"]
+    values = networks.critic(networks.encoder(batch.observations), batch.actions).detach().numpy()
+    weight = batch.valid.numpy() * batch.known.numpy()
+    expected = np.mean([weight * ((row - batch.returns.numpy()) / scale) ** 2 for row in values])
+    assert losses.metrics["critic_loss"].item() == pytest.approx(expected, rel=1e-9)
+    torch.testing.assert_close(losses.total, losses.metrics["prior_loss"] + losses.metrics["critic_loss"])
+    trained = gradients(networks, losses.total)
+    assert {name.split(".")[0] for name in trained} == {"prior", "critic"}
+
+
+@pytest.mark.parametrize("changes", [{"pretrain_critics": False}, {"pretrain_steps": 0}])
+def test_critics_are_pretrained_only_where_the_settings_say_so(make_config, make_networks, changes):
+    config = make_config(**changes)
+    losses = pretraining_losses(make_networks(config), random_batch(), noise_for(config), config)
+    assert list(losses.metrics) == ["prior_loss"]
+
+
+def test_where_values_are_known_only_the_prior_is_pretrained(make_config, make_networks):
+    config, networks = make_config(), make_networks(make_config())
+    networks.known_value = lambda observations, actions: actions.sum(dim=-1)
+    assert list(pretraining_losses(networks, random_batch(), noise_for(config), config).metrics) == ["prior_loss"]
 
 
 # A known value

@@ -48,3 +48,14 @@ def test_a_data_set_has_returns(dataset):
     found = dataset.discounted_returns(1.0)
     starts = np.flatnonzero(np.roll(dataset.episode_ends, 1))
     np.testing.assert_allclose(found.returns[starts], dataset.episode_returns, rtol=1e-12)
+
+
+def test_a_return_goes_on_at_the_mean_reward_where_the_recording_was_cut_off():
+    rewards = np.array([1, 2, 3, 4, 5], np.float32)
+    terminations = np.array([0, 1, 0, 0, 0], bool)
+    found = discounted_returns(rewards, terminations, np.array([0, 0, 0, 1, 1], bool), 0.5)
+    # The mean reward 3 for ever is worth 6.
+    expected = [1 + 0.5 * 2, 2, 3 + 0.5 * 4 + 0.25 * 6, 4 + 0.5 * 6, 5 + 0.5 * 6]
+    np.testing.assert_allclose(found.continued(rewards, 0.5), expected, rtol=1e-12)
+    undiscounted = discounted_returns(rewards, terminations, np.array([0, 0, 0, 1, 1], bool), 1.0)
+    np.testing.assert_array_equal(undiscounted.continued(rewards, 1.0), undiscounted.returns)

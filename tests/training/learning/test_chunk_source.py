@@ -33,8 +33,8 @@ def recording(lengths, seed=0):
     return replace(dataset, terminations=generator.random(rows) < 0.2)
 
 
-def both(dataset, chunk_size):
-    config = TrainConfig.preset("qam", chunk_size=chunk_size, discount=0.9)
+def both(dataset, chunk_size, method="me-am"):
+    config = TrainConfig.preset(method, chunk_size=chunk_size, discount=0.9)
     spec = make_spec(config, dataset)
     return [kind(config, dataset, spec, CPU) for kind in (DeviceChunks, HostChunks)]
 
@@ -67,6 +67,21 @@ def test_data_of_many_blocks_are_put_on_the_device_whole(monkeypatch):
         batches = [s.sample(500, torch.Generator().manual_seed(0)) for s in (source, expected)]
         for drawn, whole in zip(*batches, strict=True):
             np.testing.assert_array_equal(drawn, whole)
+
+
+def test_chunks_carry_the_returns_of_their_rows_for_critics_to_be_pretrained():
+    dataset = recording([5, 9, 2])
+    found = dataset.discounted_returns(0.9)
+    returns = found.continued(dataset.rewards, 0.9)
+    row_of = {tuple(observation): row for row, observation in enumerate(dataset.observations)}
+    for source, plain in zip(both(dataset, 3), both(dataset, 3, "qam"), strict=True):
+        batch = source.sample(50, torch.Generator().manual_seed(0))
+        rows = [row_of[tuple(observation)] for observation in batch.observations.numpy()]
+        np.testing.assert_allclose(batch.returns, returns[rows], rtol=1e-6)
+        np.testing.assert_allclose(batch.known, 1 - found.tails[rows], rtol=1e-6)
+        batch = plain.sample(50, torch.Generator().manual_seed(0))
+        assert not batch.returns.any()
+        assert not batch.known.any()
 
 
 @pytest.mark.parametrize("kind", [DeviceChunks, HostChunks])

@@ -24,6 +24,7 @@ EFFECTIVE: dict[str, tuple[Any, str, dict[str, Any]]] = {  # field: a value, and
     "num_critics": (3, "me-am", {}),
     "fourier_scale": (2.0, "bc", {"fourier_features": 4}),
     "pretrain_steps": (1, "me-am", {}),
+    "pretrain_critics": (False, "me-am", {"pretrain_steps": 1}),
     "best_of": (2, "me-am", {}),
     "discount": (0.5, "me-am", {}),
     "normalise_values": (False, "me-am", {}),
@@ -65,6 +66,7 @@ FAILING: dict[str, tuple[str, dict[str, Any]]] = {  # a condition's field: with 
     "gradient_clip": ("me-am", {"gradient_clip": 0.0}),
     "evaluate_every": ("me-am", {}),
     "online_steps": ("me-am", {}),
+    "pretrain_steps": ("me-am", {"pretrain_steps": 0}),
 }
 SHIFTING = {
     (n, "method") for n in ("objective", "candidates", "divergence_probes", "best_of", "distill_coef", "value_penalty")

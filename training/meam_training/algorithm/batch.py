@@ -24,6 +24,8 @@ class ChunkBatch(NamedTuple):
         next_observations: Raw observations after the chunks [batch, obs].
         masks: 0 if the chunk reached a termination, else 1 [batch].
         valid: 1 where the chunk lies within one episode, else 0 [batch].
+        returns: Discounted return of the data from the chunk's first action on [batch].
+        known: Share of the return that was recorded, from 0 to 1 [batch].
     """
 
     observations: Tensor
@@ -32,6 +34,8 @@ class ChunkBatch(NamedTuple):
     next_observations: Tensor
     masks: Tensor
     valid: Tensor
+    returns: Tensor
+    known: Tensor
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from meam_training.algorithm.q_maximizer import pessimistic_value
 from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks
 
-__all__ = ["CRITIC_METRICS", "critic_loss", "td_target"]
+__all__ = ["CRITIC_METRICS", "critic_loss", "return_loss", "td_target"]
 
 CRITIC_METRICS = ("value_mean", "value_std", "value_excess")
 """Names of the metrics besides the loss: the mean of Q over critics and batch, the critics' standard deviation, and
@@ -85,3 +85,22 @@ def critic_loss(
         loss = loss + config.value_penalty * excess / n.critic.scale
         metrics["value_excess"] = excess
     return loss, metrics
+
+
+def return_loss(n: MeamNetworks, features: Float[Tensor, "batch features"], batch: ChunkBatch) -> Float[Tensor, ""]:
+    """Squared error of the critics against the data's returns, by which critics are pretrained.
+
+    They start from the values of the behaviour: TD targets would need thousands of updates to tell actions apart, and
+    until then their noise is all that a policy could follow.
+
+    Args:
+        n: All networks; the critics are trained.
+        features: Encoded observations of the batch.
+        batch: The chunks; the recorded share of its return is the weight of each.
+
+    Returns:
+        The mean over critics and rows, where chunks that do not lie within one episode count as zero, of
+        known ((Q_i(s, a) - G) / scale)^2, with scale as in `critic_loss`.
+    """
+    error = (n.critic(features, batch.actions) - batch.returns) / n.critic.scale
+    return (error.square() * batch.valid * batch.known).mean()

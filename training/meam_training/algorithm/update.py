@@ -14,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from meam_training.algorithm.adjoint_objective import ADJOINT_METRICS, adjoint_loss
 from meam_training.algorithm.batch import ChunkBatch, MeamNoise
 from meam_training.algorithm.bridge_objective import BRIDGE_METRICS, bridge_loss
-from meam_training.algorithm.critic_loss import CRITIC_METRICS, critic_loss
+from meam_training.algorithm.critic_loss import CRITIC_METRICS, critic_loss, return_loss
 from meam_training.algorithm.head_losses import HEAD_METRICS, head_losses
 from meam_training.algorithm.prior_loss import MIXTURE_METRICS, mixture_prior_loss, prior_loss
 from meam_training.algorithm.reweighted_objective import REWEIGHTED_METRICS, reweighted_loss
@@ -86,7 +86,7 @@ def compute_losses(
     """
     n = networks
     if n.policy is None:
-        return pretraining_losses(n, batch, noise)
+        return pretraining_losses(n, batch, noise, config)
     features = n.encoder(batch.observations)
     losses, metrics = {}, {}
     if n.known_value is None:
@@ -102,11 +102,13 @@ def compute_losses(
     return Losses(sum(losses.values(), heads_loss), losses | metrics)
 
 
-def pretraining_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise) -> Losses:
-    """Compute the loss of an update that trains only the prior, on the data alone; `bc` has no other."""
-    features = networks.encoder(batch.observations)
-    loss = prior_loss(networks.prior, features, batch.actions, batch.valid, noise)
-    return Losses(loss, {"prior_loss": loss})
+def pretraining_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise, config: TrainConfig) -> Losses:
+    """Compute the losses of an update on the data alone: of the prior, the only one of `bc`, and of the critics."""
+    n, features = networks, networks.encoder(batch.observations)
+    losses = {"prior_loss": prior_loss(n.prior, features, batch.actions, batch.valid, noise)}
+    if config.pretrains_critics and n.known_value is None:
+        losses["critic_loss"] = return_loss(n, features, batch)
+    return Losses(sum(losses.values(), torch.zeros_like(losses["prior_loss"])), losses)
 
 
 @torch.no_grad()

@@ -34,11 +34,12 @@ Logger = Literal["tensorboard", "wandb"]
 
 
 PRETRAINING_SHARE = 0.3
-"""Share of the updates that train only the prior, unless `pretrain_steps` says otherwise."""
+"""Share of the updates that pretrain, unless `pretrain_steps` says otherwise."""
 
 
 # Conditions under which settings have an effect. Where a field has several, an error names the first one that fails.
 TRAINS_POLICY = OnlyIf("method", lambda c: c.method != "bc", "take another method")
+PRETRAINS = OnlyIf("pretrain_steps", lambda c: c.pretrain_steps != 0, "set pretrain_steps above 0")
 EDITS = OnlyIf("method", lambda c: c.method == "qam-edit", "take the method qam-edit")
 HAS_FOURIER_FEATURES = OnlyIf("fourier_features", lambda c: c.fourier_features > 0, "set fourier_features above 0")
 HAS_BUDGET = OnlyIf("kl_budget", lambda c: c.kl_budget is not None, "set kl_budget")
@@ -85,8 +86,11 @@ class TrainConfig:
     steps: Annotated[int, Range(least=1)] = 100_000
     """Gradient steps (updates), including those of pretraining."""
     pretrain_steps: Annotated[int | None, Range(least=0), TRAINS_POLICY] = None
-    """Initial updates that train only the prior, on the data; they are cheap. The policy then starts as its copy. None
-    takes three tenths of the steps."""
+    """Initial updates that train the prior on the data, and the critics if `pretrain_critics`; they are cheap. The
+    policy then starts as the prior's copy. None takes three tenths of the steps."""
+    pretrain_critics: Annotated[bool, TRAINS_POLICY, PRETRAINS] = True
+    """Train the critics on the data's discounted returns (Monte Carlo) during pretraining, so that they start from the
+    behaviour's values."""
     batch_size: Annotated[int, Range(least=1)] = 256
     """Action chunks in a batch."""
     seed: Annotated[int, Range(least=0)] = 0
@@ -316,10 +320,15 @@ class TrainConfig:
 
     @property
     def pretraining(self) -> int:
-        """Updates that train only the prior: `pretrain_steps`, or the share of the steps that it stands for."""
+        """Updates on the data alone: `pretrain_steps`, or the share of the steps that it stands for."""
         if self.pretrain_steps is None:
             return int(PRETRAINING_SHARE * self.steps) if self.trains_policy else 0
         return self.pretrain_steps
+
+    @property
+    def pretrains_critics(self) -> bool:
+        """Whether there are updates that train the critics on the data's returns."""
+        return self.trains_policy and self.pretrain_critics and self.pretraining > 0
 
     @property
     def trains_policy(self) -> bool:
@@ -426,7 +435,7 @@ class TrainConfig:
 _RENAMED = {"flow_steps": "nfe", "mirror_steps": "mirror_stages", "ascent_candidates": "ascent_starts"}
 """Current names of settings, by the names in earlier versions."""
 
-_BEFORE: dict[str, Any] = {"precondition": False, "normalise_values": False}
+_BEFORE: dict[str, Any] = {"precondition": False, "normalise_values": False, "pretrain_critics": False}
 """What earlier versions did, where a setting that they lack is now something else by default."""
 
 _FIXED: Mapping[str, Mapping[str, float | None]] = MappingProxyType(
@@ -449,6 +458,7 @@ _PUBLISHED: Mapping[str, Any] = MappingProxyType(
         "precondition": False,
         "normalise_values": False,
         "pretrain_steps": 0,
+        "pretrain_critics": False,
     }
 )
 """The scheme of the public implementation of QAM."""

@@ -24,6 +24,18 @@ class DiscountedReturns(NamedTuple):
     tails: NDArray[np.float64]
     last_rows: NDArray[np.int64]
 
+    def continued(self, rewards: NDArray[np.float32], discount: float) -> NDArray[np.float64]:
+        """The returns, if rewards went on at their mean where the recording was cut off [n].
+
+        Without discount, the sum of endless rewards is not defined; nothing is added then.
+
+        Args:
+            rewards: Reward of each transition [n].
+            discount: Discount per environment step.
+        """
+        steady = float(rewards.mean(dtype=np.float64)) / (1 - discount) if discount < 1 else 0.0
+        return self.returns + self.tails * steady
+
 
 def discounted_returns(
     rewards: NDArray[np.float32],

@@ -49,6 +49,7 @@ class DeviceChunks:
         self._rewards, self._masks, self._valid = torch.empty(3, starts, device=device)
         self._last_rows = torch.empty(starts, dtype=torch.int64, device=device)
         self._offsets = torch.arange(config.chunk_size, device=device)
+        self._returns, self._known = (values.to(device) for values in _returns(dataset, config))
         targets = (self._rewards, self._masks, self._valid, self._last_rows)
         step = rows_per_block(dataset.observation_dim)
         for part in (slice(first, first + step) for first in range(0, rows, step)):
@@ -72,19 +73,23 @@ class DeviceChunks:
             next_observations=self._next_observations[self._last_rows[starts]],
             masks=self._masks[starts],
             valid=self._valid[starts],
+            returns=self._returns[starts],
+            known=self._known[starts],
         )
 
 
 class HostChunks:
     """The data set's chunks, kept in host memory or on disk; only each batch is copied to the training device.
 
-    Draws batches bit-identical to those of `DeviceChunks`.
+    For critics that are pretrained, the data's returns are kept in memory, eight bytes a row. Draws batches
+    bit-identical to those of `DeviceChunks`.
     """
 
     def __init__(self, config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec, device: torch.device) -> None:
         self._sampler = dataset.chunk_sampler(config.chunk_size, config.discount)
         self._normalise = ActionNormaliser.of(spec).normalise
         self._device = device
+        self._returns, self._known = _returns(dataset, config)
 
     def __len__(self) -> int:
         """Number of rows at which a chunk may start."""
@@ -105,6 +110,8 @@ class HostChunks:
             next_observations=_tensor(batch.next_observations).to(self._device),
             masks=_tensor(batch.masks).to(self._device),
             valid=_tensor(batch.valid).to(self._device),
+            returns=self._returns[starts].to(self._device),
+            known=self._known[starts].to(self._device),
         )
 
 
@@ -122,12 +129,22 @@ def make_chunk_source(
     Raises:
         DatasetError: no episode is as long as a chunk.
     """
-    numbers = 2 * dataset.observation_dim + dataset.action_dim + 3  # a row; and one int64
+    # Of a row; and one int64.
+    numbers = 2 * dataset.observation_dim + dataset.action_dim + 3 + 2 * config.pretrains_critics
     needed = len(dataset) * (4 * numbers + 8)
     # torchrun's processes on this machine share its memory.
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
     resident = needed * sharing <= COMFORTABLE_SHARE * _free_memory(device)
     return (DeviceChunks if resident else HostChunks)(config, dataset, spec, device)
+
+
+def _returns(dataset: OfflineDataset, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """Returns of the data from each row on and their known shares [n]; zeros if no critics are pretrained on them."""
+    if not config.pretrains_critics:
+        return (torch.zeros(1).expand(len(dataset)),) * 2
+    found = dataset.discounted_returns(config.discount)
+    returns = found.continued(dataset.rewards, config.discount)
+    return _tensor(returns.astype(np.float32)), _tensor((1 - found.tails).astype(np.float32))
 
 
 def _draw(rows: int, batch_size: int, generator: torch.Generator, device: torch.device) -> Tensor:

@@ -24,8 +24,8 @@ __all__ = ["Learner", "clip_gradients"]
 
 
 Stage = Literal["pretraining", "first", "later"]
-"""Stage of training: "pretraining" trains the prior alone; "first" trains all networks; "later" (mirror-descent stages
-after the first) trains all but the prior, which is an earlier policy."""
+"""Stage of training: "pretraining" trains prior and critics on the data alone; "first" trains all networks; "later"
+(mirror-descent stages after the first) trains all but the prior, which is an earlier policy."""
 
 
 class Learner:
@@ -103,15 +103,15 @@ class Learner:
                 f"are intact; try a smaller learning_rate, {strength} or entropy_coef."
             )
         if c.trains_policy and step == c.pretraining:
-            n.start_policy_from_prior()
+            n.start_from_pretraining()
             # Adam's moments are of gradients of another scale; keeping them would stall the prior for a long time.
             self.optimizer.state.clear()
         return metrics
 
     def prepare_to_act(self, step: int) -> None:
-        """Prepare the policy to act after update `step`: during pretraining, it becomes a copy of the prior."""
+        """Prepare to act after update `step`: during pretraining, the policy becomes a copy of the prior."""
         if step < self.config.pretraining:
-            self.networks.start_policy_from_prior()
+            self.networks.start_from_pretraining()
 
     def _step(self, chunks: ChunkSource, stage: Stage) -> dict[str, Tensor]:
         """Perform one update; if its gradient is not finite, weights and dual variables stay as they are."""
@@ -144,7 +144,7 @@ class Learner:
     ) -> tuple[list[Tensor | None], dict[str, Tensor]]:
         """Gradients of the losses for all trained parameters, None for those not involved, and the metrics."""
         if stage == "pretraining":
-            losses = pretraining_losses(self.networks, batch, noise)
+            losses = pretraining_losses(self.networks, batch, noise, self.config)
         else:
             losses = compute_losses(self.networks, batch, noise, self.config, stage == "later")
         gradients = torch.autograd.grad(losses.total, self._trained, allow_unused=True)

@@ -156,6 +156,9 @@ class ReplayChunks:
             "next_observations": rows["next_observations"][targets.last_rows],
             "masks": targets.masks,
             "valid": targets.valid,
+            # Of use only in pretraining, which is over.
+            "returns": np.zeros(len(starts), np.float32),
+            "known": np.zeros(len(starts), np.float32),
         }
         return ChunkBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 

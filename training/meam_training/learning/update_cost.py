@@ -33,7 +33,7 @@ class UpdateCost:
     """Time that updates take, seconds.
 
     Attributes:
-        pretraining: An update of the prior alone.
+        pretraining: An update of pretraining, or of `bc`.
         joint: An update of all networks; 0 for `bc`, which has none.
         parts: Of it: drawing batch and noise ("data"), loss and gradient of each part ("critic", "prior", "policy",
             "heads"), and all else ("optimiser"); empty for `bc`.

@@ -90,12 +90,13 @@ class MeamNetworks(nn.Module):
             if config.distill_coef:
                 self.one_step = OneStepPolicy(features, action_dim, config.hidden_dims)
 
-    def start_policy_from_prior(self) -> None:
-        """Copy the prior to the policy and the target networks of both: adjoint matching fine-tunes a given flow."""
+    def start_from_pretraining(self) -> None:
+        """Copy the prior to the policy, since adjoint matching fine-tunes a given flow, and start all targets."""
         if self.policy is not None:
             for copied in (self.policy, self.target_prior, self.target_policy):
                 if copied is not None:
                     copied.load_state_dict(self.prior.state_dict())
+            self.target_critic.load_state_dict(self.critic.state_dict())
 
     def start_mirror_stage(self) -> None:
         """Make the current policy the prior of the mirror-descent stage that begins."""

@@ -59,7 +59,7 @@ def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> di
     ]
     facts["time"] = f"about {duration(left)}" + (f", and {' and '.join(also)}" if also else "")
     if config.pretraining or not config.trains_policy:
-        facts["time"] += f"; {1e3 * start.cost.pretraining:.3g} ms an update of the prior alone"
+        facts["time"] += f"; {1e3 * start.cost.pretraining:.3g} ms an update of pretraining"
     if start.cost.parts:
         shares = sorted(start.cost.parts.items(), key=lambda part: -part[1])
         total = sum(start.cost.parts.values())
