@@ -141,7 +141,8 @@ def make_chunk_source(
 def _returns(dataset: OfflineDataset, config: TrainConfig) -> tuple[Tensor, Tensor]:
     """Returns of the data from each row on and their known shares [n]; zeros if no critics are pretrained on them."""
     if not config.pretrains_critics:
-        return (torch.zeros(1).expand(len(dataset)),) * 2
+        nothing = torch.zeros(1).expand(len(dataset))
+        return nothing, nothing
     found = dataset.discounted_returns(config.discount)
     returns = found.continued(dataset.rewards, config.discount)
     return _tensor(returns.astype(np.float32)), _tensor((1 - found.tails).astype(np.float32))
