@@ -31,7 +31,7 @@ from meam_training.learning.interrupts import collected_interrupts
 from meam_training.learning.known_value import check_known_value
 from meam_training.learning.learner import Learner
 from meam_training.learning.online import OnlineLearning
-from meam_training.learning.update_cost import RunStart, measure_update_cost
+from meam_training.learning.update_cost import RunStart, measure_smaller, measure_update_cost
 from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.meam_networks import KnownValue
 from meam_training.runs.checkpoint import Checkpoint
@@ -297,8 +297,11 @@ def _start(
     """Describe the run that begins; compiled or divided among processes, its updates cost something else."""
     told_apart = not config.compile and group.size == 1
     cost = measure_update_cost(config, spec, chunks, device, value) if told_apart else None
+    smaller = None
+    if cost is not None and step == 0:
+        smaller = measure_smaller(config, spec, chunks, device, cost.left(config, step), value)
     resident = isinstance(chunks, DeviceChunks)
-    return RunStart(device, torch.get_num_threads(), group.size, resident, step, cost)
+    return RunStart(device, torch.get_num_threads(), group.size, resident, step, cost, smaller)
 
 
 def _warn(warning: RunWarning) -> None:

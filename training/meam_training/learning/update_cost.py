@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from meam_policy.errors import ConfigError
 from meam_policy.spec import PolicySpec
 from meam_training.algorithm.batch import ChunkBatch, MeamNoise, draw_noise
 from meam_training.algorithm.critic_loss import critic_loss
@@ -21,11 +24,26 @@ from meam_training.learning.chunk_source import ChunkSource
 from meam_training.learning.learner import Learner
 from meam_training.networks.meam_networks import KnownValue
 
-__all__ = ["RunStart", "UpdateCost", "measure_update_cost"]
+__all__ = ["RunStart", "Smaller", "UpdateCost", "measure_smaller", "measure_update_cost"]
 
 _REPEATS = 5
 _LONGEST = 1.0
 """Seconds after which a measurement is not repeated."""
+_LONG = 1800.0
+"""Seconds of training from which smaller sizes are suggested."""
+_SMALL_DATA = 200_000
+_SIZES: Mapping[str, Any] = MappingProxyType(
+    {
+        "steps": 10_000,
+        "batch_size": 128,
+        "learning_rate": 1e-3,
+        "hidden_dims": (128, 128, 128),
+        "critic_hidden_dims": (128, 128, 128),
+        "num_critics": 2,
+    }
+)
+"""Sizes that do for up to `_SMALL_DATA` transitions in `benchmarks/defaults`, there with a third of these steps."""
+_OF_CRITICS = ("critic_hidden_dims", "num_critics")
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,19 @@ class UpdateCost:
 
 
 @dataclass(frozen=True)
+class Smaller:
+    """Sizes that do for the data at hand, where those of a run take long.
+
+    Attributes:
+        changes: Settings to change, by name.
+        seconds: Time that all updates then take.
+    """
+
+    changes: Mapping[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class RunStart:
     """Where and how a run begins.
 
@@ -61,6 +92,7 @@ class RunStart:
         step: Steps completed before.
         cost: Cost of an update; None where it is not known beforehand, because updates are compiled or divided among
             processes.
+        smaller: Sizes that would do; None where the run is short, or nothing smaller has been measured.
     """
 
     device: torch.device
@@ -69,6 +101,7 @@ class RunStart:
     resident: bool
     step: int
     cost: UpdateCost | None
+    smaller: Smaller | None = None
 
 
 def measure_update_cost(
@@ -117,6 +150,42 @@ def measure_update_cost(
         parts[name] = seconds(lambda loss=loss: torch.autograd.grad(loss()[0], trained, allow_unused=True))
     parts["optimiser"] = max(0.0, whole - sum(parts.values()))
     return UpdateCost(alone, whole, parts)
+
+
+def measure_smaller(
+    config: TrainConfig,
+    spec: PolicySpec,
+    chunks: ChunkSource,
+    device: torch.device,
+    left: float,
+    value: KnownValue | None = None,
+) -> Smaller | None:
+    """Sizes that do for small data, with the time that they would take, where a run on a CPU takes long.
+
+    Args:
+        config: Settings of the run.
+        spec: Specification of the policy.
+        chunks: Source of the batches.
+        device: Training device.
+        left: Time that the run's updates take, seconds.
+        value: Known value of actions, in place of learned critics.
+
+    Returns:
+        The sizes; None for runs on another device, on more data, or that are short or as small already.
+    """
+    if device.type != "cpu" or left < _LONG or len(chunks) > _SMALL_DATA or config.online_steps:
+        return None
+    sizes = {name: size for name, size in _SIZES.items() if config.trains_policy or name not in _OF_CRITICS}
+    changes = {name: size for name, size in sizes.items() if getattr(config, name) != size}
+    larger = [name for name in ("hidden_dims", "critic_hidden_dims") if sum(getattr(config, name)) > sum(_SIZES[name])]
+    if not larger or config.steps < _SIZES["steps"]:
+        return None
+    try:
+        small = config.changed(**changes)
+    except ConfigError:  # settings that only fit the larger sizes, such as a long pretraining
+        return None
+    seconds = measure_update_cost(small, spec, chunks, device, value).left(small, 0)
+    return Smaller(changes, seconds) if seconds < left / 2 else None
 
 
 def _median_seconds(work: Callable[[], object], device: torch.device) -> float:

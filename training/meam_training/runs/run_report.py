@@ -66,6 +66,9 @@ def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> di
         facts["time"] += f"; {1e3 * start.cost.joint:.3g} ms an update of all networks: " + ", ".join(
             f"{name} {seconds / total:.0%}" for name, seconds in shares
         )
+    if start.smaller is not None:
+        words = [word for name, value in start.smaller.changes.items() for word in option(name, value, False)]
+        facts["smaller"] = f"about {duration(start.smaller.seconds)} with {' '.join(words)}, which do for so few data"
     return facts
 
 
