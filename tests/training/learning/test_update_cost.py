@@ -52,10 +52,10 @@ def smaller_of(dataset, config, left=HOUR, device=CPU):
 
 @pytest.mark.parametrize("method", ["bc", "me-am"])
 def test_a_long_run_on_few_data_is_told_of_sizes_that_do(dataset, method):
-    config = TrainConfig.preset(method, threads=1)
+    config = TrainConfig.preset(method, threads=1).resolved()
     smaller = smaller_of(dataset, config)
     assert smaller is not None
-    small = config.changed(**smaller.changes)
+    small = TrainConfig.preset(method, threads=1, **smaller.changes)
     assert (small.steps, small.hidden_dims) == (10_000, (128, 128, 128))
     assert small.num_critics == (2 if method == "me-am" else config.num_critics)
     assert 0 < smaller.seconds < HOUR / 2
@@ -70,7 +70,8 @@ def test_a_long_run_on_few_data_is_told_of_sizes_that_do(dataset, method):
         ({}, 600.0),
         ({"hidden_dims": (64, 64), "critic_hidden_dims": (64, 64)}, HOUR),
         ({"steps": 5000}, HOUR),
-        ({"pretrain_steps": 20_000}, HOUR),
+        ({"pretrain_steps": 2000}, HOUR),
+        ({"candidates": 200}, HOUR),
         ({"online_steps": 5000}, HOUR),
     ],
 )

@@ -180,9 +180,12 @@ def measure_smaller(
     larger = [name for name in ("hidden_dims", "critic_hidden_dims") if sum(getattr(config, name)) > sum(_SIZES[name])]
     if not larger or config.steps < _SIZES["steps"]:
         return None
+    free = config.changed(pretrain_steps=None)
+    if free.pretraining != config.pretraining:
+        return None  # a pretraining of one's own choice
     try:
-        small = config.changed(**changes)
-    except ConfigError:  # settings that only fit the larger sizes, such as a long pretraining
+        small = free.changed(**changes)
+    except ConfigError:  # settings that only fit the larger sizes, such as many candidates
         return None
     seconds = measure_update_cost(small, spec, chunks, device, value).left(small, 0)
     return Smaller(changes, seconds) if seconds < left / 2 else None
