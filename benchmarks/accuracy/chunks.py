@@ -68,11 +68,26 @@ class Mixture:
 
     def velocity(self, points: Array, time: float) -> Array:
         """Velocity [n, dim] of the flow from noise to this mixture, at points [n, dim] and a time in [0, 1]."""
-        offsets, joint = self._log_joint(points @ self.axes, time)
-        share = np.exp(joint - np.logaddexp.reduce(joint, axis=1, keepdims=True))
-        slope = (time * self.variances - (1 - time)) / self._spread(time)
-        mean = share @ (self.means @ self.axes)
-        return (mean + slope * np.einsum("nm,nmd->nd", share, offsets)) @ self.axes.T
+        return self.make_velocity(torch.float64)(torch.from_numpy(points), torch.tensor([time])).numpy()
+
+    def make_velocity(self, dtype: torch.dtype = torch.float32) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The same as a differentiable function of points [..., dim] and times [..., 1]."""
+        axes, variances = torch.tensor(self.axes, dtype=dtype), torch.tensor(self.variances, dtype=dtype)
+        means, logits = (
+            torch.tensor(self.means @ self.axes, dtype=dtype),
+            torch.tensor(np.log(self.weights), dtype=dtype),
+        )
+
+        def velocity(points: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            t = time[..., None]
+            spread = t**2 * variances + (1 - t) ** 2
+            offsets = (points @ axes)[..., None, :] - t * means
+            # Alike for all components, so that the determinant drops out.
+            share = torch.softmax(logits - 0.5 * (offsets.square() / spread).sum(dim=-1), dim=-1)[..., None]
+            along = means + (t * variances - (1 - t)) / spread * offsets
+            return (share * along).sum(dim=-2) @ axes.T
+
+        return velocity
 
     def sample(self, count: int, generator: np.random.Generator) -> Array:
         """Draw points [count, dim]; what falls outside the box [-1, 1]^dim is drawn again."""
@@ -247,6 +262,14 @@ class Chunks:
             return result
 
         return value
+
+    def make_prior(self) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Velocity of the behaviour's flow at observations, states [..., batch, dim] and times [..., batch, 1].
+
+        The behaviour is the same at every observation; that it is cut off at the box is left out.
+        """
+        velocity = self.prior.make_velocity()
+        return lambda observations, states, times: velocity(states, times)
 
     def log_tilt(self, observation: Array, actions: Array) -> Array:
         """Log density ratio [n] of the target to the behaviour at actions [n, dim], but for a constant."""

@@ -168,7 +168,9 @@ def draw_method(results: Sequence[Result]) -> Figure:
     figure.legend(
         handles, labels, loc="upper right", bbox_to_anchor=(0.996, 0.998), ncols=5, frameon=False, fontsize=11
     )
-    critic = "true reward" if results[0].data["critic"] == "true" else "learned critic"
+    critic = {"true": "true reward", "learned": "learned critic", "exact": "true reward and behaviour"}[
+        results[0].data["critic"]
+    ]
     figure.text(0.012, 0.962, f"{method}, {critic}", fontsize=16, fontweight="bold", color=INK)
     figure.text(0.25, 0.962, "number in a panel: normalised W1", fontsize=11, color=INK)
     return figure

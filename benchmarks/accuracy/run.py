@@ -84,8 +84,8 @@ COMMON: Mapping[str, Any] = MappingProxyType(
 )
 """Settings of every job that they have an effect on; `nfe` counts evaluations of the velocity, whatever the solver."""
 
-Critic = Literal["true", "learned"]
-CRITICS: tuple[Critic, ...] = ("true", "learned")
+Critic = Literal["true", "learned", "exact"]
+CRITICS: tuple[Critic, ...] = ("true", "learned", "exact")
 SAMPLES = 20_000
 """Actions drawn from the exported policy in every context; in the contextual cell of all observations together."""
 PRIOR_SAMPLES = 100_000
@@ -106,7 +106,8 @@ class Job:
 
     Attributes:
         method: A key of `METHODS`.
-        critic: "true" gives training the reward function; "learned" has it learn critics.
+        critic: "true" gives training the reward function; "learned" has it learn critics; "exact" gives it the
+            behaviour's flow too, which is known for chunks.
         run: A key of `ALL_RUNS`.
         seed: Seed of weights, batches and noise in training, and of the samples.
         overrides: Changes to `COMMON`.
@@ -149,9 +150,10 @@ def run_job(job: Job, output: Path) -> dict[str, Any]:
     run = ALL_RUNS[job.run]
     start = time.process_time()
     try:
-        dataset, value = run.make_dataset(), run.make_value() if job.critic == "true" else None
+        dataset, value = run.make_dataset(), None if job.critic == "learned" else run.make_value()
+        prior = run.make_prior() if job.critic == "exact" and isinstance(run, Chunks) else None
         start = time.process_time()
-        checkpoint = train(job.config, dataset, scratch / "training", value=value)
+        checkpoint = train(job.config, dataset, scratch / "training", value=value, prior=prior)
         result["train_seconds"] = time.process_time() - start
         policy = MeamPolicy.from_pretrained(export_policy(checkpoint, scratch / "policy"))
         if isinstance(run, Chunks):
@@ -247,10 +249,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Job(method, critic, run, seed, overrides)
         for seed, run, critic, method in choices
         # Only critics that are learned disagree.
-        if not (critic == "true" and ALL_RUNS[run].settings.get("adaptive_mixture"))
+        if not (critic != "learned" and ALL_RUNS[run].settings.get("adaptive_mixture"))
+        if not (critic == "exact" and run not in CHUNKS)
     ]
     if not jobs:
-        parser.error("the adaptive mixture needs learned critics; expected --critic learned.")
+        parser.error(
+            "Nothing is left to do: the adaptive mixture needs --critic learned, and --critic exact is for chunks, "
+            f"which are {', '.join(CHUNKS)}."
+        )
     try:
         return 1 if run_jobs(jobs, options.output.expanduser(), options.jobs) else 0
     except KeyboardInterrupt:

@@ -790,6 +790,31 @@ def test_several_chunks_to_choose_from_do_not_go_with_a_known_value(dataset, mak
     assert not (tmp_path / "run").exists()
 
 
+def towards(observations, x, t):
+    """Velocity of the flow to a Gaussian of standard deviation 1/2 about 0.2."""
+    return 0.2 + (t / 4 - (1 - t)) / ((1 - t) ** 2 + t**2 / 4) * (x - 0.2 * t)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_known_prior_decides_what_the_policy_learns_and_the_prior_is_learned_all_the_same(
+    dataset, make_config, tmp_path, objective
+):
+    config = make_config(steps=4, objective=objective)
+    learned, known = (saved(train(config, dataset, tmp_path / str(p), prior=p)) for p in (None, towards))
+    assert torch.equal(learned["prior.layers.0.weight"], known["prior.layers.0.weight"])
+    assert not torch.equal(learned["policy.layers.2.weight"], known["policy.layers.2.weight"])
+
+
+def test_a_run_with_a_known_prior_is_resumed_with_it_only(dataset, make_config, tmp_path):
+    config = make_config(steps=6, pretrain_steps=2, checkpoint_every=4)
+    whole = train(config, dataset, tmp_path / "whole", prior=towards)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000006")
+    with pytest.raises(CheckpointError, match="or with another kind of value"):
+        train(config, dataset, tmp_path / "cut", resume=True)
+    assert_bit_equal(whole, train(config, dataset, tmp_path / "cut", resume=True, prior=towards))
+
+
 # Heads
 
 

@@ -28,11 +28,12 @@ from meam_training.learning.device import cpu_threads, training_device
 from meam_training.learning.distributed import ProcessGroup, process_group
 from meam_training.learning.evaluation import DataEvaluator, EnvironmentEvaluator, Evaluation, Evaluator
 from meam_training.learning.interrupts import collected_interrupts
-from meam_training.learning.known_value import check_known_value
+from meam_training.learning.known_value import check_known_prior, check_known_value
 from meam_training.learning.learner import Learner
 from meam_training.learning.online import OnlineLearning
 from meam_training.learning.update_cost import RunStart, measure_smaller, measure_update_cost
 from meam_training.networks.data_statistics import DataStatistics
+from meam_training.networks.known_prior import KnownPrior
 from meam_training.networks.meam_networks import KnownValue
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.csv_file import read_rows
@@ -65,6 +66,7 @@ def train(
     on_warning: Callable[[RunWarning], None] | None = None,
     on_start: Callable[[RunStart], None] | None = None,
     value: KnownValue | None = None,
+    prior: KnownPrior | None = None,
     env: gymnasium.Env[Any, Any] | None = None,
     online_env: gymnasium.Env[Any, Any] | None = None,
     origin: Mapping[str, str | None] | None = None,
@@ -88,6 +90,10 @@ def train(
             second or two.
         value: Known value of actions, in place of learned critics: maps raw observations [batch, obs] and normalised,
             flattened chunks [batch, act] to [batch], differentiably. To resume, pass the same one again.
+        prior: Known velocity of the behaviour's flow, for the policy to tilt in place of the learned prior, which is
+            trained all the same and is where the policy starts: maps raw observations [*batch, obs], states
+            [..., *batch, act] and times [..., *batch, 1] to velocities of the states' shape, differentiably. To resume,
+            pass the same one again.
         env: Environment for evaluation; None makes the data set's environment. If there is neither, evaluations use the
             data.
         online_env: Environment for online training, not the same object as `env`; None makes the data set's
@@ -99,8 +105,9 @@ def train(
         highest return in the environment is `Checkpoint.best(output_dir)`.
 
     Raises:
-        ConfigError: the known value does not return one differentiable value per row, or cannot be combined with
-            best_of; the output folder's name is empty; or Weights & Biases does not start.
+        ConfigError: the known value does not return one differentiable value per row, or the known prior a velocity,
+            or they cannot be combined with the settings; the output folder's name is empty; or Weights & Biases does
+            not start.
         OutputError: the folder cannot be written, or holds a run although `resume` is false; or the disk is full.
         LockedError: another process is training into the folder.
         CheckpointError: the run in the folder has other settings, or is broken.
@@ -115,10 +122,13 @@ def train(
     begun = Checkpoint.latest(folder) if resume else None
     config = config.resolved(None if begun is None else begun.config)
     device = training_device(config.device)
-    spec, data = make_spec(config, dataset), dataset.fingerprint + ("" if value is None else " with a known value")
+    spec, data = make_spec(config, dataset), dataset.fingerprint
+    data += ("" if value is None else " with a known value") + ("" if prior is None else " with a known prior")
     chunks = make_chunk_source(config, dataset, spec, device)
     if value is not None:
         check_known_value(value, chunks, config, device)
+    if prior is not None:
+        check_known_prior(prior, chunks, config, device)
     steps = config.steps + config.online_steps
     with (
         process_group(config, device) as group,
@@ -128,7 +138,7 @@ def train(
         open_run(folder, config, spec, data, resume=resume, origin=origin, group=group) as run,
         collected_interrupts() as interrupts,
     ):
-        learner = Learner(spec, config, device, value, group, data_statistics(config, dataset, spec))
+        learner = Learner(spec, config, device, value, group, data_statistics(config, dataset, spec), prior)
         online = None if online_env is None else OnlineLearning(online_env, learner, chunks, spec)
         run.restore(learner, online)
         run.keep_observations(_some_observations(chunks, device))

@@ -556,6 +556,23 @@ def test_the_policys_loss_trains_only_the_policy(kind: str) -> None:
     assert moved == {name for name, _ in networks.named_parameters() if name.startswith("policy.")}
 
 
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_a_known_prior_is_tilted_as_a_learned_one_that_equals_it(kind: str) -> None:
+    """It is a function of raw observations, which the encoder shifts and scales here."""
+    config = make_config(**OBJECTIVES[kind], entropy_coef=0.4)
+    networks = gaussian_networks(config, mean=0.1)
+    networks.encoder.mean += 2.0
+    networks.encoder.std *= 3.0
+    networks.policy = make_networks(config).policy
+    exact, expected = networks.target_prior, policy_loss(networks, config, 16)
+    networks.target_prior = make_networks(config, seed=1).prior
+    assert policy_loss(networks, config, 16)[0] != expected[0]
+    networks.known_prior = lambda observations, x, t: exact.condition((observations - 2.0) / 3.0)(x, t)
+    loss, metrics = policy_loss(networks, config, 16)
+    torch.testing.assert_close(loss, expected[0], rtol=1e-9, atol=0)
+    torch.testing.assert_close(metrics["policy_loss"], expected[1]["policy_loss"], rtol=1e-9, atol=0)
+
+
 # Symmetries
 
 AXIS_OF_ROWS = {  # of every field of the noise

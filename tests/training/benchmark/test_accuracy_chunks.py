@@ -90,6 +90,32 @@ def test_the_velocity_carries_noise_to_the_mixture_s_mean() -> None:
     np.testing.assert_allclose(prior.velocity(noise, 0.0), prior.weights @ prior.means - noise, atol=1e-9)
 
 
+def test_the_behaviour_s_velocity_is_the_mixture_s_at_every_time_and_differentiable() -> None:
+    run = chunks.CHUNKS["10d-quad-0-3m-2-1"]
+    generator = np.random.default_rng(0)
+    states, times = generator.standard_normal((3, 4, 10)), generator.random((3, 4, 1))
+    given = torch.tensor(states, dtype=torch.float32, requires_grad=True)
+    found = run.make_prior()(torch.zeros(4, 1), given, torch.tensor(times, dtype=torch.float32))
+    # The posterior mean of the mixture, component by component, in full covariances.
+    prior = run.prior
+    expected = np.empty_like(states)
+    for index in np.ndindex(3, 4):
+        x, t = states[index], times[index][0]
+        covariance = prior.axes @ np.diag(t**2 * prior.variances + (1 - t) ** 2) @ prior.axes.T
+        gain = t * prior.axes @ np.diag(prior.variances) @ prior.axes.T @ np.linalg.inv(covariance)
+        densities, means = [], []
+        for weight, mean in zip(prior.weights, prior.means, strict=True):
+            offset = x - t * mean
+            densities.append(np.log(weight) - 0.5 * offset @ np.linalg.solve(covariance, offset))
+            means.append(mean + gain @ offset)
+        share = np.exp(np.array(densities) - np.logaddexp.reduce(densities))
+        expected[index] = (share @ np.array(means) - x) / (1 - t)
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=2e-3, atol=2e-3)
+    found.sum().backward()
+    assert given.grad is not None
+    assert given.grad.abs().min() > 0
+
+
 def test_data_are_in_the_box_and_pay_the_value() -> None:
     run: Any = chunks.CHUNKS["25d-lin-0-2m-1.5-1-context"]
     data = run.make_dataset(500)

@@ -72,7 +72,7 @@ def adjoint_loss(
         The loss, and the metrics `ADJOINT_METRICS`; with a KL budget also `BUDGET_METRICS`.
     """
     assert n.policy is not None
-    prior, policy = n.target_prior.condition(features), RecordedVelocity(n.policy.condition(features))
+    prior, policy = n.tilted_prior.condition(features), RecordedVelocity(n.policy.condition(features))
     reference, tilt = config.sde == "reference", n.tilt(config)
     if reference:
         path = sample_memoryless_path(policy, prior, noise.sde_x_0, noise.sde)
@@ -184,5 +184,5 @@ def prior_score(
     """Score of the target prior at t = 1 - score_eps and the clipped action; components bounded by `score_limit`."""
     t, inside = 1 - config.score_eps, x_1.clamp(-1, 1)
     with torch.no_grad():
-        velocity = n.target_prior(features, inside, time_like(inside, t))
+        velocity = n.tilted_prior(features, inside, time_like(inside, t))
     return score_from_velocity(inside, velocity, t).clamp(-config.score_limit, config.score_limit)

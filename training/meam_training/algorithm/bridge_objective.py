@@ -51,7 +51,7 @@ def bridge_loss(
     x_0 = noise.bridge_x_0
     t = torch.stack([time_like(x_1, (k + 1) / len(x_0)) for k in range(len(x_0))])
     x_t = interpolate(x_0, x_1.expand_as(x_0), t)
-    prior, tilt = n.target_prior.condition(features), n.tilt(config)
+    prior, tilt = n.tilted_prior.condition(features), n.tilt(config)
     parts = terminal[:, None].expand(-1, *x_0.shape)
     if config.bridge_adjoint == "denoiser":
         parts, prior_velocity = bridge_adjoint(prior, x_t, t, parts, config.confine)

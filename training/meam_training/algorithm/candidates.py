@@ -12,6 +12,7 @@ from meam_training.algorithm.batch import MeamNoise
 from meam_training.algorithm.sample_matching import value_cost
 from meam_training.config import TrainConfig
 from meam_training.flow.likelihood import log_likelihood
+from meam_training.networks.known_prior import KnownField
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.velocity_field import VelocityField
 
@@ -57,17 +58,17 @@ def draw_candidates(
     with torch.no_grad():
         x_1 = torch.cat(
             [
-                n.flow(n.target_prior, features, noise.sample_x_0[:from_prior]),
+                n.flow(n.tilted_prior, features, noise.sample_x_0[:from_prior]),
                 n.flow(n.target_policy, features, noise.sample_x_0[from_prior:]),
             ]
         ).clamp(-1, 1)
         repeated = features.expand(count, *features.shape)
         value = n.values(repeated.flatten(0, 1), x_1.flatten(0, 1)).mean(dim=0).view(count, rows)
 
-    def log_density(field: VelocityField) -> Tensor:
+    def log_density(field: VelocityField | KnownField) -> Tensor:
         return log_likelihood(field.condition(features), x_1, noise.probes, config.likelihood_steps)
 
-    return Candidates(x_1, log_density(n.target_prior), log_density(n.target_policy), value, from_prior / count)
+    return Candidates(x_1, log_density(n.tilted_prior), log_density(n.target_policy), value, from_prior / count)
 
 
 @torch.no_grad()
@@ -89,7 +90,7 @@ def budget_metrics(
     of_prior = candidates.value[:from_prior]
     if from_prior == 1:
         # One sample has no variance; the noise of the policy's first candidate is free for another of the prior's.
-        another = n.flow(n.target_prior, features, noise.sample_x_0[1]).clamp(-1, 1)
+        another = n.flow(n.tilted_prior, features, noise.sample_x_0[1]).clamp(-1, 1)
         of_prior = torch.cat([of_prior, n.values(features, another).mean(dim=0)[None]])
     log_ratio = (candidates.log_policy - candidates.log_prior)[from_prior:]
     found = {"path_kl": log_ratio, "unit_cost": value_cost(of_prior)}

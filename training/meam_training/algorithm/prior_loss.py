@@ -90,7 +90,7 @@ def _q_maximized(
 ) -> tuple[Float[Tensor, "mixed act"], dict[str, Tensor]]:
     """Q-maximised chunks of pessimistic value, with bandwidth noise, clipped to the box; and `MIXTURE_METRICS`."""
     data, actions = actions, actions[: len(features)]
-    flowed = n.flow(n.target_prior, features, noise.ascent_x_0[::2]) if len(noise.ascent_x_0) else noise.ascent_x_0
+    flowed = n.flow(n.tilted_prior, features, noise.ascent_x_0[::2]) if len(noise.ascent_x_0) else noise.ascent_x_0
     starts = torch.cat([actions[None], flowed.detach(), actions + config.ascent_spread * noise.ascent_x_0[1::2]])
 
     def values(x: Tensor) -> Float[Tensor, "critics points mixed"]:

@@ -58,7 +58,7 @@ def target_score_loss(
     metrics = {"adjoint_max": adjoint.abs().max()}
     if n.trust_region is not None:
         with torch.no_grad():
-            of_prior = n.target_prior.condition(features)(x_t, t)
+            of_prior = n.tilted_prior.condition(features)(x_t, t)
             kl = interpolant_kl(velocity.detach(), of_prior, t, 1 - 1 / config.nfe)
         metrics["path_kl"] = kl.mean() / config.chunk_size
         metrics["unit_cost"] = gradient_cost(parts[0]).mean() / config.chunk_size

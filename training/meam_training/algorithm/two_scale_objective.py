@@ -88,6 +88,6 @@ def _late_loss(
     tilt = n.tilt(config)
     gradient = tilt.inverse_temperature * value_gradient(n, features, x_1)
     x_0, t = noise.bridge_x_0[0], 1 - (1 - config.switch_time) * noise.bridge_t[0]
-    prior = n.target_prior.condition(features)
+    prior = n.tilted_prior.condition(features)
     target = tilted_velocity(prior, x_0, x_1, t, gradient, tilt.entropy_coef, config.confine)
     return (n.policy.condition(features)(interpolate(x_0, x_1, t), t) - target).square().mean()

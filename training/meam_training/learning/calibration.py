@@ -179,7 +179,7 @@ class Calibration:
         at_last = n.values(last, n.act(last, self._last_noise)).mean(dim=0)
         returns = self._returns + self._tails * at_last
         some = features[: self._prior_noise.shape[1]].expand(len(self._prior_noise), -1, -1)
-        chunks = n.flow(n.target_prior, some, self._prior_noise).clamp(-1, 1)
+        chunks = n.flow(n.tilted_prior, some, self._prior_noise).clamp(-1, 1)
         spread = n.values(some.flatten(0, 1), chunks.flatten(0, 1)).mean(dim=0).view(some.shape[:2])
         target = td_target(n, batch, self._config, self._next_noise)
         q, g = value - value.mean(), returns - returns.mean()

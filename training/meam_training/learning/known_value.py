@@ -1,4 +1,4 @@
-"""Checks of a known value of actions, which replaces learned critics."""
+"""Checks of a known value of actions and of a known prior, which replace learned ones."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from torch import Tensor
 from meam_policy.errors import ConfigError
 from meam_training.config import TrainConfig
 from meam_training.learning.chunk_source import ChunkSource
+from meam_training.networks.known_prior import KnownPrior
 from meam_training.networks.meam_networks import KnownValue
 
-__all__ = ["check_known_value"]
+__all__ = ["check_known_prior", "check_known_value"]
 
 
 def check_known_value(value: KnownValue, chunks: ChunkSource, config: TrainConfig, device: torch.device) -> None:
@@ -38,3 +39,35 @@ def check_known_value(value: KnownValue, chunks: ChunkSource, config: TrainConfi
         raise ConfigError(f"value returned {values.tolist()}; expected finite numbers.")
     if config.trains_policy and not values.requires_grad:
         raise ConfigError("value is not differentiable in the actions; expected PyTorch operations on them throughout.")
+
+
+def check_known_prior(prior: KnownPrior, chunks: ChunkSource, config: TrainConfig, device: torch.device) -> None:
+    """Check a known prior by evaluating it on three copies of two chunks.
+
+    Args:
+        prior: The known prior; see `train`.
+        chunks: Source of the chunks.
+        config: Settings of the run.
+        device: Device of the chunks.
+
+    Raises:
+        ConfigError: the prior does not return finite, differentiable velocities, or the settings change the prior.
+    """
+    changing = {"method": not config.trains_policy, "mixture_weight": config.mixture_weight > 0}
+    changing["mirror_stages"] = config.mirror_stages > 1
+    for name in (name for name, changes in changing.items() if changes):
+        raise ConfigError(
+            f"{name} is {getattr(config, name)}, with which the policy does not tilt a known prior; leave out one of "
+            "the two."
+        )
+    batch = chunks.sample(2, torch.Generator(device).manual_seed(0))
+    states = batch.actions.expand(3, *batch.actions.shape).clone().requires_grad_()
+    velocities: object = prior(batch.observations, states, torch.full_like(states[..., :1], 0.5))
+    seen = tuple(velocities.shape) if isinstance(velocities, Tensor) else type(velocities).__name__
+    if seen != tuple(states.shape):
+        raise ConfigError(f"prior returned {seen} for states of shape {tuple(states.shape)}; expected their shape.")
+    assert isinstance(velocities, Tensor)
+    if not velocities.isfinite().all():
+        raise ConfigError("prior returned infinite or undefined velocities; expected finite numbers.")
+    if not velocities.requires_grad:
+        raise ConfigError("prior is not differentiable in the states; expected PyTorch operations on them throughout.")

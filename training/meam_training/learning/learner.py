@@ -18,6 +18,7 @@ from meam_training.learning.chunk_source import ChunkSource, DeviceChunks
 from meam_training.learning.compilation import CapturedUpdate, compiled
 from meam_training.learning.distributed import ProcessGroup
 from meam_training.networks.data_statistics import DataStatistics
+from meam_training.networks.known_prior import KnownPrior
 from meam_training.networks.meam_networks import KnownValue, build_networks
 
 __all__ = ["Learner", "clip_gradients"]
@@ -41,6 +42,7 @@ class Learner:
         value: Known value of actions, in place of learned critics; see `train`.
         group: The processes that train together.
         statistics: Location and scale of the data's actions and values; None for neutral ones.
+        prior: Known prior, to be tilted in place of the learned one; see `train`.
 
     Attributes:
         config: Settings.
@@ -58,12 +60,15 @@ class Learner:
         value: KnownValue | None = None,
         group: ProcessGroup | None = None,
         statistics: DataStatistics | None = None,
+        prior: KnownPrior | None = None,
     ) -> None:
         self.config, self.group = config, group or ProcessGroup()
         self.networks = build_networks(spec, config, statistics).to(device)
         if value is not None:
             # A lambda, because a module would be registered and become part of the checkpoint.
             self.networks.known_value = lambda *args: value(*args)
+        if prior is not None:
+            self.networks.known_prior = lambda *args: prior(*args)
         # Capturing NCCL operations should work as well, but is untested.
         self._captures = config.compile and device.type == "cuda" and self.group.size == 1
         self._trained = [p for p in self.networks.parameters() if p.requires_grad]

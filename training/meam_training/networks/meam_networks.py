@@ -17,6 +17,7 @@ from meam_training.networks.critic_ensemble import CriticEnsemble
 from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.edit_policy import EditPolicy, apply_edit
 from meam_training.networks.encoder import ObservationEncoder
+from meam_training.networks.known_prior import KnownField, KnownPrior
 from meam_training.networks.one_step_policy import OneStepPolicy
 from meam_training.networks.trust_region import Tilt, TrustRegion
 from meam_training.networks.velocity_field import VelocityField
@@ -42,6 +43,8 @@ class MeamNetworks(nn.Module):
     Attributes:
         known_value: If set, used in place of the critics: the value of normalised chunks at raw observations,
             [batch, obs], [batch, act] -> [batch].
+        known_prior: If set, the prior that the policy's losses tilt; the learned one is then only where the policy
+            starts.
         integration: How the policy's ODE is integrated in training.
         confine: Whether denoised actions are clipped to the box.
         edit_scale: Bound on the edits of the edit policy, normalised action units.
@@ -54,6 +57,7 @@ class MeamNetworks(nn.Module):
         self.integration, self.confine, self.edit_scale = config.integration, config.confine, config.edit_scale
         self._precision: Precision = config.precision
         self.known_value: KnownValue | None = None
+        self.known_prior: KnownPrior | None = None
         self.encoder = ObservationEncoder(
             spec.observation_mean, spec.observation_std, config.fourier_features, config.fourier_scale
         )
@@ -124,13 +128,18 @@ class MeamNetworks(nn.Module):
                 part.precision = self._precision
 
     @property
+    def tilted_prior(self) -> VelocityField | KnownField:
+        """The prior that the policy tilts: the known one, or the learned one's target network."""
+        return self.target_prior if self.known_prior is None else KnownField(self.known_prior, self.encoder)
+
+    @property
     def deployed(self) -> VelocityField:
         """Velocity field that acts: the policy's target network, or else the policy, or else (`bc`) the prior."""
         return self.target_policy or self.policy or self.prior
 
     def flow(
         self,
-        field: VelocityField,
+        field: VelocityField | KnownField,
         features: Tensor,
         x_0: Float[Tensor, "*batch act"],
         integration: Integration | None = None,

@@ -336,8 +336,8 @@ def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec, dat
         )
     if last.data != data or replace(last.spec, hyperparameters={}) != replace(spec, hyperparameters={}):
         raise CheckpointError(
-            f"The run in {last.path.parent.parent} was trained on other data, or with another kind of value. "
-            "Resume it with the same data set, and with a known value if it had one."
+            f"The run in {last.path.parent.parent} was trained on other data, or with another kind of value "
+            "or prior. Resume it with the same data set, and with a known value and a known prior if it had them."
         )
     if last.step > last.config.steps != config.steps:
         raise CheckpointError(

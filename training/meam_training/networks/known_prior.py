@@ -1,0 +1,43 @@
+"""A behaviour whose flow is known in closed form, in place of a learned prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor
+
+from meam_training.flow.velocity import Velocity
+from meam_training.networks.encoder import ObservationEncoder
+
+__all__ = ["KnownField", "KnownPrior"]
+
+KnownPrior = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Velocity of the behaviour's flow at raw observations [*batch, obs], states [..., *batch, act] and times
+[..., *batch, 1], of the states' shape and differentiable in them; normalised action units per unit of flow time."""
+
+
+class KnownField:
+    """A known prior, evaluated as a `VelocityField` is.
+
+    Args:
+        velocity: The known prior.
+        encoder: Encoder of the observations.
+    """
+
+    def __init__(self, velocity: KnownPrior, encoder: ObservationEncoder) -> None:
+        self._velocity, self._encoder = velocity, encoder
+
+    def condition(self, features: Float[Tensor, "*batch features"]) -> Velocity:
+        """Fix the observations, giving v(x, t)."""
+        return partial(self._velocity, self._encoder.decode(features))
+
+    def __call__(
+        self,
+        features: Float[Tensor, "*batch features"],
+        x: Float[Tensor, "*batch act"],
+        t: Float[Tensor, "*batch 1"],
+    ) -> Float[Tensor, "*batch act"]:
+        """Velocity at x and time t in [0, 1]; normalised action units per unit of flow time."""
+        return self.condition(features)(x, t)
