@@ -382,13 +382,15 @@ def test_an_error_of_the_callers_own_passes_and_frees_the_folder(dataset, make_c
 
 PLAIN = {"normalise_values": False, "kl_budget": None}
 """Values in units of reward, and a constant temperature: then large rewards diverge."""
+FROM_SCRATCH = {"pretrain_critics": False}
+"""Critics that see rewards only after pretraining."""
 
 
 @pytest.mark.parametrize("reward", [1e25, -1e38])
 def test_a_gradient_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint(
     dataset, make_config, tmp_path, reward
 ):
-    config = make_config(steps=8, pretrain_steps=4, checkpoint_every=1, discount=0.5, **PLAIN)
+    config = make_config(steps=8, pretrain_steps=4, checkpoint_every=1, discount=0.5, **FROM_SCRATCH, **PLAIN)
     data = replace(dataset, rewards=np.full(len(dataset), reward, np.float32))
     with pytest.raises(DivergedError, match=r"gradient of update 5 is not finite \(.*critic_loss (inf|nan)"):
         train(config, data, tmp_path)
@@ -569,7 +571,7 @@ def test_a_run_stopped_before_its_first_checkpoint_can_be_started_again(dataset,
 
 
 def test_every_metric_is_a_mean_over_the_updates_in_which_it_occurred(dataset, make_config, tmp_path):
-    settings = {"steps": 6, "pretrain_steps": 5}
+    settings = {"steps": 6, "pretrain_steps": 5, **FROM_SCRATCH}
     train(make_config(**settings, log_every=1), dataset, tmp_path / "each")
     train(make_config(**settings, log_every=6), dataset, tmp_path / "all")
     each, (row,) = (
