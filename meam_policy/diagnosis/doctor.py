@@ -30,7 +30,7 @@ from meam_policy.diagnosis.machine import (
 )
 from meam_policy.diagnosis.probe import probe_device
 from meam_policy.errors import ConfigError, MeamError, MissingExtraError
-from meam_policy.inference.providers import Device, import_onnxruntime, needs_gpu
+from meam_policy.inference.providers import TELEMETRY_SWITCH, Device, import_onnxruntime, needs_gpu
 
 __all__ = ["Finding", "Level", "diagnose"]
 
@@ -110,7 +110,18 @@ def _version(distribution: str) -> str:
         return "without a version"
 
 
+def _telemetry(imported: bool) -> Finding:
+    """Whether onnxruntime reports to its maker, given whether it had been imported before this package did."""
+    value = os.environ.get(TELEMETRY_SWITCH)
+    if value == "1" and not imported:
+        return Finding("telemetry", "ok", "that of onnxruntime is off")
+    remedy = f"Set {TELEMETRY_SWITCH}=1 before Python starts, or import meam_policy's policies before onnxruntime."
+    seen = f"{TELEMETRY_SWITCH} is {value!r}" if not imported else "onnxruntime was imported before it was switched off"
+    return Finding("telemetry", "note", f"{seen}: from 1.29 on it sends events and keeps a device identifier", remedy)
+
+
 def _onnxruntime(device: Device) -> Iterator[Finding]:
+    imported = "onnxruntime" in sys.modules and TELEMETRY_SWITCH not in os.environ
     wheels = sorted(set(importlib.metadata.packages_distributions().get("onnxruntime", ())))
     shown = ", ".join(f"{wheel} {_version(wheel)}" for wheel in wheels)
     try:
@@ -119,6 +130,7 @@ def _onnxruntime(device: Device) -> Iterator[Finding]:
         remedy = _REINSTALL.format(" ".join(wheels)) if wheels else "pip install 'meam-policy[cpu]' (or [gpu])."
         yield Finding("onnxruntime", "problem", f"cannot be imported: {error.__cause__}", remedy)
         return
+    yield _telemetry(imported)
     if len(wheels) > 1:
         seen = f"{shown} have overwritten each other's files"
         yield Finding("onnxruntime", "problem", seen, _REINSTALL.format(" ".join(wheels)))
@@ -271,6 +283,7 @@ def _environment() -> Iterator[Finding]:
 def _threads() -> Finding:
     prefixes = ("OMP_", "KMP_", "OPENBLAS_", "MKL_", "ORT_")
     found = {name: value for name, value in sorted(os.environ.items()) if name.startswith(prefixes)}
+    found.pop(TELEMETRY_SWITCH, None)  # has a line of its own
     seen = ", ".join(f"{name}={value}" for name, value in found.items())
     if found.get("OMP_WAIT_POLICY", "").upper() == "ACTIVE":
         return Finding("threads", "warning", seen, "Remove OMP_WAIT_POLICY: waiting threads burn their cores.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import warnings
@@ -12,10 +13,13 @@ from typing import Any, Literal, get_args
 
 from meam_policy.errors import ConfigError, DeviceError, MissingExtraError
 
-__all__ = ["Device", "import_onnxruntime", "needs_gpu", "provider_list", "require_provider"]
+__all__ = ["TELEMETRY_SWITCH", "Device", "import_onnxruntime", "needs_gpu", "provider_list", "require_provider"]
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 """Where to run: "cpu"; "cuda" or "tensorrt", which fail rather than fall back; "auto", CUDA where it works."""
+
+TELEMETRY_SWITCH = "ORT_DISABLE_TELEMETRY"
+"""Environment variable that onnxruntime reads when it is imported; 1 switches its telemetry off."""
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _ONE_AT_A_TIME = threading.Lock()  # or stdout stays redirected
@@ -23,11 +27,15 @@ _PROVIDER: dict[str, str] = {"cpu": _CPU, "cuda": _CUDA, "tensorrt": _TENSORRT, 
 
 
 def import_onnxruntime() -> ModuleType:
-    """The installed onnxruntime.
+    """The installed onnxruntime, its telemetry switched off unless `ORT_DISABLE_TELEMETRY` says otherwise.
+
+    From 1.29 on its official builds send events over the network and keep a device identifier in the user's cache,
+    beginning with the import, before any call could switch that off.
 
     Raises:
         MissingExtraError: there is none.
     """
+    os.environ.setdefault(TELEMETRY_SWITCH, "1")
     try:
         import onnxruntime
     except ImportError as error:

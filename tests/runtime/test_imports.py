@@ -40,6 +40,38 @@ def test_acting_imports_neither_torch_nor_onnx(run_python, make_policy):
     assert result.stdout == "[]\n"
 
 
+@pytest.mark.parametrize("switch", [None, "1"])
+def test_acting_writes_nothing_and_switches_onnxruntimes_telemetry_off(run_python, make_policy, tmp_path, switch):
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    code = (
+        "import os, meam_policy\n"
+        f"policy = meam_policy.MeamPolicy.from_pretrained({str(make_policy().folder)!r})\n"
+        "policy.act([0.0, 0.0, 0.0])\n"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    places = {
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "TMPDIR": str(work),
+        "HF_HOME": str(home / "hf"),
+    }
+    if switch is not None:
+        places["ORT_DISABLE_TELEMETRY"] = switch
+    result = run_python("-B", "-c", code, **places)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "1\n"
+    assert set(tmp_path.rglob("*")) == {home, work}
+
+
+def test_telemetry_that_is_asked_for_stays(run_python):
+    code = (
+        "import os, meam_policy.inference.providers as p; p.import_onnxruntime(); print(os.environ[p.TELEMETRY_SWITCH])"
+    )
+    assert run_python("-c", code, ORT_DISABLE_TELEMETRY="0", CI="1").stdout == "0\n"
+
+
 def test_the_first_tick_imports_nothing(run_python, make_policy):
     linear = make_policy()
     code = (

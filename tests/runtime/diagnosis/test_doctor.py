@@ -32,6 +32,7 @@ def calm(monkeypatch):
     for name in list(os.environ):
         if name.startswith(("OMP_", "KMP_", "OPENBLAS_", "MKL_", "ORT_", "NVIDIA_", "CUDA_")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "1")
 
 
 @pytest.fixture
@@ -101,6 +102,36 @@ def test_versions_are_those_that_are_installed():
         assert f"{name} {importlib.metadata.version(name)}" in seen
     wheel = named(diagnose(), "onnxruntime").seen
     assert onnxruntime.__version__ in wheel
+
+
+def switching_import():
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return onnxruntime
+
+
+@pytest.mark.parametrize(
+    ("value", "modules", "level", "seen"),
+    [
+        (None, {}, "ok", "is off"),
+        ("1", {"onnxruntime": sys}, "ok", "is off"),
+        ("0", {}, "note", "is '0'"),
+        (None, {"onnxruntime": sys}, "note", "imported before"),
+    ],
+)
+def test_telemetry_is_off_unless_somebody_wants_it_or_imported_onnxruntime_first(
+    offer, monkeypatch, value, modules, level, seen
+):
+    offer()
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    if value is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", value)
+    monkeypatch.setattr(doctor, "import_onnxruntime", switching_import)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    finding = named(diagnose(), "telemetry")
+    assert finding.level == level
+    assert seen in finding.seen
 
 
 def test_two_wheels_of_onnxruntime_are_a_problem_and_named_with_the_way_out(offer, monkeypatch):
