@@ -45,6 +45,7 @@ from meam_policy.graph.onnx_wire import (
     quote,
     signed,
 )
+from meam_policy.graph.operators import SIGNATURES, Signature
 
 __all__ = ["GraphSummary", "check_graph"]
 
@@ -60,19 +61,6 @@ MAX_NODES = 100_000
 """Also the limit for initialisers. A hundred velocity evaluations of a deep network need some thousands."""
 
 MAX_DIMENSION = 2**20
-
-_OPERATORS = {
-    "": """
-        Abs Add And ArgMax ArgMin Cast CastLike Clip Concat Constant ConstantOfShape Cos DequantizeLinear Div
-        DynamicQuantizeLinear Equal Erf Exp Expand Flatten Gather GatherElements GatherND Gelu Gemm Greater Identity
-        LayerNormalization Less Log MatMul MatMulInteger Max Mean Min Mul Neg Not Or Pow QuantizeLinear Range
-        Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare Relu Reshape Shape Sigmoid Sin Size Slice
-        Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Unsqueeze Where
-    """,
-    "com.microsoft": "DynamicQuantizeMatMul MatMulNBits",
-}
-OPERATORS = {domain.encode(): frozenset(names.encode().split()) for domain, names in _OPERATORS.items()}
-"""The operators that policy graphs may use, by domain."""
 
 _SUBGRAPH_OPERATORS = (b"If", b"Loop", b"Scan", b"SequenceMap")
 _BOUNDS = (b"Clip", b"Max", b"Min")
@@ -114,8 +102,8 @@ def check_graph(graph: bytes, name: str = "policy.onnx") -> GraphSummary:
 
     Raises:
         FormatError: the file is not ONNX, holds something that policy graphs may not (external data, subgraphs,
-            functions, sparse tensors, an operator that is not in `OPERATORS`, a field that ONNX does not define), asks
-            for more memory than a policy can need, or has a weight that is NaN or infinite.
+            functions, sparse tensors, an operator that is not in `SIGNATURES` or differs from its entry, a field that
+            ONNX does not define), asks for more memory than a policy can need, or has a weight that is NaN or infinite.
         VersionError: its IR version, opset or an imported domain is not supported.
     """
     return _GraphCheck(graph, name).run()
@@ -279,7 +267,8 @@ class _GraphCheck:
         node = reader.read(span, NODE)
         domain, operator = reader.bytes(node.get("domain")), reader.bytes(node.get("op_type"))
         domain = b"" if domain == b"ai.onnx" else domain
-        if operator not in OPERATORS.get(domain, ()):
+        signature = SIGNATURES.get(domain, {}).get(operator)
+        if signature is None:
             self._refuse_operator(domain, operator)
         qualified = domain + b"." + operator if domain else operator
         self.operators[qualified] += 1
@@ -290,6 +279,7 @@ class _GraphCheck:
                 reader.invalid(f"{operator.decode()} reads {quote(name)}, which nothing before it defines")
         self._define([name for name in outputs if name])
         attributes = self._read_attributes(node.get("attribute", ()), qualified, outputs)
+        self._check_signature(signature, qualified.decode(), inputs, outputs, attributes)
         self.growth.add_node(operator, inputs, outputs, attributes)
         return operator, inputs
 
@@ -308,6 +298,34 @@ class _GraphCheck:
             elif "tensor" in fields and holds_infinity_or_nan(self.reader, fields["tensor"]):
                 self._refuse_values(name, f" of {operator.decode()}")
         return attributes
+
+    def _check_signature(
+        self,
+        signature: Signature,
+        operator: str,
+        inputs: Sequence[bytes],
+        outputs: Sequence[bytes],
+        attributes: Mapping[bytes, dict[str, Any]],
+    ) -> None:
+        self._check_number(operator, "inputs", inputs, signature.inputs)
+        self._check_number(operator, "outputs", outputs, signature.outputs)
+        for name, fields in attributes.items():
+            field = signature.attributes.get(name)
+            if field is None:
+                self.reader.invalid(f"{operator} has the attribute {quote(name)}, which it does not take")
+            if _ATTRIBUTE_VALUES[fields["type"]] != field:
+                self.reader.invalid(f"the attribute {quote(name)} of {operator} has the type {fields['type']}")
+        declared = attributes.get(b"num_outputs", {}).get("i")
+        if declared is not None and signed(declared) != len(outputs):
+            self.reader.invalid(f"{operator} has {len(outputs)} outputs and declares {signed(declared)}")
+
+    def _check_number(self, operator: str, what: str, names: Sequence[bytes], limits: tuple[int, int | None]) -> None:
+        least, most = limits
+        if len(names) < least or (most is not None and len(names) > most):
+            expected = f"{least} or more" if most is None else f"{least}" if least == most else f"{least} to {most}"
+            self.reader.invalid(f"{operator} has {len(names)} {what}; expected {expected}")
+        if not all(names[:least]):
+            self.reader.invalid(f"{operator} leaves out one of its first {least} {what}")
 
     def _refuse_operator(self, domain: bytes, operator: bytes) -> NoReturn:
         shown = _operator(domain, operator)
