@@ -324,8 +324,9 @@ class _GraphCheck:
         if len(names) < least or (most is not None and len(names) > most):
             expected = f"{least} or more" if most is None else f"{least}" if least == most else f"{least} to {most}"
             self.reader.invalid(f"{operator} has {len(names)} {what}; expected {expected}")
-        if not all(names[:least]):
-            self.reader.invalid(f"{operator} leaves out one of its first {least} {what}")
+        # Max ends the process where one of its many inputs is left out.
+        if not all(names if most is None else names[:least]):
+            self.reader.invalid(f"{operator} leaves out one of its {what}, which it needs")
 
     def _refuse_operator(self, domain: bytes, operator: bytes) -> NoReturn:
         shown = _operator(domain, operator)

@@ -41,19 +41,31 @@ MAX_FIELDS = 2**21
 
 
 class Message(NamedTuple):
-    """The fields of a protobuf message, by tag (number and wire type): name, wire type, and whether they repeat."""
+    """A protobuf message.
+
+    Attributes:
+        name: Its name.
+        fields: Its fields by tag (number and wire type): name, wire type, and whether they repeat.
+        texts: Names of the fields that hold text.
+    """
 
     name: str
     fields: Mapping[int, tuple[str, int, bool]]
+    texts: frozenset[str]
 
 
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_VARINT, _FIXED64, _LENGTH, _FIXED32, _TEXT = 0, 1, 2, 5, -2
 Span = tuple[int, int]
 
 
 def _message(name: str, one: Mapping[str, tuple[int, int]], many: Mapping[str, tuple[int, int]]) -> Message:
-    fields = {number << 3 | wire: (field, wire, False) for field, (number, wire) in one.items()}
-    return Message(name, fields | {number << 3 | wire: (field, wire, True) for field, (number, wire) in many.items()})
+    fields, texts = {}, set()
+    for kind, repeats in ((one, False), (many, True)):
+        for field, (number, wire) in kind.items():
+            if wire == _TEXT:
+                texts.add(field)
+            fields[number << 3 | abs(wire)] = field, abs(wire), repeats
+    return Message(name, fields, frozenset(texts))
 
 
 def _varint(number: int) -> tuple[int, int]:
@@ -64,26 +76,30 @@ def _length(number: int) -> tuple[int, int]:
     return number, _LENGTH
 
 
+def _text(number: int) -> tuple[int, int]:
+    return number, _TEXT
+
+
 # From onnx.proto of onnx 1.23. Repeated numbers are read in the form in which its writers put them: one by one,
 # packed in the data of tensors.
 MODEL = _message(
     "ModelProto",
     {
         "ir_version": _varint(1),
-        "producer_name": _length(2),
-        "producer_version": _length(3),
-        "domain": _length(4),
+        "producer_name": _text(2),
+        "producer_version": _text(3),
+        "domain": _text(4),
         "model_version": _varint(5),
-        "doc_string": _length(6),
+        "doc_string": _text(6),
         "graph": _length(7),
     },
     {"opset_import": _length(8), "metadata_props": _length(14), "functions": _length(25)},
 )
-OPSET_IMPORT = _message("OperatorSetIdProto", {"domain": _length(1), "version": _varint(2)}, {})
-ENTRY = _message("StringStringEntryProto", {"key": _length(1), "value": _length(2)}, {})
+OPSET_IMPORT = _message("OperatorSetIdProto", {"domain": _text(1), "version": _varint(2)}, {})
+ENTRY = _message("StringStringEntryProto", {"key": _text(1), "value": _text(2)}, {})
 GRAPH = _message(
     "GraphProto",
-    {"name": _length(2), "doc_string": _length(10)},
+    {"name": _text(2), "doc_string": _text(10)},
     {
         "node": _length(1),
         "initializer": _length(5),
@@ -95,18 +111,18 @@ GRAPH = _message(
 )
 NODE = _message(
     "NodeProto",
-    {"name": _length(3), "op_type": _length(4), "doc_string": _length(6), "domain": _length(7)},
-    {"input": _length(1), "output": _length(2), "attribute": _length(5), "metadata_props": _length(9)},
+    {"name": _text(3), "op_type": _text(4), "doc_string": _text(6), "domain": _text(7)},
+    {"input": _text(1), "output": _text(2), "attribute": _length(5), "metadata_props": _length(9)},
 )
 ATTRIBUTE = _message(
     "AttributeProto",
     {
-        "name": _length(1),
+        "name": _text(1),
         "f": (2, _FIXED32),
         "i": _varint(3),
         "s": _length(4),
         "t": _length(5),
-        "doc_string": _length(13),
+        "doc_string": _text(13),
         "type": _varint(20),
     },
     {"floats": (7, _FIXED32), "ints": _varint(8), "strings": _length(9)},
@@ -118,29 +134,29 @@ TENSOR = _message(
         "float_data": _length(4),
         "int32_data": _length(5),
         "int64_data": _length(7),
-        "name": _length(8),
+        "name": _text(8),
         "raw_data": _length(9),
         "double_data": _length(10),
         "uint64_data": _length(11),
-        "doc_string": _length(12),
+        "doc_string": _text(12),
         "data_location": _varint(14),
     },
     {"dims": _varint(1), "external_data": _length(13), "metadata_props": _length(16)},
 )
 VALUE_INFO = _message(
     "ValueInfoProto",
-    {"name": _length(1), "type": _length(2), "doc_string": _length(3)},
+    {"name": _text(1), "type": _length(2), "doc_string": _text(3)},
     {"metadata_props": _length(4)},
 )
-TYPE = _message("TypeProto", {"tensor_type": _length(1), "denotation": _length(6)}, {})
+TYPE = _message("TypeProto", {"tensor_type": _length(1), "denotation": _text(6)}, {})
 TENSOR_TYPE = _message("TypeProto.Tensor", {"elem_type": _varint(1), "shape": _length(2)}, {})
 SHAPE = _message("TensorShapeProto", {}, {"dim": _length(1)})
 DIMENSION = _message(
-    "TensorShapeProto.Dimension", {"dim_value": _varint(1), "dim_param": _length(2), "denotation": _length(3)}, {}
+    "TensorShapeProto.Dimension", {"dim_value": _varint(1), "dim_param": _text(2), "denotation": _text(3)}, {}
 )
 FUNCTION = _message(
     "FunctionProto",
-    {"name": _length(1), "doc_string": _length(8), "domain": _length(10), "overload": _length(13)},
+    {"name": _text(1), "doc_string": _text(8), "domain": _text(10), "overload": _text(13)},
     {
         "input": _length(4),
         "output": _length(5),
@@ -252,6 +268,10 @@ class WireReader:
             position = end + 1
         if position != end:
             self.invalid(f"{message.name} is cut short at byte {min(end, len(data))} of {len(data)}")
+        for name in message.texts & found.keys():
+            for start, end in found[name] if isinstance(found[name], list) else [found[name]]:
+                if not data[start:end].isascii():
+                    self.text((start, end))
         if "metadata_props" in found:
             for entry in found["metadata_props"]:  # nobody looks at most of them, but they must be sound
                 self.read(entry, ENTRY)
@@ -277,7 +297,9 @@ class WireReader:
         try:
             return self.bytes(span).decode()
         except UnicodeDecodeError as error:
-            raise FormatError(f"{self.name} is not a valid ONNX file: a text in it is not UTF-8.") from error
+            raise FormatError(
+                f"{self.name} is not a valid ONNX file: a text in it is not UTF-8. Download or export the policy again."
+            ) from error
 
     def _refuse_field(self, message: Message, tag: int, owner: bytes) -> NoReturn:
         number, wire = tag >> 3, tag & 7

@@ -572,8 +572,9 @@ ODD_NODES = {
     "Neg has 0 outputs; expected 1": helper.make_node("Neg", ["x"], []),
     "Concat has 0 inputs; expected 1 or more": helper.make_node("Concat", [], ["y"], axis=0),
     "Clip has 4 inputs; expected 1 to 3": helper.make_node("Clip", ["x"] * 4, ["y"]),
-    "Mul leaves out one of its first 2 inputs": helper.make_node("Mul", ["x", ""], ["y"]),
-    "TopK leaves out one of its first 2 outputs": helper.make_node("TopK", ["x", "x"], ["", "i"]),
+    "Mul leaves out one of its inputs": helper.make_node("Mul", ["x", ""], ["y"]),
+    "TopK leaves out one of its outputs": helper.make_node("TopK", ["x", "x"], ["", "i"]),
+    "Max leaves out one of its inputs": helper.make_node("Max", ["x", "x", ""], ["y"]),
     'Relu has the attribute "axis", which it does not take': helper.make_node("Relu", ["x"], ["y"], axis=1),
     'the attribute "perm" of Transpose has the type 2': helper.make_node("Transpose", ["x"], ["y"], perm=1),
 }
@@ -582,6 +583,14 @@ ODD_NODES = {
 @pytest.mark.parametrize("message", ODD_NODES)
 def test_nodes_that_onnx_does_not_have_are_refused(message):
     assert message in refusal(make_bytes([ODD_NODES[message]]))
+
+
+def test_every_text_is_utf_8():
+    model = make_model([node("Neg", "x")])
+    model.graph.value_info.append(value_info("v", ["batch"]))
+    data = model.SerializeToString()
+    for text in (b"batch", b"Neg", b"x"):
+        assert "a text in it is not UTF-8" in refusal(data.replace(text, b"\xe8" + text[1:]))
 
 
 def test_optional_inputs_may_be_left_out():
