@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from meam_policy.errors import SpaceError
 from meam_policy.spec import PolicySpec
 
 __all__ = ["ActingPolicy", "EpisodeLog", "Trajectory", "timed_act"]
@@ -70,17 +71,20 @@ class EpisodeLog:
         self.rewards: list[float] = []
         self.success: bool | None = None
 
-    def add(self, action: NDArray[Any], observation: Any, reward: float, terminated: bool, flag: Any) -> None:
+    def add(self, action: NDArray[Any], observation: Any, reward: Any, terminated: bool, flag: Any) -> None:
         """Take a step: the action, and what came of it.
 
         Args:
             action: The action.
             observation: The observation after it, which nobody may change any more.
-            reward: The reward.
+            reward: The reward, a number or an array of one.
             terminated: Whether the task ended.
             flag: Whether the environment reported success; None if it did not report.
+
+        Raises:
+            SpaceError: the reward is not one number.
         """
-        self.rewards.append(float(reward))
+        self.rewards.append(_one_number(reward))
         if flag is not None:
             self.success = bool(flag) or bool(self.success)
         if self._observations is not None:
@@ -99,6 +103,20 @@ class EpisodeLog:
             np.array(self.rewards),
             np.array(self._terminations),
         )
+
+
+def _one_number(reward: Any) -> float:
+    """A reward as a number; code around PyTorch and dm_env gives an array of one."""
+    try:
+        values = np.empty(0) if reward is None else np.asarray(reward, dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.size != 1:
+        seen = f"an array of shape {values.shape}" if values.size else repr(reward)[:60]
+        raise SpaceError(
+            f"The environment's reward is {seen}; expected one number. Wrap the environment so that it returns one."
+        )
+    return float(values.reshape(()))
 
 
 def timed_act(policy: ActingPolicy, observation: Any, latencies: list[float]) -> NDArray[Any]:

@@ -50,7 +50,7 @@ def rollout(
             environment that is another order than that of the indices.
 
     Raises:
-        SpaceError: the policy cannot act in the environment; see `check_env`.
+        SpaceError: the policy cannot act in the environment, see `check_env`; or a reward is not one number.
         ConfigError: episodes or seed is out of range, or the vector environment cannot reset slots one by one.
     """
     if episodes < 1 or seed < 0:
@@ -76,7 +76,8 @@ def rollout(
     return RolloutResult(
         returns=np.array(returns),
         lengths=np.array(lengths),
-        successes=None if None in successes else np.array(successes, dtype=bool),
+        # An environment that reports success only where it is reached did not reach it elsewhere.
+        successes=None if all(s is None for s in successes) else np.array([bool(s) for s in successes]),
         latencies=np.array(latencies),
         observations=[paths[index] for index in sorted(paths)],
     )
@@ -100,6 +101,6 @@ def _single_episodes(
             action = timed_act(policy, observation, latencies)
             observation, reward, terminated, truncated, info = env.step(action)
             flag = info.get("success", info.get("is_success"))
-            log.add(action, deepcopy(observation) if keep else None, float(reward), terminated, flag)
+            log.add(action, deepcopy(observation) if keep else None, reward, terminated, flag)
             done = terminated or truncated
         yield index, log

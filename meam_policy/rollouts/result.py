@@ -19,7 +19,7 @@ class RolloutResult:
         returns: Undiscounted return of every episode [episodes].
         lengths: Steps of every episode [episodes].
         successes: Whether the environment reported success at any step (`info["success"]` or `info["is_success"]`)
-            [episodes]; None if it never does.
+            [episodes]; false where it did not report, None if it never did.
         latencies: Seconds of every `act` call that ran the network, in a vector environment for all slots that needed
             it; the calls in between only take queued actions.
         observations: The observations of every episode, each [steps + 1, observation_dim], if they were recorded.

@@ -102,6 +102,45 @@ def test_pendulum_rollout_counts_episodes_steps_and_inferences(swinger, pendulum
     assert result.observations == []
 
 
+def test_success_is_false_in_episodes_that_report_it_only_where_it_is_reached(make_policy):
+    class Every(Corridor):
+        """Reaches its goal in every third episode, and says nothing otherwise."""
+
+        def step(self, action):
+            *rest, _ = super().step(action)
+            reached = rest[2] and len(self.seeds) % 3 == 0
+            return (*rest, {"success": True} if reached else {})
+
+    result = rollout(make_policy().load(), Every(), 6, 0)
+    assert result.successes is not None
+    assert result.successes.tolist() == [False, False, True] * 2
+    vectors = gymnasium.vector.SyncVectorEnv([Every], autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
+    assert rollout(make_policy().load(), vectors, 6, 0).success_rate == 1 / 3
+
+
+@pytest.mark.parametrize("wrap", [np.float32, np.array, lambda r: np.array([r]), lambda r: [r]])
+def test_a_reward_is_a_number_or_an_array_of_one(make_policy, wrap):
+    class Wrapped(Corridor):
+        def step(self, action):
+            observation, reward, *rest = super().step(action)
+            return observation, wrap(reward), *rest
+
+    assert rollout(make_policy().load(), Wrapped(length=4), 2, 0).returns.tolist() == [10, 10]
+
+
+@pytest.mark.parametrize(
+    ("reward", "seen"), [(np.ones(2), r"an array of shape \(2,\)"), (None, "None"), ("much", "'much'"), ([], r"\[\]")]
+)
+def test_a_reward_that_is_not_one_number_is_named(make_policy, reward, seen):
+    class Odd(Corridor):
+        def step(self, action):
+            observation, _, *rest = super().step(action)
+            return observation, reward, *rest
+
+    with pytest.raises(SpaceError, match=rf"reward is {seen}; expected one number"):
+        rollout(make_policy().load(), Odd(), 1, 0)
+
+
 def test_recorded_observations_are_those_of_the_environment(swinger, pendulum):
     result = rollout(swinger.load(), pendulum, 2, 7, record=True)
     assert [path.shape for path in result.observations] == [(201, 3), (201, 3)]
