@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +140,27 @@ def test_what_holds_no_weights_is_refused(published: tuple[Checkpoint, Path], tm
     (tmp_path / "run" / "checkpoints" / published[0].path.name / "model.safetensors").write_bytes(b"\x80\x04pickled")
     with pytest.raises(CheckpointError, match="broken"):
         load_networks(tmp_path / "run")
+
+
+def test_a_published_policy_goes_on_with_other_data_and_its_successor_says_so(
+    published: tuple[Checkpoint, Path], dataset: OfflineDataset, tmp_path: Path
+) -> None:
+    checkpoint, folder = published
+    config = checkpoint.config.changed(steps=1, learning_rate=1e-12)
+    if config.trains_policy:
+        config = config.changed(pretrain_steps=0, polyak=1e-12)
+    other = replace(dataset, observations=2 * dataset.observations, dataset_id="tests/other-v0")
+    last = train(config, other, tmp_path / "run", start_from=folder)
+    observation, noise = dataset.observations[:7], np.random.default_rng(0).normal(size=(7, last.spec.noise_dim))
+    successor = export_policy(last, tmp_path / "policy", nfe=6, license="MIT").folder
+    acts = [
+        MeamPolicy.from_pretrained(place).sample(observation, noise=noise.astype(np.float32))
+        for place in (folder, successor)
+    ]
+    np.testing.assert_allclose(acts[1], acts[0], rtol=0, atol=1e-5)
+    spec = MeamPolicy.from_pretrained(successor).spec
+    assert spec.training_data == "tests/other-v0"
+    assert spec.started_from["weights"] == MeamPolicy.from_pretrained(folder).spec.files["model.safetensors"]
+    card = " ".join((successor / "README.md").read_text(encoding="utf-8").split())
+    assert f"started from the weights of `{folder}` ({config.method}; SHA-256" in card
+    assert "normalisation statistics were kept." in card

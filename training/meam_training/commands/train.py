@@ -14,7 +14,7 @@ import tyro
 
 from meam_policy.commands import parse, refuse_empty
 from meam_policy.console import print_json, progress_bar, say, say_mapping
-from meam_policy.errors import DatasetError, NotFoundError
+from meam_policy.errors import ConfigError, DatasetError, NotFoundError
 from meam_training.config import PRESETS, Method, TrainConfig
 from meam_training.data.dataset import OfflineDataset
 from meam_training.learning.update_cost import RunStart, UpdateCost
@@ -22,6 +22,7 @@ from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.options import flag
 from meam_training.runs.run_folder import RunRecord, load_settings
 from meam_training.runs.run_report import opening, run_facts
+from meam_training.runs.starting_point import StartingPoint, Statistics
 from meam_training.trainer import EVALUATION_SECONDS, train
 
 __all__ = ["TrainArguments", "run"]
@@ -58,6 +59,11 @@ class TrainArguments:
     config: Annotated[TrainConfig, tyro.conf.arg(name="", constructor=_Draft)]
     env_id: str | None = None
     """For an .npz file: OGBench single-task name, from whose goal rewards are computed."""
+    start_from: Annotated[str | None, tyro.conf.arg(name="from", metavar="TEXT")] = None
+    """Start from the weights of a policy folder, a Hub repo id, a run or a checkpoint, and with its settings unless
+    others are given."""
+    statistics: Statistics = "kept"
+    """With --from: normalisation kept from the policy, or renewed from the data."""
     resume: bool = False
     """Resume from the newest checkpoint in the output folder, with the run's data and settings unless others are
     given."""
@@ -71,6 +77,8 @@ def run(arguments: list[str], prog: str) -> None:
     assert parsed.data is not None  # otherwise _parse refuses
     dataset = _load(parsed.data, parsed.env_id)
     origin = {"data": _absolute(parsed.data), "env_id": parsed.env_id}
+    if parsed.start_from is not None:
+        origin |= {"from": _absolute(parsed.start_from), "statistics": parsed.statistics}
     last = Checkpoint.latest(parsed.output_dir) if parsed.resume else None
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
     progress = _Progress(parsed.config)
@@ -97,6 +105,8 @@ def run(arguments: list[str], prog: str) -> None:
                 on_warning=lambda warning: say(f"Warning at {warning.step}: {warning.text(flag)}"),
                 on_start=None if quiet else begin,
                 origin=origin,
+                start_from=parsed.start_from,
+                statistics=parsed.statistics,
             )
         except KeyboardInterrupt:
             if first and RunRecord.load(parsed.output_dir) is not None:  # otherwise the run had not begun
@@ -172,13 +182,18 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
     named = bool(arguments) and not arguments[0].startswith("-")
     preset = arguments[0] if named else None
     refuse_empty(arguments, prog)
-    folder = _resumed(arguments)
+    known = _known(arguments)
+    folder = known.output_dir if known.resume else None
     begun = None if folder is None else load_settings(folder)
     record = None if folder is None else RunRecord.load(folder)
     origin = {} if record is None else record.origin
     settings = begun
     if settings is None or preset not in (None, settings.method):
         settings = TrainConfig.preset(preset or "me-am")
+        if begun is None and known.start_from is not None:
+            settings = StartingPoint.load(known.start_from, "kept").settings(preset)
+    # Once there is a checkpoint, it holds what the run took from the policy, which may be gone.
+    unused = folder is None or Checkpoint.latest(folder) is not None
     parsed = parse(
         TrainArguments,
         arguments[1:] if named else arguments,
@@ -190,6 +205,8 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
             output_dir=tyro.MISSING,
             config=_Draft(**vars(settings)),
             env_id=origin.get("env_id"),
+            start_from=None if unused else origin.get("from"),
+            statistics="renewed" if not unused and origin.get("statistics") == "renewed" else "kept",
         ),
     )
     if parsed.data is None and folder is None:  # the word None, which tyro reads as Python's
@@ -201,6 +218,11 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
             f"The run in {folder} was begun in Python, from arrays or without `origin`, so its data is not known here. "
             "Resume it in Python with train(..., resume=True), or give its --data."
         )
+    if parsed.statistics == "renewed" and parsed.start_from is None:
+        raise ConfigError(
+            "--statistics is renewed, but has no effect without --from: a run from random weights takes those of the "
+            "data. Leave it out, or give --from."
+        )
     flags = {flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in arguments if flag.startswith("--")}
     # What is given counts as given even where it is the default: a temperature is then to stay, beside no budget.
     given = {name: value for name, value in vars(parsed.config).items() if value != getattr(settings, name)}
@@ -208,13 +230,13 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
     return replace(parsed, config=settings.changed(**given))
 
 
-def _resumed(arguments: list[str]) -> Path | None:
-    """Folder of the run that the arguments ask to resume, or None."""
+def _known(arguments: list[str]) -> argparse.Namespace:
+    """Those arguments that choose the defaults of the others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--output-dir", "--output_dir", nargs="?", type=Path)
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction)
-    known, _ = parser.parse_known_args(arguments)
-    return known.output_dir if known.resume else None
+    parser.add_argument("--from", dest="start_from", nargs="?")
+    return parser.parse_known_args(arguments)[0]
 
 
 def _absolute(data: str) -> str:

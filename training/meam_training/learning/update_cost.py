@@ -61,6 +61,7 @@ class RunStart:
         step: Steps completed before.
         cost: Cost of an update; None where it is not known beforehand, because updates are compiled or divided among
             processes.
+        started_from: Policy from whose weights it started; see `PolicySpec.started_from`.
     """
 
     device: torch.device
@@ -69,6 +70,7 @@ class RunStart:
     resident: bool
     step: int
     cost: UpdateCost | None
+    started_from: Mapping[str, str] = field(default_factory=dict)
 
 
 def measure_update_cost(

@@ -13,7 +13,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from meam_policy.errors import ConfigError, FormatError
-from meam_policy.folder.policy_folder import MODEL_FILE, locate_policy, read_graph, read_spec
+from meam_policy.folder.policy_folder import MODEL_FILE, locate_policy, read_graph, read_spec, sha256
 from meam_policy.spec import PolicySpec
 from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks, build_networks
@@ -34,12 +34,14 @@ class TrainedPolicy:
         spec: Its specification; that of a policy folder has the integration of the exported graph.
         config: The settings it was trained with.
         networks: Its networks, on the CPU and in float32.
+        weights: SHA-256 of the file that holds its weights, in hexadecimal.
     """
 
     name: str
     spec: PolicySpec
     config: TrainConfig
     networks: MeamNetworks
+    weights: str
 
     def __repr__(self) -> str:
         """Short description; the weights would fill pages."""
@@ -61,12 +63,14 @@ class TrainedPolicy:
         """
         if _is_training(policy_or_run):
             checkpoint = Checkpoint.load(policy_or_run)
-            return cls(str(policy_or_run), checkpoint.spec, checkpoint.config, checkpoint.load_networks())
+            networks = checkpoint.load_networks()
+            weights = sha256((checkpoint.path / MODEL_FILE).read_bytes())
+            return cls(str(policy_or_run), checkpoint.spec, checkpoint.config, networks, weights)
         folder = locate_policy(policy_or_run)
         spec = read_spec(folder)
         config = _settings(spec)
         networks = _networks(spec, config, _weights(folder, spec))
-        return cls(str(policy_or_run), spec, config, networks)
+        return cls(str(policy_or_run), spec, config, networks, spec.files[MODEL_FILE])
 
 
 def load_networks(policy_or_run: str | os.PathLike[str]) -> MeamNetworks:
