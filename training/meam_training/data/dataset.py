@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,11 @@ from meam_policy.spec import BoxSpec
 from meam_training.data.action_chunk import ActionChunkSampler
 from meam_training.data.dataset_cache import Columns, array_blocks, fingerprint, moments, open_cached
 from meam_training.data.discounted_returns import DiscountedReturns, discounted_returns
+from meam_training.data.hdf5_source import hdf5_recording
 from meam_training.data.minari_files import find_minari, source_files
 from meam_training.data.minari_source import minari_recording
 from meam_training.data.ogbench_source import ogbench_recording
+from meam_training.data.reading_choices import ReadingChoices
 from meam_training.data.recording_description import described_boxes
 from meam_training.data.row_check import RowCheck, action_box_spec, flags, numbers, observation_box_specs, unit_box
 
@@ -192,12 +194,60 @@ class OfflineDataset:
             MissingExtraError: rewards have to be computed and OGBench is not installed.
         """
         path = Path(npz).expanduser()
-        if not path.is_file():
-            raise NotFoundError(f"There is no file {path}.")
+        source = _existing(path)
         settings = [path.stem, environment_id, environment_id and _installed_version("ogbench")]
-        source = path.resolve()
         return open_cached(
             source, [source], settings, lambda: ogbench_recording(path, environment_id), cls._from_recording
+        )
+
+    @classmethod
+    def from_hdf5(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        observation_keys: Sequence[str] | None = None,
+        action_key: str | None = None,
+        action_space: spaces.Space[Any] | None = None,
+        reward: str | None = None,
+        environment_id: str | None = None,
+        control_rate_hz: float | None = None,
+    ) -> OfflineDataset:
+        """Read an HDF5 file in the layout of D4RL or of robomimic.
+
+        D4RL: `observations`, `actions`, `rewards` and `terminals`, with `timeouts`, `next_observations` or both. An
+        episode ends where the task ended, at a timeout and, without `timeouts`, where the next row does not follow.
+
+        robomimic: `data/demo_*` with `obs/…`, `actions`, `rewards` and `dones`, which are terminations as in robomimic.
+
+        Where the observation after the last action of an episode is unknown, that row is left out, unless the task
+        ended there.
+
+        Args:
+            path: The file.
+            observation_keys: Observations of a robomimic file, in the order of flattening; None takes all, in
+                alphabetical order, none of which may be images.
+            action_key: Actions of a robomimic file; None takes "actions".
+            action_space: Box with finite bounds; None takes [-1, 1], in which the actions must then lie.
+            reward: Rewards of a robomimic file: a key; "end" for 1 at the end of every demonstration, which then
+                terminates; or "none" for 0. None takes "rewards".
+            environment_id: Environment the data was recorded in.
+            control_rate_hz: Rate at which the actions were applied, Hz; None takes the recorded one, if there is one.
+
+        Raises:
+            NotFoundError: there is no such file.
+            DatasetError: as in `from_arrays`; or the file is of another layout, or refers to other files.
+        """
+        source = _existing(path)
+        choices = ReadingChoices.of(
+            observation_keys,
+            action_key=action_key,
+            action_space=action_space,
+            reward=reward,
+            environment_id=environment_id,
+            control_rate_hz=control_rate_hz,
+        )
+        return open_cached(
+            source, [source], choices.as_settings(), lambda: hdf5_recording(source, choices), cls._from_recording
         )
 
     def chunk_sampler(self, chunk_size: int, discount: float) -> ActionChunkSampler:
@@ -247,6 +297,14 @@ class OfflineDataset:
             mean, std = np.array(about["moments"])
             vars(dataset).update(fingerprint=about["fingerprint"], observation_moments=(mean, std))
         return dataset
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    """Absolute path of a file that exists."""
+    given = Path(path).expanduser()
+    if not given.is_file():
+        raise NotFoundError(f"There is no file {given}.")
+    return given.resolve()
 
 
 def _installed_version(package: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from meam_policy.errors import DatasetError
 from meam_training.data.dataset_cache import Recording, rows_per_block
-from meam_training.data.minari_files import MinariSource, open_minari
+from meam_training.data.minari_files import open_minari
 from meam_training.data.recording_description import describe_recording
 from meam_training.data.row_check import RowCheck, action_box_spec, flags, observation_box_specs
 
-__all__ = ["minari_recording"]
+__all__ = ["episode_blocks", "minari_recording"]
 
 
 def minari_recording(folder: Path) -> Recording:
@@ -34,22 +34,31 @@ def minari_recording(folder: Path) -> Recording:
     boxes, action_box = observation_box_specs(source.observation_space, ()), action_box_spec(source.action_space)
     about = describe_recording(boxes, action_box, source.dataset_id, source.environment_id, source.control_rate_hz)
     check, rows = RowCheck(boxes, action_box), rows_per_block(sum(box.size for box in boxes))
-    return Recording(about, (check(*block) for block in _minari_blocks(source, rows)))
+    return Recording(about, (check(*block) for block in episode_blocks(source.dataset_id, source.episodes, rows)))
 
 
-def _minari_blocks(source: MinariSource, rows: int) -> Iterator[tuple[Any, ...]]:
-    """Join episodes into blocks of at least the given number of rows, in the order of `RowCheck`'s arguments."""
+def episode_blocks(dataset_id: str, episodes: Iterable[Any], rows: int) -> Iterator[tuple[Any, ...]]:
+    """Join episodes into blocks of at least the given number of rows, in the order of `RowCheck`'s arguments.
+
+    Args:
+        dataset_id: Name in error messages.
+        episodes: Episodes with the attributes of Minari's `EpisodeData`; see `StoredEpisode`.
+        rows: Least number of rows in a block, but for the last.
+
+    Raises:
+        DatasetError: there are no episodes, or one's arrays do not fit each other.
+    """
     pending, pending_rows, empty = [], 0, True
-    for episode in source.episodes:
+    for episode in episodes:
         length = len(episode.rewards)
-        _check_lengths(source.dataset_id, episode, length)
+        _check_lengths(dataset_id, episode, length)
         pending.append(episode)
         pending_rows, empty = pending_rows + length, False
         if pending_rows >= rows:
             yield _joined(pending)
             pending, pending_rows = [], 0
     if empty:
-        raise DatasetError(f"{source.dataset_id} has no episodes; expected at least one.")
+        raise DatasetError(f"{dataset_id} has no episodes; expected at least one.")
     if pending:
         yield _joined(pending)
 
