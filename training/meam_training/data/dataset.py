@@ -20,6 +20,7 @@ from meam_training.data.action_chunk import ActionChunkSampler
 from meam_training.data.dataset_cache import Columns, array_blocks, fingerprint, moments, open_cached
 from meam_training.data.discounted_returns import DiscountedReturns, discounted_returns
 from meam_training.data.hdf5_source import hdf5_recording
+from meam_training.data.lerobot_source import is_lerobot, lerobot_files, lerobot_recording
 from meam_training.data.minari_files import find_minari, source_files
 from meam_training.data.minari_source import minari_recording
 from meam_training.data.ogbench_source import ogbench_recording
@@ -50,6 +51,7 @@ class OfflineDataset:
         dataset_id: Name of the data set, if known.
         environment_id: Environment the data was recorded in, if known.
         control_rate_hz: Rate at which actions were applied, if known.
+        left_out: What the data set has and this one leaves out, such as images, by name.
     """
 
     observations: NDArray[np.float32]
@@ -63,6 +65,7 @@ class OfflineDataset:
     dataset_id: str | None = None
     environment_id: str | None = None
     control_rate_hz: float | None = None
+    left_out: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Short description; the arrays would fill pages."""
@@ -158,6 +161,7 @@ class OfflineDataset:
             dataset_id=dataset_id,
             environment_id=environment_id,
             control_rate_hz=control_rate_hz,
+            left_out=(),
         )
 
     @classmethod
@@ -209,6 +213,7 @@ class OfflineDataset:
         action_key: str | None = None,
         action_space: spaces.Space[Any] | None = None,
         reward: str | None = None,
+        termination: str | None = None,
         environment_id: str | None = None,
         control_rate_hz: float | None = None,
     ) -> OfflineDataset:
@@ -217,7 +222,7 @@ class OfflineDataset:
         D4RL: `observations`, `actions`, `rewards` and `terminals`, with `timeouts`, `next_observations` or both. An
         episode ends where the task ended, at a timeout and, without `timeouts`, where the next row does not follow.
 
-        robomimic: `data/demo_*` with `obs/…`, `actions`, `rewards` and `dones`, which are terminations as in robomimic.
+        robomimic: `data/demo_*` with `obs/…`, `actions`, `rewards` and `dones`.
 
         Where the observation after the last action of an episode is unknown, that row is left out, unless the task
         ended there.
@@ -230,6 +235,8 @@ class OfflineDataset:
             action_space: Box with finite bounds; None takes [-1, 1], in which the actions must then lie.
             reward: Rewards of a robomimic file: a key; "end" for 1 at the end of every demonstration, which then
                 terminates; or "none" for 0. None takes "rewards".
+            termination: Flags of a robomimic file that are true where the task ended; None takes "dones", as robomimic
+                does, if there are any.
             environment_id: Environment the data was recorded in.
             control_rate_hz: Rate at which the actions were applied, Hz; None takes the recorded one, if there is one.
 
@@ -243,11 +250,69 @@ class OfflineDataset:
             action_key=action_key,
             action_space=action_space,
             reward=reward,
+            termination=termination,
             environment_id=environment_id,
             control_rate_hz=control_rate_hz,
         )
         return open_cached(
             source, [source], choices.as_settings(), lambda: hdf5_recording(source, choices), cls._from_recording
+        )
+
+    @classmethod
+    def from_lerobot(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        observation_keys: Sequence[str] | None = None,
+        action_key: str | None = None,
+        action_space: spaces.Space[Any] | None = None,
+        reward: str | None = None,
+        termination: str | None = None,
+        environment_id: str | None = None,
+        control_rate_hz: float | None = None,
+    ) -> OfflineDataset:
+        """Read a LeRobot data set on this machine, of version 2.0, 2.1 or 3.0.
+
+        Images and videos are not read; `left_out` has their names. A single "observation.state" becomes a Box, other
+        columns a Dict without the prefix "observation.". LeRobot does not record what came after the last action of an
+        episode, so that row is left out, unless the task ended there; `next.done` only says that an episode is over.
+
+        Args:
+            folder: The folder with `meta/info.json`.
+            observation_keys: Columns of the observation, in the order of flattening; None takes all columns of numbers
+                that begin with "observation.", in the recorded order.
+            action_key: Column of the actions; None takes "action".
+            action_space: Box with finite bounds; None takes the range of the recorded actions, since LeRobot declares
+                none: the policy then never exceeds what was demonstrated.
+            reward: Column of the rewards; "end" for 1 at the end of every episode, which then terminates; or "none" for
+                0. None takes "next.reward", or else "next.success".
+            termination: Column of flags that are true where the task ended; None takes "next.success", if there is one.
+            environment_id: Environment the data was recorded in.
+            control_rate_hz: Rate at which the actions were applied, Hz; None takes the recorded `fps`.
+
+        Raises:
+            NotFoundError: there is no such data set.
+            DatasetError: as in `from_arrays`; or a file or a column is missing or broken, or of another version.
+            MissingExtraError: pyarrow is not installed.
+        """
+        given = Path(folder).expanduser().resolve()
+        if not is_lerobot(given):
+            raise NotFoundError(f"{given} is no LeRobot data set; expected a folder with meta/info.json.")
+        choices = ReadingChoices.of(
+            observation_keys,
+            action_key=action_key,
+            action_space=action_space,
+            reward=reward,
+            termination=termination,
+            environment_id=environment_id,
+            control_rate_hz=control_rate_hz,
+        )
+        return open_cached(
+            given,
+            lerobot_files(given),
+            choices.as_settings(),
+            lambda: lerobot_recording(given, choices),
+            cls._from_recording,
         )
 
     def chunk_sampler(self, chunk_size: int, discount: float) -> ActionChunkSampler:
@@ -290,6 +355,7 @@ class OfflineDataset:
             **columns,
             observation_boxes=observation_boxes,
             action_box=action_box,
+            left_out=tuple(about.get("left_out", ())),
             **{name: about[name] for name in names},
         )
         if "fingerprint" in about:

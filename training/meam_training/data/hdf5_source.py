@@ -68,6 +68,7 @@ class _Layout:
         actions: Shape of an action.
         action_key: Key of the actions.
         rewards: Key of the rewards, or how they are made.
+        termination: Key of the flags that are true where the task ended; None if there are none.
         rate: Rate at which actions were applied, Hz, if recorded.
     """
 
@@ -75,6 +76,7 @@ class _Layout:
     actions: Sequence[int]
     action_key: str = "actions"
     rewards: str = "rewards"
+    termination: str | None = None
     rate: float | None = None
 
 
@@ -105,7 +107,7 @@ def _d4rl(file: h5py.File, path: Path, choices: ReadingChoices) -> _Layout:
             "are not in it. Convert it to one of the two, or to Minari; in Python, OfflineDataset.from_arrays takes "
             "arrays."
         )
-    for chosen in ("observation_keys", "action_key", "reward"):
+    for chosen in ("observation_keys", "action_key", "reward", "termination"):
         if getattr(choices, chosen) is not None:
             raise DatasetError(
                 f"{path} is D4RL's, with one array of each, but {chosen} is {getattr(choices, chosen)}; leave it out."
@@ -207,8 +209,11 @@ def _robomimic(file: h5py.File, demos: list[str], path: Path, choices: ReadingCh
             f'{where} has no {rewards}. Choose reward="end" (--reward end) for 1 at the end of every demonstration, if '
             'all of them succeed, or reward="none" to clone behaviour without rewards.'
         )
+    termination = choices.termination or ("dones" if "dones" in first else None)
+    if termination is not None and termination not in first:
+        raise DatasetError(f"{where} has no {termination}; it holds {', '.join(sorted(first))}.")
     shapes = {key: held[key].shape[1:] for key in keys}
-    return _Layout(shapes, actions.shape[1:], action_key, rewards, _control_rate(file))
+    return _Layout(shapes, actions.shape[1:], action_key, rewards, termination, _control_rate(file))
 
 
 def _control_rate(file: h5py.File) -> float | None:
@@ -239,7 +244,9 @@ def _robomimic_episodes(path: Path, demos: list[str], layout: _Layout) -> Iterat
                 {key: column(f"obs/{key}") for key in keys},
                 column(layout.action_key),
                 layout.rewards if layout.rewards in MADE_REWARDS else column(layout.rewards),
-                flags(column("dones"), f"data/{name}/dones") if "dones" in demo else None,
+                None
+                if layout.termination is None
+                else flags(column(layout.termination), f"{name}/{layout.termination}"),
                 {key: column(f"next_obs/{key}")[-1] for key in keys} if known else None,
             )
 

@@ -31,6 +31,7 @@ class ReadingChoices:
         action_key: Key of the action; None for the default.
         action_space: Box of the action; None for the default.
         reward: Key of the rewards, or one of `MADE_REWARDS`; None for the default.
+        termination: Key of the flags that are true where the task ended; None for the default.
         environment_id: Environment the data was recorded in.
         control_rate_hz: Rate at which the actions were applied, Hz; None takes what the file says.
     """
@@ -39,6 +40,7 @@ class ReadingChoices:
     action_key: str | None = None
     action_space: spaces.Space[Any] | None = None
     reward: str | None = None
+    termination: str | None = None
     environment_id: str | None = None
     control_rate_hz: float | None = None
 
