@@ -68,7 +68,7 @@ def train(
     value: KnownValue | None = None,
     env: gymnasium.Env[Any, Any] | None = None,
     online_env: gymnasium.Env[Any, Any] | None = None,
-    origin: Mapping[str, str | None] | None = None,
+    origin: Mapping[str, Any] | None = None,
     start_from: str | os.PathLike[str] | None = None,
     statistics: Statistics = "kept",
 ) -> Checkpoint:

@@ -127,7 +127,9 @@ def test_the_box_of_the_actions_is_their_range_or_the_one_that_is_given(folder):
     given = OfflineDataset.from_lerobot(folder, action_space=spaces.Box(-300, 300, (2,))).action_box
     assert given.high == (300, 300)
     with pytest.raises(DatasetError, match=r"actions is 50.0 at episode 0, step 0, index 1"):
-        OfflineDataset.from_lerobot(folder, action_space=spaces.Box(np.zeros(2, np.float32), np.array([300, 1], np.float32)))
+        OfflineDataset.from_lerobot(
+            folder, action_space=spaces.Box(np.zeros(2, np.float32), np.array([300, 1], np.float32))
+        )
 
 
 def test_several_columns_become_a_dict_in_the_order_of_the_choice(tmp_path):

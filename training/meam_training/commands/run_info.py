@@ -45,7 +45,8 @@ def run_info(run: Annotated[Path, tyro.conf.Positional], json: bool = False) -> 
     record, best = RunRecord.load(run), Checkpoint.best(run)
     facts = {"method": own_options(config)}
     if record is not None and record.origin.get("data"):
-        facts["data"] = str(record.origin["data"])
+        named = record.origin["data"]
+        facts["data"] = named if isinstance(named, str) else ", ".join(map(str, named))
     facts |= {} if last is None else start_fact(last.spec.started_from)
     facts |= run_facts(run, config)
     facts["checkpoint"] = "none yet" if last is None else str(last.path)

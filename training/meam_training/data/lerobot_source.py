@@ -106,6 +106,7 @@ def lerobot_recording(folder: Path, choices: ReadingChoices) -> Recording:
     action_box = choices.action_box or _range(source)
     rate = choices.control_rate_hz or _rate(info)
     about = describe_recording(boxes, action_box, folder.name, choices.environment_id, rate)
+    about["measured_bounds"] = choices.action_box is None
     about["left_out"] = [name for name, feature in features.items() if _is_image(feature)]
     check, rows = RowCheck(boxes, action_box), rows_per_block(sum(box.size for box in boxes))
     episodes = (episode for episode in _episodes(source, single) if episode is not None)

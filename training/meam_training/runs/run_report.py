@@ -43,6 +43,7 @@ def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> di
         "method": own_options(config),
         "data": f"{dataset.dataset_id or 'arrays'}: {len(dataset)} transitions in {episodes} episodes, observations "
         f"of {dataset.observation_dim} numbers, actions of {dataset.action_dim}, {kept}",
+        **({"left out": ", ".join(dataset.left_out)} if dataset.left_out else {}),
         **start_fact(start.started_from),
         "device": where,
     }
