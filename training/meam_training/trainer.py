@@ -127,7 +127,7 @@ def train(
         config = start.without_pretraining(config)
     config = config.resolved(None if begun is None else begun.config)
     device = training_device(config.device)
-    spec = started_spec(make_spec(config, dataset), config, start, begun)
+    spec = started_spec(make_spec(config, dataset), config, start, begun, dataset.measured_bounds)
     data = dataset.fingerprint + ("" if value is None else " with a known value")
     chunks = make_chunk_source(config, dataset, spec, device)
     if value is not None:

@@ -190,6 +190,16 @@ def test_other_spaces_are_refused(first, make_config, tmp_path, data, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_range_that_nobody_declared_gives_way_to_the_box_of_the_policy_that_contains_it(first, make_config, tmp_path):
+    config, data = make_config(steps=2), replace(other_data(bound=0.5), measured_bounds=True)
+    last = train(config, data, tmp_path / "run", start_from=first.path)
+    assert last.spec.action == first.spec.action
+    assert train(replace(config, steps=3), data, tmp_path / "run", resume=True).spec.action == first.spec.action
+    wide = replace(other_data(bound=2.0), measured_bounds=True)
+    with pytest.raises(SpaceError, match=r"lower bound .* \[-2.0, -2.0\].*action_space="):
+        train(config, wide, tmp_path / "wide", start_from=first.path)
+
+
 def test_unknown_statistics_are_refused(first, make_config, tmp_path):
     with pytest.raises(ConfigError, match="statistics is 'new'"):
         train(make_config(), other_data(), tmp_path / "run", start_from=first.path, statistics="new")  # pyright: ignore

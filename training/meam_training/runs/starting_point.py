@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
 from meam_policy.errors import CheckpointError, ConfigError, SpaceError
@@ -98,8 +99,8 @@ class StartingPoint:
             what = next(name for name in ours if ours[name] != theirs[name])
             raise SpaceError(
                 f"The {what} of the data is {ours[what]}, but that of {self.policy.name} is {theirs[what]}; expected "
-                "the same spaces, because weights mean nothing at other numbers. Give data of the same robot, or start "
-                "anew."
+                "the same spaces, because weights mean nothing at other numbers. Give data of the same robot (where "
+                "nobody declared bounds of actions, read it with the policy's action_space=), or start anew."
             )
 
     def record(self, config: TrainConfig) -> dict[str, str]:
@@ -149,7 +150,7 @@ class StartingPoint:
 
 
 def started_spec(
-    spec: PolicySpec, config: TrainConfig, start: StartingPoint | None, begun: Checkpoint | None
+    spec: PolicySpec, config: TrainConfig, start: StartingPoint | None, begun: Checkpoint | None, measured: bool = False
 ) -> PolicySpec:
     """The specification of a run that starts from a policy, or resumes after such a start.
 
@@ -158,6 +159,8 @@ def started_spec(
         config: Settings of the run.
         start: Where it starts; None to start anew, or to resume without asking.
         begun: Checkpoint from which it is resumed, which holds what was kept; None if it begins.
+        measured: Whether the data's action box is only the range of its actions; the policy's box then stays, if it
+            contains that range.
 
     Raises:
         ConfigError, SpaceError: as in `StartingPoint.check`.
@@ -166,10 +169,12 @@ def started_spec(
     if begun is None:
         if start is None:
             return spec
+        spec = _within(spec, start.policy.spec) if measured else spec
         start.check(config, spec)
         record, source = start.record(config), start.policy.spec
     else:
         record, source = dict(begun.spec.started_from), begun.spec
+        spec = _within(spec, source) if measured and record else spec
         asked = {} if start is None else start.record(config)
         for name in ("weights", "statistics"):
             if start is not None and asked[name] != record.get(name):
@@ -181,6 +186,14 @@ def started_spec(
     kept = SPEC_STATISTICS if record.get("statistics") == "kept" else ()
     taken: dict[str, Any] = {name: getattr(source, name) for name in kept}
     return replace(spec, started_from=record, **taken)
+
+
+def _within(spec: PolicySpec, source: PolicySpec) -> PolicySpec:
+    """The specification with the action box of another one, if that contains its own."""
+    own, box = spec.action, source.action
+    if own.shape != box.shape or np.less(own.low, box.low).any() or np.greater(own.high, box.high).any():
+        return spec
+    return replace(spec, action=box)
 
 
 def _layout(spec: PolicySpec) -> dict[str, Any]:
