@@ -18,6 +18,7 @@ __all__ = [
     "CONFIG_FILE",
     "GRAPH_FILE",
     "LADDER_FILE",
+    "MODEL_FILE",
     "POLICY_FILES",
     "locate_policy",
     "read_graph",
@@ -27,9 +28,10 @@ __all__ = [
 ]
 
 CONFIG_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
 LADDER_FILE = "ladder.png"
 """The figure of the variants."""
-POLICY_FILES = (CONFIG_FILE, GRAPH_FILE, "model.safetensors", "golden.safetensors", "README.md", LADDER_FILE)
+POLICY_FILES = (CONFIG_FILE, GRAPH_FILE, MODEL_FILE, "golden.safetensors", "README.md", LADDER_FILE)
 """Every file of a policy folder but the graphs of its variants, which `config.json` names; the last is optional."""
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -127,7 +129,7 @@ def read_spec(folder: Path) -> PolicySpec:
 
 
 def read_graph(folder: Path, spec: PolicySpec, file: str = GRAPH_FILE) -> bytes:
-    """Read one of the folder's graphs and check its hash.
+    """Read one of the folder's graphs, or another of its binary files, and check its hash.
 
     Raises:
         NotFoundError: there is none.

@@ -52,6 +52,9 @@ class PolicySpec:
         hyperparameters: The settings the policy was trained with.
         training_data: Id or path of the data set.
         environment_id: Environment the data was recorded in.
+        started_from: Where its training started, if from another policy's weights: `policy` (path or repo id),
+            `method`, `weights` (SHA-256 of their file), `statistics` ("kept" or "renewed") and, if there are any,
+            `training_data` and `anew` (networks that it lacked).
         control_rate_hz: Rate at which actions were applied when the data was recorded.
         observation_names: Name of every number of an observation, e.g. of its joint; None if unknown.
         action_names: Name of every number of an action; None if unknown.
@@ -75,6 +78,7 @@ class PolicySpec:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     training_data: str | None = None
     environment_id: str | None = None
+    started_from: Mapping[str, str] = field(default_factory=dict)
     control_rate_hz: float | None = None
     observation_names: tuple[str, ...] | None = None
     action_names: tuple[str, ...] | None = None
@@ -220,6 +224,9 @@ class PolicySpec:
         data["variants"] = {name: variant.to_json() for name, variant in self.variants.items()}
         data["files"] = dict(sorted(self.files.items()))
         data["hyperparameters"] = dict(self.hyperparameters)
+        data["started_from"] = dict(self.started_from)
+        if not self.started_from:
+            del data["started_from"]  # keeps the identity of earlier policies, and lets earlier runtimes read it
         ordered = {"format_version": data.pop("format_version"), **data}
         return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
 
@@ -256,6 +263,7 @@ class PolicySpec:
             hyperparameters=read.finite("hyperparameters", read.get("hyperparameters", dict, "an object")),
             training_data=read.optional_text("training_data"),
             environment_id=read.optional_text("environment_id"),
+            started_from=read.texts("started_from") if "started_from" in data else {},
             control_rate_hz=read.optional_number("control_rate_hz"),
             observation_names=read.optional_words("observation_names"),
             action_names=read.optional_words("action_names"),

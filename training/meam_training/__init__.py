@@ -3,8 +3,21 @@
 from meam_training.collection.collect import collect
 from meam_training.config import PRESETS, TrainConfig
 from meam_training.data.dataset import OfflineDataset
+from meam_training.networks.policy_module import PolicyModule
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.sweep import read_sweep, run_sweep
+from meam_training.runs.trained_policy import load_networks
 from meam_training.trainer import train
 
-__all__ = ["PRESETS", "Checkpoint", "OfflineDataset", "TrainConfig", "collect", "read_sweep", "run_sweep", "train"]
+__all__ = [
+    "PRESETS",
+    "Checkpoint",
+    "OfflineDataset",
+    "PolicyModule",
+    "TrainConfig",
+    "collect",
+    "load_networks",
+    "read_sweep",
+    "run_sweep",
+    "train",
+]

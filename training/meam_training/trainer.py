@@ -39,6 +39,7 @@ from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.csv_file import read_rows
 from meam_training.runs.run_folder import Run, open_run
 from meam_training.runs.run_log import METRICS_FILE
+from meam_training.runs.starting_point import StartingPoint, Statistics, started_spec
 from meam_training.runs.watch import RunWarning, Watch
 
 __all__ = ["EVALUATION_SECONDS", "data_statistics", "make_spec", "train"]
@@ -69,7 +70,9 @@ def train(
     prior: KnownPrior | None = None,
     env: gymnasium.Env[Any, Any] | None = None,
     online_env: gymnasium.Env[Any, Any] | None = None,
-    origin: Mapping[str, str | None] | None = None,
+    origin: Mapping[str, Any] | None = None,
+    start_from: str | os.PathLike[str] | None = None,
+    statistics: Statistics = "kept",
 ) -> Checkpoint:
     """Train a policy. Ctrl-C finishes the update, writes a checkpoint and raises KeyboardInterrupt.
 
@@ -99,6 +102,11 @@ def train(
         online_env: Environment for online training, not the same object as `env`; None makes the data set's
             environment.
         origin: Origin of the data, stored in `run.json` for `meam train --resume`.
+        start_from: Policy from whose weights a new run starts: a policy folder or its Hub repo id, a run or a
+            checkpoint. Its spaces must be the data's, and the sizes of its networks those of `config`. None starts
+            from random weights.
+        statistics: Normalisation of such a run: "kept" from the policy, or "renewed" from the data, at which the
+            policy's weights then see other numbers.
 
     Returns:
         The last checkpoint; its `path` is a folder that `meam_export.export_policy` accepts. The checkpoint with the
@@ -114,16 +122,21 @@ def train(
         DatasetError: no episode is as long as a chunk.
         DeviceError: the device is not usable here.
         NotFoundError: the data set's environment does not exist.
-        SpaceError: the environment's spaces differ from the data's.
+        SpaceError: the environment's spaces differ from the data's, or those of `start_from` do.
+        FormatError, HubError: the policy of `start_from` is broken, or cannot be had from the Hub.
         MissingExtraError: the environment's simulator or a logger is not installed.
         DivergedError: a gradient is not finite; the last checkpoint is intact.
     """
     folder = given_folder("output_dir", output_dir)
     begun = Checkpoint.latest(folder) if resume else None
+    start = None if start_from is None else StartingPoint.load(start_from, statistics)
+    if start is not None and begun is None:
+        config = start.without_pretraining(config)
     config = config.resolved(None if begun is None else begun.config)
     device = training_device(config.device)
-    spec, data = make_spec(config, dataset), dataset.fingerprint
-    data += ("" if value is None else " with a known value") + ("" if prior is None else " with a known prior")
+    spec = started_spec(make_spec(config, dataset), config, start, begun, dataset.measured_bounds)
+    data = dataset.fingerprint + ("" if value is None else " with a known value")
+    data += "" if prior is None else " with a known prior"
     chunks = make_chunk_source(config, dataset, spec, device)
     if value is not None:
         check_known_value(value, chunks, config, device)
@@ -139,6 +152,8 @@ def train(
         collected_interrupts() as interrupts,
     ):
         learner = Learner(spec, config, device, value, group, data_statistics(config, dataset, spec), prior)
+        if start is not None:
+            start.initialise(learner.networks)  # a checkpoint then replaces them
         online = None if online_env is None else OnlineLearning(online_env, learner, chunks, spec)
         run.restore(learner, online)
         run.keep_observations(_some_observations(chunks, device))
@@ -308,10 +323,10 @@ def _start(
     told_apart = not config.compile and group.size == 1
     cost = measure_update_cost(config, spec, chunks, device, value) if told_apart else None
     smaller = None
-    if cost is not None and step == 0:
+    if cost is not None and step == 0 and not spec.started_from:
         smaller = measure_smaller(config, spec, chunks, device, cost.left(config, step), value)
     resident = isinstance(chunks, DeviceChunks)
-    return RunStart(device, torch.get_num_threads(), group.size, resident, step, cost, smaller)
+    return RunStart(device, torch.get_num_threads(), group.size, resident, step, cost, smaller, spec.started_from)
 
 
 def _warn(warning: RunWarning) -> None:

@@ -17,7 +17,7 @@ from meam_training.runs.csv_file import read_rows
 from meam_training.runs.options import flag
 from meam_training.runs.run_folder import RunRecord, load_settings
 from meam_training.runs.run_log import METRICS_FILE
-from meam_training.runs.run_report import own_options, run_facts
+from meam_training.runs.run_report import own_options, run_facts, start_fact
 from meam_training.runs.watch import warnings_of
 
 __all__ = ["run", "run_info"]
@@ -45,7 +45,9 @@ def run_info(run: Annotated[Path, tyro.conf.Positional], json: bool = False) -> 
     record, best = RunRecord.load(run), Checkpoint.best(run)
     facts = {"method": own_options(config)}
     if record is not None and record.origin.get("data"):
-        facts["data"] = str(record.origin["data"])
+        named = record.origin["data"]
+        facts["data"] = named if isinstance(named, str) else ", ".join(map(str, named))
+    facts |= {} if last is None else start_fact(last.spec.started_from)
     facts |= run_facts(run, config)
     facts["checkpoint"] = "none yet" if last is None else str(last.path)
     if best is not None and best.score is not None:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from meam_policy.commands import parse, refuse_empty
 from meam_policy.console import print_json, progress_bar, say, say_mapping
-from meam_policy.errors import DatasetError, NotFoundError
+from meam_policy.errors import ConfigError, DatasetError, NotFoundError
 from meam_training.config import PRESETS, Method, TrainConfig
-from meam_training.data.dataset import OfflineDataset
+from meam_training.data.opening import DataArguments, open_dataset
 from meam_training.learning.update_cost import RunStart, UpdateCost
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.options import flag
 from meam_training.runs.run_folder import RunRecord, load_settings
 from meam_training.runs.run_report import opening, run_facts
+from meam_training.runs.starting_point import StartingPoint, Statistics
 from meam_training.trainer import EVALUATION_SECONDS, train
 
 __all__ = ["TrainArguments", "run"]
@@ -34,6 +35,9 @@ the output folder. Ctrl-C finishes the update and saves; meam train --resume --o
 Example: meam train me-am --data data/meam/pockets-v0 --output-dir runs/pockets --steps 5000 --pretrain-steps 4000
 --chunk-size 5 --learning-rate 1e-3 --batch-size 128 --hidden-dims 128 128 --critic-hidden-dims 128 128
 --num-critics 2"""
+
+
+_DATA = tuple(field.name for field in fields(DataArguments))
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,32 @@ class _Draft(TrainConfig):
 class TrainArguments:
     """Arguments of `meam train`, after the preset."""
 
-    data: Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
-    """Minari id, folder of a Minari data set, or OGBench .npz file."""
+    data: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="TEXT...")]
+    """Minari id or folder, OGBench .npz, HDF5 file of D4RL or robomimic, or folder of a LeRobot data set; or several,
+    which are joined."""
     output_dir: Path
     """Folder of the run."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="", constructor=_Draft)]
     env_id: str | None = None
-    """For an .npz file: OGBench single-task name, from whose goal rewards are computed."""
+    """For an .npz file: OGBench single-task name, from whose goal rewards are computed. For HDF5 and LeRobot, and for
+    several data sets: the environment they were recorded in."""
+    shares: tuple[float, ...] = ()
+    """With several data sets: the share of a batch that each has. Empty gives every row the same chance."""
+    episodes: tuple[str, ...] = ()
+    """Range of episodes of each data set, such as 0:100, or : for all."""
+    observation_keys: tuple[str, ...] = ()
+    """Keys of the observation, in the order of flattening; empty takes all that hold numbers."""
+    action_key: str | None = None
+    """For robomimic and LeRobot: key of the actions."""
+    reward: str | None = None
+    """For robomimic and LeRobot: key of the rewards; or end, 1 at the end of every episode; or none."""
+    termination: str | None = None
+    """For robomimic and LeRobot: key of the flags that are true where the task ended."""
+    start_from: Annotated[str | None, tyro.conf.arg(name="from", metavar="TEXT")] = None
+    """Start from the weights of a policy folder, a Hub repo id, a run or a checkpoint, and with its settings unless
+    others are given."""
+    statistics: Statistics = "kept"
+    """With --from: normalisation kept from the policy, or renewed from the data."""
     resume: bool = False
     """Resume from the newest checkpoint in the output folder, with the run's data and settings unless others are
     given."""
@@ -69,8 +92,11 @@ def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and train."""
     parsed = _parse(arguments, prog)
     assert parsed.data is not None  # otherwise _parse refuses
-    dataset = _load(parsed.data, parsed.env_id)
-    origin = {"data": _absolute(parsed.data), "env_id": parsed.env_id}
+    named = DataArguments(**{name: getattr(parsed, name) for name in _DATA})
+    dataset = open_dataset(named)
+    origin = named.absolute.to_json()
+    if parsed.start_from is not None:
+        origin |= {"from": _absolute(parsed.start_from), "statistics": parsed.statistics}
     last = Checkpoint.latest(parsed.output_dir) if parsed.resume else None
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
     progress = _Progress(parsed.config)
@@ -97,6 +123,8 @@ def run(arguments: list[str], prog: str) -> None:
                 on_warning=lambda warning: say(f"Warning at {warning.step}: {warning.text(flag)}"),
                 on_start=None if quiet else begin,
                 origin=origin,
+                start_from=parsed.start_from,
+                statistics=parsed.statistics,
             )
         except KeyboardInterrupt:
             if first and RunRecord.load(parsed.output_dir) is not None:  # otherwise the run had not begun
@@ -172,13 +200,18 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
     named = bool(arguments) and not arguments[0].startswith("-")
     preset = arguments[0] if named else None
     refuse_empty(arguments, prog)
-    folder = _resumed(arguments)
+    known = _known(arguments)
+    folder = known.output_dir if known.resume else None
     begun = None if folder is None else load_settings(folder)
     record = None if folder is None else RunRecord.load(folder)
     origin = {} if record is None else record.origin
     settings = begun
     if settings is None or preset not in (None, settings.method):
         settings = TrainConfig.preset(preset or "me-am")
+        if begun is None and known.start_from is not None:
+            settings = StartingPoint.load(known.start_from, "kept").settings(preset)
+    # Once there is a checkpoint, it holds what the run took from the policy, which may be gone.
+    unused = folder is None or Checkpoint.latest(folder) is not None
     parsed = parse(
         TrainArguments,
         arguments[1:] if named else arguments,
@@ -186,20 +219,26 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
         description=DESCRIPTION,
         paired_flags=True,  # a flag that the resumed run has set can be given again, or negated and then refused
         default=TrainArguments(
-            data=origin.get("data") or (tyro.MISSING if folder is None else None),
+            **{"data": tyro.MISSING if folder is None else None, **_recorded(origin)},
             output_dir=tyro.MISSING,
             config=_Draft(**vars(settings)),
-            env_id=origin.get("env_id"),
+            start_from=None if unused else origin.get("from"),
+            statistics="renewed" if not unused and origin.get("statistics") == "renewed" else "kept",
         ),
     )
     if parsed.data is None and folder is None:  # the word None, which tyro reads as Python's
-        raise DatasetError("--data is None; expected a Minari id, the folder of a Minari data set, or an .npz file.")
+        raise DatasetError("--data is None; expected a Minari id, or a file or folder of data.")
     if parsed.data is None and begun is None:
         raise NotFoundError(f"{folder} holds no run to resume. Give the folder of one, or --data to begin one there.")
     if parsed.data is None:
         raise DatasetError(
             f"The run in {folder} was begun in Python, from arrays or without `origin`, so its data is not known here. "
             "Resume it in Python with train(..., resume=True), or give its --data."
+        )
+    if parsed.statistics == "renewed" and parsed.start_from is None:
+        raise ConfigError(
+            "--statistics is renewed, but has no effect without --from: a run from random weights takes those of the "
+            "data. Leave it out, or give --from."
         )
     flags = {flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in arguments if flag.startswith("--")}
     # What is given counts as given even where it is the default: a temperature is then to stay, beside no budget.
@@ -208,13 +247,13 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
     return replace(parsed, config=settings.changed(**given))
 
 
-def _resumed(arguments: list[str]) -> Path | None:
-    """Folder of the run that the arguments ask to resume, or None."""
+def _known(arguments: list[str]) -> argparse.Namespace:
+    """Those arguments that choose the defaults of the others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--output-dir", "--output_dir", nargs="?", type=Path)
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction)
-    known, _ = parser.parse_known_args(arguments)
-    return known.output_dir if known.resume else None
+    parser.add_argument("--from", dest="start_from", nargs="?")
+    return parser.parse_known_args(arguments)[0]
 
 
 def _absolute(data: str) -> str:
@@ -223,9 +262,9 @@ def _absolute(data: str) -> str:
     return str(path.resolve()) if path.exists() else data
 
 
-def _load(data: str, env_id: str | None) -> OfflineDataset:
-    if data.endswith(".npz"):
-        return OfflineDataset.from_ogbench(data, env_id)
-    if env_id is not None:
-        raise DatasetError(f"--env-id is for OGBench .npz files; {data} is a Minari data set with rewards of its own.")
-    return OfflineDataset.from_minari(data)
+def _recorded(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that name the data of a run, from its record."""
+    found = {name: origin[name] for name in _DATA if name in origin}
+    if isinstance(found.get("data"), str):
+        found["data"] = [found["data"]]
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}

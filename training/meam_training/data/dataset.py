@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
@@ -17,13 +19,29 @@ from numpy.typing import ArrayLike, NDArray
 from meam_policy.errors import DatasetError, NotFoundError
 from meam_policy.spec import BoxSpec
 from meam_training.data.action_chunk import ActionChunkSampler
-from meam_training.data.dataset_cache import Columns, array_blocks, fingerprint, moments, open_cached
+from meam_training.data.dataset_cache import (
+    COLUMNS,
+    Columns,
+    Recording,
+    array_blocks,
+    cache_place,
+    fingerprint,
+    moments,
+    open_cached,
+)
 from meam_training.data.discounted_returns import DiscountedReturns, discounted_returns
+from meam_training.data.hdf5_source import hdf5_recording
+from meam_training.data.lerobot_source import is_lerobot, lerobot_files, lerobot_recording
 from meam_training.data.minari_files import find_minari, source_files
 from meam_training.data.minari_source import minari_recording
 from meam_training.data.ogbench_source import ogbench_recording
-from meam_training.data.recording_description import described_boxes
+from meam_training.data.reading_choices import ReadingChoices
+from meam_training.data.recording_description import describe_recording, described_boxes
 from meam_training.data.row_check import RowCheck, action_box_spec, flags, numbers, observation_box_specs, unit_box
+from meam_training.data.selection import chosen_rows, common, joined_blocks, joined_boxes, normalised_shares
+
+if TYPE_CHECKING:
+    from minari import MinariDataset
 
 __all__ = ["OfflineDataset"]
 
@@ -48,6 +66,10 @@ class OfflineDataset:
         dataset_id: Name of the data set, if known.
         environment_id: Environment the data was recorded in, if known.
         control_rate_hz: Rate at which actions were applied, if known.
+        left_out: What the data set has and this one leaves out, such as images, by name.
+        measured_bounds: Whether `action_box` is the range of the recorded actions, because nobody declared bounds.
+        parts: Rows of each of the data sets that were joined, and its share of a batch; empty for one that was not
+            joined, or whose rows all count the same.
     """
 
     observations: NDArray[np.float32]
@@ -61,6 +83,9 @@ class OfflineDataset:
     dataset_id: str | None = None
     environment_id: str | None = None
     control_rate_hz: float | None = None
+    left_out: tuple[str, ...] = ()
+    measured_bounds: bool = False
+    parts: tuple[tuple[int, float], ...] = ()
 
     def __repr__(self) -> str:
         """Short description; the arrays would fill pages."""
@@ -97,9 +122,9 @@ class OfflineDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all recorded numbers, in hexadecimal, by which a resumed run recognises its data."""
+        """SHA-256 of all recorded numbers and shares, in hexadecimal, by which a resumed run recognises its data."""
         names = ("observations", "actions", "rewards", "next_observations", "terminations", "episode_ends")
-        return fingerprint({name: array_blocks(getattr(self, name)) for name in names})
+        return _with_parts(fingerprint({name: array_blocks(getattr(self, name)) for name in names}), self.parts)
 
     @classmethod
     def from_arrays(
@@ -156,10 +181,15 @@ class OfflineDataset:
             dataset_id=dataset_id,
             environment_id=environment_id,
             control_rate_hz=control_rate_hz,
+            left_out=(),
+            measured_bounds=False,
+            parts=(),
         )
 
     @classmethod
-    def from_minari(cls, id_or_path: str | os.PathLike[str]) -> OfflineDataset:
+    def from_minari(
+        cls, id_or_path: str | os.PathLike[str] | MinariDataset, *, observation_keys: Sequence[str] | None = None
+    ) -> OfflineDataset:
         """Read a local Minari data set.
 
         Terminations in the middle of a recorded episode are kept: there are no further rewards after them, but the
@@ -167,15 +197,27 @@ class OfflineDataset:
 
         Args:
             id_or_path: A Minari id such as "D4RL/door/human-v2" (under `MINARI_DATASETS_PATH`, by default
-                ~/.minari/datasets), or the folder of a data set.
+                ~/.minari/datasets), or the folder of a data set; or a `MinariDataset`, of which those episodes are
+                taken that it was filtered to.
+            observation_keys: Keys of a Dict observation, in the order of flattening; None takes all.
 
         Raises:
             NotFoundError: there is no such local data set.
             DatasetError: as in `from_arrays`; or the files would run code, refer to files outside the data set, or are
                 not Minari's.
         """
-        folder = find_minari(id_or_path)
-        return open_cached(folder, source_files(folder), [], lambda: minari_recording(folder), cls._from_recording)
+        if not isinstance(id_or_path, (str, os.PathLike)):
+            whole = cls.from_minari(id_or_path.storage.data_path, observation_keys=observation_keys)
+            chosen, total = np.asarray(id_or_path.episode_indices), np.count_nonzero(whole.episode_ends)
+            return whole if np.array_equal(chosen, np.arange(total)) else whole.choose_episodes(chosen)
+        folder, choices = find_minari(id_or_path), ReadingChoices.of(observation_keys)
+        return open_cached(
+            folder,
+            source_files(folder),
+            [] if observation_keys is None else choices.as_settings(),
+            lambda: minari_recording(folder, choices.observation_keys),
+            cls._from_recording,
+        )
 
     @classmethod
     def from_ogbench(cls, npz: str | os.PathLike[str], environment_id: str | None = None) -> OfflineDataset:
@@ -192,13 +234,199 @@ class OfflineDataset:
             MissingExtraError: rewards have to be computed and OGBench is not installed.
         """
         path = Path(npz).expanduser()
-        if not path.is_file():
-            raise NotFoundError(f"There is no file {path}.")
+        source = _existing(path)
         settings = [path.stem, environment_id, environment_id and _installed_version("ogbench")]
-        source = path.resolve()
         return open_cached(
             source, [source], settings, lambda: ogbench_recording(path, environment_id), cls._from_recording
         )
+
+    @classmethod
+    def from_hdf5(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        observation_keys: Sequence[str] | None = None,
+        action_key: str | None = None,
+        action_space: spaces.Space[Any] | None = None,
+        reward: str | None = None,
+        termination: str | None = None,
+        environment_id: str | None = None,
+        control_rate_hz: float | None = None,
+    ) -> OfflineDataset:
+        """Read an HDF5 file in the layout of D4RL or of robomimic.
+
+        D4RL: `observations`, `actions`, `rewards` and `terminals`, with `timeouts`, `next_observations` or both. An
+        episode ends where the task ended, at a timeout and, without `timeouts`, where the next row does not follow.
+
+        robomimic: `data/demo_*` with `obs/…`, `actions`, `rewards` and `dones`.
+
+        Where the observation after the last action of an episode is unknown, that row is left out, unless the task
+        ended there.
+
+        Args:
+            path: The file.
+            observation_keys: Observations of a robomimic file, in the order of flattening; None takes all, in
+                alphabetical order, none of which may be images.
+            action_key: Actions of a robomimic file; None takes "actions".
+            action_space: Box with finite bounds; None takes [-1, 1], in which the actions must then lie.
+            reward: Rewards of a robomimic file: a key; "end" for 1 at the end of every demonstration, which then
+                terminates; or "none" for 0. None takes "rewards".
+            termination: Flags of a robomimic file that are true where the task ended; None takes "dones", as robomimic
+                does, if there are any.
+            environment_id: Environment the data was recorded in.
+            control_rate_hz: Rate at which the actions were applied, Hz; None takes the recorded one, if there is one.
+
+        Raises:
+            NotFoundError: there is no such file.
+            DatasetError: as in `from_arrays`; or the file is of another layout, or refers to other files.
+        """
+        source = _existing(path)
+        choices = ReadingChoices.of(
+            observation_keys,
+            action_key=action_key,
+            action_space=action_space,
+            reward=reward,
+            termination=termination,
+            environment_id=environment_id,
+            control_rate_hz=control_rate_hz,
+        )
+        return open_cached(
+            source, [source], choices.as_settings(), lambda: hdf5_recording(source, choices), cls._from_recording
+        )
+
+    @classmethod
+    def from_lerobot(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        observation_keys: Sequence[str] | None = None,
+        action_key: str | None = None,
+        action_space: spaces.Space[Any] | None = None,
+        reward: str | None = None,
+        termination: str | None = None,
+        environment_id: str | None = None,
+        control_rate_hz: float | None = None,
+    ) -> OfflineDataset:
+        """Read a LeRobot data set on this machine, of version 2.0, 2.1 or 3.0.
+
+        Images and videos are not read; `left_out` has their names. A single "observation.state" becomes a Box, other
+        columns a Dict without the prefix "observation.". LeRobot does not record what came after the last action of an
+        episode, so that row is left out, unless the task ended there; `next.done` only says that an episode is over.
+
+        Args:
+            folder: The folder with `meta/info.json`.
+            observation_keys: Columns of the observation, in the order of flattening; None takes all columns of numbers
+                that begin with "observation.", in the recorded order.
+            action_key: Column of the actions; None takes "action".
+            action_space: Box with finite bounds; None takes the range of the recorded actions, since LeRobot declares
+                none: the policy then never exceeds what was demonstrated.
+            reward: Column of the rewards; "end" for 1 at the end of every episode, which then terminates; or "none" for
+                0. None takes "next.reward", or else "next.success".
+            termination: Column of flags that are true where the task ended; None takes "next.success", if there is one.
+            environment_id: Environment the data was recorded in.
+            control_rate_hz: Rate at which the actions were applied, Hz; None takes the recorded `fps`.
+
+        Raises:
+            NotFoundError: there is no such data set.
+            DatasetError: as in `from_arrays`; or a file or a column is missing or broken, or of another version.
+            MissingExtraError: pyarrow is not installed.
+        """
+        given = Path(folder).expanduser().resolve()
+        if not is_lerobot(given):
+            raise NotFoundError(f"{given} is no LeRobot data set; expected a folder with meta/info.json.")
+        choices = ReadingChoices.of(
+            observation_keys,
+            action_key=action_key,
+            action_space=action_space,
+            reward=reward,
+            termination=termination,
+            environment_id=environment_id,
+            control_rate_hz=control_rate_hz,
+        )
+        return open_cached(
+            given,
+            lerobot_files(given),
+            choices.as_settings(),
+            lambda: lerobot_recording(given, choices),
+            cls._from_recording,
+        )
+
+    @classmethod
+    def joined(
+        cls,
+        datasets: Sequence[OfflineDataset],
+        shares: Sequence[float] | None = None,
+        *,
+        environment_id: str | None = None,
+    ) -> OfflineDataset:
+        """Join data sets of the same spaces, one after the other.
+
+        Data sets from caches are joined in a cache beside that of the first, others in memory. Normalisation is that of
+        all rows.
+
+        Args:
+            datasets: Two data sets or more.
+            shares: Share of a batch that each of them has, in any unit; None gives every row the same chance.
+            environment_id: Environment of the joined data; None takes the one that the data sets name.
+
+        Raises:
+            DatasetError: spaces, rates or environments differ, or there is not one positive share for each.
+        """
+        if not datasets:
+            raise DatasetError("There are no data sets to join; expected at least one.")
+        named = {f"{number}: {each.dataset_id or 'arrays'}": each for number, each in enumerate(datasets, 1)}
+        rows = [len(each) for each in datasets]
+        given = normalised_shares(rows if shares is None else shares, len(datasets))
+        boxes = joined_boxes({name: each.observation_boxes for name, each in named.items()}, measured=True)
+        measured = all(each.measured_bounds for each in datasets)
+        (action_box,) = joined_boxes({name: (each.action_box,) for name, each in named.items()}, measured)
+        rates = {name: each.control_rate_hz for name, each in named.items()}
+        environments = {name: each.environment_id for name, each in named.items()}
+        rate = common(rates, "control rate", "Resample one of them.")
+        environment = environment_id or common(environments, "environment", "Name one: environment_id= (--env-id).")
+        parts = [{name: getattr(each, name) for name in COLUMNS} for each in datasets]
+        shown = zip(given, (each.dataset_id or "arrays" for each in datasets), strict=True)
+        about = {
+            **describe_recording(boxes, action_box, " + ".join(f"{s:.3g} {n}" for s, n in shown), environment, rate),
+            "measured_bounds": measured,
+            "left_out": sorted({name for each in datasets for name in each.left_out}),
+        }
+        place = cache_place(datasets[0].observations)
+        if place is None or any(cache_place(each.observations) is None for each in datasets):
+            columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+            whole = cls._from_recording(about, columns)
+        else:
+            settings = [json.dumps(about), *(each.fingerprint for each in datasets)]
+            source = place / f"joined-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"
+            read = partial(_joined_recording, about, parts)
+            whole = open_cached(source, [], settings, read, cls._from_recording)
+        if shares is None:
+            return whole
+        joined = replace(whole, parts=tuple(zip(rows, given, strict=True)))
+        prints = _with_parts(whole.fingerprint, joined.parts)
+        vars(joined).update(observation_moments=whole.observation_moments, fingerprint=prints)
+        return joined
+
+    def choose_episodes(self, episodes: slice | Sequence[int] | NDArray[np.int_]) -> OfflineDataset:
+        """Choose episodes; those that follow each other are not copied.
+
+        Args:
+            episodes: Their numbers, counted from 0 and each once, or a slice of them without a step.
+
+        Raises:
+            DatasetError: there is no such episode, one is given twice, or the data was joined with shares.
+        """
+        if self.parts:
+            raise DatasetError(
+                "The data was joined with shares; expected one data set. Choose episodes before joining."
+            )
+        rows = chosen_rows(self.episode_ends, episodes, self.dataset_id or "the data")
+        if isinstance(rows, slice) and rows == slice(0, len(self)):
+            return self
+        columns = {name: getattr(self, name)[rows] for name in COLUMNS}
+        total, kept = np.count_nonzero(self.episode_ends), np.count_nonzero(columns["episode_ends"])
+        name = f"{self.dataset_id or 'arrays'} ({kept} of {total} episodes)"
+        return replace(self, **columns, dataset_id=name)
 
     def chunk_sampler(self, chunk_size: int, discount: float) -> ActionChunkSampler:
         """Make a sampler of action chunks.
@@ -240,6 +468,8 @@ class OfflineDataset:
             **columns,
             observation_boxes=observation_boxes,
             action_box=action_box,
+            left_out=tuple(about.get("left_out", ())),
+            measured_bounds=about.get("measured_bounds", False),
             **{name: about[name] for name in names},
         )
         if "fingerprint" in about:
@@ -247,6 +477,23 @@ class OfflineDataset:
             mean, std = np.array(about["moments"])
             vars(dataset).update(fingerprint=about["fingerprint"], observation_moments=(mean, std))
         return dataset
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    """Absolute path of a file that exists."""
+    given = Path(path).expanduser()
+    if not given.is_file():
+        raise NotFoundError(f"There is no file {given}.")
+    return given.resolve()
+
+
+def _joined_recording(about: dict[str, Any], parts: Sequence[Columns]) -> Recording:
+    return Recording(about, joined_blocks(parts))
+
+
+def _with_parts(numbers: str, parts: tuple[tuple[int, float], ...]) -> str:
+    """A fingerprint of recorded numbers and of the shares that they have in a batch."""
+    return hashlib.sha256(json.dumps([numbers, parts]).encode()).hexdigest() if parts else numbers
 
 
 def _installed_version(package: str) -> str | None:

@@ -30,7 +30,17 @@ from numpy.typing import NDArray
 from meam_policy.atomic_files import atomic_folder
 from meam_policy.errors import DatasetError, MeamError
 
-__all__ = ["Recording", "array_blocks", "fingerprint", "moments", "open_cached", "rows_per_block"]
+__all__ = [
+    "COLUMNS",
+    "Columns",
+    "Recording",
+    "array_blocks",
+    "cache_place",
+    "fingerprint",
+    "moments",
+    "open_cached",
+    "rows_per_block",
+]
 
 FORMAT_VERSION = 1
 """Version of the cache's file format, and of the checks that data pass before they are cached."""
@@ -157,6 +167,12 @@ def open_cached(
     )
     recording = read()
     return make(recording.about, _in_memory(recording.blocks))
+
+
+def cache_place(array: NDArray[Any]) -> Path | None:
+    """Folder that has the cache of a column or of a part of it, beside its source; None if it is in memory."""
+    file = getattr(array, "filename", None) if isinstance(array, np.memmap) else None
+    return None if file is None else Path(file).parents[3]
 
 
 def _stamps(source: Path, files: Sequence[Path]) -> list[list[Any]]:

@@ -17,18 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 from gymnasium import spaces
 
 from meam_policy.errors import DatasetError, MissingExtraError, NotFoundError
+from meam_training.data.hdf5_files import MAX_COMPRESSION, check_hdf5
 
 if TYPE_CHECKING:
     from minari.dataset.episode_data import EpisodeData
 
 __all__ = ["MinariSource", "find_minari", "minari_root", "open_minari", "source_files"]
-
-MAX_COMPRESSION = 1100
-"""Largest compression ratio accepted; deflate, the strongest of the common filters, reaches 1032."""
 
 MAX_ARROW_ROWS = 131_072
 """Rows of an Arrow or Parquet episode that Minari reads; it would silently drop the others."""
@@ -86,7 +83,7 @@ def open_minari(id_or_path: str | os.PathLike[str]) -> MinariSource:
     files = source_files(folder)
     for file in files:
         if file.suffix in (".hdf5", ".h5"):
-            _check_hdf5(file)
+            check_hdf5(file)
     if metadata.get("data_format") in ("arrow", "parquet"):
         _check_arrow(folder, files, metadata["data_format"])
     try:
@@ -147,47 +144,6 @@ def _read_metadata(file: Path) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise DatasetError(f"{file} holds a {type(metadata).__name__}; expected an object.")
     return metadata
-
-
-def _check_hdf5(file: Path) -> None:
-    try:
-        with h5py.File(file, "r") as opened:
-            # Groups may contain themselves, or each other many times over, so each is visited once. The stack holds
-            # names, because open groups take memory.
-            pending = ["/"]
-            visited = set()
-            while pending:
-                group = opened[pending.pop()]
-                assert isinstance(group, h5py.Group)
-                address = h5py.h5o.get_info(group.id).addr  # pyright: ignore[reportAttributeAccessIssue]
-                if address not in visited:
-                    visited.add(address)
-                    pending += _subgroups(group, file)
-    except DatasetError:
-        raise
-    except Exception as error:  # h5py raises many kinds of errors for a broken file
-        raise DatasetError(f"{file} is not an HDF5 file: {error!r}.") from error
-
-
-def _subgroups(group: h5py.Group, file: Path) -> list[str]:
-    """Names of the groups in a group, after checking that nothing in it refers to other files or links."""
-    groups = []
-    for name in group:
-        path = f"{group.name.rstrip('/')}/{name}"  # pyright: ignore[reportOptionalMemberAccess]
-        where = f"{file}: {path}"
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise DatasetError(f"{where} is a link to elsewhere, so it is refused. Record the data into the file.")
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            groups.append(path)
-        elif isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
-            raise DatasetError(f"{where} is stored in another file, so it is refused. Record the data into the file.")
-        elif isinstance(item, h5py.Dataset) and item.nbytes > MAX_COMPRESSION * item.id.get_storage_size():
-            raise DatasetError(
-                f"{where} claims {item.nbytes} bytes and stores {item.id.get_storage_size()}, so it is refused: it "
-                "would fill the memory with nothing. Record the data again."
-            )
-    return groups
 
 
 def _check_arrow(folder: Path, files: list[Path], data_format: str) -> None:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 from meam_policy.errors import DatasetError
 from meam_training.data.dataset_cache import Recording, rows_per_block
 from meam_training.data.minari_files import MinariSource, open_minari
+from meam_training.data.reading_choices import StoredEpisode
 from meam_training.data.recording_description import describe_recording
 from meam_training.data.row_check import RowCheck, action_box_spec, flags, observation_box_specs
 
-__all__ = ["minari_recording"]
+__all__ = ["episode_blocks", "minari_recording"]
 
 
-def minari_recording(folder: Path) -> Recording:
+def minari_recording(folder: Path, observation_keys: Sequence[str] | None = None) -> Recording:
     """Start reading a Minari data set.
 
     Args:
         folder: The folder that contains its metadata.json.
+        observation_keys: Keys of a Dict observation, in the order of flattening; None takes all.
 
     Returns:
         The recording, whose blocks are read on demand.
@@ -31,25 +34,60 @@ def minari_recording(folder: Path) -> Recording:
             each other or the spaces.
     """
     source = open_minari(folder)
-    boxes, action_box = observation_box_specs(source.observation_space, ()), action_box_spec(source.action_space)
+    space = source.observation_space if observation_keys is None else _part(source, observation_keys)
+    boxes, action_box = observation_box_specs(space, ()), action_box_spec(source.action_space)
     about = describe_recording(boxes, action_box, source.dataset_id, source.environment_id, source.control_rate_hz)
     check, rows = RowCheck(boxes, action_box), rows_per_block(sum(box.size for box in boxes))
-    return Recording(about, (check(*block) for block in _minari_blocks(source, rows)))
+    episodes = source.episodes
+    if observation_keys is not None:
+        episodes = (_with_keys(source.dataset_id, episode, observation_keys) for episode in source.episodes)
+    return Recording(about, (check(*block) for block in episode_blocks(source.dataset_id, episodes, rows)))
 
 
-def _minari_blocks(source: MinariSource, rows: int) -> Iterator[tuple[Any, ...]]:
-    """Join episodes into blocks of at least the given number of rows, in the order of `RowCheck`'s arguments."""
+def _part(source: MinariSource, keys: Sequence[str]) -> spaces.Space[Any]:
+    """The chosen keys of the observation space."""
+    held = source.observation_space.spaces if isinstance(source.observation_space, spaces.Dict) else {}
+    unknown = [key for key in keys if key not in held]
+    if unknown:
+        seen = f"the keys {', '.join(held)}" if held else "one array, without keys"
+        raise DatasetError(f"{source.dataset_id} has no observation {unknown[0]}; its observation has {seen}.")
+    return spaces.Dict([(key, held[key]) for key in keys])
+
+
+def _with_keys(dataset_id: str, episode: Any, keys: Sequence[str]) -> StoredEpisode:
+    """An episode with the chosen keys of its observations only."""
+    held = episode.observations if isinstance(episode.observations, Mapping) else {}
+    if not set(keys) <= set(held):
+        raise DatasetError(
+            f"{dataset_id}: episode {episode.id} has the observations {sorted(held)}; expected {list(keys)} among them."
+        )
+    chosen = {key: held[key] for key in keys}
+    flagged = episode.terminations, episode.truncations
+    return StoredEpisode(episode.id, chosen, episode.actions, episode.rewards, *flagged)
+
+
+def episode_blocks(dataset_id: str, episodes: Iterable[Any], rows: int) -> Iterator[tuple[Any, ...]]:
+    """Join episodes into blocks of at least the given number of rows, in the order of `RowCheck`'s arguments.
+
+    Args:
+        dataset_id: Name in error messages.
+        episodes: Episodes with the attributes of Minari's `EpisodeData`; see `StoredEpisode`.
+        rows: Least number of rows in a block, but for the last.
+
+    Raises:
+        DatasetError: there are no episodes, or one's arrays do not fit each other.
+    """
     pending, pending_rows, empty = [], 0, True
-    for episode in source.episodes:
+    for episode in episodes:
         length = len(episode.rewards)
-        _check_lengths(source.dataset_id, episode, length)
+        _check_lengths(dataset_id, episode, length)
         pending.append(episode)
         pending_rows, empty = pending_rows + length, False
         if pending_rows >= rows:
             yield _joined(pending)
             pending, pending_rows = [], 0
     if empty:
-        raise DatasetError(f"{source.dataset_id} has no episodes; expected at least one.")
+        raise DatasetError(f"{dataset_id} has no episodes; expected at least one.")
     if pending:
         yield _joined(pending)
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from meam_policy.errors import DatasetError
 from meam_policy.spec import PolicySpec
 from meam_training.algorithm.batch import ChunkBatch
 from meam_training.config import TrainConfig
@@ -33,7 +34,7 @@ class ChunkSource(Protocol):
         ...
 
     def sample(self, batch_size: int, generator: torch.Generator) -> ChunkBatch:
-        """Draw chunks, their starts uniform over the rows."""
+        """Draw chunks, their starts uniform over the rows, or over those of each part of the data by its share."""
         ...
 
 
@@ -50,6 +51,7 @@ class DeviceChunks:
         self._last_rows = torch.empty(starts, dtype=torch.int64, device=device)
         self._offsets = torch.arange(config.chunk_size, device=device)
         self._returns, self._known = (values.to(device) for values in _returns(dataset, config))
+        self._draw = _Draw(dataset, starts, device)
         targets = (self._rewards, self._masks, self._valid, self._last_rows)
         step = rows_per_block(dataset.observation_dim)
         for part in (slice(first, first + step) for first in range(0, rows, step)):
@@ -65,7 +67,7 @@ class DeviceChunks:
 
     def sample(self, batch_size: int, generator: torch.Generator) -> ChunkBatch:
         """Draw chunks, their starts uniform over the rows."""
-        starts = _draw(len(self), batch_size, generator, self._rewards.device)
+        starts = self._draw(batch_size, generator)
         return ChunkBatch(
             observations=self._observations[starts],
             actions=self._actions[starts[:, None] + self._offsets].flatten(1),
@@ -89,6 +91,7 @@ class HostChunks:
         self._sampler = dataset.chunk_sampler(config.chunk_size, config.discount)
         self._normalise = ActionNormaliser.of(spec).normalise
         self._device = device
+        self._draw = _Draw(dataset, len(self._sampler), device)
         self._returns, self._known = _returns(dataset, config)
 
     def __len__(self) -> int:
@@ -97,7 +100,7 @@ class HostChunks:
 
     def sample(self, batch_size: int, generator: torch.Generator) -> ChunkBatch:
         """Draw chunks, their starts uniform over the rows."""
-        return self.at(_draw(len(self), batch_size, generator, self._device).cpu().numpy())
+        return self.at(self._draw(batch_size, generator).cpu().numpy())
 
     def at(self, starts: NDArray[np.int64]) -> ChunkBatch:
         """Batch of the chunks that start at the given rows [batch]."""
@@ -148,8 +151,32 @@ def _returns(dataset: OfflineDataset, config: TrainConfig) -> tuple[Tensor, Tens
     return _tensor(returns.astype(np.float32)), _tensor((1 - found.tails).astype(np.float32))
 
 
-def _draw(rows: int, batch_size: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    return torch.randint(rows, (batch_size,), generator=generator, device=device)
+class _Draw:
+    """Draws rows at which chunks start: uniformly, or within each part of the data by its share."""
+
+    def __init__(self, dataset: OfflineDataset, starts: int, device: torch.device) -> None:
+        self._starts, self._device, self._parts = starts, device, None
+        if dataset.parts:
+            rows, shares = (np.array(numbers) for numbers in zip(*dataset.parts, strict=True))
+            first = np.cumsum(rows) - rows
+            # The last rows of the last part start no chunk.
+            sizes = np.minimum(rows, starts - first)
+            if (sizes < 1).any():
+                raise DatasetError(
+                    f"The last data set has {rows[-1]} rows, in which no chunk starts; expected more of them. Use "
+                    "shorter chunks."
+                )
+            self._parts = tuple(torch.from_numpy(each).to(device) for each in (first, sizes, np.cumsum(shares)[:-1]))
+
+    def __call__(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        if self._parts is None:
+            return torch.randint(self._starts, (batch_size,), generator=generator, device=self._device)
+        first, sizes, upto = self._parts
+        drawn = torch.rand(batch_size, generator=generator, device=self._device, dtype=torch.float64)
+        part = torch.searchsorted(upto, drawn, right=True)
+        # The remainder of a number this large is as good as uniform.
+        within = torch.randint(2**62, (batch_size,), generator=generator, device=self._device) % sizes[part]
+        return first[part] + within
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

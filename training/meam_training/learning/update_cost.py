@@ -93,6 +93,7 @@ class RunStart:
         cost: Cost of an update; None where it is not known beforehand, because updates are compiled or divided among
             processes.
         smaller: Sizes that would do; None where the run is short, or nothing smaller has been measured.
+        started_from: Policy from whose weights it started; see `PolicySpec.started_from`.
     """
 
     device: torch.device
@@ -102,6 +103,7 @@ class RunStart:
     step: int
     cost: UpdateCost | None
     smaller: Smaller | None = None
+    started_from: Mapping[str, str] = field(default_factory=dict)
 
 
 def measure_update_cost(

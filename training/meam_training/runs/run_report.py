@@ -17,7 +17,7 @@ from meam_training.runs.options import flag, option
 from meam_training.runs.run_log import EVALUATIONS_FILE, METRICS_FILE
 from meam_training.runs.watch import KNOWN_ENOUGH, warnings_of
 
-__all__ = ["opening", "own_options", "run_facts", "summary"]
+__all__ = ["opening", "own_options", "run_facts", "start_fact", "summary"]
 
 
 def own_options(config: TrainConfig) -> str:
@@ -43,6 +43,8 @@ def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> di
         "method": own_options(config),
         "data": f"{dataset.dataset_id or 'arrays'}: {len(dataset)} transitions in {episodes} episodes, observations "
         f"of {dataset.observation_dim} numbers, actions of {dataset.action_dim}, {kept}",
+        **({"left out": ", ".join(dataset.left_out)} if dataset.left_out else {}),
+        **start_fact(start.started_from),
         "device": where,
     }
     if config.compile:
@@ -70,6 +72,14 @@ def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> di
         words = [word for name, value in start.smaller.changes.items() for word in option(name, value, False)]
         facts["smaller"] = f"about {duration(start.smaller.seconds)} with {' '.join(words)}, which do for so few data"
     return facts
+
+
+def start_fact(started_from: Mapping[str, str]) -> dict[str, str]:
+    """From which policy a run started; empty if from random weights. See `PolicySpec.started_from`."""
+    if not started_from:
+        return {}
+    text = f"{started_from['policy']} ({started_from['method']}), statistics {started_from['statistics']}"
+    return {"from": text + (f"; {started_from['anew']} anew" if "anew" in started_from else "")}
 
 
 def run_facts(folder: Path, config: TrainConfig) -> dict[str, str]:

@@ -1,0 +1,158 @@
+"""Data as the command line names it: one source or several, of whatever kind they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from meam_policy.errors import DatasetError
+from meam_training.data.dataset import OfflineDataset
+from meam_training.data.lerobot_source import is_lerobot
+from meam_training.data.selection import episode_range
+
+__all__ = ["DataArguments", "open_dataset"]
+
+OTHER_SUFFIXES = {
+    ".bag": "a ROS 1 bag",
+    ".mcap": "an MCAP recording, as of ROS 2",
+    ".db3": "a ROS 2 bag",
+    ".tfrecord": "a TFRecord, as of RLDS",
+    ".zarr": "a Zarr archive, as of Diffusion Policy",
+    ".pkl": "a pickle, which could execute anything",
+    ".pickle": "a pickle, which could execute anything",
+    ".pt": "a file of PyTorch, which may hold a pickle",
+    ".pth": "a file of PyTorch, which may hold a pickle",
+    ".npy": "a single NumPy array",
+    ".csv": "a table of text",
+    ".json": "JSON",
+    ".jsonl": "JSON lines",
+    ".parquet": "a single Parquet file (of a LeRobot data set, the folder is read)",
+    ".mat": "a file of MATLAB",
+    ".mp4": "a video",
+    ".zip": "an archive, to be unpacked first",
+    ".gz": "an archive, to be unpacked first",
+}
+"""Files that are not read, by their suffix: what they are."""
+
+OTHER_FOLDERS = {
+    "features.json": "a TensorFlow data set, as of RLDS",
+    "dataset_dict.json": "a dictionary of Hugging Face data sets",
+    "state.json": "a Hugging Face data set without LeRobot's meta/info.json",
+    ".zgroup": "a Zarr archive, as of Diffusion Policy",
+    "zarr.json": "a Zarr archive",
+    "metadata.yaml": "a ROS 2 bag",
+    "policy.onnx": "a policy folder",
+    "run.json": "a training run",
+    "meta_data/info.json": "an old LeRobot data set",
+}
+"""Folders that are not read, by a file in them: what they are."""
+
+KINDS = "a Minari data set, an OGBench .npz, an HDF5 file of D4RL or robomimic, or the folder of a LeRobot data set"
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Which data, and what of it; the arguments of `meam train` by their names.
+
+    Attributes:
+        data: Sources: Minari ids, folders or files.
+        shares: Share of a batch for each source; empty gives every row the same chance.
+        episodes: Range of episodes for each source, such as 0:100; empty takes all.
+        env_id: Environment the data was recorded in; for an `.npz` file, the OGBench task whose rewards are computed.
+        observation_keys: Keys of the observation, in the order of flattening; empty takes the default.
+        action_key: Key of the actions.
+        reward: Key of the rewards, or "end" or "none".
+        termination: Key of the terminations.
+    """
+
+    data: tuple[str, ...]
+    shares: tuple[float, ...] = ()
+    episodes: tuple[str, ...] = ()
+    env_id: str | None = None
+    observation_keys: tuple[str, ...] = ()
+    action_key: str | None = None
+    reward: str | None = None
+    termination: str | None = None
+
+    @property
+    def absolute(self) -> DataArguments:
+        """The same with absolute paths, so that a run can be resumed from any folder; names of data sets are kept."""
+        paths = {name: Path(name).expanduser() for name in self.data}
+        return replace(self, data=tuple(str(path.resolve()) if path.exists() else name for name, path in paths.items()))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data, without what is not given; a single source is a text."""
+        given = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items() if value
+        }
+        return {**given, "data": self.data[0] if len(self.data) == 1 else list(self.data), "env_id": self.env_id}
+
+
+def open_dataset(arguments: DataArguments) -> OfflineDataset:
+    """Open the sources, choose their episodes, and join them if there are several.
+
+    Raises:
+        NotFoundError: a source does not exist.
+        DatasetError: a source is of a kind that is not read, which is named; or see `OfflineDataset`.
+        MissingExtraError: what reads it is not installed.
+    """
+    a = arguments
+    for name, values in (("episodes", a.episodes), ("shares", a.shares)):
+        if values and len(values) != len(a.data):
+            raise DatasetError(
+                f"--{name} has {len(values)} values and --data {len(a.data)}; expected one for each data set"
+                f"{', : for all of its episodes' if name == 'episodes' else ''}."
+            )
+    if a.shares and len(a.data) == 1:
+        raise DatasetError("--shares has no effect with one data set; leave it out, or give --data several.")
+    ranges = [episode_range(text) for text in a.episodes]
+    opened = [_open(name, a) for name in a.data]
+    if ranges:
+        opened = [each.choose_episodes(chosen) for each, chosen in zip(opened, ranges, strict=True)]
+    if len(opened) == 1:
+        return opened[0]
+    return OfflineDataset.joined(opened, a.shares or None, environment_id=a.env_id)
+
+
+def _open(name: str, a: DataArguments) -> OfflineDataset:
+    path = Path(name).expanduser()
+    chosen: dict[str, Any] = {"action_key": a.action_key, "reward": a.reward, "termination": a.termination}
+    keys, suffix = a.observation_keys or None, path.suffix.lower()
+    if suffix == ".npz":
+        _refuse({"observation_keys": keys, **chosen}, name, "OGBench's .npz files have one array of each")
+        return OfflineDataset.from_ogbench(name, a.env_id)
+    if suffix in (".hdf5", ".h5") and not path.is_dir():
+        return OfflineDataset.from_hdf5(path, observation_keys=keys, environment_id=a.env_id, **chosen)
+    if is_lerobot(path):
+        return OfflineDataset.from_lerobot(path, observation_keys=keys, environment_id=a.env_id, **chosen)
+    other = OTHER_SUFFIXES.get(suffix) if path.exists() else None
+    if path.is_dir():
+        other = other or next((kind for file, kind in OTHER_FOLDERS.items() if (path / file).exists()), None)
+        if any(path.glob("*.tfrecord*")):
+            other = "a TensorFlow data set, as of RLDS"
+        elif next(path.glob("*.hdf5"), None) and not any(
+            (path / at / "metadata.json").is_file() for at in ("", "data")
+        ):
+            other = "a folder of HDF5 files, each of them data of its own"
+    elif path.is_file() and other is None:
+        other = f"a file ending in {suffix!r}"
+    if other is not None:
+        raise DatasetError(
+            f"{name} is {other}, which is not read as data; expected {KINDS}. In Python, OfflineDataset.from_arrays "
+            "takes arrays of your own."
+        )
+    _refuse(chosen, name, "a Minari data set has actions, rewards and terminations of its own")
+    if a.env_id is not None and len(a.data) == 1:
+        raise DatasetError(
+            f"--env-id is {a.env_id}, but {name} is a Minari data set with rewards of its own. Leave it out."
+        )
+    return OfflineDataset.from_minari(name, observation_keys=keys)
+
+
+def _refuse(choices: dict[str, Any], name: str, why: str) -> None:
+    for choice, value in choices.items():
+        if value is not None:
+            raise DatasetError(
+                f"--{choice.replace('_', '-')} is {value}, but has no effect on {name}: {why}. Leave it out."
+            )
