@@ -1,10 +1,21 @@
 """Train flow policies by maximum-entropy adjoint matching (ME-AM), from offline data."""
 
 from meam_training.collection.collect import collect
+from meam_training.collection.recorder import Recorder
 from meam_training.config import PRESETS, TrainConfig
 from meam_training.data.dataset import OfflineDataset
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.sweep import read_sweep, run_sweep
 from meam_training.trainer import train
 
-__all__ = ["PRESETS", "Checkpoint", "OfflineDataset", "TrainConfig", "collect", "read_sweep", "run_sweep", "train"]
+__all__ = [
+    "PRESETS",
+    "Checkpoint",
+    "OfflineDataset",
+    "Recorder",
+    "TrainConfig",
+    "collect",
+    "read_sweep",
+    "run_sweep",
+    "train",
+]
