@@ -98,6 +98,7 @@ class Recorder:
         self._action_box = action_box_spec(action_space)
         if control_rate_hz is not None and not 0 < control_rate_hz < math.inf:
             raise ConfigError(f"control_rate_hz is {control_rate_hz}; expected a rate above 0, or None.")
+        self._check = RowCheck(self._boxes, self._action_box)
         self._described = _Described(observation_space, action_space)
         self._name, self._success = dataset_id, success
         about = {"meam_environment_id": environment_id, "control_rate_hz": control_rate_hz}
@@ -150,7 +151,8 @@ class Recorder:
                 "The observation is a pair (observation, info), as env.reset() returns it; expected the observation "
                 "alone: recorder.reset(env.reset()[0])."
             )
-        self._check().observation(_one(observation, "observation"))
+        # As a step that stays there, whose action is within any bounds.
+        self._checked(observation, np.reshape(self._action_box.low, self._action_box.shape), 0.0, observation, False)
         self._first, self._steps, self.running = self._observation(observation), [], True
 
     def step(
@@ -192,9 +194,7 @@ class Recorder:
         over, cut = _flag(terminated, "terminated"), _flag(truncated, "truncated")
         won = success is not None and _flag(success, "success")
         before = self._steps[-1].observation if self._steps else self._first
-        ends = np.array([over or cut])
-        rewards, following = _one(np.ravel(numbers(reward, "reward")), "reward"), _one(observation, "observation")
-        row = self._check()(_one(before, "observation"), _one(action, "action"), rewards, following, ends, ends)
+        row = self._checked(before, action, reward, observation, over or cut)
         acted = _converted(action, self._action_box, "action")
         self._steps.append(_Step(acted, self._observation(observation), row["rewards"][0], over, won))
         if over or cut:
@@ -229,15 +229,16 @@ class Recorder:
         if not self._is_open:
             return
         self._is_open = False
-        if self.running:
+        dropped = len(self._steps) if self.running else None
+        self.discard()
+        self._opened.close()
+        if dropped is not None:
             warnings.warn(
-                f"Episode {self.episodes} of {self._name} has not ended: its {len(self._steps)} steps are dropped. End "
-                "an episode by a step with truncated=True.",
+                f"Episode {self.episodes} of {self._name} has not ended: its {dropped} steps are dropped. End an "
+                "episode by a step with truncated=True.",
                 UserWarning,
                 stacklevel=2,
             )
-            self.discard()
-        self._opened.close()
 
     def __enter__(self) -> Recorder:
         return self
@@ -259,8 +260,11 @@ class Recorder:
         # A robot's episodes are dear: each is on the disk before the next one begins.
         self._recording.flush()
 
-    def _check(self) -> RowCheck:
-        return RowCheck(self._boxes, self._action_box, episode=self.episodes, step=len(self._steps))
+    def _checked(self, before: Any, action: Any, reward: Any, observation: Any, ended: bool) -> dict[str, NDArray[Any]]:
+        rewards, ends = _one(np.ravel(numbers(reward, "reward")), "reward"), np.array([ended])
+        seen = [_one(values, "observation") for values in (before, observation)]
+        check = self._check.at(self.episodes, len(self._steps))
+        return check(seen[0], _one(action, "action"), rewards, seen[1], ends, ends)
 
     def _observation(self, values: Any) -> Any:
         if self._boxes[0].key is None:

@@ -25,28 +25,17 @@ class RowCheck:
     Attributes:
         observation_boxes: Boxes of the observation, in the order of flattening.
         action_box: Box of the action.
-
-    Args:
-        episode: Episode of the first row, for messages.
-        step: Its step, for messages.
     """
 
-    def __init__(
-        self, observation_boxes: Sequence[BoxSpec], action_box: BoxSpec, *, episode: int = 0, step: int = 0
-    ) -> None:
+    def __init__(self, observation_boxes: Sequence[BoxSpec], action_box: BoxSpec) -> None:
         self.observation_boxes = observation_boxes
         self.action_box = action_box
+        self._before = (0, 0, 0)
+
+    def at(self, episode: int, step: int) -> RowCheck:
+        """Count the next row as this episode and step in messages; for whoever checks row by row."""
         self._before = (0, episode, step)
-
-    def observation(self, observations: Any) -> None:
-        """Check the observation [1, …] with which an episode begins; a mapping of such arrays for a Dict.
-
-        Raises:
-            DatasetError: as for a row.
-        """
-        _observation_rows(
-            self.observation_boxes, observations, "observations", _Where(np.zeros(1, bool), *self._before)
-        )
+        return self
 
     def __call__(
         self,
