@@ -192,7 +192,7 @@ GOOD: dict[str, Any] = {
         ({"action": [0, 0, 0]}, "actions has shape (1, 3); expected (1, 2)"),
         ({"action": ["a", "b"]}, "action has type <U1; expected real numbers"),
         ({"observation": [0, np.inf, 0]}, "next_observations is inf at episode 1, step 2, index 1"),
-        ({"observation": [0, 0, 11]}, "next_observations is 11 at episode 1, step 2, index 2"),
+        ({"observation": [0, 0, 110]}, "next_observations is 110 at episode 1, step 2, index 2"),
         ({"observation": [[0, 0, 0]]}, "next_observations has shape (1, 1, 3); expected (1, 3)"),
         ({"observation": {"arm": [0, 0, 0]}}, "next_observations is a mapping, but the observation space is a Box"),
         ({"observation": [[0], [0, 0]]}, "observation is ragged"),
