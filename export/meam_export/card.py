@@ -42,6 +42,12 @@ def render_card(spec: PolicySpec, checkpoint: Checkpoint, parity: ParityReport) 
             method=_METHODS.get(spec.method, spec.method),
             boxes=[_box_row(box, "observation") for box in spec.observation],
             action=_box_row(spec.action, "action"),
+            numbers=[
+                {"index": n.index, "key": _cell(n.key), "name": _cell(n.name), "unit": _cell(n.unit), "side": side}
+                for side, numbers in (("in", spec.observation_numbers), ("out", spec.action_numbers))
+                for n in numbers
+                if n.name is not None
+            ],
             steps=checkpoint.step,
             settings=json.dumps(dict(spec.hyperparameters), indent=2),
             parity=parity,
@@ -89,11 +95,19 @@ def _variant_row(name: str, variant: VariantSpec) -> dict[str, str]:
     }
 
 
+def _cell(text: str | None) -> str:
+    return (text or "").replace("|", "\\|")
+
+
 def _box_row(box: BoxSpec, name: str) -> dict[str, str]:
     ranges = [f"[{low:g}, {high:g}]" for low, high in zip(box.low, box.high, strict=True)]
     if len(set(ranges)) == 1:
         ranges = ranges[:1]
     elif len(ranges) > 12:
         ranges = [f"within [{min(box.low):g}, {max(box.high):g}]; see config.json"]
-    title = (box.key or name).replace("|", "\\|")
-    return {"name": title, "shape": str(list(box.shape)), "dtype": box.dtype, "range": " ".join(ranges)}
+    return {
+        "name": _cell(box.key or name),
+        "shape": str(list(box.shape)),
+        "dtype": box.dtype,
+        "range": " ".join(ranges),
+    }

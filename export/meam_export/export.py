@@ -25,6 +25,7 @@ from meam_policy.atomic_files import atomic_folder, given_folder
 from meam_policy.errors import ConfigError, OutputError
 from meam_policy.folder.policy_folder import CONFIG_FILE, GRAPH_FILE, LADDER_FILE, sha256
 from meam_policy.spec import PolicySpec, Solver, VariantSpec
+from meam_policy.spec.names import Names, names_of
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.policy_module import PolicyModule
 from meam_training.runs.checkpoint import Checkpoint
@@ -82,7 +83,7 @@ def export_policy(
     task: LadderTask | None = None,
     tolerance: float | None = None,
     action_names: Sequence[str] | None = None,
-    observation_names: Sequence[str] | None = None,
+    observation_names: Names | None = None,
     license: str | None = None,
     on_stage: Callable[[str, BuiltVariant | None], None] | None = None,
 ) -> Exported:
@@ -112,8 +113,10 @@ def export_policy(
             the training run kept from its data.
         task: Where the returns of the rule and of the variants are measured; None measures none.
         tolerance: Accepted error of int8 and fp16 variants; None takes `parity.TOLERANCES`.
-        action_names: Name of every number of an action, e.g. of its joint.
-        observation_names: Name of every number of an observation.
+        action_names: Name of every number of an action in C order, e.g. of its joint. A name may end with a unit in
+            square brackets.
+        observation_names: Name of every number of an observation: a list for a Box, a mapping from every key to such a
+            list for a Dict.
         license: SPDX identifier of the policy's licence.
         on_stage: Called as `on_stage(name, None)` before every stage, and with the finished graph after it.
 
@@ -132,6 +135,7 @@ def export_policy(
     folder = given_folder("output_dir", output_dir).absolute()
     _check_output_folder(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(checkpoint)
+    recorded = source.spec
     integration = {
         "nfe": nfe,
         "solver": solver,
@@ -139,14 +143,16 @@ def export_policy(
         "best_of": best_of,
     }
     changes = {
-        "action_names": None if action_names is None else tuple(action_names),
-        "observation_names": None if observation_names is None else tuple(observation_names),
+        "action_names": None if action_names is None else names_of((recorded.action,), action_names, "action_names"),
+        "observation_names": None
+        if observation_names is None
+        else names_of(recorded.observation, observation_names, "observation_names"),
         "license": license,
     }
     given = {name: value for name, value in changes.items() if value is not None}
     integrated = {name: value for name, value in integration.items() if value is not None}
     try:
-        spec = replace(source.spec, integration=replace(source.spec.integration, **integrated), **given)
+        spec = replace(recorded, integration=replace(recorded.integration, **integrated), **given)
     except ValueError as error:
         shown = ", ".join(f"{name}={value!r}" for name, value in {**integrated, **given}.items())
         raise ConfigError(f"Cannot export with {shown}: {str(error).removeprefix('config.json: ')}") from error

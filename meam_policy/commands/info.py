@@ -10,6 +10,7 @@ import tyro
 
 from meam_policy.cli import Command, load_command
 from meam_policy.commands import parse
+from meam_policy.commands.numbers import print_numbers
 from meam_policy.console import print_json, print_mapping
 from meam_policy.folder.policy_folder import GRAPH_FILE, locate_policy, verify_files
 from meam_policy.policy import MeamPolicy
@@ -20,7 +21,7 @@ RUN_INFO = Command("meam_training.commands.run_info", "Show a training run.", "t
 
 
 def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = None, json: bool = False) -> None:
-    """Show a policy's spec and graphs, after checking that its files are intact and that it loads here.
+    """Show a policy's spec, numbers and graphs, after checking that its files are intact and that it loads here.
 
     Given the folder of a training run, show its settings, the numbers that mean something, and its warnings.
 
@@ -58,6 +59,7 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
             **({"missing": ", ".join(missing)} if missing else {}),
         },
     )
+    print_numbers(spec)
 
 
 def run(arguments: list[str], prog: str) -> None:

@@ -16,6 +16,7 @@ from meam_policy.inference.process import require_process
 from meam_policy.inference.providers import Device, import_onnxruntime, needs_gpu, provider_list, require_provider
 from meam_policy.inference.versions import load_failure
 from meam_policy.spec import GRAPH_FILE, PolicySpec
+from meam_policy.spec.names import check_names, names_metadata
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -71,8 +72,8 @@ class PolicySession:
         name: Name of the graph's file in error messages.
 
     Raises:
-        FormatError: the graph is not ONNX, holds something that no policy needs, or has other inputs and outputs than
-            those of the policy format.
+        FormatError: the graph is not ONNX, holds something that no policy needs, has other inputs and outputs than
+            those of the policy format, or names its numbers otherwise than the spec.
         VersionError: it needs a newer onnxruntime, or a newer meam-policy.
         DeviceError: the device is asked for by name, and not usable here.
         MissingExtraError: onnxruntime is not installed.
@@ -99,6 +100,8 @@ class PolicySession:
         self._spec, self._name, self._fixed_batch = spec, name, fixed_batch
         providers = provider_list(device, fixed_batch=fixed_batch is not None, tf32=tf32)
         summary = check_graph(graph, name)
+        names = names_metadata(spec.observation, spec.observation_names, spec.action_names)
+        check_names(names, summary.metadata, name)
         options = _options(threads, fixed_batch, spec.integration.best_of, optimization)
         if needs_gpu(device):
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if fixed_batch else "0")

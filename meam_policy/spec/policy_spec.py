@@ -16,6 +16,7 @@ from meam_policy.spec.acting import ActingRule, rule_name
 from meam_policy.spec.box import BoxSpec, read_box
 from meam_policy.spec.integration import MAX_STEPS, Integration
 from meam_policy.spec.json_reader import JsonReader, parse_object, require, with_new_names
+from meam_policy.spec.names import NamedNumber, named_numbers
 from meam_policy.spec.variant import VariantSpec
 
 __all__ = ["FORMAT_VERSION", "PolicySpec"]
@@ -56,7 +57,8 @@ class PolicySpec:
             `method`, `weights` (SHA-256 of their file), `statistics` ("kept" or "renewed") and, if there are any,
             `training_data` and `anew` (networks that it lacked).
         control_rate_hz: Rate at which actions were applied when the data was recorded.
-        observation_names: Name of every number of an observation, e.g. of its joint; None if unknown.
+        observation_names: Name of every number of an observation in the order of flattening, e.g. of its joint, and
+            possibly a unit in square brackets; None if unknown.
         action_names: Name of every number of an action; None if unknown.
         license: SPDX identifier of the policy's licence; None if it has none.
         variants: Other graphs in the folder, by name.
@@ -149,6 +151,16 @@ class PolicySpec:
     def action_dim(self) -> int:
         """Dimension of a flattened action."""
         return self.action.size
+
+    @property
+    def observation_numbers(self) -> tuple[NamedNumber, ...]:
+        """Every number of a flattened observation, with its key, name and unit."""
+        return named_numbers(self.observation, self.observation_names)
+
+    @property
+    def action_numbers(self) -> tuple[NamedNumber, ...]:
+        """Every number of a flattened action, with its name and unit."""
+        return named_numbers((self.action,), self.action_names)
 
     @property
     def chunk_dim(self) -> int:

@@ -86,8 +86,7 @@ def arm_with_goal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     space = spaces.Dict([("joints", ARM_SPACE), ("goal", spaces.Box(-np.inf, np.inf, (1, 2)))])
     folder = tmp_path_factory.mktemp("arm_with_goal")
     names = {"joints": ARM, "goal": ("goal x", "goal y")}
-    flat = [name for key in space.spaces for name in names[key]]
-    return export_arm(folder, space, observation_names=flat, action_names=("shoulder", "elbow"))
+    return export_arm(folder, space, observation_names=names, action_names=("shoulder", "elbow"))
 
 
 # ROS 2: messages that take what rosidl's generated classes take, and a node that records.
@@ -176,6 +175,7 @@ class Node:
         self.callbacks: dict[str, Callable[..., Any]] = {}
         self.published: list[tuple[str, Any]] = []
         self.log: list[str] = []
+        self.said: list[str] = []
         self.qos: dict[str, Any] = {}
         self.timers: list[tuple[float, Callable[[], None]]] = []
 
@@ -207,7 +207,11 @@ class Node:
         return SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=round(self.now * 1e9)))
 
     def get_logger(self) -> SimpleNamespace:
-        return SimpleNamespace(error=self.log.append, warning=lambda text, throttle_duration_sec: self.log.append(text))
+        return SimpleNamespace(
+            info=self.said.append,
+            error=self.log.append,
+            warning=lambda text, throttle_duration_sec: self.log.append(text),
+        )
 
     def destroy_node(self) -> None:
         pass
@@ -333,9 +337,42 @@ def test_the_node_fills_a_dict_observation_by_key(arm_with_goal: Path, start: Ca
     assert node.positions() == expected
 
 
+@pytest.fixture(scope="module")
+def reacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy of positions, velocities and a target, whose keys Gymnasium sorted."""
+    box = spaces.Box(-np.inf, np.inf, (2,))
+    space = spaces.Dict({"velocity": box, "position": box, "target": box})
+    return export_arm(tmp_path_factory.mktemp("reacher"), space, action_names=("shoulder", "elbow"))
+
+
+REACH = {"position": ARM[:2], "velocity": ARM[2:], "target": ("goal x[m]", "goal y[m]")}
+
+
+def test_a_joint_velocity_cannot_go_into_target(reacher: Path, start: Callable[..., Any]) -> None:
+    flat = [name for names in REACH.values() for name in names]
+    with pytest.raises(ConfigError, match=r"no key of the observation; expected position=NAME,NAME target="):
+        start(reacher, observation_names=flat)
+    by_key = [f"{key}={','.join(names)}" for key, names in REACH.items()]
+    node, policy = start(reacher, observation_names=by_key), MeamPolicy.from_pretrained(reacher, seed=5)
+    assert "target: target[0]; target: target[1]; velocity: shoulder/velocity;" in node.said[0]
+    node.callbacks["~/observation/target"](Float64MultiArray(data=[0.5, -0.5]))
+    node.arm([1, 2, 3, 4])
+    assert node.enable() == ""
+    node.tick()
+    observation = {"position": [1, 2], "velocity": [3, 4], "target": [0.5, -0.5]}
+    assert node.positions() == [policy.act(observation).tolist()]
+
+
+def test_names_given_by_key_at_export_reach_the_node(reacher: Path, tmp_path: Path, start: Callable[..., Any]) -> None:
+    names = {"observation_names": REACH, "action_names": ("shoulder[rad]", "elbow[rad]")}
+    node = start(Path(export_policy(reacher.parent / "run", tmp_path / "named", **names)))
+    assert node.said[0].startswith("Takes position: shoulder/position; position: elbow/position; target: target[0];")
+    assert node.said[0].endswith("Commands ['shoulder', 'elbow'].")
+
+
 def test_an_observation_without_names_is_one_array(tmp_path: Path, start: Callable[..., Any], ros2: ModuleType) -> None:
     folder = export_arm(tmp_path, ARM_SPACE)
-    with pytest.raises(ConfigError, match="action_names has 0 names; the policy gives 2"):
+    with pytest.raises(ConfigError, match="The policy has no action_names; give the node 2"):
         start(folder)
     node, policy = start(folder, action_names=["a", "b"]), MeamPolicy.from_pretrained(folder, seed=5)
     assert "joint_states" not in node.callbacks
@@ -525,7 +562,8 @@ def test_sensors_are_taken_as_they_come_and_commands_are_reliable(arm: Path, sta
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"observation_names": ["shoulder"]}, "observation_names has 1 names; the policy takes 4"),
+        ({"observation_names": ["shoulder"]}, "observation_names is 1 names (shoulder); expected 4 names"),
+        ({"observation_names": [*ARM[:3], "goal x"]}, "goal x; expected all to be of joints, or none"),
         ({"observation_names": ["a/effort"] * 4}, "each name once"),
         ({"action_names": ["a/position", "b/velocity"]}, "expected one of position, velocity, effort for all"),
         ({"action_names": ["a/jerk", "b/jerk"]}, "expected one of position, velocity, effort for all"),

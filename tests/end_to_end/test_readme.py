@@ -39,8 +39,10 @@ def test_the_robot_example_needs_nothing_but_the_runtime(documented_world: Path)
 
 
 @pytest.mark.slow
-def test_the_demo_example_runs_an_episode(documented_world: Path) -> None:
-    assert "'episodes': 1," in execute(block("demo"), documented_world)
+def test_what_the_demo_leaves_is_evaluated(documented_world: Path) -> None:
+    (command,) = re.findall(r"`meam (eval demo-output[^`]*)`", README.read_text(encoding="utf-8"))
+    code = f"from meam_policy.cli import run; run({[*command.split(), '--episodes', '1', '--json']})"
+    assert '"episodes": 1,' in execute(code, documented_world)
 
 
 @pytest.mark.slow
@@ -49,6 +51,7 @@ def test_the_lab_example_runs_with_fewer_updates(tmp_path: Path) -> None:
     assert count == 1
     assert "'return_mean'" in execute(shortened, tmp_path)
     assert (tmp_path / "policies" / "pockets" / "policy.onnx").is_file()
+    assert (tmp_path / "data" / "lab" / "robot-v0").is_dir()
 
 
 def test_the_readme_is_at_most_a_hundred_lines() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -190,8 +191,6 @@ def test_of_several_chunks_the_exported_policy_takes_the_one_with_the_highest_va
         ({"time_grid": (0.0, 0.6, 0.5, 1.0), "nfe": 3, "solver": "euler"}, "increasing times from 0 to 1"),
         ({"time_grid": (0.0, 0.9), "nfe": 1, "solver": "euler"}, "increasing times from 0 to 1"),
         ({"best_of": 0}, "best_of is 0"),
-        ({"action_names": ("left",)}, "action_names is 1 names; expected 2 names"),
-        ({"observation_names": ("a", "b")}, "observation_names is 2 names; expected 3 names"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
@@ -201,6 +200,29 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
         export_policy(checkpoint, tmp_path / "policy", **settings)
     assert reason in str(caught.value)
     assert "config.json" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ({"action_names": ("left",)}, "action_names is 1 names (left); expected 2 names"),
+        ({"action_names": ("left", "left")}, 'action_names has "left" twice'),
+        ({"action_names": {"arm": ["a", "b"]}}, "action_names has the keys arm; expected a list of 2 names"),
+        ({"observation_names": ("a", "b", "c")}, 'expected {"arm": [NAME,NAME], "ball": [NAME]}'),
+        ({"observation_names": {"arm": "ab", "ball": ["c"]}}, "of \"arm\" is 'ab'; expected a list of 2 texts"),
+        ({"observation_names": {"arm": ["a"], "ball": ["b", "c"]}}, 'of "arm" is 1 names (a); expected 2 names'),
+        ({"observation_names": {"arm": ["a", "a[m]"], "ball": ["b"]}}, '"a" twice; expected each name once'),
+        ({"observation_names": {"arm": ["a", ""], "ball": ["b"]}}, "the name ''; expected names that are not empty"),
+        ({"observation_names": {"arm": ["a", "b,c"], "ball": ["b"]}}, "the name 'b,c'"),
+        ({"observation_names": {"arm": ["a", "b"], "bell": ["c"]}}, "missing keys ball, unknown keys bell"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused_before_anything_is_written(
+    checkpoint: Checkpoint, tmp_path: Path, names: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        export_policy(checkpoint, tmp_path / "policy", **names)
     assert not list(tmp_path.iterdir())
 
 
@@ -464,17 +486,21 @@ def test_names_and_licence_are_in_the_folder_and_in_every_graph(checkpoint: Chec
         tmp_path / "policy",
         variants=("k1",),
         action_names=["hip", "knee"],
-        observation_names=["x", "y", "ball"],
+        observation_names={"ball": ["height[m]"], "arm": ["x", "y"]},
         license="MIT",
     )
     spec = MeamPolicy.from_pretrained(folder).spec
-    assert (spec.action_names, spec.observation_names) == (("hip", "knee"), ("x", "y", "ball"))
+    assert (spec.action_names, spec.observation_names) == (("hip", "knee"), ("x", "y", "height[m]"))
     assert spec.license == "MIT"
+    card = (folder / "README.md").read_text()
+    for row in ("| in | 0 | arm | x |  |", "| in | 2 | ball | height | m |", "| out | 1 |  | knee |  |"):
+        assert f"\n{row}\n" in card
     assert ModelCard.load(folder / "README.md").data.to_dict()["license"] == "MIT"
     for file in ("policy.onnx", "policy-k1.onnx"):
         metadata = {entry.key: entry.value for entry in onnx.load(folder / file).metadata_props}
         assert metadata["joint_names"] == metadata["action_names"] == "hip,knee"
-        assert metadata["observation_names"] == "x,y,ball"
+        assert metadata["observation_names"] == "x,y,height[m]"
+        assert (metadata["observation_keys"], metadata["observation_sizes"]) == ("arm,ball", "2,1")
         assert metadata["license"] == "MIT"
         assert metadata["nfe"] == ("10" if file == "policy.onnx" else "1")
 

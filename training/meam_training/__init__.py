@@ -1,6 +1,7 @@
 """Train flow policies by maximum-entropy adjoint matching (ME-AM), from offline data."""
 
 from meam_training.collection.collect import collect
+from meam_training.collection.recorder import Recorder
 from meam_training.config import PRESETS, TrainConfig
 from meam_training.data.dataset import OfflineDataset
 from meam_training.networks.policy_module import PolicyModule
@@ -14,6 +15,7 @@ __all__ = [
     "Checkpoint",
     "OfflineDataset",
     "PolicyModule",
+    "Recorder",
     "TrainConfig",
     "collect",
     "load_networks",

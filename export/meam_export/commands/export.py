@@ -17,10 +17,12 @@ from meam_export.triton import TritonDevice, write_triton_repository
 from meam_export.variants.build import BuiltVariant
 from meam_export.variants.ladder import LadderTask
 from meam_policy.commands import parse
+from meam_policy.commands.numbers import numbers_as_json, print_numbers
 from meam_policy.console import print_json, print_table, say
 from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError, MeamError, OutputError
 from meam_policy.spec import PolicySpec, Solver, VariantSpec
+from meam_policy.spec.names import read_names
 from meam_training.runs.checkpoint import Checkpoint
 
 __all__ = ["ExportArguments", "run"]
@@ -70,9 +72,9 @@ class ExportArguments:
     tolerance: float | None = None
     """Accepted error of int8 and fp16 variants: root mean square, as a share of the action's half width."""
     action_names: tuple[str, ...] = ()
-    """Name of every number of an action, e.g. of its joint."""
+    """Name of every number of an action, e.g. of its joint. A name may end with a unit: elbow[rad]."""
     observation_names: tuple[str, ...] = ()
-    """Name of every number of an observation."""
+    """Name of every number of an observation: name name … for a Box, key=name,name … for every key of a Dict."""
     license: str | None = None
     """SPDX identifier of the policy's licence."""
     triton: Path | None = None
@@ -101,6 +103,8 @@ def export(arguments: ExportArguments) -> None:
     if variants and a.nfe is None:  # adds the policy itself, for comparison
         variants = (f"k{checkpoint.spec.integration.nfe}", *variants)
     _refuse_idle(a, variants)
+    boxes = checkpoint.spec.observation
+    names = read_names(boxes, a.observation_names, "--observation-names") if a.observation_names else None
     with contextlib.ExitStack() as stack:
         task = None
         if a.episodes < 0:
@@ -128,7 +132,7 @@ def export(arguments: ExportArguments) -> None:
             task=task,
             tolerance=a.tolerance,
             action_names=a.action_names or None,
-            observation_names=a.observation_names or None,
+            observation_names=names,
             license=a.license,
             on_stage=show,
         )
@@ -170,10 +174,11 @@ def _report(arguments: ExportArguments, exported: Exported, served: Path | None)
         triton = None if served is None else str(served)
         acting = {"rule": exported.spec.acting_name, **exported.spec.acting.to_json()}
         found = {"policy": str(exported), "parity": parity, "acting": acting, "variants": measured, "triton": triton}
-        print_json(found)
+        print_json({**found, "numbers": numbers_as_json(exported.spec)})
         return
     _print_parity(reports)
     _print_acting(exported.spec)
+    print_numbers(exported.spec)
     if variants:
         _print_ladder(variants)
     say(f"\nExported {exported}\nTry it with: meam eval {quote(str(arguments.output_dir))}")

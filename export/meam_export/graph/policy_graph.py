@@ -15,6 +15,7 @@ from torch import nn
 
 from meam_policy.errors import MissingExtraError
 from meam_policy.spec import PolicySpec, Precision
+from meam_policy.spec.names import names_metadata
 from meam_training.flow.solvers import solve
 from meam_training.networks.action_normaliser import ActionNormaliser
 from meam_training.networks.critic_ensemble import CriticEnsemble
@@ -72,9 +73,7 @@ def graph_metadata(spec: PolicySpec) -> dict[str, str]:
         "control_rate_hz": spec.control_rate_hz,
         "action_scale": ",".join(f"{value:.9g}" for value in spec.action_scale),
         "action_offset": ",".join(f"{value:.9g}" for value in spec.action_offset),
-        "observation_keys": ",".join(str(box.key) for box in spec.observation if box.key is not None),
-        "observation_names": ",".join(spec.observation_names or ()),
-        "action_names": ",".join(spec.action_names or ()),
+        **names_metadata(spec.observation, spec.observation_names, spec.action_names),
         "joint_names": ",".join(spec.action_names or ()),
     }
     return {name: str(value) for name, value in found.items() if value not in (None, "")}

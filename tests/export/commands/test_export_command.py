@@ -28,6 +28,7 @@ TINY = {
     "distill_coef": 1.0,
     "device": "cpu",
 }
+BC = {name: TINY[name] for name in ("hidden_dims", "chunk_size", "nfe", "device")}
 LADDER = ["k1", "k2", "k3", "k5", "k10", "k2-grid", "k3-grid", "k5-grid"]
 
 
@@ -226,6 +227,35 @@ def test_what_the_options_say_is_in_the_policy(run_folder: str, tmp_path: Path) 
     assert (spec.action_names, spec.observation_names, spec.license) == (("x", "y"), tuple("abcd"), "MIT")
 
 
+@pytest.fixture
+def keyed_run(tmp_path: Path) -> str:
+    random, n = np.random.default_rng(0), 40
+    rows = {"speed": random.normal(size=(n, 2)), "place": random.normal(size=(n, 1))}
+    ends = np.arange(n) % 20 == 19
+    arrays = (rows, random.uniform(-1, 1, (n, 2)), np.zeros(n), rows, np.zeros(n, bool), ends)
+    train(TrainConfig.preset("bc", **{**BC, "steps": 1}), OfflineDataset.from_arrays(*arrays), tmp_path / "run")
+    return str(tmp_path / "run")
+
+
+def test_names_of_a_dict_are_given_by_key_and_shown(
+    keyed_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = str(tmp_path / "policy")
+    text = refused(capsys, keyed_run, "--output-dir", target, "--observation-names", "x", "v", "w")
+    assert '--observation-names has "x", which begins with no key' in text
+    assert "expected speed=NAME,NAME place=NAME." in text
+    names = ["--observation-names", "place=x[m]", "speed=v,w", "--action-names", "a[N]", "b"]
+    assert run(["export", keyed_run, "--output-dir", target, *names]) == 0
+    rows = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    for row in (["0", "speed", "v", "", "[-inf, inf]"], ["2", "place", "x", "m", "[-inf, inf]"]):
+        assert row in rows
+    assert ["0", "a", "N", "[-1, 1]"] in rows
+    assert run(["export", keyed_run, "--output-dir", str(tmp_path / "json"), *names, "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)["numbers"]
+    assert numbers["observation"][2] == {"index": 2, "key": "place", "name": "x", "unit": "m"}
+    assert [number["name"] for number in numbers["action"]] == ["a", "b"]
+
+
 def test_triton_gets_the_policys_own_graph(run_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target, repository = tmp_path / "policy", tmp_path / "models"
     assert run(["export", run_folder, "--output-dir", str(target), "--triton", str(repository)]) == 0
@@ -254,7 +284,7 @@ def test_triton_gets_the_policys_own_graph(run_folder: str, tmp_path: Path, caps
         (["--nfe", "3"], "Cannot export with nfe=3"),
         (["--best-of", "0"], "Cannot export with best_of=0"),
         (["--time-grid", "0", "0.5"], "Cannot export with time_grid=(0.0, 0.5)"),
-        (["--action-names", "x"], "action_names is 1 names; expected 2 names"),
+        (["--action-names", "x"], "action_names is 1 names (x); expected 2 names"),
         (["--variants", "int8", "--tolerance", "0"], "tolerance is 0.0; expected a number above 0"),
         (["--tolerance", "0.1"], "--tolerance 0.1 has no effect without an int8 or fp16 variant; leave it out"),
         (["--tolerance", "0.1", "--variants", "k1"], "--tolerance 0.1 has no effect without an int8 or fp16 variant"),

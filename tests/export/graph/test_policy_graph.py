@@ -1008,10 +1008,10 @@ def test_the_graph_carries_the_contract_of_its_policy() -> None:
 def test_the_keys_of_a_dict_observation_are_named_and_what_is_unknown_is_left_out() -> None:
     boxes = tuple(BoxSpec((n,), "float32", (-1.0,) * n, (1.0,) * n, key=key) for key, n in (("arm", 2), ("ball", 1)))
     metadata = graph_metadata(make_spec(observation=boxes))
-    assert metadata["observation_keys"] == "arm,ball"
+    assert (metadata["observation_keys"], metadata["observation_sizes"]) == ("arm,ball", "2,1")
     assert set(metadata) == {
         *("spec_sha256", "method", "chunk_size", "execute_steps", "nfe", "solver"),
-        *("action_scale", "action_offset", "observation_keys"),
+        *("action_scale", "action_offset", "observation_keys", "observation_sizes"),
     }
 
 

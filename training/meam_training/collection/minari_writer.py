@@ -80,6 +80,8 @@ def _buffers(episodes: list[Episode]) -> list[Any]:
             rewards=list(e.rewards),
             terminations=list(e.terminations),
             truncations=[False] * (len(e.rewards) - 1) + [not e.terminations[-1]],
+            # One more than steps, as in all infos of Minari: the first belongs to the reset.
+            infos=None if e.successes is None else {"success": [False, *e.successes]},
         )
         for e in episodes
     ]

@@ -195,6 +195,8 @@ def _to_arrays(episodes: list[Episode]) -> dict[str, NDArray[Any]]:
     columns: dict[str, list[NDArray[Any]]] = {}
     for episode in episodes:
         for field, value in episode._asdict().items():
+            if value is None:
+                continue
             named = {f"{field}/{key}": array for key, array in value.items()} if isinstance(value, dict) else None
             for name, array in (named or {field: value}).items():
                 columns.setdefault(name, []).append(array)
@@ -210,9 +212,10 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> list[Episode]:
         for name, array in arrays.items()
         if name.startswith("observations")
     }
-    acted = [np.split(arrays[name], ends) for name in ("actions", "rewards", "terminations")]
+    names = [name for name in ("actions", "rewards", "terminations", "successes") if name in arrays]
+    acted = [np.split(arrays[name], ends) for name in names]
     episodes = []
-    for index, (actions, rewards, terminations) in enumerate(zip(*acted, strict=True)):
+    for index, columns in enumerate(zip(*acted, strict=True)):
         named = {name.partition("/")[2]: parts[index] for name, parts in seen.items()}
-        episodes.append(Episode(named.get("", named), actions, rewards, terminations))
+        episodes.append(Episode(named.get("", named), **dict(zip(names, columns, strict=True))))
     return episodes

@@ -32,6 +32,11 @@ class RowCheck:
         self.action_box = action_box
         self._before = (0, 0, 0)
 
+    def at(self, episode: int, step: int) -> RowCheck:
+        """Count the next row as this episode and step in messages; for whoever checks row by row."""
+        self._before = (0, episode, step)
+        return self
+
     def __call__(
         self,
         observations: Any,

@@ -10,19 +10,23 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Episode", "Observations", "episode_generator", "record_steps", "seeded_globally"]
+__all__ = ["Episode", "Observations", "episode_generator", "record_steps", "seeded_globally", "stacked"]
 
 Observations = NDArray[Any] | dict[str, NDArray[Any]]
 """Observations with one row each; for a Dict space, one such array per key."""
 
 
 class Episode(NamedTuple):
-    """A recorded episode of T steps: T + 1 observations, and T of everything else; terminations may be mid-episode."""
+    """A recorded episode of T steps: T + 1 observations, and T of everything else.
+
+    Terminations may be mid-episode; successes are None where nothing says whether a step succeeded.
+    """
 
     observations: Observations
     actions: NDArray[Any]
     rewards: NDArray[np.float32]
     terminations: NDArray[np.bool_]
+    successes: NDArray[np.bool_] | None = None
 
 
 def episode_generator(seed: int, episode: int) -> np.random.Generator:
@@ -63,14 +67,15 @@ def record_steps(env: gymnasium.Env[Any, Any], act: Callable[[Any], NDArray[Any]
         terminations.append(terminated)
         ended = terminated or truncated
     return Episode(
-        _stack(observations),
+        stacked(observations),
         np.stack(actions),
         np.array(rewards, dtype=np.float32),
         np.array(terminations, dtype=bool),
     )
 
 
-def _stack(observations: list[Any]) -> Observations:
+def stacked(observations: list[Any]) -> Observations:
+    """Stack the observations of an episode, by key for a Dict space."""
     if isinstance(observations[0], Mapping):
         return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
     return np.stack(observations)
