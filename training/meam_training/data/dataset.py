@@ -200,12 +200,13 @@ class OfflineDataset:
             source, [source], settings, lambda: ogbench_recording(path, environment_id), cls._from_recording
         )
 
-    def chunk_sampler(self, chunk_size: int, discount: float) -> ActionChunkSampler:
+    def chunk_sampler(self, chunk_size: int, discount: float, pad: bool = False) -> ActionChunkSampler:
         """Make a sampler of action chunks.
 
         Args:
             chunk_size: Actions in a chunk, at least 1.
             discount: Discount per environment step, in (0, 1].
+            pad: Whether chunks may start at every row, also where they cross the end of their episode.
 
         Raises:
             DatasetError: no episode is as long as a chunk.
@@ -219,6 +220,7 @@ class OfflineDataset:
             self.episode_ends,
             chunk_size,
             discount,
+            pad,
         )
 
     def discounted_returns(self, discount: float) -> DiscountedReturns:
