@@ -2,9 +2,21 @@
 
 from meam_training.collection.collect import collect
 from meam_training.config import PRESETS, TrainConfig
+from meam_training.data.data_report import DataReport, data_report
 from meam_training.data.dataset import OfflineDataset
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.sweep import read_sweep, run_sweep
 from meam_training.trainer import train
 
-__all__ = ["PRESETS", "Checkpoint", "OfflineDataset", "TrainConfig", "collect", "read_sweep", "run_sweep", "train"]
+__all__ = [
+    "PRESETS",
+    "Checkpoint",
+    "DataReport",
+    "OfflineDataset",
+    "TrainConfig",
+    "collect",
+    "data_report",
+    "read_sweep",
+    "run_sweep",
+    "train",
+]

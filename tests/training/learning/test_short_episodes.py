@@ -24,6 +24,7 @@ def mostly_short() -> OfflineDataset:
     return OfflineDataset.from_arrays(observations, actions, rewards, observations, short & ends, ends)
 
 
+@pytest.mark.filterwarnings("ignore:.*rows are within 7 steps")
 @pytest.mark.parametrize(("pad", "least", "most"), [(True, 0.5, 1.0), (False, 0.0, 0.35)])
 def test_the_policy_acts_like_the_short_episodes_if_chunks_are_padded(
     make_config, mostly_short, tmp_path, pad, least, most
@@ -38,6 +39,7 @@ def test_the_policy_acts_like_the_short_episodes_if_chunks_are_padded(
     assert least < chunks[:, :2].abs().mean() < most
 
 
+@pytest.mark.filterwarnings("ignore:.*rows are within 7 steps")
 def test_the_critics_learn_what_success_earns_in_episodes_shorter_than_a_chunk(make_config, mostly_short, tmp_path):
     settings = {"chunk_size": 8, "steps": 300, "pretrain_steps": 299, "learning_rate": 1e-3}
     values = {}
@@ -52,3 +54,8 @@ def test_the_critics_learn_what_success_earns_in_episodes_shorter_than_a_chunk(m
     success = 0.99**2.5  # five steps from its end, or fewer
     assert abs(values[True] - success) < 0.1
     assert abs(values[False] - success) > 1  # the long episodes earn nothing for ever, and that is all it knows
+
+
+def test_training_without_padding_warns_of_the_share_that_is_left_out(make_config, mostly_short, tmp_path):
+    with pytest.warns(RuntimeWarning, match=r"9\d% of the rows are within 7 steps .* nothing is learned from them"):
+        train(make_config("qam", steps=1, chunk_size=8), mostly_short, tmp_path)

@@ -24,7 +24,7 @@ from meam_training.runs.run_folder import RunRecord, load_settings
 from meam_training.runs.run_report import opening, run_facts
 from meam_training.trainer import EVALUATION_SECONDS, train
 
-__all__ = ["TrainArguments", "run"]
+__all__ = ["TrainArguments", "load_data", "run"]
 
 DESCRIPTION = f"""Train a policy from a data set: meam train PRESET --data DATA --output-dir DIR [settings].
 
@@ -69,7 +69,7 @@ def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and train."""
     parsed = _parse(arguments, prog)
     assert parsed.data is not None  # otherwise _parse refuses
-    dataset = _load(parsed.data, parsed.env_id)
+    dataset = load_data(parsed.data, parsed.env_id)
     origin = {"data": _absolute(parsed.data), "env_id": parsed.env_id}
     last = Checkpoint.latest(parsed.output_dir) if parsed.resume else None
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
@@ -223,7 +223,17 @@ def _absolute(data: str) -> str:
     return str(path.resolve()) if path.exists() else data
 
 
-def _load(data: str, env_id: str | None) -> OfflineDataset:
+def load_data(data: str, env_id: str | None) -> OfflineDataset:
+    """Read the data set that `--data` names.
+
+    Args:
+        data: Minari id, folder of a Minari data set, or OGBench .npz file.
+        env_id: For an .npz file: OGBench single-task name.
+
+    Raises:
+        DatasetError: as in the readers; or env_id is given for a Minari data set.
+        NotFoundError: there is no such data set.
+    """
     if data.endswith(".npz"):
         return OfflineDataset.from_ogbench(data, env_id)
     if env_id is not None:
