@@ -463,6 +463,12 @@ def write_npz(folder, data):
     return path
 
 
+def test_the_images_of_a_visual_ogbench_file_are_refused(tmp_path):
+    path = write_npz(tmp_path, ogbench_arrays(observations=np.zeros((9, 4, 5, 3), np.uint8)))
+    with pytest.raises(DatasetError, match=r"images: uint8 of shape \(4, 5, 3\)"):
+        OfflineDataset.from_ogbench(path)
+
+
 def test_an_ogbench_row_is_followed_by_the_next_but_at_the_end_of_a_trajectory(tmp_path):
     given = ogbench_arrays()
     data = OfflineDataset.from_ogbench(write_npz(tmp_path, given))

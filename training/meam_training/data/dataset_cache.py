@@ -32,7 +32,7 @@ from meam_policy.errors import DatasetError, MeamError
 
 __all__ = ["Recording", "array_blocks", "fingerprint", "moments", "open_cached", "rows_per_block"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the cache's file format, and of the checks that data pass before they are cached."""
 
 COLUMNS = {

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from meam_policy.errors import DatasetError
 from meam_policy.spec import BoxSpec
 
-__all__ = ["RowCheck", "action_box_spec", "flags", "numbers", "observation_box_specs", "unit_box"]
+__all__ = ["RowCheck", "action_box_spec", "flags", "numbers", "observation_box_specs", "unbounded_box", "unit_box"]
 
 BOUND_TOLERANCE = 1e-4
 """Tolerated distance of a recorded number from its space, as a fraction of the space's width, which counts as at most
@@ -171,6 +171,13 @@ def unit_box(shape: tuple[int, ...]) -> spaces.Box:
     return spaces.Box(-1.0, 1.0, shape[1:] or (1,), np.float32)
 
 
+def unbounded_box(shape: tuple[int, ...], dtype: np.dtype[Any]) -> spaces.Box:
+    """Box without bounds in each component of a row, for an array of the given shape [n, …]; images stay images."""
+    if dtype == np.uint8 and len(shape) >= 4:
+        return spaces.Box(0, 255, shape[1:], np.uint8)
+    return spaces.Box(-np.inf, np.inf, shape[1:] or (1,), np.float32)
+
+
 def action_box_spec(space: spaces.Space[Any]) -> BoxSpec:
     """Describe an action space.
 
@@ -200,9 +207,7 @@ def observation_box_specs(
 
         def unbounded(values: ArrayLike) -> spaces.Box:
             array = numbers(values, "observations")
-            if array.dtype == np.uint8 and array.ndim >= 4:
-                return spaces.Box(0, 255, array.shape[1:], np.uint8)  # images, which are refused
-            return spaces.Box(-np.inf, np.inf, array.shape[1:] or (1,), np.float32)
+            return unbounded_box(array.shape, array.dtype)
 
         if isinstance(observations, Mapping):
             space = spaces.Dict([(key, unbounded(values)) for key, values in observations.items()])
