@@ -33,6 +33,7 @@ COMMANDS = {
         "Record a scripted demonstrator or a policy into a Minari data set.",
         "train,mujoco",
     ),
+    "data": Command("meam_training.commands.data", "Look through a data set before learning from it.", "train"),
     "train": Command("meam_training.commands.train", "Train a policy from a data set.", "train"),
     "sweep": Command("meam_training.commands.sweep", "Train over tasks, seeds and settings.", "train"),
     "export": Command("meam_export.commands.export", "Export a checkpoint as a policy folder.", "cpu,train,export"),

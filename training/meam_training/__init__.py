@@ -3,6 +3,7 @@
 from meam_training.collection.collect import collect
 from meam_training.collection.recorder import Recorder
 from meam_training.config import PRESETS, TrainConfig
+from meam_training.data.data_report import DataReport, data_report
 from meam_training.data.dataset import OfflineDataset
 from meam_training.networks.policy_module import PolicyModule
 from meam_training.runs.checkpoint import Checkpoint
@@ -13,11 +14,13 @@ from meam_training.trainer import train
 __all__ = [
     "PRESETS",
     "Checkpoint",
+    "DataReport",
     "OfflineDataset",
     "PolicyModule",
     "Recorder",
     "TrainConfig",
     "collect",
+    "data_report",
     "load_networks",
     "read_sweep",
     "run_sweep",

@@ -20,6 +20,7 @@ from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError
 from meam_policy.spec import PolicySpec
 from meam_training.config import TrainConfig
+from meam_training.data.data_report import ChunkCoverage
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.dataset_cache import array_blocks, moments
 from meam_training.learning.calibration import Calibration
@@ -90,7 +91,7 @@ def train(
         on_evaluation: Called after every evaluation; its metrics then have `EVALUATION_SECONDS` too, the time it took.
         on_warning: Called with what the metrics warn of, see `meam_training.runs.watch`; None issues Python warnings.
         on_start: Called before the first update. Then a few updates of other networks are timed first, which takes a
-            second or two.
+            second or two. None issues a Python warning where chunks leave many rows out.
         value: Known value of actions, in place of learned critics: maps raw observations [batch, obs] and normalised,
             flattened chunks [batch, act] to [batch], differentiably. To resume, pass the same one again.
         prior: Known velocity of the behaviour's flow, for the policy to tilt in place of the learned prior, which is
@@ -151,6 +152,10 @@ def train(
         open_run(folder, config, spec, data, resume=resume, origin=origin, group=group) as run,
         collected_interrupts() as interrupts,
     ):
+        if on_start is None and group.is_first and not config.pad_chunks:
+            lost = ChunkCoverage.of(dataset, config.chunk_size, padded=False).warning
+            if lost is not None:
+                warnings.warn(lost, RuntimeWarning, stacklevel=2)
         learner = Learner(spec, config, device, value, group, data_statistics(config, dataset, spec), prior)
         if start is not None:
             start.initialise(learner.networks)  # a checkpoint then replaces them

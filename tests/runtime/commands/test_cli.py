@@ -69,7 +69,7 @@ def test_every_option_of_eval_is_explained(capsys):
         ("trian", "Did you mean `meam train`?"),
         ("inof", "Did you mean `meam info`?"),
         ("exports", "Did you mean `meam export`?"),
-        ("plot", "The commands are demo, collect, train"),
+        ("plot", "The commands are demo, collect, data, train"),
         ("zzz", "The commands are demo"),
         ("--evil", "meam"),
     ],

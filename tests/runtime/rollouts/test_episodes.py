@@ -107,9 +107,9 @@ def test_success_is_false_in_episodes_that_report_it_only_where_it_is_reached(ma
         """Reaches its goal in every third episode, and says nothing otherwise."""
 
         def step(self, action):
-            *rest, _ = super().step(action)
-            reached = rest[2] and len(self.seeds) % 3 == 0
-            return (*rest, {"success": True} if reached else {})
+            observation, reward, terminated, truncated, _ = super().step(action)
+            reached = terminated and len(self.seeds) % 3 == 0
+            return observation, reward, terminated, truncated, {"success": True} if reached else {}
 
     result = rollout(make_policy().load(), Every(), 6, 0)
     assert result.successes is not None
@@ -122,8 +122,8 @@ def test_success_is_false_in_episodes_that_report_it_only_where_it_is_reached(ma
 def test_a_reward_is_a_number_or_an_array_of_one(make_policy, wrap):
     class Wrapped(Corridor):
         def step(self, action):
-            observation, reward, *rest = super().step(action)
-            return observation, wrap(reward), *rest
+            observation, reward, terminated, truncated, info = super().step(action)
+            return observation, wrap(reward), terminated, truncated, info
 
     assert rollout(make_policy().load(), Wrapped(length=4), 2, 0).returns.tolist() == [10, 10]
 
@@ -134,8 +134,8 @@ def test_a_reward_is_a_number_or_an_array_of_one(make_policy, wrap):
 def test_a_reward_that_is_not_one_number_is_named(make_policy, reward, seen):
     class Odd(Corridor):
         def step(self, action):
-            observation, _, *rest = super().step(action)
-            return observation, reward, *rest
+            observation, _, terminated, truncated, info = super().step(action)
+            return observation, reward, terminated, truncated, info
 
     with pytest.raises(SpaceError, match=rf"reward is {seen}; expected one number"):
         rollout(make_policy().load(), Odd(), 1, 0)

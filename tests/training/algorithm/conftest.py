@@ -144,6 +144,7 @@ def make_case() -> MakeCase:
             next_observations=put("batch/next_observations")[:, -1],
             masks=put("batch/masks")[:, -1],
             valid=put("batch/valid")[:, -1],
+            within=put("batch/valid")[:, -1:].expand(-1, spec.chunk_dim),
             **dict.fromkeys(("returns", "known"), torch.zeros(0, dtype=dtype)),
         )
         # The reference draws one chunk for one decision; there is nothing random but what follows.

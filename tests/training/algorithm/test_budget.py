@@ -70,7 +70,8 @@ def metrics_of(networks: MeamNetworks, config: TrainConfig, rows: int = 16, seed
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     ones = torch.ones(rows, dtype=torch.float64)
-    batch = ChunkBatch(normal(rows, OBS), normal(rows, ACT).clamp(-1, 1), normal(rows), normal(rows, OBS), *[ones] * 4)
+    inputs = (normal(rows, OBS), normal(rows, ACT).clamp(-1, 1), normal(rows), normal(rows, OBS))
+    batch = ChunkBatch(*inputs, ones, ones, torch.ones_like(inputs[1]), ones, ones)
     drawn = draw_noise(rows, ACT, config, generator, torch.device("cpu"))
     noise = MeamNoise(*(values.double() for values in drawn))
     return compute_losses(networks, batch, noise, config).metrics

@@ -140,6 +140,7 @@ def make_batch(rows: int, seed: int = 0) -> ChunkBatch:
         valid=(normal(seed + 5, rows) > -1).double(),
         returns=normal(seed + 6, rows),
         known=normal(seed + 7, rows).abs().clamp(max=1),
+        within=(normal(seed + 8, rows, ACT) > -1).double(),
     )
 
 

@@ -79,6 +79,7 @@ def random_batch(seed=0, observed=3, act=4) -> ChunkBatch:
         valid=put(generator.random(BATCH) < 0.7),
         returns=put(generator.normal(size=BATCH)),
         known=put(generator.random(BATCH)),
+        within=put(generator.random((BATCH, act)) < 0.7),
     )
 
 
@@ -438,12 +439,12 @@ def test_the_mixture_replaces_exactly_its_share_of_rows(make_config, make_networ
     loss = compute_losses(networks, batch, noise, config).metrics["prior_loss"].item()
     mixed = len(noise.bandwidth)
     assert mixed == (max(1, round(weight * BATCH)) if weight else 0)
-    x_1, row_weights = batch.actions.clone(), batch.valid
+    x_1 = batch.actions.clone()
     x_1[:mixed] = (x_1[:mixed] + 0.3 * noise.bandwidth).clamp(-1, 1)
     x_t = (1 - noise.flow_t) * noise.flow_x_0 + noise.flow_t * x_1
     with torch.no_grad():
         predicted = networks.prior(networks.encoder(batch.observations), x_t, noise.flow_t)
-    expected = ((predicted - x_1 + noise.flow_x_0).square().mean(dim=1) * row_weights).sum() / BATCH
+    expected = ((predicted - x_1 + noise.flow_x_0).square() * batch.within).sum() / batch.actions.numel()
     assert loss == pytest.approx(expected.item(), rel=1e-9)
 
 
@@ -536,6 +537,7 @@ def test_invalid_chunks_train_neither_critic_nor_prior(make_config, make_network
     config = make_config("qam")
     networks, noise = make_networks(config), noise_for(config)
     batch = random_batch()
+    batch = batch._replace(within=batch.valid[:, None].expand_as(batch.actions))
     changed = torch.where(batch.valid[:, None] == 0, torch.zeros_like(batch.actions), batch.actions)
     first, second = (
         compute_losses(networks, b, noise, config).metrics for b in (batch, batch._replace(actions=changed))
@@ -544,6 +546,17 @@ def test_invalid_chunks_train_neither_critic_nor_prior(make_config, make_network
     assert torch.equal(first["critic_loss"], second["critic_loss"])
     assert torch.equal(first["prior_loss"], second["prior_loss"])
     assert first["critic_loss"] > 0
+
+
+def test_actions_past_the_end_of_an_episode_are_not_imitated(make_config, make_networks):
+    config = make_config("bc")
+    networks, noise, batch = make_networks(config), noise_for(config), random_batch()
+    x_t = (1 - noise.flow_t) * noise.flow_x_0 + noise.flow_t * batch.actions
+    with torch.no_grad():
+        predicted = networks.prior(networks.encoder(batch.observations), x_t, noise.flow_t).numpy()
+    errors = (predicted - (batch.actions - noise.flow_x_0).numpy()) ** 2
+    found = compute_losses(networks, batch, noise, config).metrics["prior_loss"].item()
+    assert found == pytest.approx(errors[batch.within.numpy() == 1].sum() / errors.size, rel=1e-12)
 
 
 def test_after_a_termination_the_target_is_the_reward_alone(make_config, make_networks):

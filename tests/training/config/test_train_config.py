@@ -81,11 +81,12 @@ EFFECTIVE: dict[str, dict[str, Any]] = {  # what it takes, beside the me-am pres
     "adaptive_mixture": {"mixture_weight": 0.1},
     "edit_target_entropy": {**PRESETS["qam-edit"]},
     "kl_dual": {"kl_budget": 1.0},
+    "pad_chunks": {"chunk_size": 2},
 }
 
 
 PUBLISHED = {"objective": "adjoint", "sde": "reference", "solver": "euler", "confine": False, "joint_clip": True}
-PUBLISHED |= {"precondition": False, "normalise_values": False, "pretrain_critics": False}
+PUBLISHED |= {"precondition": False, "normalise_values": False, "pretrain_critics": False, "pad_chunks": False}
 
 
 def test_the_presets_are_the_five_methods():
@@ -121,6 +122,7 @@ def test_the_presets_of_qam_take_the_published_scheme_and_me_am_its_own():
                 "precondition": True,
                 "normalise_values": True,
                 "pretrain_critics": True,
+                "pad_chunks": True,
             }
 
 
@@ -204,7 +206,7 @@ CHOICES = {
     "precision": ["float32", "bf16"],
 }
 SWITCHES = ["confine", "adaptive_mixture", "joint_clip", "compile", "layer_norm", "precondition", "normalise_values"]
-SWITCHES += ["pretrain_critics"]
+SWITCHES += ["pretrain_critics", "pad_chunks"]
 
 
 def changed(field: str, value: Any) -> TrainConfig:
@@ -437,7 +439,7 @@ def test_me_am_is_held_within_a_budget_unless_it_is_given_a_temperature():
 
 
 NEW = ("precondition", "normalise_values", "kl_budget", "kl_dual", "switch_time", "bridge_adjoint", "layer_norm")
-NEW += ("pretrain_critics",)
+NEW += ("pretrain_critics", "pad_chunks")
 
 
 @pytest.mark.parametrize("method", ["bc", "qam", "qam-edit", "me-am"])

@@ -60,7 +60,24 @@ def test_targets_equal_those_counted_by_hand(recording):
     np.testing.assert_array_equal(targets.masks, masks)
     np.testing.assert_array_equal(targets.valid, valid)
     np.testing.assert_array_equal(targets.last_rows, last_rows)
-    assert [array.dtype for array in targets] == [np.float32, np.float32, np.float32, np.int64]
+    np.testing.assert_array_equal(targets.steps, recording[3] * valid)
+    assert [array.dtype for array in targets] == [np.float32, np.float32, np.float32, np.int64, np.int64]
+
+
+@given(recordings(), st.booleans())
+def test_padded_targets_equal_those_counted_by_hand_at_every_row(recording, recording_goes_on):
+    rewards, terminations, ends, chunk_size, discount = recording
+    ends[-1] = not recording_goes_on  # as of an episode that is still being recorded
+    targets = chunk_targets(rewards, terminations, ends, chunk_size, discount, np.arange(len(rewards)), pad=True)
+    for start in range(len(rewards)):
+        own = [start]
+        while len(own) < chunk_size and not ends[own[-1]] and own[-1] + 1 < len(rewards):
+            own.append(own[-1] + 1)
+        earned = sum(discount**i * float(rewards[row]) for i, row in enumerate(own))
+        assert targets.rewards[start] == pytest.approx(earned, rel=1e-6, abs=1e-5)
+        assert targets.masks[start] == (not terminations[own].any())
+        assert targets.valid[start] == (len(own) == chunk_size or terminations[own[-1]])
+        assert (targets.last_rows[start], targets.steps[start]) == (own[-1], len(own))
 
 
 @given(recordings(), st.randoms(use_true_random=False))
@@ -123,6 +140,17 @@ def test_every_row_of_a_batch_is_the_recording_at_its_start(dataset):
     np.testing.assert_allclose(batch.rewards, rewards, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(batch.masks, masks)
     np.testing.assert_array_equal(batch.valid, valid)
+
+
+def test_a_padded_sampler_starts_at_every_row(dataset):
+    sampler = dataset.chunk_sampler(4, 0.9, pad=True)
+    batch, plain = sampler.batch(np.arange(120)), dataset.chunk_sampler(4, 0.9).batch(np.arange(117))
+    assert len(sampler) == 120
+    np.testing.assert_array_equal(batch.actions, dataset.actions[(np.arange(120)[:, None] + np.arange(4)) % 120])
+    np.testing.assert_array_equal(batch.within.sum(axis=1), np.minimum(4, 20 - np.arange(120) % 20))
+    np.testing.assert_array_equal(plain.within, np.tile(plain.valid[:, None], 4))
+    # Every other episode terminates, whose last chunks then have a target.
+    np.testing.assert_array_equal(batch.valid, (np.arange(120) % 20 <= 16) | (np.arange(120) % 40 < 20))
 
 
 def test_sampled_rows_are_chunks_of_the_recording_and_cover_all_starts(dataset):

@@ -419,6 +419,29 @@ def test_minari_spaces_other_than_boxes_are_refused(
         OfflineDataset.from_minari(folder)
 
 
+CAMERA = spaces.Box(0, 255, (4, 5, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("space", "named"),
+    [(CAMERA, "The observation space has images"), (spaces.Dict({"q": UNBOUNDED, "cam": CAMERA}), 'space of "cam"')],
+)
+def test_images_are_refused_by_name(make_minari, tmp_path, space, named):
+    frames = np.zeros((4, 4, 5, 3), np.uint8)
+    observations = {"q": np.zeros((4, 3)), "cam": frames} if isinstance(space, spaces.Dict) else list(frames)
+    folder = make_minari(tmp_path, "tests/camera-v0", [episode(3, observations=observations)], space, UNIT)
+    with pytest.raises(DatasetError, match=rf"{named}.*uint8 of shape \(4, 5, 3\)\. .*the 60 values of the pixels"):
+        OfflineDataset.from_minari(folder)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_images_without_a_space_are_refused(mapped):
+    frames = np.zeros((7, 4, 5, 3), np.uint8)
+    observations = {"cam": frames} if mapped else frames
+    with pytest.raises(DatasetError, match="images: uint8 of shape"):
+        OfflineDataset.from_arrays(**arrays(observations=observations, next_observations=observations))
+
+
 # From OGBench
 
 
@@ -438,6 +461,12 @@ def write_npz(folder, data):
     path = folder / "maze-v0.npz"
     np.savez(path, **{name: values for name, values in data.items() if values is not None})
     return path
+
+
+def test_the_images_of_a_visual_ogbench_file_are_refused(tmp_path):
+    path = write_npz(tmp_path, ogbench_arrays(observations=np.zeros((9, 4, 5, 3), np.uint8)))
+    with pytest.raises(DatasetError, match=r"images: uint8 of shape \(4, 5, 3\)"):
+        OfflineDataset.from_ogbench(path)
 
 
 def test_an_ogbench_row_is_followed_by_the_next_but_at_the_end_of_a_trajectory(tmp_path):

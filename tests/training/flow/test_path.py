@@ -30,14 +30,18 @@ def test_the_flow_matching_loss_is_the_weighted_mean_squared_error_of_the_veloci
     generator = np.random.default_rng(0)
     predicted, x_0, x_1 = generator.normal(size=(3, 5, 2))
     weight = np.array([1.0, 0.0, 1.0, 0.5, 0.0])
-    expected = np.mean(((predicted - (x_1 - x_0)) ** 2).mean(axis=1) * weight)
-    loss = flow_matching_loss(tensor(predicted), tensor(x_0), tensor(x_1), tensor(weight))
+    squares = (predicted - (x_1 - x_0)) ** 2
+    expected = np.mean(squares.mean(axis=1) * weight)
+    loss = flow_matching_loss(tensor(predicted), tensor(x_0), tensor(x_1), tensor(weight)[:, None])
     assert loss.item() == pytest.approx(expected, rel=1e-12)
+    within = np.array([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    loss = flow_matching_loss(tensor(predicted), tensor(x_0), tensor(x_1), tensor(within))
+    assert loss.item() == pytest.approx(squares[within == 1].sum() / 10, rel=1e-12)
 
 
 def test_the_gradient_of_the_flow_matching_loss_is_right():
     x_0, x_1 = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    weight = tensor([1.0, 0.0, 2.0, 1.0])
+    weight = tensor([1.0, 0.0, 2.0, 1.0])[:, None]
     predicted = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda p: flow_matching_loss(p, x_0, x_1, weight), (predicted,))
 

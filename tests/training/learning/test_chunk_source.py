@@ -33,8 +33,8 @@ def recording(lengths, seed=0):
     return replace(dataset, terminations=generator.random(rows) < 0.2)
 
 
-def both(dataset, chunk_size, method="me-am"):
-    config = TrainConfig.preset(method, chunk_size=chunk_size, discount=0.9)
+def both(dataset, chunk_size, method="me-am", **settings):
+    config = TrainConfig.preset(method, chunk_size=chunk_size, discount=0.9, **settings)
     spec = make_spec(config, dataset)
     return [kind(config, dataset, spec, CPU) for kind in (DeviceChunks, HostChunks)]
 
@@ -44,18 +44,34 @@ def both(dataset, chunk_size, method="me-am"):
     chunk_size=st.integers(1, 6),
     seed=st.integers(0, 2**31),
     batch_size=st.integers(1, 40),
+    pad=st.booleans(),
 )
-def test_chunks_on_the_device_and_on_the_host_are_the_same_to_the_bit(lengths, chunk_size, seed, batch_size):
+def test_chunks_on_the_device_and_on_the_host_are_the_same_to_the_bit(lengths, chunk_size, seed, batch_size, pad):
     dataset = recording(lengths, seed)
     assume(max(lengths) >= chunk_size)
-    device, host = both(dataset, chunk_size)
-    assert len(device) == len(host) == len(dataset) - chunk_size + 1
+    device, host = both(dataset, chunk_size, **({"pad_chunks": pad} if chunk_size > 1 else {}))
+    assert len(device) == len(host) == len(dataset) - (0 if pad else chunk_size - 1)
     generators = [torch.Generator().manual_seed(seed) for _ in range(2)]
     for _ in range(2):
         one, other = (s.sample(batch_size, g) for s, g in zip((device, host), generators, strict=True))
         for resident, gathered in zip(one, other, strict=True):
             assert (resident.dtype, resident.shape) == (gathered.dtype, gathered.shape)
             assert resident.numpy().tobytes() == gathered.numpy().tobytes()
+
+
+@pytest.mark.parametrize("make", [0, 1], ids=["device", "host"])
+def test_a_padded_chunk_marks_the_actions_of_its_episode_and_goes_on_with_the_recording(make):
+    dataset = recording([2, 4])
+    batch = both(dataset, 3)[make].sample(200, torch.Generator().manual_seed(0))
+    row_of = {tuple(observation): row for row, observation in enumerate(dataset.observations)}
+    rows = np.array([row_of[tuple(observation)] for observation in batch.observations.numpy()])
+    assert set(rows) == set(range(6))
+    counts = np.array([2, 1, 3, 3, 2, 1])[rows]
+    np.testing.assert_array_equal(batch.within, np.repeat(np.arange(3) < counts[:, None], 2, axis=1))
+    expected = np.clip(dataset.actions[(rows[:, None] + np.arange(3)) % 6], -1, 1).reshape(-1, 6)
+    np.testing.assert_allclose(batch.actions, expected, atol=1e-6)
+    last = dataset.terminations[np.array([1, 1, 4, 5, 5, 5])][rows]
+    np.testing.assert_array_equal(batch.valid, (counts == 3) | last)
 
 
 def test_data_of_many_blocks_are_put_on_the_device_whole(monkeypatch):
@@ -107,7 +123,7 @@ def test_actions_are_normalised_and_clipped_and_follow_each_other(make):
         np.zeros(rows, bool),
         action_space=spaces.Box(space_low, space_high),
     )
-    batch = both(dataset, 2)[make].sample(64, torch.Generator().manual_seed(0))
+    batch = both(dataset, 2, pad_chunks=False)[make].sample(64, torch.Generator().manual_seed(0))
     starts = batch.observations[:, 0]
     expected = torch.stack([starts, starts, starts + 1, starts + 1], dim=1) / (rows - 1) * 2 - 1
     torch.testing.assert_close(batch.actions, expected, atol=1e-6, rtol=0)
@@ -115,10 +131,10 @@ def test_actions_are_normalised_and_clipped_and_follow_each_other(make):
     torch.testing.assert_close(batch.next_observations[:, 0], starts + 2)
 
 
-@pytest.mark.parametrize(("free", "kind"), [(0, HostChunks), (2 * 2600, DeviceChunks), (2 * 2600 - 1, HostChunks)])
+@pytest.mark.parametrize(("free", "kind"), [(0, HostChunks), (2 * 3000, DeviceChunks), (2 * 3000 - 1, HostChunks)])
 def test_data_are_put_on_the_device_if_they_take_at_most_half_of_what_is_free(monkeypatch, free, kind):
     dataset = recording([50])
-    assert len(dataset) * ((3 + 3 + 2 + 3) * 4 + 8) == 2600
+    assert len(dataset) * ((3 + 3 + 2 + 3) * 4 + 16) == 3000
     monkeypatch.setattr(chunk_source, "_free_memory", lambda device: free)
     config = TrainConfig.preset("bc")
     assert type(make_chunk_source(config, dataset, make_spec(config, dataset), CPU)) is kind
@@ -150,7 +166,7 @@ def test_a_last_block_shorter_than_a_chunk_holds_no_starts(make_config, monkeypa
         ends = np.arange(rows) == rows - 1
         observations = np.arange(rows, dtype=np.float32)[:, None]
         data = OfflineDataset.from_arrays(observations, 0 * observations, np.ones(rows), observations, ends, 0 * ends)
-        config = make_config(chunk_size=5)
+        config = make_config(chunk_size=5, pad_chunks=False)
         spec = make_spec(config, data)
         chunks = [kind(config, data, spec, torch.device("cpu")) for kind in (DeviceChunks, HostChunks)]
         assert len(chunks[0]) == len(chunks[1]) == rows - 4

@@ -304,7 +304,8 @@ def known(*args, **kwargs) -> Any:
     return Known(*args, **kwargs)
 
 
-def test_the_numbers_are_those_of_their_definitions(make_config):
+@pytest.mark.parametrize("pad", [False, True])
+def test_the_numbers_are_those_of_their_definitions(make_config, pad):
     generator = np.random.default_rng(0)
     ends = np.arange(60) % 10 == 9
     data = OfflineDataset.from_arrays(
@@ -315,18 +316,21 @@ def test_the_numbers_are_those_of_their_definitions(make_config):
         ends & (np.arange(60) < 30),
         ends,
     )
-    config, _, evaluator = evaluated(make_config, data, chunk_size=2, discount=0.5, pessimism=2.0)
-    sample = data.chunk_sampler(2, 0.5)
+    config, _, evaluator = evaluated(make_config, data, chunk_size=2, discount=0.5, pessimism=2.0, pad_chunks=pad)
+    sample = data.chunk_sampler(2, 0.5, pad)
     starts = torch.randint(len(sample), (len(sample),), generator=torch.Generator().manual_seed(SEED)).numpy()
     batch = sample.batch(starts)
     valid = batch.valid.astype(bool)
     assert 0 < valid.sum() < len(valid)
     found = evaluator(known([0.2, -0.6], offsets=(-1.0, 1.0)), never).metrics
-    chunks = batch.actions.reshape(len(starts), 2)[valid]
+    chunks = batch.actions.reshape(len(starts), 2)
+    errors = np.square(chunks - [0.2, -0.6])[batch.within == 1]
+    assert len(errors) == (2 * len(starts) - np.isin(starts, np.flatnonzero(ends)).sum() if pad else 2 * valid.sum())
+    chunks = chunks[valid]
     expected = {
         "value_policy": -0.4,
         "value_data": chunks.sum(axis=1).mean(),
-        "action_difference": np.sqrt(np.square(chunks - [0.2, -0.6]).mean()),
+        "action_difference": np.sqrt(errors.mean()),
     }
     # Two critics at -1 and 1 about the value: the pessimistic one is two standard deviations below it.
     target = batch.rewards[valid] + 0.25 * batch.masks[valid] * (-0.4 - 2.0 * 1.0)

@@ -137,7 +137,8 @@ def same(ours, theirs):
 )
 def test_online_chunks_are_those_of_the_same_data_offline(make_config, leftward, lengths, seed, chunk_size):
     lengths[0] += chunk_size
-    config = make_config(chunk_size=chunk_size, online_steps=60, offline_share=0.0)
+    # Without returns to pretrain the critics on, which only the offline data have.
+    config = make_config(chunk_size=chunk_size, online_steps=60, offline_share=0.0, pretrain_steps=0)
     run = begin(config, leftward)
     replay = ReplayChunks(run.offline, run.spec, config)
     same_data = fill(replay, lengths, np.random.default_rng(seed).random(len(lengths)) < 0.5)
@@ -166,7 +167,7 @@ def test_rows_are_uniform_over_offline_and_online_ones_unless_a_share_is_set(mak
 
 
 def test_without_a_whole_online_chunk_a_batch_is_offline(make_config, leftward):
-    config = make_config(chunk_size=3, online_steps=4, offline_share=0.0)
+    config = make_config(chunk_size=3, online_steps=4, offline_share=0.0, pad_chunks=False)
     run = begin(config, leftward)
     fill(run.online.chunks, [2], [False])
     assert len(run.online.chunks) == len(run.offline)
@@ -177,7 +178,7 @@ def test_without_a_whole_online_chunk_a_batch_is_offline(make_config, leftward):
 
 @pytest.mark.slow
 def test_a_restored_replay_ends_the_episode_that_was_going_on(make_config, leftward):
-    config = make_config(chunk_size=2, online_steps=9, offline_share=0.0)
+    config = make_config(chunk_size=2, online_steps=9, offline_share=0.0, pad_chunks=False)
     run, other = begin(config, leftward), begin(config, leftward)
     for _ in range(HORIZON - 3):
         run.online.step(config.steps + 1)

@@ -26,6 +26,7 @@ EFFECTIVE: dict[str, tuple[Any, str, dict[str, Any]]] = {  # field: a value, and
     "pretrain_steps": (1, "me-am", {}),
     "pretrain_critics": (False, "me-am", {"pretrain_steps": 1}),
     "best_of": (2, "me-am", {}),
+    "pad_chunks": (False, "me-am", {}),
     "discount": (0.5, "me-am", {}),
     "normalise_values": (False, "me-am", {}),
     "inverse_temperature": (3.0, "me-am", {"kl_budget": None}),
@@ -67,6 +68,7 @@ FAILING: dict[str, tuple[str, dict[str, Any]]] = {  # a condition's field: with 
     "evaluate_every": ("me-am", {}),
     "online_steps": ("me-am", {}),
     "pretrain_steps": ("me-am", {"pretrain_steps": 0}),
+    "chunk_size": ("me-am", {"chunk_size": 1}),
 }
 SHIFTING = {
     (n, "method") for n in ("objective", "candidates", "divergence_probes", "best_of", "distill_coef", "value_penalty")

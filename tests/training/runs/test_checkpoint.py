@@ -381,7 +381,7 @@ def read(path):
 
 def test_the_observations_of_the_run_are_found_from_every_checkpoint(run, monkeypatch):
     expected = load_file(run / "observations.safetensors")["observations"].numpy()
-    assert expected.shape == (119, 3)
+    assert expected.shape == (120, 3)
     for path in (run, run / "checkpoints/step_00000002", run / "checkpoints/latest"):
         assert np.array_equal(read(path), expected)
     # Wherever one stands.

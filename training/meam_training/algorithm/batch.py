@@ -23,7 +23,8 @@ class ChunkBatch(NamedTuple):
         rewards: Discounted chunk rewards [batch].
         next_observations: Raw observations after the chunks [batch, obs].
         masks: 0 if the chunk reached a termination, else 1 [batch].
-        valid: 1 where the chunk lies within one episode, else 0 [batch].
+        valid: 1 where rewards and outcome are those of the chunk, else 0 [batch].
+        within: 1 for the components of the chunk's actions that are learned from, else 0 [batch, act].
         returns: Discounted return of the data from the chunk's first action on [batch].
         known: Share of the return that was recorded, from 0 to 1 [batch].
     """
@@ -34,6 +35,7 @@ class ChunkBatch(NamedTuple):
     next_observations: Tensor
     masks: Tensor
     valid: Tensor
+    within: Tensor
     returns: Tensor
     known: Tensor
 

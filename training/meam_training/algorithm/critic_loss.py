@@ -1,6 +1,7 @@
 """The critics' loss: temporal differences (TD) over action chunks, and a penalty on the policy's values.
 
-The loss is the mean over critics and rows, where chunks that do not lie within one episode count as zero, of
+The loss is the mean over critics and rows, where chunks without a target (see
+`meam_training.data.action_chunk.ChunkTargets`) count as zero, of
 
     ((Q_i(s, a) - y) / scale)^2,    y = r + gamma^H mask (mean_j Q'_j(s', a') - pessimism std_j Q'_j(s', a')),
 
@@ -99,7 +100,7 @@ def return_loss(n: MeamNetworks, features: Float[Tensor, "batch features"], batc
         batch: The chunks; the recorded share of its return is the weight of each.
 
     Returns:
-        The mean over critics and rows, where chunks that do not lie within one episode count as zero, of
+        The mean over critics and rows, where chunks without a target count as zero, of
         known ((Q_i(s, a) - G) / scale)^2, with scale as in `critic_loss`.
     """
     error = (n.critic(features, batch.actions) - batch.returns) / n.critic.scale

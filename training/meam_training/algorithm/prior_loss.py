@@ -66,17 +66,17 @@ def mixture_prior_loss(
     if mixed:
         guided, metrics = _q_maximized(n, features[:mixed], batch.actions, noise, config)
         actions = torch.cat([guided, batch.actions[mixed:]])
-    return prior_loss(n.prior, features, actions, batch.valid, noise), metrics
+    return prior_loss(n.prior, features, actions, batch.within, noise), metrics
 
 
 def prior_loss(
     prior: VelocityField,
     features: Float[Tensor, "batch features"],
     x_1: Float[Tensor, "batch act"],
-    weight: Float[Tensor, " batch"],
+    weight: Float[Tensor, "batch act"],
     noise: MeamNoise,
 ) -> Float[Tensor, ""]:
-    """Flow matching on given chunks, with a weight for each row."""
+    """Flow matching on given chunks, with a weight for each component of their actions."""
     x_t = interpolate(noise.flow_x_0, x_1, noise.flow_t)
     return flow_matching_loss(prior(features, x_t, noise.flow_t), noise.flow_x_0, x_1, weight)
 

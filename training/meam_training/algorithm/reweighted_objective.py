@@ -61,5 +61,5 @@ def reweighted_loss(
     x_1 = c.x_1.expand_as(x_0)
     predicted = n.policy.condition(features)(interpolate(x_0, x_1, t), t)
     weight = (count * weight).expand(x_0.shape[:-1])
-    loss = flow_matching_loss(predicted.flatten(0, 2), x_0.flatten(0, 2), x_1.flatten(0, 2), weight.flatten())
+    loss = flow_matching_loss(predicted.flatten(0, 2), x_0.flatten(0, 2), x_1.flatten(0, 2), weight.reshape(-1, 1))
     return loss, {"effective_samples": effective, **budget_metrics(n, features, c, noise, config)}

@@ -105,7 +105,7 @@ def compute_losses(
 def pretraining_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise, config: TrainConfig) -> Losses:
     """Compute the losses of an update on the data alone: of the prior, the only one of `bc`, and of the critics."""
     n, features = networks, networks.encoder(batch.observations)
-    losses = {"prior_loss": prior_loss(n.prior, features, batch.actions, batch.valid, noise)}
+    losses = {"prior_loss": prior_loss(n.prior, features, batch.actions, batch.within, noise)}
     if config.pretrains_critics and n.known_value is None:
         losses["critic_loss"] = return_loss(n, features, batch)
     return Losses(sum(losses.values(), torch.zeros_like(losses["prior_loss"])), losses)

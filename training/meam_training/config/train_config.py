@@ -66,6 +66,7 @@ ASCENDS = OnlyIf("ascent_steps", lambda c: c.ascent_steps > 0, "set ascent_steps
 HAS_SEVERAL_CRITICS = OnlyIf("num_critics", lambda c: c.num_critics > 1, "set num_critics above 1")
 CLIPS = OnlyIf("gradient_clip", lambda c: c.gradient_clip > 0, "set gradient_clip above 0")
 EVALUATES = OnlyIf("evaluate_every", lambda c: c.evaluate_every > 0, "set evaluate_every above 0")
+HAS_CHUNKS = OnlyIf("chunk_size", lambda c: c.chunk_size > 1, "set chunk_size above 1")
 LEARNS_ONLINE = OnlyIf("online_steps", lambda c: c.online_steps > 0, "set online_steps above 0")
 
 
@@ -137,6 +138,10 @@ class TrainConfig:
     """Best-of-N sampling: number of chunks drawn for TD targets and for acting; the one of highest value is used."""
     chunk_size: Annotated[int, Range(least=1)] = 1
     """Actions in a chunk, predicted by one inference."""
+    pad_chunks: Annotated[bool, HAS_CHUNKS] = True
+    """Learn from every row: of a chunk that crosses the end of its episode, the prior learns the actions within it, and
+    the critics its rewards if the task ended there. Otherwise such chunks are left out, as in the published scheme, and
+    with them all of every episode shorter than a chunk."""
     execute_steps: Annotated[int | None, Range(least=1)] = None
     """Execution horizon: actions of a chunk executed before the next inference; None executes the whole chunk."""
     discount: Annotated[float, Range(above=0, most=1), TRAINS_POLICY] = 0.99
@@ -435,7 +440,12 @@ class TrainConfig:
 _RENAMED = {"flow_steps": "nfe", "mirror_steps": "mirror_stages", "ascent_candidates": "ascent_starts"}
 """Current names of settings, by the names in earlier versions."""
 
-_BEFORE: dict[str, Any] = {"precondition": False, "normalise_values": False, "pretrain_critics": False}
+_BEFORE: dict[str, Any] = {
+    "precondition": False,
+    "normalise_values": False,
+    "pretrain_critics": False,
+    "pad_chunks": False,
+}
 """What earlier versions did, where a setting that they lack is now something else by default."""
 
 _FIXED: Mapping[str, Mapping[str, float | None]] = MappingProxyType(
@@ -459,6 +469,7 @@ _PUBLISHED: Mapping[str, Any] = MappingProxyType(
         "normalise_values": False,
         "pretrain_steps": 0,
         "pretrain_critics": False,
+        "pad_chunks": False,
     }
 )
 """The scheme of the public implementation of QAM."""

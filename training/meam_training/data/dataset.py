@@ -428,12 +428,13 @@ class OfflineDataset:
         name = f"{self.dataset_id or 'arrays'} ({kept} of {total} episodes)"
         return replace(self, **columns, dataset_id=name)
 
-    def chunk_sampler(self, chunk_size: int, discount: float) -> ActionChunkSampler:
+    def chunk_sampler(self, chunk_size: int, discount: float, pad: bool = False) -> ActionChunkSampler:
         """Make a sampler of action chunks.
 
         Args:
             chunk_size: Actions in a chunk, at least 1.
             discount: Discount per environment step, in (0, 1].
+            pad: Whether chunks may start at every row, also where they cross the end of their episode.
 
         Raises:
             DatasetError: no episode is as long as a chunk.
@@ -447,6 +448,7 @@ class OfflineDataset:
             self.episode_ends,
             chunk_size,
             discount,
+            pad,
         )
 
     def discounted_returns(self, discount: float) -> DiscountedReturns:

@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 
 from meam_policy.errors import DatasetError
 from meam_training.data.dataset_cache import Recording, rows_per_block
 from meam_training.data.npz_files import NpzFile, NpzMember
 from meam_training.data.ogbench_rewards import STATES, ogbench_rewards
 from meam_training.data.recording_description import describe_recording
-from meam_training.data.row_check import RowCheck, action_box_spec, flags, numbers, observation_box_specs, unit_box
+from meam_training.data.row_check import (
+    RowCheck,
+    action_box_spec,
+    flags,
+    numbers,
+    observation_box_specs,
+    unbounded_box,
+    unit_box,
+)
 
 __all__ = ["ogbench_recording"]
 
@@ -36,9 +43,9 @@ def ogbench_recording(path: Path, environment_id: str | None) -> Recording:
     """
     with NpzFile(path) as file:
         members = _ogbench_members(file, path, environment_id)
-        shapes = {name: member.shape for name, member in members.items()}
-    unbounded = spaces.Box(-np.inf, np.inf, shapes["observations"][1:] or (1,), np.float32)
-    boxes, action_box = observation_box_specs(unbounded, ()), action_box_spec(unit_box(shapes["actions"]))
+        observations, actions = members["observations"], members["actions"]
+    unbounded = unbounded_box(observations.shape, observations.dtype)
+    boxes, action_box = observation_box_specs(unbounded, ()), action_box_spec(unit_box(actions.shape))
     check, rows = RowCheck(boxes, action_box), rows_per_block(boxes[0].size)
     return Recording(
         describe_recording(boxes, action_box, path.stem, environment_id, None),

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from meam_policy.errors import DatasetError
 from meam_policy.spec import BoxSpec
 
-__all__ = ["RowCheck", "action_box_spec", "flags", "numbers", "observation_box_specs", "unit_box"]
+__all__ = ["RowCheck", "action_box_spec", "flags", "numbers", "observation_box_specs", "unbounded_box", "unit_box"]
 
 BOUND_TOLERANCE = 1e-4
 """Tolerated distance of a recorded number from its space, as a fraction of the space's width, which counts as at most
@@ -159,9 +159,28 @@ def _box(space: spaces.Space[Any], name: str) -> spaces.Box:
     return space
 
 
+def _observation_box(space: spaces.Space[Any], name: str, key: str | None = None) -> BoxSpec:
+    """Describe a Box of an observation, unless it holds images."""
+    box = _box(space, name)
+    if box.dtype == np.uint8 and len(box.shape) >= 3:
+        raise DatasetError(
+            f"The {name} has images: uint8 of shape {box.shape}. Expected a Box of numbers, such as joint positions: "
+            f"in the plain networks of this package each of the {np.prod(box.shape)} values of the pixels would be an "
+            "input of its own, so images are not learned from. Leave them out, or record features of them instead."
+        )
+    return BoxSpec.from_space(box, key)
+
+
 def unit_box(shape: tuple[int, ...]) -> spaces.Box:
     """Box [-1, 1] in each component of a row, for an array of the given shape [n, …]."""
     return spaces.Box(-1.0, 1.0, shape[1:] or (1,), np.float32)
+
+
+def unbounded_box(shape: tuple[int, ...], dtype: np.dtype[Any]) -> spaces.Box:
+    """Box without bounds in each component of a row, for an array of the given shape [n, …]; images stay images."""
+    if dtype == np.uint8 and len(shape) >= 4:
+        return spaces.Box(0, 255, shape[1:], np.uint8)
+    return spaces.Box(-np.inf, np.inf, shape[1:] or (1,), np.float32)
 
 
 def action_box_spec(space: spaces.Space[Any]) -> BoxSpec:
@@ -187,12 +206,13 @@ def observation_box_specs(
     """Describe an observation space, a Box or a Dict of Boxes; None takes unbounded ones shaped like the observations.
 
     Raises:
-        DatasetError: the space is neither.
+        DatasetError: the space is neither, or has images.
     """
     if space is None:
 
         def unbounded(values: ArrayLike) -> spaces.Box:
-            return spaces.Box(-np.inf, np.inf, numbers(values, "observations").shape[1:] or (1,), np.float32)
+            array = numbers(values, "observations")
+            return unbounded_box(array.shape, array.dtype)
 
         if isinstance(observations, Mapping):
             space = spaces.Dict([(key, unbounded(values)) for key, values in observations.items()])
@@ -201,10 +221,8 @@ def observation_box_specs(
     if isinstance(space, spaces.Dict):
         if not space.spaces:
             raise DatasetError("The observation space is an empty Dict; expected one Box or more in it.")
-        return tuple(
-            BoxSpec.from_space(_box(box, f'observation space of "{key}"'), key) for key, box in space.spaces.items()
-        )
-    return (BoxSpec.from_space(_box(space, "observation space")),)
+        return tuple(_observation_box(box, f'observation space of "{key}"', key) for key, box in space.spaces.items())
+    return (_observation_box(space, "observation space"),)
 
 
 def _observation_rows(

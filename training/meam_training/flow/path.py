@@ -25,7 +25,7 @@ def flow_matching_loss(
     predicted: Float[Tensor, "batch act"],
     x_0: Float[Tensor, "batch act"],
     x_1: Float[Tensor, "batch act"],
-    weight: Float[Tensor, " batch"],
+    weight: Float[Tensor, "batch #act"],
 ) -> Float[Tensor, ""]:
     """Mean squared error against the conditional velocity x_1 - x_0.
 
@@ -33,12 +33,12 @@ def flow_matching_loss(
         predicted: Velocity at the interpolant of x_0 and x_1.
         x_0: Noise.
         x_1: Action.
-        weight: Weight of each row; the mean divides by the batch size, not by the sum of the weights.
+        weight: Weight of each row or component; the mean divides by their number, not by the sum of the weights.
 
     References:
         Lipman et al., Flow Matching for Generative Modeling, arXiv:2210.02747.
     """
-    return ((predicted - (x_1 - x_0)).square().mean(dim=-1) * weight).mean()
+    return ((predicted - (x_1 - x_0)).square() * weight).mean()
 
 
 def score_from_velocity(

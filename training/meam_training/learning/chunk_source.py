@@ -42,17 +42,17 @@ class DeviceChunks:
     """The data set's chunks on the training device, actions normalised to [-1, 1]."""
 
     def __init__(self, config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec, device: torch.device) -> None:
-        sampler = dataset.chunk_sampler(config.chunk_size, config.discount)
+        sampler = dataset.chunk_sampler(config.chunk_size, config.discount, config.pad_chunks)
         rows, starts = len(dataset), len(sampler)
         self._observations, self._next_observations = torch.empty(2, rows, dataset.observation_dim, device=device)
         self._actions = torch.empty(rows, dataset.action_dim, device=device)
         normalise = ActionNormaliser.of(spec).normalise
         self._rewards, self._masks, self._valid = torch.empty(3, starts, device=device)
-        self._last_rows = torch.empty(starts, dtype=torch.int64, device=device)
+        self._last_rows, self._steps = torch.empty(2, starts, dtype=torch.int64, device=device)
         self._offsets = torch.arange(config.chunk_size, device=device)
         self._returns, self._known = (values.to(device) for values in _returns(dataset, config))
         self._draw = _Draw(dataset, starts, device)
-        targets = (self._rewards, self._masks, self._valid, self._last_rows)
+        targets = (self._rewards, self._masks, self._valid, self._last_rows, self._steps)
         step = rows_per_block(dataset.observation_dim)
         for part in (slice(first, first + step) for first in range(0, rows, step)):
             self._observations[part] = _tensor(dataset.observations[part])
@@ -70,11 +70,12 @@ class DeviceChunks:
         starts = self._draw(batch_size, generator)
         return ChunkBatch(
             observations=self._observations[starts],
-            actions=self._actions[starts[:, None] + self._offsets].flatten(1),
+            actions=self._actions[(starts[:, None] + self._offsets) % len(self._actions)].flatten(1),
             rewards=self._rewards[starts],
             next_observations=self._next_observations[self._last_rows[starts]],
             masks=self._masks[starts],
             valid=self._valid[starts],
+            within=_components(self._offsets < self._steps[starts, None], self._actions.shape[1]),
             returns=self._returns[starts],
             known=self._known[starts],
         )
@@ -88,7 +89,7 @@ class HostChunks:
     """
 
     def __init__(self, config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec, device: torch.device) -> None:
-        self._sampler = dataset.chunk_sampler(config.chunk_size, config.discount)
+        self._sampler = dataset.chunk_sampler(config.chunk_size, config.discount, config.pad_chunks)
         self._normalise = ActionNormaliser.of(spec).normalise
         self._device = device
         self._draw = _Draw(dataset, len(self._sampler), device)
@@ -113,6 +114,7 @@ class HostChunks:
             next_observations=_tensor(batch.next_observations).to(self._device),
             masks=_tensor(batch.masks).to(self._device),
             valid=_tensor(batch.valid).to(self._device),
+            within=_components(_tensor(batch.within), batch.actions.shape[2]).to(self._device),
             returns=self._returns[starts].to(self._device),
             known=self._known[starts].to(self._device),
         )
@@ -132,9 +134,9 @@ def make_chunk_source(
     Raises:
         DatasetError: no episode is as long as a chunk.
     """
-    # Of a row; and one int64.
+    # Of a row; and two int64.
     numbers = 2 * dataset.observation_dim + dataset.action_dim + 3 + 2 * config.pretrains_critics
-    needed = len(dataset) * (4 * numbers + 8)
+    needed = len(dataset) * (4 * numbers + 16)
     # torchrun's processes on this machine share its memory.
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
     resident = needed * sharing <= COMFORTABLE_SHARE * _free_memory(device)
@@ -149,6 +151,11 @@ def _returns(dataset: OfflineDataset, config: TrainConfig) -> tuple[Tensor, Tens
     found = dataset.discounted_returns(config.discount)
     returns = found.continued(dataset.rewards, config.discount)
     return _tensor(returns.astype(np.float32)), _tensor((1 - found.tails).astype(np.float32))
+
+
+def _components(actions: Tensor, action_dim: int) -> Tensor:
+    """One number for each action of a chunk [batch, H] as one for each of its components [batch, act]."""
+    return actions.float().repeat_interleave(action_dim, dim=1)
 
 
 class _Draw:

@@ -113,7 +113,7 @@ class EnvironmentEvaluator:
 
 
 class DataEvaluator:
-    """Compares policy and critics with a fixed sample of the data; only chunks that lie within one episode count.
+    """Compares policy and critics with a fixed sample of the data; only actions and values that are learned from count.
 
     - td_error: root mean square of y - Q'(s, a), with target critics Q' and the pessimistic TD target y of training.
     - action_difference: root mean square difference of the policy's chunks and the data's, normalised action units.
@@ -143,19 +143,19 @@ class DataEvaluator:
         n, batch = networks, self._batch
         features = n.encoder(batch.observations)
         actions = n.act(features, self._noise)
-        found = {"action_difference": self._mean((actions - batch.actions).square().mean(dim=1)).sqrt()}
+        found = {"action_difference": _mean((actions - batch.actions).square(), batch.within).sqrt()}
         if n.policy is not None:
             at_data = n.values(features, batch.actions).mean(dim=0)
-            found["value_data"] = self._mean(at_data)
-            found["value_policy"] = self._mean(n.values(features, actions).mean(dim=0))
+            found["value_data"] = _mean(at_data, batch.valid)
+            found["value_policy"] = _mean(n.values(features, actions).mean(dim=0), batch.valid)
             if n.known_value is None:
                 target = td_target(n, batch, self._config, self._next_noise)
-                found["td_error"] = self._mean((target - at_data).square()).sqrt()
+                found["td_error"] = _mean((target - at_data).square(), batch.valid).sqrt()
         return Evaluation({name: value.item() for name, value in found.items()}, score=None)
 
-    def _mean(self, rows: Tensor) -> Tensor:
-        valid = self._batch.valid
-        return (rows * valid).sum() / valid.sum().clamp(min=1)
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    return (values * weight).sum() / weight.sum().clamp(min=1)
 
 
 class _Stopped(Exception):

@@ -73,7 +73,7 @@ class ReplayChunks:
 
     @property
     def _online_starts(self) -> int:
-        return max(0, self._transitions - self._config.chunk_size + 1)
+        return max(0, self._transitions if self._config.pad_chunks else self._transitions - self._config.chunk_size + 1)
 
     def add(
         self,
@@ -145,17 +145,23 @@ class ReplayChunks:
 
     def _batch(self, starts: NDArray[np.int64]) -> ChunkBatch:
         """Online chunks that start at the given rows, on the CPU."""
-        rows, c = self._rows, self._config
-        targets = chunk_targets(
-            rows["rewards"], rows["terminations"], rows["episode_ends"], c.chunk_size, c.discount, starts
+        c = self._config
+        rows = {name: values[: self._transitions] for name, values in self._rows.items()}
+        columns = (rows["rewards"], rows["terminations"], rows["episode_ends"])
+        targets, offsets = (
+            chunk_targets(*columns, c.chunk_size, c.discount, starts, c.pad_chunks),
+            np.arange(c.chunk_size),
         )
+        actions = rows["actions"][(starts[:, None] + offsets) % self._transitions]
+        within = (offsets < targets.steps[:, None]).astype(np.float32)
         arrays = {
             "observations": rows["observations"][starts],
-            "actions": rows["actions"][starts[:, None] + np.arange(c.chunk_size)].reshape(len(starts), -1),
+            "actions": actions.reshape(len(starts), -1),
             "rewards": targets.rewards,
             "next_observations": rows["next_observations"][targets.last_rows],
             "masks": targets.masks,
             "valid": targets.valid,
+            "within": within.repeat(actions.shape[2], axis=1),
             # Of use only in pretraining, which is over.
             "returns": np.zeros(len(starts), np.float32),
             "known": np.zeros(len(starts), np.float32),

@@ -10,6 +10,7 @@ import numpy as np
 
 from meam_policy.console import duration
 from meam_training.config import TrainConfig
+from meam_training.data.data_report import data_report
 from meam_training.data.dataset import OfflineDataset
 from meam_training.learning.update_cost import RunStart
 from meam_training.runs.csv_file import read_rows
@@ -45,8 +46,12 @@ def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> di
         f"of {dataset.observation_dim} numbers, actions of {dataset.action_dim}, {kept}",
         **({"left out": ", ".join(dataset.left_out)} if dataset.left_out else {}),
         **start_fact(start.started_from),
-        "device": where,
     }
+    report = data_report(dataset, config.chunk_size, config.pad_chunks, quick=True)
+    facts |= {name: report.facts[name] for name in ("chunks", "rewards", "actions")}
+    if report.warnings:
+        facts["check"] = "\n".join(report.warnings)
+    facts["device"] = where
     if config.compile:
         again = ", and as long again after pretraining" if config.pretraining else ""
         facts["compiling"] = f"takes a minute or two before the first update{again}"
