@@ -85,7 +85,7 @@ EFFECTIVE: dict[str, dict[str, Any]] = {  # what it takes, beside the me-am pres
 
 
 PUBLISHED = {"objective": "adjoint", "sde": "reference", "solver": "euler", "confine": False, "joint_clip": True}
-PUBLISHED |= {"precondition": False, "normalise_values": False, "pretrain_critics": False}
+PUBLISHED |= {"action_scaling": "box", "precondition": False, "normalise_values": False, "pretrain_critics": False}
 
 
 def test_the_presets_are_the_five_methods():
@@ -118,6 +118,7 @@ def test_the_presets_of_qam_take_the_published_scheme_and_me_am_its_own():
                 "solver": "midpoint",
                 "confine": True,
                 "joint_clip": False,
+                "action_scaling": "data",
                 "precondition": True,
                 "normalise_values": True,
                 "pretrain_critics": True,
@@ -202,6 +203,7 @@ CHOICES = {
     "kl_dual": ["log", "reference"],
     "solver": ["euler", "ab2", "midpoint", "heun", "rk4"],
     "precision": ["float32", "bf16"],
+    "action_scaling": ["data", "box"],
 }
 SWITCHES = ["confine", "adaptive_mixture", "joint_clip", "compile", "layer_norm", "precondition", "normalise_values"]
 SWITCHES += ["pretrain_critics"]
@@ -437,7 +439,7 @@ def test_me_am_is_held_within_a_budget_unless_it_is_given_a_temperature():
 
 
 NEW = ("precondition", "normalise_values", "kl_budget", "kl_dual", "switch_time", "bridge_adjoint", "layer_norm")
-NEW += ("pretrain_critics",)
+NEW += ("pretrain_critics", "action_scaling")
 
 
 @pytest.mark.parametrize("method", ["bc", "qam", "qam-edit", "me-am"])
@@ -452,6 +454,7 @@ def test_settings_of_an_earlier_version_train_as_they_did(method):
     written = {**json.loads(TrainConfig.preset(method).to_json()), **earlier}
     config = TrainConfig.from_json(json.dumps({name: value for name, value in written.items() if name not in NEW}))
     assert (config.precondition, config.kl_budget, config.pretraining) == (False, None, 0)
+    assert config.action_scaling == "box"
     assert not config.pretrains_critics
     if method != "bc":
         assert (config.normalise_values, config.objective, config.inverse_temperature) == (False, "reweighted", 2.0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -58,6 +58,12 @@ class TrainArguments:
     config: Annotated[TrainConfig, tyro.conf.arg(name="", constructor=_Draft)]
     env_id: str | None = None
     """For an .npz file: OGBench single-task name, from whose goal rewards are computed."""
+    action_low: tuple[float, ...] | None = None
+    """Lower bounds of the actions, where the data has none: one number, or one for each number of an action."""
+    action_high: tuple[float, ...] | None = None
+    """Upper bounds, likewise."""
+    clip_actions: bool = False
+    """Clip recorded actions to the bounds, as many simulators do, rather than refuse those beyond."""
     resume: bool = False
     """Resume from the newest checkpoint in the output folder, with the run's data and settings unless others are
     given."""
@@ -69,8 +75,8 @@ def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and train."""
     parsed = _parse(arguments, prog)
     assert parsed.data is not None  # otherwise _parse refuses
-    dataset = _load(parsed.data, parsed.env_id)
-    origin = {"data": _absolute(parsed.data), "env_id": parsed.env_id}
+    dataset = _load(parsed)
+    origin = {"data": _absolute(parsed.data), "env_id": parsed.env_id, **_action_bounds(parsed)}
     last = Checkpoint.latest(parsed.output_dir) if parsed.resume else None
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
     progress = _Progress(parsed.config)
@@ -190,6 +196,9 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
             output_dir=tyro.MISSING,
             config=_Draft(**vars(settings)),
             env_id=origin.get("env_id"),
+            action_low=_numbers(origin.get("action_low")),
+            action_high=_numbers(origin.get("action_high")),
+            clip_actions=origin.get("clip_actions") or False,
         ),
     )
     if parsed.data is None and folder is None:  # the word None, which tyro reads as Python's
@@ -223,9 +232,18 @@ def _absolute(data: str) -> str:
     return str(path.resolve()) if path.exists() else data
 
 
-def _load(data: str, env_id: str | None) -> OfflineDataset:
+def _numbers(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _action_bounds(parsed: TrainArguments) -> dict[str, Any]:
+    return {name: getattr(parsed, name) for name in ("action_low", "action_high", "clip_actions")}
+
+
+def _load(parsed: TrainArguments) -> OfflineDataset:
+    data, env_id, bounds = str(parsed.data), parsed.env_id, _action_bounds(parsed)
     if data.endswith(".npz"):
-        return OfflineDataset.from_ogbench(data, env_id)
+        return OfflineDataset.from_ogbench(data, env_id, **bounds)
     if env_id is not None:
         raise DatasetError(f"--env-id is for OGBench .npz files; {data} is a Minari data set with rewards of its own.")
-    return OfflineDataset.from_minari(data)
+    return OfflineDataset.from_minari(data, **bounds)

@@ -30,6 +30,7 @@ BridgeAdjoint = Literal["denoiser", "scalar"]
 Scheme = Literal["ancestral", "reference"]
 Dual = Literal["log", "reference"]
 Precision = Literal["float32", "bf16"]
+ActionScaling = Literal["data", "box"]
 Logger = Literal["tensorboard", "wandb"]
 
 
@@ -115,6 +116,9 @@ class TrainConfig:
     """Widths of the hidden layers of each critic."""
     num_critics: Annotated[int, Range(least=1), TRAINS_POLICY] = 10
     """Number of critics in the ensemble."""
+    action_scaling: ActionScaling = "data"
+    """What the flow's [-1, 1] stands for in every number of an action: the range of the data with a tenth of its width
+    on either side, within the action box, or the whole box, as published. Actions beyond it are never chosen."""
     precondition: bool = True
     """Build the velocity of a Gaussian with the mean and the standard deviation of the data's actions into the velocity
     fields, so that their networks learn only what differs from it."""
@@ -435,7 +439,12 @@ class TrainConfig:
 _RENAMED = {"flow_steps": "nfe", "mirror_steps": "mirror_stages", "ascent_candidates": "ascent_starts"}
 """Current names of settings, by the names in earlier versions."""
 
-_BEFORE: dict[str, Any] = {"precondition": False, "normalise_values": False, "pretrain_critics": False}
+_BEFORE: dict[str, Any] = {
+    "action_scaling": "box",
+    "precondition": False,
+    "normalise_values": False,
+    "pretrain_critics": False,
+}
 """What earlier versions did, where a setting that they lack is now something else by default."""
 
 _FIXED: Mapping[str, Mapping[str, float | None]] = MappingProxyType(
@@ -455,6 +464,7 @@ _PUBLISHED: Mapping[str, Any] = MappingProxyType(
         "solver": "euler",
         "confine": False,
         "joint_clip": True,
+        "action_scaling": "box",
         "precondition": False,
         "normalise_values": False,
         "pretrain_steps": 0,

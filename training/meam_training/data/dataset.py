@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,15 @@ from meam_training.data.minari_files import find_minari, source_files
 from meam_training.data.minari_source import minari_recording
 from meam_training.data.ogbench_source import ogbench_recording
 from meam_training.data.recording_description import described_boxes
-from meam_training.data.row_check import RowCheck, action_box_spec, flags, numbers, observation_box_specs, unit_box
+from meam_training.data.row_check import (
+    ActionBounds,
+    RowCheck,
+    action_box_spec,
+    flags,
+    numbers,
+    observation_box_specs,
+    unit_box,
+)
 
 __all__ = ["OfflineDataset"]
 
@@ -113,6 +121,9 @@ class OfflineDataset:
         *,
         observation_space: spaces.Space[Any] | None = None,
         action_space: spaces.Space[Any] | None = None,
+        action_low: float | Sequence[float] | None = None,
+        action_high: float | Sequence[float] | None = None,
+        clip_actions: bool = False,
         dataset_id: str | None = None,
         environment_id: str | None = None,
         control_rate_hz: float | None = None,
@@ -127,7 +138,11 @@ class OfflineDataset:
             terminations: True where the task ended [n].
             truncations: True where the episode was cut off [n]. An episode ends at either flag, and at the last row.
             observation_space: Box, or Dict of Boxes; None takes an unbounded Box.
-            action_space: Box with finite bounds; None takes [-1, 1], in which the actions must then lie.
+            action_space: Box; None takes the given bounds, or [-1, 1], in which the actions must then lie.
+            action_low: Lower bounds of the actions, where the space has none: one number, or one for each number of an
+                action; None takes the space's.
+            action_high: Upper bounds, likewise.
+            clip_actions: Clip actions to the bounds, as many simulators do, rather than refuse those beyond.
             dataset_id: Name of the data set, recorded in policies trained on it.
             environment_id: Environment the data was recorded in.
             control_rate_hz: Rate at which the actions were applied, Hz.
@@ -146,11 +161,12 @@ class OfflineDataset:
         ends = ended | cut
         ends[-1] = True
         boxes = observation_box_specs(observation_space, observations)
+        bounds = ActionBounds(action_low, action_high, clip_actions)
         if action_space is None:
-            action_space = unit_box(numbers(actions, "actions").shape)
-        action_box = action_box_spec(action_space)
+            action_space = unit_box(numbers(actions, "actions").shape, bounds)
+        action_box = action_box_spec(action_space, bounds)
         return cls(
-            **RowCheck(boxes, action_box)(observations, actions, rewards, next_observations, ended, ends),
+            **RowCheck(boxes, action_box, clip_actions)(observations, actions, rewards, next_observations, ended, ends),
             observation_boxes=boxes,
             action_box=action_box,
             dataset_id=dataset_id,
@@ -159,7 +175,14 @@ class OfflineDataset:
         )
 
     @classmethod
-    def from_minari(cls, id_or_path: str | os.PathLike[str]) -> OfflineDataset:
+    def from_minari(
+        cls,
+        id_or_path: str | os.PathLike[str],
+        *,
+        action_low: float | Sequence[float] | None = None,
+        action_high: float | Sequence[float] | None = None,
+        clip_actions: bool = False,
+    ) -> OfflineDataset:
         """Read a local Minari data set.
 
         Terminations in the middle of a recorded episode are kept: there are no further rewards after them, but the
@@ -168,6 +191,10 @@ class OfflineDataset:
         Args:
             id_or_path: A Minari id such as "D4RL/door/human-v2" (under `MINARI_DATASETS_PATH`, by default
                 ~/.minari/datasets), or the folder of a data set.
+            action_low: Lower bounds of the actions, where the space has none: one number, or one for each number of an
+                action; None takes the space's.
+            action_high: Upper bounds, likewise.
+            clip_actions: Clip actions to the bounds, as many simulators do, rather than refuse those beyond.
 
         Raises:
             NotFoundError: there is no such local data set.
@@ -175,16 +202,31 @@ class OfflineDataset:
                 not Minari's.
         """
         folder = find_minari(id_or_path)
-        return open_cached(folder, source_files(folder), [], lambda: minari_recording(folder), cls._from_recording)
+        bounds = ActionBounds(action_low, action_high, clip_actions)
+        return open_cached(
+            folder, source_files(folder), bounds.key, lambda: minari_recording(folder, bounds), cls._from_recording
+        )
 
     @classmethod
-    def from_ogbench(cls, npz: str | os.PathLike[str], environment_id: str | None = None) -> OfflineDataset:
+    def from_ogbench(
+        cls,
+        npz: str | os.PathLike[str],
+        environment_id: str | None = None,
+        *,
+        action_low: float | Sequence[float] | None = None,
+        action_high: float | Sequence[float] | None = None,
+        clip_actions: bool = False,
+    ) -> OfflineDataset:
         """Read a data set in OGBench's `.npz` format.
 
         Args:
             npz: The file; the last row of each trajectory has `terminals` set and no successor.
             environment_id: OGBench single-task name, such as "cube-single-play-singletask-task1-v0", from whose goal
                 rewards and masks are computed, as in OGBench. Required if the file contains no rewards.
+            action_low: Lower bounds of the actions, where the space has none: one number, or one for each number of an
+                action; None takes the space's.
+            action_high: Upper bounds, likewise.
+            clip_actions: Clip actions to the bounds, as many simulators do, rather than refuse those beyond.
 
         Raises:
             NotFoundError: there is no such file or environment.
@@ -194,10 +236,11 @@ class OfflineDataset:
         path = Path(npz).expanduser()
         if not path.is_file():
             raise NotFoundError(f"There is no file {path}.")
-        settings = [path.stem, environment_id, environment_id and _installed_version("ogbench")]
+        bounds = ActionBounds(action_low, action_high, clip_actions)
+        settings = [path.stem, environment_id, environment_id and _installed_version("ogbench"), *bounds.key]
         source = path.resolve()
         return open_cached(
-            source, [source], settings, lambda: ogbench_recording(path, environment_id), cls._from_recording
+            source, [source], settings, lambda: ogbench_recording(path, environment_id, bounds), cls._from_recording
         )
 
     def chunk_sampler(self, chunk_size: int, discount: float) -> ActionChunkSampler:

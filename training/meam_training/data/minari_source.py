@@ -12,16 +12,17 @@ from meam_policy.errors import DatasetError
 from meam_training.data.dataset_cache import Recording, rows_per_block
 from meam_training.data.minari_files import MinariSource, open_minari
 from meam_training.data.recording_description import describe_recording
-from meam_training.data.row_check import RowCheck, action_box_spec, flags, observation_box_specs
+from meam_training.data.row_check import ActionBounds, RowCheck, action_box_spec, flags, observation_box_specs
 
 __all__ = ["minari_recording"]
 
 
-def minari_recording(folder: Path) -> Recording:
+def minari_recording(folder: Path, bounds: ActionBounds) -> Recording:
     """Start reading a Minari data set.
 
     Args:
         folder: The folder that contains its metadata.json.
+        bounds: Bounds of the actions.
 
     Returns:
         The recording, whose blocks are read on demand.
@@ -31,9 +32,12 @@ def minari_recording(folder: Path) -> Recording:
             each other or the spaces.
     """
     source = open_minari(folder)
-    boxes, action_box = observation_box_specs(source.observation_space, ()), action_box_spec(source.action_space)
+    boxes, action_box = (
+        observation_box_specs(source.observation_space, ()),
+        action_box_spec(source.action_space, bounds),
+    )
     about = describe_recording(boxes, action_box, source.dataset_id, source.environment_id, source.control_rate_hz)
-    check, rows = RowCheck(boxes, action_box), rows_per_block(sum(box.size for box in boxes))
+    check, rows = RowCheck(boxes, action_box, bounds.clip), rows_per_block(sum(box.size for box in boxes))
     return Recording(about, (check(*block) for block in _minari_blocks(source, rows)))
 
 

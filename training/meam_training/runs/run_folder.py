@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import filelock
 from safetensors.torch import save
@@ -56,7 +57,7 @@ class RunRecord:
         run_id: Id of the run in Weights & Biases.
     """
 
-    origin: Mapping[str, str | None] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     @classmethod
@@ -228,7 +229,7 @@ def open_run(
     data: str,
     *,
     resume: bool,
-    origin: Mapping[str, str | None] | None = None,
+    origin: Mapping[str, Any] | None = None,
     group: ProcessGroup | None = None,
 ) -> Iterator[Run]:
     """Start or resume the run in a folder, which is locked against other processes within the context.
@@ -273,7 +274,7 @@ def _begun(
     spec: PolicySpec,
     data: str,
     resume: bool,
-    origin: Mapping[str, str | None] | None,
+    origin: Mapping[str, Any] | None,
 ) -> Iterator[Run]:
     _make(folder)
     record = RunRecord.load(folder)
