@@ -23,6 +23,7 @@ from meam_training.config import TrainConfig
 from meam_training.data.action_range import action_range
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.dataset_cache import array_blocks, moments
+from meam_training.data.observation_scale import observation_scale
 from meam_training.learning.calibration import Calibration
 from meam_training.learning.chunk_source import ChunkSource, DeviceChunks, make_chunk_source
 from meam_training.learning.device import cpu_threads, training_device
@@ -177,9 +178,7 @@ def train(
 
 def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
     """Specification of a policy trained with these settings on this data; its file hashes are still empty."""
-    mean, std = dataset.observation_moments
-    # A constant component has no scale, or by rounding a tiny one, which would blow up deviations at deployment.
-    constant = std <= 1e-6 * np.maximum(1.0, np.abs(mean))
+    mean, scale = observation_scale(dataset)
     low, high = np.array(dataset.action_box.low), np.array(dataset.action_box.high)
     if config.action_scaling == "data":
         low, high = action_range(dataset.actions, dataset.action_box)
@@ -191,7 +190,7 @@ def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
         chunk_size=config.chunk_size,
         execute_steps=config.execute_steps or config.chunk_size,
         observation_mean=tuple(mean.tolist()),
-        observation_std=tuple(np.where(constant, 1.0, std).tolist()),
+        observation_std=tuple(scale.tolist()),
         action_offset=tuple(((high + low) / 2).tolist()),
         action_scale=tuple(half.tolist()),
         integration=config.integration,

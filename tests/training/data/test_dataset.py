@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meam_policy.errors import DatasetError, MeamError, NotFoundError
+from meam_policy.spec import BoxSpec
+from meam_training.data.action_range import action_range
 from meam_training.data.dataset import OfflineDataset
 from meam_training.networks.policy_module import PolicyModule
 from meam_training.trainer import make_spec, train
@@ -346,6 +348,48 @@ def test_observations_slightly_beyond_their_space_are_taken_as_they_are_with_a_w
         data = OfflineDataset.from_arrays(**given, observation_space=spaces.Box(-1, 1, (3,)))
     assert len(warned) == 1
     assert data.observations[5, 1] == 1.25
+
+
+def test_digits_that_float32_loses_are_told():
+    given = arrays()
+    given["observations"] = given["observations"] * 0.01 + [0, 5e6, 0]
+    with pytest.warns(UserWarning, match=r"observations at index 1 are about 5000000.* float32 rounds .* nearby"):
+        OfflineDataset.from_arrays(**given)
+
+
+def test_a_number_that_only_jitters_has_unit_scale():
+    generator = np.random.default_rng(0)
+    observations = generator.normal([0, 1.57, 0], [1, 2e-5, 2e-5], (4000, 3))
+    rows = {name: np.repeat(values[:1], 4000, axis=0) for name, values in arrays().items()}
+    data = OfflineDataset.from_arrays(**{**rows, "observations": observations})
+    assert make_spec_of(data, chunk_size=1).observation_std[1] == 1
+    assert make_spec_of(data, chunk_size=1).observation_std[2] == pytest.approx(2e-5, rel=0.05)  # of no known size
+    declared = spaces.Box(-3, 3, (3,))
+    rows["next_observations"] = np.zeros((4000, 3))
+    with pytest.warns(UserWarning, match="outside its declared space"):
+        data = OfflineDataset.from_arrays(**{**rows, "observations": observations}, observation_space=declared)
+    assert make_spec_of(data, chunk_size=1).observation_std[1:] == (1, 1)
+
+
+def test_a_flag_that_is_rarely_set_is_within_ten_scales_and_a_single_spike_is_not():
+    observations = np.random.default_rng(0).normal(size=(20000, 3))
+    observations[:, 1] = np.arange(20000) % 1000 == 7
+    observations[11, 2] = 500
+    rows = {name: np.repeat(values[:1], 20000, axis=0) for name, values in arrays().items()}
+    spec = make_spec_of(OfflineDataset.from_arrays(**{**rows, "observations": observations}), chunk_size=1)
+    distance = (observations - spec.observation_mean) / np.array(spec.observation_std)
+    assert np.abs(distance[:, 1]).max() == pytest.approx(10)
+    assert np.abs(distance[:, 2]).max() > 50
+
+
+def test_a_single_spike_of_an_action_leaves_the_range_to_the_others():
+    actions = np.random.default_rng(0).normal(0, 0.1, (5000, 2))
+    actions[7, 0], actions[100:103, 1] = 90, -0.6
+    low, high = action_range(actions.astype(np.float32), BoxSpec((2,), "float32", (-100,) * 2, (100, 0.2)))
+    assert -1 < low[0] < -0.3
+    assert 0.3 < high[0] < 1
+    assert low[1] < -0.6
+    assert high[1] == 0.2
 
 
 def test_a_locked_joint_is_always_given_its_value(tmp_path, make_config):

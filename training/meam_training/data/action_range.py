@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meam_policy.spec import BoxSpec
+from meam_training.data.dataset_cache import rows_per_block
 
 __all__ = ["RANGE_MARGIN", "action_range"]
 
@@ -21,8 +22,6 @@ one width of the rest. That is 9 standard deviations of a normal distribution; w
 LEAST_WIDTH = 1e-3
 """Least half width, as a share of the action's size or of 1 if that is larger: an action that never moved has none."""
 
-_MOST_ROWS = 1_000_000
-
 
 def action_range(actions: NDArray[np.float32], box: BoxSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Robust range of every number of an action, with a margin, within the box.
@@ -31,7 +30,7 @@ def action_range(actions: NDArray[np.float32], box: BoxSpec) -> tuple[NDArray[np
     quantiles `TAIL` and 1 - `TAIL`) than the bulk is wide: these are left out, and clipped to the range in training.
 
     Args:
-        actions: Actions of the data [n, action_dim]; of more than a million rows, evenly spaced ones count.
+        actions: Actions of the data [n, action_dim]; evenly spaced rows count, a block of them.
         box: Box of the actions; low and high may be equal.
 
     Returns:
@@ -39,7 +38,7 @@ def action_range(actions: NDArray[np.float32], box: BoxSpec) -> tuple[NDArray[np
         are equal.
     """
     low, high = np.array(box.low), np.array(box.high)
-    some = np.asarray(actions[:: -(-len(actions) // _MOST_ROWS)], np.float64).clip(low, high)
+    some = np.asarray(actions[:: -(-len(actions) // rows_per_block(box.size))], np.float64).clip(low, high)
     # A quantile of a few rows is the least or largest of them.
     bulk = np.quantile(some, (TAIL, 1 - TAIL), axis=0, method="closest_observation")
     width = bulk[1] - bulk[0]

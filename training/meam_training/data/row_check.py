@@ -33,6 +33,10 @@ OUTSIDE = 1.0
 warning: simulators leave the bounds that they declare. Farther away, units or order are another matter."""
 
 
+LOST = 0.05
+"""Share of a number's standard deviation that float32 may take from it without a warning."""
+
+
 class ActionBounds(NamedTuple):
     """What the user says about the bounds of recorded actions.
 
@@ -162,7 +166,24 @@ class RowCheck:
                 f"[{box.low[column]}, {box.high[column]}]. It is learned from as it is, as `act` takes it too.",
                 stacklevel=2,
             )
+        self._tell_lost_digits(wide, rows, label)
         return rows
+
+    def _tell_lost_digits(self, wide: NDArray[Any], rows: NDArray[np.float32], name: str) -> None:
+        if wide.dtype != np.float64 or f"digits of {name}" in self._told:
+            return
+        lost = np.abs(wide - rows).max(axis=0) > LOST * wide.std(axis=0)
+        # A number that does not move has no digits to lose.
+        lost &= np.ptp(wide, axis=0) > 0
+        if lost.any():
+            self._told.add(f"digits of {name}")
+            column = int(lost.argmax())
+            error, spread = np.abs(wide - rows)[:, column].max(), wide[:, column].std()
+            warnings.warn(
+                f"{name} at index {column} are about {wide[0, column]:.9g} and move by {spread:.3g}, which float32 "
+                f"rounds by up to {error:.3g}. Record them relative to a point nearby, and act likewise.",
+                stacklevel=2,
+            )
 
 
 class _Where:

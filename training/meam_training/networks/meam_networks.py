@@ -55,7 +55,11 @@ class MeamNetworks(nn.Module):
         self._precision: Precision = config.precision
         self.known_value: KnownValue | None = None
         self.encoder = ObservationEncoder(
-            spec.observation_mean, spec.observation_std, config.fourier_features, config.fourier_scale
+            spec.observation_mean,
+            spec.observation_std,
+            config.fourier_features,
+            config.fourier_scale,
+            config.observation_limit,
         )
         features = self.encoder.output_dim
 
