@@ -332,6 +332,7 @@ def test_online_learning_takes_a_policy_far_beyond_its_data(make_config, leftwar
         online_steps=350,
         online_warmup=40,
         offline_share=0.25,
+        action_scaling="box",
     )
     run = begin(config, leftward)
     policy = MeamPolicy(run.spec, NetworkSession(run.learner.networks, run.spec))

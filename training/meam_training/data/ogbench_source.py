@@ -47,7 +47,10 @@ def ogbench_recording(path: Path, environment_id: str | None, bounds: ActionBoun
         members = _ogbench_members(file, path, environment_id)
         shapes = {name: member.shape for name, member in members.items()}
     unbounded = spaces.Box(-np.inf, np.inf, shapes["observations"][1:] or (1,), np.float32)
-    boxes, action_box = observation_box_specs(unbounded, ()), action_box_spec(unit_box(shapes["actions"]), bounds)
+    boxes, action_box = (
+        observation_box_specs(unbounded, ()),
+        action_box_spec(unit_box(shapes["actions"], bounds), bounds),
+    )
     check, rows = RowCheck(boxes, action_box, bounds.clip), rows_per_block(boxes[0].size)
     return Recording(
         describe_recording(boxes, action_box, path.stem, environment_id, None),
