@@ -39,7 +39,7 @@ class SafetySettings:
 
     on_bad_observation: Reaction = "raise"
     on_bad_action: Reaction = "raise"
-    on_unfamiliar: Reaction | None = None
+    on_unfamiliar: Reaction | None = "hold"
     unfamiliarity_limit: float = 10.0
     rate_limit: float | Sequence[float] | None = None
 

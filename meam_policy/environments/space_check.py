@@ -117,7 +117,8 @@ def _kind(box: spaces.Box) -> str:
 def _check_bounds(name: str, ours: spaces.Box, theirs: spaces.Box, *, everywhere: bool) -> None:
     for side in ("low", "high"):
         mine, other = (np.ravel(getattr(box, side)).astype(np.float64) for box in (ours, theirs))
-        compared = np.full(mine.shape, True) if everywhere else np.isfinite(mine) & np.isfinite(other)
+        # An environment without bounds takes every action.
+        compared = np.isfinite(other) & (everywhere | np.isfinite(mine))
         if not np.allclose(mine[compared], other[compared]):
             raise SpaceError(
                 f"The environment's {name} bounds differ: {side} is {other.tolist()}, the policy has {mine.tolist()}."

@@ -45,8 +45,8 @@ class PolicySpec:
             chunk_size.
         observation_mean: Mean of every number of an observation in the training data.
         observation_std: Scale of every number of an observation; positive.
-        action_offset: Centre of the action box, environment units.
-        action_scale: Half width of the action box, environment units; positive.
+        action_offset: Centre of the range of actions, within the action box, environment units.
+        action_scale: Half width of the range of actions, environment units; positive.
         integration: How its flow is integrated from noise to action.
         acting: How it acts: the scale of the noise that it draws.
         method: Training method, e.g. "bc", "qam" or "me-am".

@@ -20,9 +20,11 @@ from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError
 from meam_policy.spec import PolicySpec
 from meam_training.config import TrainConfig
+from meam_training.data.action_range import action_range
 from meam_training.data.data_report import ChunkCoverage
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.dataset_cache import array_blocks, moments
+from meam_training.data.observation_scale import observation_scale
 from meam_training.learning.calibration import Calibration
 from meam_training.learning.chunk_source import ChunkSource, DeviceChunks, make_chunk_source
 from meam_training.learning.device import cpu_threads, training_device
@@ -206,19 +208,21 @@ def train(
 
 def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
     """Specification of a policy trained with these settings on this data; its file hashes are still empty."""
-    mean, std = dataset.observation_moments
-    # A constant component has no scale, or by rounding a tiny one, which would blow up deviations at deployment.
-    constant = std <= 1e-6 * np.maximum(1.0, np.abs(mean))
+    mean, scale = observation_scale(dataset)
     low, high = np.array(dataset.action_box.low), np.array(dataset.action_box.high)
+    if config.action_scaling == "data":
+        low, high = action_range(dataset.actions, dataset.action_box)
+    # A number whose bounds are equal is given by them; any scale serves.
+    half = np.where(high > low, (high - low) / 2, 1.0)
     return PolicySpec(
         observation=dataset.observation_boxes,
         action=dataset.action_box,
         chunk_size=config.chunk_size,
         execute_steps=config.execute_steps or config.chunk_size,
         observation_mean=tuple(mean.tolist()),
-        observation_std=tuple(np.where(constant, 1.0, std).tolist()),
+        observation_std=tuple(scale.tolist()),
         action_offset=tuple(((high + low) / 2).tolist()),
-        action_scale=tuple(((high - low) / 2).tolist()),
+        action_scale=tuple(half.tolist()),
         integration=config.integration,
         method=config.method,
         hyperparameters={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()},
@@ -234,9 +238,10 @@ def data_statistics(config: TrainConfig, dataset: OfflineDataset, spec: PolicySp
     Where a recording was cut off, the return goes on at the data's mean reward. Returns that are all equal have no
     scale; then the rewards' is taken, or else 1.
     """
-    mean, std = moments(lambda: array_blocks(dataset.actions))
-    scale = np.array(spec.action_scale)
-    centre = (mean - np.array(spec.action_offset)) / scale
+    offset, scale = np.array(spec.action_offset), np.array(spec.action_scale)
+    ends = (offset - scale, offset + scale)  # as the flow sees the actions
+    mean, std = moments(lambda: (block.clip(*ends) for block in array_blocks(dataset.actions)))
+    centre = (mean - offset) / scale
     rewards = dataset.rewards.astype(np.float64)
     returns = dataset.discounted_returns(config.discount).continued(dataset.rewards, config.discount)
     # Deviations that are rounding errors are none.

@@ -124,6 +124,8 @@ class _PolicyGraph:
         encoder, write = self._networks.encoder, self._write
         mean, std = (write.constant(array_of(values)) for values in (encoder.mean, encoder.std))
         normalised = write.op("Div", write.op("Sub", self._observation, mean), std)
+        if encoder.limit is not None:
+            normalised = write.op("Clip", normalised, write.constant(-encoder.limit), write.constant(encoder.limit))
         if encoder.frequencies.shape[1] == 0:
             return normalised
         phase = write.op("MatMul", normalised, write.constant(array_of(encoder.frequencies)))

@@ -60,6 +60,7 @@ KINDS = {
     ),
     "three hidden layers": TrainConfig.preset("qam", **{**SIZES, "hidden_dims": (9, 8, 7)}),
     "layer norm": TrainConfig.preset("me-am", layer_norm=True, **SIZES),
+    "bounded observations": TrainConfig.preset("me-am", observation_limit=0.5, **SIZES),
     "one step": TrainConfig.preset("me-am", distill_coef=1.0, **SIZES),
     "one step beside an edit policy": TrainConfig.preset("qam-edit", edit_scale=0.4, distill_coef=1.0, **SIZES),
     "takes_prefix": TrainConfig.preset("me-am", **SIZES),
@@ -175,6 +176,7 @@ def numpy_policy(
 ) -> dict[str, np.ndarray]:
     """In float64: encoder, tanh-GELU network, integration, edit, choice, scaling; noise is [batch, samples, act]."""
     features = (observation.astype(np.float64) - spec.observation_mean) / np.array(spec.observation_std)
+    features = features.clip(*(side * (config.observation_limit or np.inf) for side in (-1, 1)))
     if config.fourier_features:
         phase = features @ weights["encoder.frequencies"]
         features = np.concatenate([features, np.cos(phase), np.sin(phase)], axis=1)
@@ -948,7 +950,7 @@ def test_confined_euler_steps_clip_once_each(kind: str, steps: int) -> None:
     config = KINDS[kind]
     found = check_graph(exported(make_spec(steps, config=config, solver="euler"), config)[0]).operators
     assert found["Gemm"] == 3 * steps + 1
-    assert found["Clip"] == steps
+    assert found["Clip"] == steps + 1  # one bounds the observation
     if kind == "me-am":
         # The two of every graph, and at every step but the last two: a step's constant is not the next one's.
         assert found["Add"] == 2 + 2 * (steps - 1)

@@ -397,7 +397,7 @@ def test_held_and_neutral_actions_keep_the_rate(copying):
 def test_unfamiliarity_is_the_largest_distance_in_standard_deviations(rows, mean, std, limit):
     health = Health()
     spec = replace(PLAIN_SPEC, observation_mean=tuple(mean), observation_std=tuple(std))
-    shell = SafetyShell(spec, SafetySettings(unfamiliarity_limit=limit), health)
+    shell = SafetyShell(spec, SafetySettings(on_unfamiliar=None, unfamiliarity_limit=limit), health)
     expected = [max(abs(float(o) - m) / s for o, m, s in zip(row, mean, std, strict=True)) for row in rows]
     for number, row in enumerate(rows):
         assert shell.judge(row[None]) == {}
@@ -408,8 +408,16 @@ def test_unfamiliarity_is_the_largest_distance_in_standard_deviations(rows, mean
     assert health.unfamiliar == 2 * sum(distance > limit for distance in expected)
 
 
-def test_unfamiliar_observation_is_only_counted_by_default(linear):
-    plain, policy = linear.load(seed=0), linear.load(seed=0, safety=SafetySettings(unfamiliarity_limit=1.5))
+def test_the_last_action_is_held_at_an_unfamiliar_observation_by_default(linear):
+    policy = linear.load(seed=0)
+    before = policy.act([1, 0, 0])
+    np.testing.assert_array_equal(policy.act([11, 0, 0]), before)
+    assert (policy.health().unfamiliar, policy.health().replaced) == (1, 1)
+
+
+def test_unfamiliar_observation_is_only_counted_if_asked(linear):
+    safety = SafetySettings(on_unfamiliar=None, unfamiliarity_limit=1.5)
+    plain, policy = linear.load(seed=0), linear.load(seed=0, safety=safety)
     np.testing.assert_array_equal(act_along(policy, OBSERVATIONS), act_along(plain, OBSERVATIONS))
     expected = int((np.abs(OBSERVATIONS) > 1.5).any(axis=2).sum())
     assert 0 < expected < 120

@@ -69,6 +69,19 @@ def test_a_run_is_resumed_without_repeating_its_data_and_settings(begun, monkeyp
     assert json.loads((begun / "config.json").read_text())["steps"] == 5
 
 
+@pytest.mark.parametrize(("flags", "bound"), [("--clip-actions", 1), ("--action-low -2 --action-high 2 2", 2)])
+def test_bounds_of_the_actions_are_given_once_and_kept_by_a_resumed_run(data, tmp_path, capsys, flags, bound):
+    arrays = dict(np.load(data))
+    np.savez(data, **{**arrays, "actions": 1.5 * arrays["actions"]})
+    arguments = ["train", "bc", "--data", str(data), "--output-dir", str(tmp_path / "run"), "--steps", "2"]
+    arguments += TINY.replace("--critic-hidden-dims 8 --num-critics 2 ", "").split()
+    assert meam(arguments) == 2
+    assert "--clip-actions" in capsys.readouterr().err.replace("\n", "")
+    assert meam([*arguments, *flags.split()]) == 0
+    assert meam(["train", "--resume", "--output-dir", str(tmp_path / "run"), "--steps", "3"]) == 0
+    assert Checkpoint.load(tmp_path / "run").spec.action.high == (bound, bound)
+
+
 @pytest.mark.parametrize("form", [["--output-dir={}"], ["--output_dir", "{}"]])
 def test_the_folder_is_found_however_it_is_written(begun, form):
     arguments = [part.format(begun) for part in form]

@@ -39,6 +39,7 @@ WHOLE = {  # field: smallest value
 }
 REAL = {  # field: values at the edges that are accepted, and that are not
     "fourier_scale": ([1e-9, 100.0], [0.0, -1.0, NAN, INF]),
+    "observation_limit": ([1e-9, 1e9], [0.0, -1.0, NAN, INF]),
     "discount": ([1e-9, 1.0], [0.0, -0.5, 1.0000001, NAN]),
     "learning_rate": ([1e-12, 1.0], [0.0, -1e-3, NAN, INF]),
     "score_eps": ([1e-6, 0.999], [0.0, 1.0, -0.1, NAN]),
@@ -86,7 +87,14 @@ EFFECTIVE: dict[str, dict[str, Any]] = {  # what it takes, beside the me-am pres
 
 
 PUBLISHED = {"objective": "adjoint", "sde": "reference", "solver": "euler", "confine": False, "joint_clip": True}
-PUBLISHED |= {"precondition": False, "normalise_values": False, "pretrain_critics": False, "pad_chunks": False}
+PUBLISHED |= {
+    "observation_limit": None,
+    "action_scaling": "box",
+    "precondition": False,
+    "normalise_values": False,
+    "pretrain_critics": False,
+    "pad_chunks": False,
+}
 
 
 def test_the_presets_are_the_five_methods():
@@ -119,6 +127,8 @@ def test_the_presets_of_qam_take_the_published_scheme_and_me_am_its_own():
                 "solver": "midpoint",
                 "confine": True,
                 "joint_clip": False,
+                "observation_limit": 10.0,
+                "action_scaling": "data",
                 "precondition": True,
                 "normalise_values": True,
                 "pretrain_critics": True,
@@ -185,7 +195,8 @@ def test_a_number_must_lie_in_its_range(field):
     method = "qam-edit" if field == "edit_scale" else "me-am"
     for value in accepted:
         assert getattr(TrainConfig.preset(method, **{**EFFECTIVE.get(field, {}), field: value}), field) == value
-    for value in [*refused, "0.5", None, True]:
+    optional = field == "observation_limit"
+    for value in [*refused, "0.5", True, *([] if optional else [None])]:
         with pytest.raises(ConfigError, match=f"{field} is {value!r}; expected a number"):
             TrainConfig.preset(method, **{field: value})
 
@@ -204,6 +215,7 @@ CHOICES = {
     "kl_dual": ["log", "reference"],
     "solver": ["euler", "ab2", "midpoint", "heun", "rk4"],
     "precision": ["float32", "bf16"],
+    "action_scaling": ["data", "box"],
 }
 SWITCHES = ["confine", "adaptive_mixture", "joint_clip", "compile", "layer_norm", "precondition", "normalise_values"]
 SWITCHES += ["pretrain_critics", "pad_chunks"]
@@ -439,7 +451,7 @@ def test_me_am_is_held_within_a_budget_unless_it_is_given_a_temperature():
 
 
 NEW = ("precondition", "normalise_values", "kl_budget", "kl_dual", "switch_time", "bridge_adjoint", "layer_norm")
-NEW += ("pretrain_critics", "pad_chunks")
+NEW += ("pretrain_critics", "pad_chunks", "action_scaling", "observation_limit")
 
 
 @pytest.mark.parametrize("method", ["bc", "qam", "qam-edit", "me-am"])
@@ -454,6 +466,7 @@ def test_settings_of_an_earlier_version_train_as_they_did(method):
     written = {**json.loads(TrainConfig.preset(method).to_json()), **earlier}
     config = TrainConfig.from_json(json.dumps({name: value for name, value in written.items() if name not in NEW}))
     assert (config.precondition, config.kl_budget, config.pretraining) == (False, None, 0)
+    assert (config.action_scaling, config.observation_limit) == ("box", None)
     assert not config.pretrains_critics
     if method != "bc":
         assert (config.normalise_values, config.objective, config.inverse_temperature) == (False, "reweighted", 2.0)

@@ -5,12 +5,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meam_policy.errors import DatasetError, MeamError, NotFoundError
+from meam_policy.spec import BoxSpec
+from meam_training.data.action_range import action_range
 from meam_training.data.dataset import OfflineDataset
+from meam_training.networks.policy_module import PolicyModule
 from meam_training.trainer import make_spec, train
 
 UNBOUNDED = spaces.Box(-np.inf, np.inf, (3,), np.float64)
@@ -182,8 +186,8 @@ def test_lists_and_strided_arrays_are_taken_by_value():
 def test_a_value_out_of_its_space_is_named(field):
     given = arrays(observations=np.zeros((7, 3)), next_observations=np.zeros((7, 3)))
     given[field] = given[field].copy()
-    given[field][5, 1] = 1.01
-    with pytest.raises(DatasetError, match=rf"{field} is 1.01 at episode 1, step 2, index 1; .*\[-1.0, 1.0\]"):
+    given[field][5, 1] = 1.01 if field == "actions" else 3.01
+    with pytest.raises(DatasetError, match=rf"{field} is \d.01 at episode 1, step 2, index 1; .*\[-1.0, 1.0\]"):
         OfflineDataset.from_arrays(**given, observation_space=spaces.Box(-1, 1, (3,)), action_space=UNIT)
 
 
@@ -196,7 +200,7 @@ def test_rounding_beyond_the_bounds_is_accepted():
     "space",
     [
         spaces.Box(-np.inf, np.inf, (2,)),
-        spaces.Box(np.array([-1, 0], np.float32), np.array([1, 0], np.float32)),
+        spaces.Box(-3e38, 3e38, (2,)),
         spaces.Discrete(3),
         spaces.MultiBinary(2),
     ],
@@ -284,13 +288,120 @@ def test_data_with_a_constant_observation_trains(make_config, tmp_path):
     assert all(value.isfinite().all() for value in networks.state_dict().values())
 
 
-def test_actions_are_normalised_by_their_box():
+def test_actions_that_fill_their_box_are_normalised_by_it():
     space = spaces.Box(np.array([0, -4], np.float32), np.array([10, -2], np.float32))
     actions = np.random.default_rng(0).uniform([0, -4], [10, -2], (7, 2))
+    actions[:2] = [0.5, -2.1], [9.5, -3.9]
     spec = make_spec_of(OfflineDataset.from_arrays(**arrays(actions=actions), action_space=space), chunk_size=3)
     assert spec.action_offset == (5, -3)
     assert spec.action_scale == (5, 1)
     assert (spec.chunk_size, spec.execute_steps, spec.noise_dim) == (3, 3, 6)
+
+
+def test_actions_are_scaled_by_their_range_in_a_box_that_is_far_wider():
+    actions = np.random.default_rng(0).uniform([0, -4], [10, -2], (7, 2))
+    space = spaces.Box(-100, 100, (2,))
+    data = OfflineDataset.from_arrays(**arrays(actions=actions), action_space=space)
+    low, high = actions.min(axis=0), actions.max(axis=0)
+    spec = make_spec_of(data, chunk_size=3)
+    np.testing.assert_allclose(spec.action_offset, (low + high) / 2, rtol=1e-6)
+    np.testing.assert_allclose(spec.action_scale, 0.6 * (high - low), rtol=1e-6)
+    assert spec.action.high == (100, 100)
+    assert make_spec_of(data, chunk_size=3, action_scaling="box").action_scale == (100, 100)
+
+
+def test_unbounded_actions_are_taken_with_given_bounds():
+    space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    with pytest.raises(DatasetError, match=r"index 0: \[-inf, inf\]; .*action_low= .*--action-low"):
+        OfflineDataset.from_arrays(**arrays(), action_space=space)
+    data = OfflineDataset.from_arrays(**arrays(), action_space=space, action_low=-2, action_high=[1, 3])
+    assert (data.action_box.low, data.action_box.high) == ((-2, -2), (1, 3))
+    assert OfflineDataset.from_arrays(**spoiled("actions", 0, 1.5), action_high=2).action_box.high == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ({"action_low": 0.5, "action_high": 0.25}, r"contradict each other at index 0: low is 0.5, high is 0.25"),
+        ({"action_low": [-1, -2]}, r"\[-2.0, 1.0\] at index 1, beyond those of the action space, \[-1.0, 1.0\]"),
+        ({"action_high": [1, 1, 1]}, "action_high is .*; expected one number, or 2"),
+        ({"action_high": float("nan")}, "no usable bounds at index 0"),
+    ],
+)
+def test_contradictory_action_bounds_are_refused(bounds, message):
+    with pytest.raises(DatasetError, match=message):
+        OfflineDataset.from_arrays(**arrays(), action_space=UNIT, **bounds)
+
+
+def test_actions_beyond_the_bounds_are_clipped_if_asked():
+    with pytest.raises(DatasetError, match=r"actions is 1.5 .*clip_actions=True \(--clip-actions"):
+        OfflineDataset.from_arrays(**spoiled("actions", 1, 1.5))
+    data = OfflineDataset.from_arrays(**spoiled("actions", 1, 1.5), clip_actions=True)
+    np.testing.assert_array_equal(data.actions[1], 1)
+    np.testing.assert_array_equal(data.actions[2:], arrays()["actions"][2:].astype(np.float32))
+
+
+def test_observations_slightly_beyond_their_space_are_taken_as_they_are_with_a_warning():
+    given = arrays(observations=np.zeros((7, 3)), next_observations=np.zeros((7, 3)))
+    given["observations"][5, 1] = 1.25
+    with pytest.warns(UserWarning, match=r"observations is 1.25 at episode 1, step 2, index 1, outside") as warned:
+        data = OfflineDataset.from_arrays(**given, observation_space=spaces.Box(-1, 1, (3,)))
+    assert len(warned) == 1
+    assert data.observations[5, 1] == 1.25
+
+
+def test_digits_that_float32_loses_are_told():
+    given = arrays()
+    given["observations"] = given["observations"] * 0.01 + [0, 5e6, 0]
+    with pytest.warns(UserWarning, match=r"observations at index 1 are about 5000000.* float32 rounds .* nearby"):
+        OfflineDataset.from_arrays(**given)
+
+
+def test_a_number_that_only_jitters_has_unit_scale():
+    generator = np.random.default_rng(0)
+    observations = generator.normal([0, 1.57, 0], [1, 2e-5, 2e-5], (4000, 3))
+    rows = {name: np.repeat(values[:1], 4000, axis=0) for name, values in arrays().items()}
+    data = OfflineDataset.from_arrays(**{**rows, "observations": observations})
+    assert make_spec_of(data, chunk_size=1).observation_std[1] == 1
+    assert make_spec_of(data, chunk_size=1).observation_std[2] == pytest.approx(2e-5, rel=0.05)  # of no known size
+    declared = spaces.Box(-3, 3, (3,))
+    rows["next_observations"] = np.zeros((4000, 3))
+    with pytest.warns(UserWarning, match="outside its declared space"):
+        data = OfflineDataset.from_arrays(**{**rows, "observations": observations}, observation_space=declared)
+    assert make_spec_of(data, chunk_size=1).observation_std[1:] == (1, 1)
+
+
+def test_a_flag_that_is_rarely_set_is_within_ten_scales_and_a_single_spike_is_not():
+    observations = np.random.default_rng(0).normal(size=(20000, 3))
+    observations[:, 1] = np.arange(20000) % 1000 == 7
+    observations[11, 2] = 500
+    rows = {name: np.repeat(values[:1], 20000, axis=0) for name, values in arrays().items()}
+    spec = make_spec_of(OfflineDataset.from_arrays(**{**rows, "observations": observations}), chunk_size=1)
+    distance = (observations - spec.observation_mean) / np.array(spec.observation_std)
+    assert np.abs(distance[:, 1]).max() == pytest.approx(10)
+    assert np.abs(distance[:, 2]).max() > 50
+
+
+def test_a_single_spike_of_an_action_leaves_the_range_to_the_others():
+    actions = np.random.default_rng(0).normal(0, 0.1, (5000, 2))
+    actions[7, 0], actions[100:103, 1] = 90, -0.6
+    low, high = action_range(actions.astype(np.float32), BoxSpec((2,), "float32", (-100,) * 2, (100, 0.2)))
+    assert -1 < low[0] < -0.3
+    assert 0.3 < high[0] < 1
+    assert low[1] < -0.6
+    assert high[1] == 0.2
+
+
+def test_a_locked_joint_is_always_given_its_value(tmp_path, make_config):
+    space = spaces.Box(np.array([-1, 0.3], np.float32), np.array([1, 0.3], np.float32))
+    actions = np.column_stack([arrays()["actions"][:, 0], np.full(7, np.float32(0.3))])
+    data = OfflineDataset.from_arrays(**arrays(actions=actions), action_space=space)
+    for scaling in ("data", "box"):
+        config = make_config("bc", steps=2, action_scaling=scaling)
+        checkpoint = train(config, data, tmp_path / scaling)
+        policy = PolicyModule(checkpoint.load_networks(), checkpoint.spec)
+        given = policy(torch.zeros(5, 3), torch.randn(5, checkpoint.spec.noise_dim))
+        assert (given[..., 1] == np.float32(0.3)).all()
 
 
 # From Minari
@@ -440,6 +551,19 @@ def test_images_without_a_space_are_refused(mapped):
     observations = {"cam": frames} if mapped else frames
     with pytest.raises(DatasetError, match="images: uint8 of shape"):
         OfflineDataset.from_arrays(**arrays(observations=observations, next_observations=observations))
+
+
+def test_minari_actions_are_bounded_and_clipped_as_asked(make_minari, tmp_path):
+    unbounded = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    recorded = episode(6)
+    recorded["actions"][2][1] = 1.5
+    folder = make_minari(tmp_path, "tests/unbounded-v0", [recorded], UNBOUNDED, unbounded)
+    with pytest.raises(DatasetError, match="action_low="):
+        OfflineDataset.from_minari(folder)
+    wide = OfflineDataset.from_minari(folder, action_low=-2, action_high=2)
+    clipped = OfflineDataset.from_minari(folder, action_low=-1, action_high=1, clip_actions=True)
+    assert (wide.actions[2, 1], clipped.actions[2, 1]) == (1.5, 1)
+    assert (wide.action_box.high, clipped.action_box.high) == ((2, 2), (1, 1))
 
 
 # From OGBench

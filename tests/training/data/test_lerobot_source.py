@@ -121,9 +121,11 @@ def test_rows_are_transitions_and_the_last_of_an_episode_counts_only_where_the_t
 
 def test_the_box_of_the_actions_is_their_range_or_the_one_that_is_given(folder):
     box = OfflineDataset.from_lerobot(folder).action_box
-    assert (box.low[0], box.high[0]) == (0, 204)
-    assert box.low[1] < 50 < box.high[1]  # a gripper that never moved
-    assert box.high[1] - box.low[1] < 0.02
+    assert (box.low, box.high) == ((0, 50), (204, 50))  # a gripper that never moved
+    bounded = OfflineDataset.from_lerobot(folder, action_low=-300, action_high=[300, 60]).action_box
+    assert (bounded.low, bounded.high) == ((-300, -300), (300, 60))
+    clipped = OfflineDataset.from_lerobot(folder, action_high=[100, 60], clip_actions=True)
+    assert (clipped.action_box.low, clipped.action_box.high, clipped.actions[:, 0].max()) == ((0, 50), (100, 60), 100)
     given = OfflineDataset.from_lerobot(folder, action_space=spaces.Box(-300, 300, (2,))).action_box
     assert given.high == (300, 300)
     with pytest.raises(DatasetError, match=r"actions is 50.0 at episode 0, step 0, index 1"):

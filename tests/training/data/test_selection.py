@@ -141,17 +141,18 @@ def test_joined_data_sets_follow_each_other_and_are_named_with_their_shares():
     assert len({data.fingerprint, shared.fingerprint, OfflineDataset.joined(parts, [3, 1]).fingerprint}) == 3
 
 
+@pytest.mark.parametrize("pad", [False, True])
 @pytest.mark.parametrize("source", [DeviceChunks, HostChunks])
-def test_batches_have_the_given_shares_and_no_row_of_a_part_is_preferred(source, make_config):
+def test_batches_have_the_given_shares_and_no_row_of_a_part_is_preferred(source, pad, make_config):
     parts = [recording(0, (20,)), recording(100, (10,)), recording(200, (12,))]
     data = OfflineDataset.joined(parts, [1, 2, 1])
-    config = make_config("bc", chunk_size=3)
+    config = make_config("bc", chunk_size=3, pad_chunks=pad)
     chunks = source(config, data, make_spec(config, data), CPU)
     drawn = chunks.sample(100_000, torch.Generator().manual_seed(0)).observations[:, 0].numpy()
     part = np.digitize(drawn, [100, 200])
     np.testing.assert_allclose(np.bincount(part) / len(drawn), [0.25, 0.5, 0.25], atol=0.005)
-    # Those of the last part without its last two rows, at which no chunk can start.
-    for number, rows in enumerate((20, 10, 10)):
+    # Without padding those of the last part but its last two rows, at which no whole chunk starts.
+    for number, rows in enumerate((20, 10, 12 if pad else 10)):
         counts = np.unique(drawn[part == number], return_counts=True)[1]
         assert len(counts) == rows
         np.testing.assert_allclose(counts / counts.sum(), 1 / rows, atol=5 / np.sqrt(counts.sum() * rows))

@@ -199,7 +199,7 @@ def test_a_restored_replay_ends_the_episode_that_was_going_on(make_config, leftw
 
 @pytest.mark.parametrize("terminates", [False, True])
 def test_only_a_termination_stops_the_bootstrap(make_config, leftward, terminates):
-    config = make_config(online_steps=21, online_warmup=20)
+    config = make_config(online_steps=21, online_warmup=20, action_scaling="box")
     run = begin(config, leftward, Line(horizon=3, terminates=terminates))
     logged = [run.online.step(config.steps + i) for i in range(1, 7)]
     state = run.online.state()
@@ -213,7 +213,7 @@ def test_only_a_termination_stops_the_bootstrap(make_config, leftward, terminate
 
 
 def test_the_policy_acts_as_it_will_be_exported(make_config, leftward):
-    config = make_config(chunk_size=3, online_steps=21, online_warmup=20)
+    config = make_config(chunk_size=3, online_steps=21, online_warmup=20, action_scaling="box")
     env = Line()
     run = begin(config, leftward, env)
     for step in range(2 * HORIZON):
@@ -333,6 +333,7 @@ def test_online_learning_takes_a_policy_far_beyond_its_data(make_config, leftwar
         online_steps=350,
         online_warmup=40,
         offline_share=0.25,
+        action_scaling="box",
     )
     run = begin(config, leftward)
     policy = MeamPolicy(run.spec, NetworkSession(run.learner.networks, run.spec))

@@ -42,6 +42,11 @@ def test_observations_are_normalised():
     assert encoder.output_dim == 2
 
 
+def test_normalised_observations_are_bounded():
+    encoder = ObservationEncoder([1.0, -2.0], [2.0, 0.5], limit=3.0)
+    np.testing.assert_allclose(encoder(torch.tensor([[1e9, -2.5], [-1e30, 0.0]])), [[3, -1], [-3, 3]])
+
+
 def test_fourier_features_are_cosines_and_sines_of_the_normalised_observation():
     encoder = ObservationEncoder([1.0, -2.0, 0.0], [2.0, 0.5, 1.0], fourier_features=8, fourier_scale=3.0).double()
     observation = normal(5, 3)

@@ -81,6 +81,12 @@ class TrainArguments:
     others are given."""
     statistics: Statistics = "kept"
     """With --from: normalisation kept from the policy, or renewed from the data."""
+    action_low: tuple[float, ...] | None = None
+    """Lower bounds of the actions, where the data has none: one number, or one for each number of an action."""
+    action_high: tuple[float, ...] | None = None
+    """Upper bounds, likewise."""
+    clip_actions: bool = False
+    """Clip recorded actions to the bounds, as many simulators do, rather than refuse those beyond."""
     resume: bool = False
     """Resume from the newest checkpoint in the output folder, with the run's data and settings unless others are
     given."""

@@ -30,6 +30,7 @@ BridgeAdjoint = Literal["denoiser", "scalar"]
 Scheme = Literal["ancestral", "reference"]
 Dual = Literal["log", "reference"]
 Precision = Literal["float32", "bf16"]
+ActionScaling = Literal["data", "box"]
 Logger = Literal["tensorboard", "wandb"]
 
 
@@ -116,6 +117,13 @@ class TrainConfig:
     """Widths of the hidden layers of each critic."""
     num_critics: Annotated[int, Range(least=1), TRAINS_POLICY] = 10
     """Number of critics in the ensemble."""
+    observation_limit: Annotated[float | None, Range(above=0)] = 10.0
+    """Bound on each number of a normalised observation, standard deviations, in training and in the exported graph: far
+    from the data a network extrapolates without limit. None for no bound, as published."""
+    action_scaling: ActionScaling = "data"
+    """What the flow's [-1, 1] stands for in every number of an action: the range of the data with a tenth of its width
+    on either side, within the action box, or the whole box, as published. Actions beyond it are never chosen:
+    take the box for online training that is to leave the range of the data."""
     precondition: bool = True
     """Build the velocity of a Gaussian with the mean and the standard deviation of the data's actions into the velocity
     fields, so that their networks learn only what differs from it."""
@@ -441,6 +449,8 @@ _RENAMED = {"flow_steps": "nfe", "mirror_steps": "mirror_stages", "ascent_candid
 """Current names of settings, by the names in earlier versions."""
 
 _BEFORE: dict[str, Any] = {
+    "observation_limit": None,
+    "action_scaling": "box",
     "precondition": False,
     "normalise_values": False,
     "pretrain_critics": False,
@@ -465,6 +475,8 @@ _PUBLISHED: Mapping[str, Any] = MappingProxyType(
         "solver": "euler",
         "confine": False,
         "joint_clip": True,
+        "observation_limit": None,
+        "action_scaling": "box",
         "precondition": False,
         "normalise_values": False,
         "pretrain_steps": 0,

@@ -37,7 +37,15 @@ from meam_training.data.minari_source import minari_recording
 from meam_training.data.ogbench_source import ogbench_recording
 from meam_training.data.reading_choices import ReadingChoices
 from meam_training.data.recording_description import describe_recording, described_boxes
-from meam_training.data.row_check import RowCheck, action_box_spec, flags, numbers, observation_box_specs, unit_box
+from meam_training.data.row_check import (
+    ActionBounds,
+    RowCheck,
+    action_box_spec,
+    flags,
+    numbers,
+    observation_box_specs,
+    unit_box,
+)
 from meam_training.data.selection import chosen_rows, common, joined_blocks, joined_boxes, normalised_shares
 
 if TYPE_CHECKING:
@@ -138,6 +146,9 @@ class OfflineDataset:
         *,
         observation_space: spaces.Space[Any] | None = None,
         action_space: spaces.Space[Any] | None = None,
+        action_low: float | Sequence[float] | None = None,
+        action_high: float | Sequence[float] | None = None,
+        clip_actions: bool = False,
         dataset_id: str | None = None,
         environment_id: str | None = None,
         control_rate_hz: float | None = None,
@@ -152,7 +163,11 @@ class OfflineDataset:
             terminations: True where the task ended [n].
             truncations: True where the episode was cut off [n]. An episode ends at either flag, and at the last row.
             observation_space: Box, or Dict of Boxes; None takes an unbounded Box.
-            action_space: Box with finite bounds; None takes [-1, 1], in which the actions must then lie.
+            action_space: Box; None takes the given bounds, or [-1, 1], in which the actions must then lie.
+            action_low: Lower bounds of the actions, where the space has none: one number, or one for each number of an
+                action; None takes the space's.
+            action_high: Upper bounds, likewise.
+            clip_actions: Clip actions to the bounds, as many simulators do, rather than refuse those beyond.
             dataset_id: Name of the data set, recorded in policies trained on it.
             environment_id: Environment the data was recorded in.
             control_rate_hz: Rate at which the actions were applied, Hz.
@@ -171,11 +186,12 @@ class OfflineDataset:
         ends = ended | cut
         ends[-1] = True
         boxes = observation_box_specs(observation_space, observations)
+        bounds = ActionBounds(action_low, action_high, clip_actions)
         if action_space is None:
-            action_space = unit_box(numbers(actions, "actions").shape)
-        action_box = action_box_spec(action_space)
+            action_space = unit_box(numbers(actions, "actions").shape, bounds)
+        action_box = action_box_spec(action_space, bounds)
         return cls(
-            **RowCheck(boxes, action_box)(observations, actions, rewards, next_observations, ended, ends),
+            **RowCheck(boxes, action_box, clip_actions)(observations, actions, rewards, next_observations, ended, ends),
             observation_boxes=boxes,
             action_box=action_box,
             dataset_id=dataset_id,
@@ -188,7 +204,13 @@ class OfflineDataset:
 
     @classmethod
     def from_minari(
-        cls, id_or_path: str | os.PathLike[str] | MinariDataset, *, observation_keys: Sequence[str] | None = None
+        cls,
+        id_or_path: str | os.PathLike[str] | MinariDataset,
+        *,
+        observation_keys: Sequence[str] | None = None,
+        action_low: float | Sequence[float] | None = None,
+        action_high: float | Sequence[float] | None = None,
+        clip_actions: bool = False,
     ) -> OfflineDataset:
         """Read a local Minari data set.
 
@@ -200,33 +222,56 @@ class OfflineDataset:
                 ~/.minari/datasets), or the folder of a data set; or a `MinariDataset`, of which those episodes are
                 taken that it was filtered to.
             observation_keys: Keys of a Dict observation, in the order of flattening; None takes all.
+            action_low: Lower bounds of the actions, where the space has none: one number, or one for each number of an
+                action; None takes the space's.
+            action_high: Upper bounds, likewise.
+            clip_actions: Clip actions to the bounds, as many simulators do, rather than refuse those beyond.
 
         Raises:
             NotFoundError: there is no such local data set.
             DatasetError: as in `from_arrays`; or the files would run code, refer to files outside the data set, or are
                 not Minari's.
         """
+        bounds = ActionBounds(action_low, action_high, clip_actions)
         if not isinstance(id_or_path, (str, os.PathLike)):
-            whole = cls.from_minari(id_or_path.storage.data_path, observation_keys=observation_keys)
+            whole = cls.from_minari(
+                id_or_path.storage.data_path,
+                observation_keys=observation_keys,
+                action_low=action_low,
+                action_high=action_high,
+                clip_actions=clip_actions,
+            )
             chosen, total = np.asarray(id_or_path.episode_indices), np.count_nonzero(whole.episode_ends)
             return whole if np.array_equal(chosen, np.arange(total)) else whole.choose_episodes(chosen)
-        folder, choices = find_minari(id_or_path), ReadingChoices.of(observation_keys)
+        folder, choices = find_minari(id_or_path), ReadingChoices.of(observation_keys, bounds=bounds)
         return open_cached(
             folder,
             source_files(folder),
-            [] if observation_keys is None else choices.as_settings(),
-            lambda: minari_recording(folder, choices.observation_keys),
+            bounds.key if observation_keys is None else choices.as_settings(),
+            lambda: minari_recording(folder, bounds, choices.observation_keys),
             cls._from_recording,
         )
 
     @classmethod
-    def from_ogbench(cls, npz: str | os.PathLike[str], environment_id: str | None = None) -> OfflineDataset:
+    def from_ogbench(
+        cls,
+        npz: str | os.PathLike[str],
+        environment_id: str | None = None,
+        *,
+        action_low: float | Sequence[float] | None = None,
+        action_high: float | Sequence[float] | None = None,
+        clip_actions: bool = False,
+    ) -> OfflineDataset:
         """Read a data set in OGBench's `.npz` format.
 
         Args:
             npz: The file; the last row of each trajectory has `terminals` set and no successor.
             environment_id: OGBench single-task name, such as "cube-single-play-singletask-task1-v0", from whose goal
                 rewards and masks are computed, as in OGBench. Required if the file contains no rewards.
+            action_low: Lower bounds of the actions, where the space has none: one number, or one for each number of an
+                action; None takes the space's.
+            action_high: Upper bounds, likewise.
+            clip_actions: Clip actions to the bounds, as many simulators do, rather than refuse those beyond.
 
         Raises:
             NotFoundError: there is no such file or environment.
@@ -234,10 +279,10 @@ class OfflineDataset:
             MissingExtraError: rewards have to be computed and OGBench is not installed.
         """
         path = Path(npz).expanduser()
-        source = _existing(path)
-        settings = [path.stem, environment_id, environment_id and _installed_version("ogbench")]
+        source, bounds = _existing(path), ActionBounds(action_low, action_high, clip_actions)
+        settings = [path.stem, environment_id, environment_id and _installed_version("ogbench"), *bounds.key]
         return open_cached(
-            source, [source], settings, lambda: ogbench_recording(path, environment_id), cls._from_recording
+            source, [source], settings, lambda: ogbench_recording(path, environment_id, bounds), cls._from_recording
         )
 
     @classmethod
@@ -252,6 +297,9 @@ class OfflineDataset:
         termination: str | None = None,
         environment_id: str | None = None,
         control_rate_hz: float | None = None,
+        action_low: float | Sequence[float] | None = None,
+        action_high: float | Sequence[float] | None = None,
+        clip_actions: bool = False,
     ) -> OfflineDataset:
         """Read an HDF5 file in the layout of D4RL or of robomimic.
 
@@ -275,6 +323,9 @@ class OfflineDataset:
                 does, if there are any.
             environment_id: Environment the data was recorded in.
             control_rate_hz: Rate at which the actions were applied, Hz; None takes the recorded one, if there is one.
+            action_low: Lower bounds of the actions, as in `from_minari`.
+            action_high: Upper bounds, likewise.
+            clip_actions: Clip actions to the bounds.
 
         Raises:
             NotFoundError: there is no such file.
@@ -289,6 +340,7 @@ class OfflineDataset:
             termination=termination,
             environment_id=environment_id,
             control_rate_hz=control_rate_hz,
+            bounds=ActionBounds(action_low, action_high, clip_actions),
         )
         return open_cached(
             source, [source], choices.as_settings(), lambda: hdf5_recording(source, choices), cls._from_recording
@@ -306,6 +358,9 @@ class OfflineDataset:
         termination: str | None = None,
         environment_id: str | None = None,
         control_rate_hz: float | None = None,
+        action_low: float | Sequence[float] | None = None,
+        action_high: float | Sequence[float] | None = None,
+        clip_actions: bool = False,
     ) -> OfflineDataset:
         """Read a LeRobot data set on this machine, of version 2.0, 2.1 or 3.0.
 
@@ -325,6 +380,9 @@ class OfflineDataset:
             termination: Column of flags that are true where the task ended; None takes "next.success", if there is one.
             environment_id: Environment the data was recorded in.
             control_rate_hz: Rate at which the actions were applied, Hz; None takes the recorded `fps`.
+            action_low: Lower bounds of the actions, as in `from_minari`.
+            action_high: Upper bounds, likewise.
+            clip_actions: Clip actions to the bounds.
 
         Raises:
             NotFoundError: there is no such data set.
@@ -342,6 +400,7 @@ class OfflineDataset:
             termination=termination,
             environment_id=environment_id,
             control_rate_hz=control_rate_hz,
+            bounds=ActionBounds(action_low, action_high, clip_actions),
         )
         return open_cached(
             given,

@@ -22,7 +22,7 @@ from meam_training.data.hdf5_files import check_hdf5
 from meam_training.data.minari_source import episode_blocks
 from meam_training.data.reading_choices import MADE_REWARDS, ReadingChoices, StoredEpisode, stored_episode
 from meam_training.data.recording_description import describe_recording
-from meam_training.data.row_check import RowCheck, action_box_spec, flags, observation_box_specs, unit_box
+from meam_training.data.row_check import RowCheck, flags, observation_box_specs, unit_box
 
 __all__ = ["hdf5_recording"]
 
@@ -51,10 +51,10 @@ def hdf5_recording(path: Path, choices: ReadingChoices) -> Recording:
         demos = _demonstrations(file)
         layout = _robomimic(file, demos, path, choices) if demos else _d4rl(file, path, choices)
     boxes = _boxes(layout.observations)
-    action_box = choices.action_box or action_box_spec(unit_box((0, *layout.actions)))
+    action_box = choices.action_box(unit_box((0, *layout.actions)))
     rate = choices.control_rate_hz or layout.rate
     about = describe_recording(boxes, action_box, path.stem, choices.environment_id, rate)
-    check, rows = RowCheck(boxes, action_box), rows_per_block(sum(box.size for box in boxes))
+    check, rows = RowCheck(boxes, action_box, choices.bounds.clip), rows_per_block(sum(box.size for box in boxes))
     episodes = _robomimic_episodes(path, demos, layout) if demos else _d4rl_episodes(path)
     return Recording(about, (check(*block) for block in episode_blocks(path.name, _reading(episodes, path), rows)))
 

@@ -14,14 +14,13 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from meam_policy.errors import DatasetError
-from meam_policy.spec import BoxSpec
 from meam_training.data.dataset_cache import Recording, rows_per_block
 from meam_training.data.minari_files import source_files
 from meam_training.data.minari_source import episode_blocks
 from meam_training.data.parquet_files import read_columns, require_pyarrow
 from meam_training.data.reading_choices import MADE_REWARDS, ReadingChoices, StoredEpisode, stored_episode
 from meam_training.data.recording_description import describe_recording
-from meam_training.data.row_check import RowCheck, action_box_spec, flags, observation_box_specs
+from meam_training.data.row_check import RowCheck, flags, observation_box_specs
 
 __all__ = ["is_lerobot", "lerobot_files", "lerobot_recording"]
 
@@ -37,9 +36,6 @@ STATE, ACTION, REWARD, SUCCESS = "observation.state", "action", "next.reward", "
 """Names that LeRobot gives to its columns."""
 
 MOST_EPISODES = 10_000_000
-STILL = 1e-4
-"""Half width of the box of an action that never changed, relative to it where it is above 1: a box must have a
-width."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +99,12 @@ def lerobot_recording(folder: Path, choices: ReadingChoices) -> Recording:
     single = source.keys == (STATE,)
     space = unbounded[STATE] if single else spaces.Dict([(k.removeprefix(PREFIX), box) for k, box in unbounded.items()])
     boxes = observation_box_specs(space, ())
-    action_box = choices.action_box or _range(source)
+    action_box = choices.action_box(_range(source))
     rate = choices.control_rate_hz or _rate(info)
     about = describe_recording(boxes, action_box, folder.name, choices.environment_id, rate)
-    about["measured_bounds"] = choices.action_box is None
+    about["measured_bounds"] = choices.action_space is None and None in choices.bounds[:2]
     about["left_out"] = [name for name, feature in features.items() if _is_image(feature)]
-    check, rows = RowCheck(boxes, action_box), rows_per_block(sum(box.size for box in boxes))
+    check, rows = RowCheck(boxes, action_box, choices.bounds.clip), rows_per_block(sum(box.size for box in boxes))
     episodes = (episode for episode in _episodes(source, single) if episode is not None)
     return Recording(about, (check(*block) for block in episode_blocks(folder.name, episodes, rows)))
 
@@ -234,7 +230,7 @@ def _lengths(file: Path) -> dict[int, int]:
     return found
 
 
-def _range(source: _Source) -> BoxSpec:
+def _range(source: _Source) -> spaces.Box:
     """Box of the recorded actions: LeRobot declares none."""
     shape = source.shapes[source.action]
     low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
@@ -246,8 +242,7 @@ def _range(source: _Source) -> BoxSpec:
             np.minimum(low, actions.min(axis=0, initial=np.inf)),
             np.maximum(high, actions.max(axis=0, initial=-np.inf)),
         )
-    still = STILL * np.maximum(1.0, np.abs(low)) * (low == high)
-    return action_box_spec(spaces.Box((low - still).astype(np.float32), (high + still).astype(np.float32)))
+    return spaces.Box(low.astype(np.float32), high.astype(np.float32))
 
 
 def _episodes(source: _Source, single: bool) -> Iterator[StoredEpisode | None]:

@@ -14,16 +14,17 @@ from meam_training.data.dataset_cache import Recording, rows_per_block
 from meam_training.data.minari_files import MinariSource, open_minari
 from meam_training.data.reading_choices import StoredEpisode
 from meam_training.data.recording_description import describe_recording
-from meam_training.data.row_check import RowCheck, action_box_spec, flags, observation_box_specs
+from meam_training.data.row_check import ActionBounds, RowCheck, action_box_spec, flags, observation_box_specs
 
 __all__ = ["episode_blocks", "minari_recording"]
 
 
-def minari_recording(folder: Path, observation_keys: Sequence[str] | None = None) -> Recording:
+def minari_recording(folder: Path, bounds: ActionBounds, observation_keys: Sequence[str] | None = None) -> Recording:
     """Start reading a Minari data set.
 
     Args:
         folder: The folder that contains its metadata.json.
+        bounds: Bounds of the actions.
         observation_keys: Keys of a Dict observation, in the order of flattening; None takes all.
 
     Returns:
@@ -35,9 +36,9 @@ def minari_recording(folder: Path, observation_keys: Sequence[str] | None = None
     """
     source = open_minari(folder)
     space = source.observation_space if observation_keys is None else _part(source, observation_keys)
-    boxes, action_box = observation_box_specs(space, ()), action_box_spec(source.action_space)
+    boxes, action_box = observation_box_specs(space, ()), action_box_spec(source.action_space, bounds)
     about = describe_recording(boxes, action_box, source.dataset_id, source.environment_id, source.control_rate_hz)
-    check, rows = RowCheck(boxes, action_box), rows_per_block(sum(box.size for box in boxes))
+    check, rows = RowCheck(boxes, action_box, bounds.clip), rows_per_block(sum(box.size for box in boxes))
     episodes = source.episodes
     if observation_keys is not None:
         episodes = (_with_keys(source.dataset_id, episode, observation_keys) for episode in source.episodes)

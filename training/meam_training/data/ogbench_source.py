@@ -15,6 +15,7 @@ from meam_training.data.npz_files import NpzFile, NpzMember
 from meam_training.data.ogbench_rewards import STATES, ogbench_rewards
 from meam_training.data.recording_description import describe_recording
 from meam_training.data.row_check import (
+    ActionBounds,
     RowCheck,
     action_box_spec,
     flags,
@@ -27,12 +28,13 @@ from meam_training.data.row_check import (
 __all__ = ["ogbench_recording"]
 
 
-def ogbench_recording(path: Path, environment_id: str | None) -> Recording:
+def ogbench_recording(path: Path, environment_id: str | None, bounds: ActionBounds) -> Recording:
     """Start reading a file in OGBench's format.
 
     Args:
         path: The `.npz` file.
         environment_id: OGBench single-task name from whose goal rewards and masks are computed; None takes the file's.
+        bounds: Bounds of the actions.
 
     Returns:
         The recording, whose blocks are read on demand.
@@ -45,8 +47,8 @@ def ogbench_recording(path: Path, environment_id: str | None) -> Recording:
         members = _ogbench_members(file, path, environment_id)
         observations, actions = members["observations"], members["actions"]
     unbounded = unbounded_box(observations.shape, observations.dtype)
-    boxes, action_box = observation_box_specs(unbounded, ()), action_box_spec(unit_box(actions.shape))
-    check, rows = RowCheck(boxes, action_box), rows_per_block(boxes[0].size)
+    boxes, action_box = observation_box_specs(unbounded, ()), action_box_spec(unit_box(actions.shape, bounds), bounds)
+    check, rows = RowCheck(boxes, action_box, bounds.clip), rows_per_block(boxes[0].size)
     return Recording(
         describe_recording(boxes, action_box, path.stem, environment_id, None),
         (check(*block) for block in _ogbench_blocks(path, environment_id, rows)),

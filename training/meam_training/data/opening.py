@@ -64,6 +64,9 @@ class DataArguments:
         action_key: Key of the actions.
         reward: Key of the rewards, or "end" or "none".
         termination: Key of the terminations.
+        action_low: Lower bounds of the actions: one number, or one for each number of an action; None for the data's.
+        action_high: Upper bounds, likewise.
+        clip_actions: Clip recorded actions to the bounds.
     """
 
     data: tuple[str, ...]
@@ -74,6 +77,9 @@ class DataArguments:
     action_key: str | None = None
     reward: str | None = None
     termination: str | None = None
+    action_low: tuple[float, ...] | None = None
+    action_high: tuple[float, ...] | None = None
+    clip_actions: bool = False
 
     @property
     def absolute(self) -> DataArguments:
@@ -118,14 +124,15 @@ def open_dataset(arguments: DataArguments) -> OfflineDataset:
 def _open(name: str, a: DataArguments) -> OfflineDataset:
     path = Path(name).expanduser()
     chosen: dict[str, Any] = {"action_key": a.action_key, "reward": a.reward, "termination": a.termination}
+    bounds: dict[str, Any] = {"action_low": a.action_low, "action_high": a.action_high, "clip_actions": a.clip_actions}
     keys, suffix = a.observation_keys or None, path.suffix.lower()
     if suffix == ".npz":
         _refuse({"observation_keys": keys, **chosen}, name, "OGBench's .npz files have one array of each")
-        return OfflineDataset.from_ogbench(name, a.env_id)
+        return OfflineDataset.from_ogbench(name, a.env_id, **bounds)
     if suffix in (".hdf5", ".h5") and not path.is_dir():
-        return OfflineDataset.from_hdf5(path, observation_keys=keys, environment_id=a.env_id, **chosen)
+        return OfflineDataset.from_hdf5(path, observation_keys=keys, environment_id=a.env_id, **chosen, **bounds)
     if is_lerobot(path):
-        return OfflineDataset.from_lerobot(path, observation_keys=keys, environment_id=a.env_id, **chosen)
+        return OfflineDataset.from_lerobot(path, observation_keys=keys, environment_id=a.env_id, **chosen, **bounds)
     other = OTHER_SUFFIXES.get(suffix) if path.exists() else None
     if path.is_dir():
         other = other or next((kind for file, kind in OTHER_FOLDERS.items() if (path / file).exists()), None)
@@ -147,7 +154,7 @@ def _open(name: str, a: DataArguments) -> OfflineDataset:
         raise DatasetError(
             f"--env-id is {a.env_id}, but {name} is a Minari data set with rewards of its own. Leave it out."
         )
-    return OfflineDataset.from_minari(name, observation_keys=keys)
+    return OfflineDataset.from_minari(name, observation_keys=keys, **bounds)
 
 
 def _refuse(choices: dict[str, Any], name: str, why: str) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from meam_policy.errors import DatasetError
 from meam_policy.spec import BoxSpec
-from meam_training.data.row_check import action_box_spec
+from meam_training.data.row_check import DECLARED, ActionBounds, action_box_spec
 
 __all__ = ["MADE_REWARDS", "ReadingChoices", "StoredEpisode", "stored_episode"]
 
@@ -34,6 +34,7 @@ class ReadingChoices:
         termination: Key of the flags that are true where the task ended; None for the default.
         environment_id: Environment the data was recorded in.
         control_rate_hz: Rate at which the actions were applied, Hz; None takes what the file says.
+        bounds: What the user says about the bounds of the actions.
     """
 
     observation_keys: tuple[str, ...] | None = None
@@ -43,6 +44,7 @@ class ReadingChoices:
     termination: str | None = None
     environment_id: str | None = None
     control_rate_hz: float | None = None
+    bounds: ActionBounds = DECLARED
 
     @classmethod
     def of(cls, observation_keys: Sequence[str] | None, **others: Any) -> ReadingChoices:
@@ -58,20 +60,27 @@ class ReadingChoices:
             raise DatasetError(f"observation_keys are {list(keys)}; expected one key or more, each once.")
         return cls(keys, **others)
 
-    @property
-    def action_box(self) -> BoxSpec | None:
-        """The chosen box of the action, if any.
+    def action_box(self, measured: spaces.Box) -> BoxSpec:
+        """The box of the action: the chosen space or, without one, that of the file, within the chosen bounds.
+
+        Args:
+            measured: Box of the file, whose bounds give way to chosen ones.
 
         Raises:
-            DatasetError: it is not a Box of floats with finite bounds and positive width.
+            DatasetError: it is not a Box of floats, or its bounds are missing or contradict each other.
         """
-        return None if self.action_space is None else action_box_spec(self.action_space)
+        if self.action_space is not None:
+            return action_box_spec(self.action_space, self.bounds)
+        low = measured.low if self.bounds.low is None else np.full_like(measured.low, -np.inf)
+        high = measured.high if self.bounds.high is None else np.full_like(measured.high, np.inf)
+        return action_box_spec(spaces.Box(low, high, dtype=np.float32), self.bounds)
 
     def as_settings(self) -> list[str]:
         """The choices as settings of a conversion; see `dataset_cache.open_cached`."""
-        box = self.action_box
+        box = None if self.action_space is None else action_box_spec(self.action_space, self.bounds)
         shown = {**vars(self), "action_space": None if box is None else box.to_json()}
-        return [json.dumps(shown, sort_keys=True)]
+        del shown["bounds"]
+        return [json.dumps(shown, sort_keys=True), *self.bounds.key]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -12,11 +14,53 @@ from numpy.typing import ArrayLike, NDArray
 from meam_policy.errors import DatasetError
 from meam_policy.spec import BoxSpec
 
-__all__ = ["RowCheck", "action_box_spec", "flags", "numbers", "observation_box_specs", "unbounded_box", "unit_box"]
+__all__ = [
+    "ActionBounds",
+    "RowCheck",
+    "action_box_spec",
+    "flags",
+    "numbers",
+    "observation_box_specs",
+    "unbounded_box",
+    "unit_box",
+]
 
 BOUND_TOLERANCE = 1e-4
 """Tolerated distance of a recorded number from its space, as a fraction of the space's width, which counts as at most
 1."""
+
+OUTSIDE = 1.0
+"""Distance of a recorded observation from its space, as a fraction of the space's width, up to which it is taken with a
+warning: simulators leave the bounds that they declare. Farther away, units or order are another matter."""
+
+
+LOST = 0.05
+"""Share of a number's standard deviation that float32 may take from it without a warning."""
+
+
+class ActionBounds(NamedTuple):
+    """What the user says about the bounds of recorded actions.
+
+    Attributes:
+        low: Lower bounds, environment units: one number for all components, or one for each; None takes the declared.
+        high: Upper bounds, likewise.
+        clip: Clip recorded actions to the bounds, as many simulators do; otherwise actions beyond are refused.
+    """
+
+    low: float | Sequence[float] | None = None
+    high: float | Sequence[float] | None = None
+    clip: bool = False
+
+    @property
+    def key(self) -> list[str]:
+        """What tells conversions of the same source apart; empty if nothing is said."""
+        if self == (None, None, False):
+            return []
+        return [repr((np.array(self.low).tolist(), np.array(self.high).tolist(), self.clip))]
+
+
+DECLARED = ActionBounds()
+"""Bounds as the action space declares them; actions beyond are refused."""
 
 
 class RowCheck:
@@ -25,11 +69,14 @@ class RowCheck:
     Attributes:
         observation_boxes: Boxes of the observation, in the order of flattening.
         action_box: Box of the action.
+        clip_actions: Clip actions to their box, rather than refuse those beyond it.
     """
 
-    def __init__(self, observation_boxes: Sequence[BoxSpec], action_box: BoxSpec) -> None:
+    def __init__(self, observation_boxes: Sequence[BoxSpec], action_box: BoxSpec, clip_actions: bool = False) -> None:
         self.observation_boxes = observation_boxes
         self.action_box = action_box
+        self.clip_actions = clip_actions
+        self._told: set[str] = set()
         self._before = (0, 0, 0)
 
     def at(self, episode: int, step: int) -> RowCheck:
@@ -60,21 +107,89 @@ class RowCheck:
             The arguments by name, with rows of float32 numbers [n, size]; the rewards are [n].
 
         Raises:
-            DatasetError: a shape or type does not fit its space, or a value is not finite or out of bounds; the
-                message names field, episode and step, counted over all calls.
+            DatasetError: a shape or type does not fit its space, or a value is not finite or out of bounds (an
+                observation: far out of them); the message names field, episode and step, counted over all calls.
         """
         where = _Where(episode_ends, *self._before)
         self._before = where.after()
         return {
-            "observations": _observation_rows(self.observation_boxes, observations, "observations", where),
-            "actions": _rows(numbers(actions, "actions"), self.action_box, "actions", where),
-            "rewards": _rows(numbers(rewards, "rewards"), _REWARD, "rewards", where)[:, 0],
-            "next_observations": _observation_rows(
-                self.observation_boxes, next_observations, "next_observations", where
-            ),
+            "observations": self._observation_rows(observations, "observations", where),
+            "actions": self._action_rows(actions, where),
+            "rewards": _float_rows(numbers(rewards, "rewards"), _REWARD, "rewards", where)[1][:, 0],
+            "next_observations": self._observation_rows(next_observations, "next_observations", where),
             "terminations": terminations,
             "episode_ends": episode_ends,
         }
+
+    def _action_rows(self, values: Any, where: _Where) -> NDArray[np.float32]:
+        box = self.action_box
+        wide, rows = _float_rows(numbers(values, "actions"), box, "actions", where)
+        low, high = np.array(box.low), np.array(box.high)
+        if self.clip_actions:
+            return wide.clip(low, high).astype(np.float32)
+        _refuse(
+            _beyond(wide, box, BOUND_TOLERANCE),
+            "actions",
+            wide,
+            where,
+            box,
+            "If the environment clipped them, pass clip_actions=True (--clip-actions of meam train); otherwise repair "
+            "them, or declare the space in which they were recorded",
+        )
+        return rows
+
+    def _observation_rows(
+        self, values: ArrayLike | Mapping[str, ArrayLike], name: str, where: _Where
+    ) -> NDArray[np.float32]:
+        boxes = self.observation_boxes
+        if boxes[0].key is None:
+            if isinstance(values, Mapping):
+                raise DatasetError(f"{name} is a mapping, but the observation space is a Box; expected one array.")
+            return self._box_rows(values, boxes[0], name, where)
+        keys = [str(box.key) for box in boxes]
+        if not isinstance(values, Mapping) or set(values) != set(keys):
+            seen = sorted(values) if isinstance(values, Mapping) else type(values).__name__
+            raise DatasetError(f"{name} has {seen}; expected a mapping with the keys {keys}.")
+        parts = [self._box_rows(values[k], b, f'{name} "{k}"', where) for k, b in zip(keys, boxes, strict=True)]
+        return np.concatenate(parts, axis=1)
+
+    def _box_rows(self, values: ArrayLike, box: BoxSpec, name: str, where: _Where) -> NDArray[np.float32]:
+        wide, rows = _float_rows(numbers(values, name), box, name, where)
+        _refuse(
+            _beyond(wide, box, OUTSIDE),
+            name,
+            wide,
+            where,
+            box,
+            "That is farther out than the space is wide: check units and order, or correct the declared space",
+        )
+        outside, label = _beyond(wide, box, BOUND_TOLERANCE), name.removeprefix("next_")
+        if label not in self._told and outside.any():
+            self._told.add(label)
+            row, column = (int(i) for i in np.argwhere(outside)[0])
+            warnings.warn(
+                f"{name} is {wide[row, column]} at {where(row)}, index {column}, outside its declared space "
+                f"[{box.low[column]}, {box.high[column]}]. It is learned from as it is, as `act` takes it too.",
+                stacklevel=2,
+            )
+        self._tell_lost_digits(wide, rows, label)
+        return rows
+
+    def _tell_lost_digits(self, wide: NDArray[Any], rows: NDArray[np.float32], name: str) -> None:
+        if wide.dtype != np.float64 or f"digits of {name}" in self._told:
+            return
+        lost = np.abs(wide - rows).max(axis=0) > LOST * wide.std(axis=0)
+        # A number that does not move has no digits to lose.
+        lost &= np.ptp(wide, axis=0) > 0
+        if lost.any():
+            self._told.add(f"digits of {name}")
+            column = int(lost.argmax())
+            error, spread = np.abs(wide - rows)[:, column].max(), wide[:, column].std()
+            warnings.warn(
+                f"{name} at index {column} are about {wide[0, column]:.9g} and move by {spread:.3g}, which float32 "
+                f"rounds by up to {error:.3g}. Record them relative to a point nearby, and act likewise.",
+                stacklevel=2,
+            )
 
 
 class _Where:
@@ -129,28 +244,46 @@ def flags(values: ArrayLike, name: str) -> NDArray[np.bool_]:
     return array.astype(bool)
 
 
-def _rows(array: NDArray[Any], box: BoxSpec, name: str, where: _Where) -> NDArray[np.float32]:
-    """Check an array [n, …] against its box and flatten it to rows [n, size]."""
+def _float_rows(
+    array: NDArray[Any], box: BoxSpec, name: str, where: _Where
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Flatten an array [n, …] to rows [n, size], in its own type and in float32; refuse numbers that are not finite."""
     shapes = [(where.rows, *box.shape)] + ([(where.rows,)] if box.shape == (1,) else [])
     if array.shape not in shapes:
         raise DatasetError(f"{name} has shape {array.shape}; expected {shapes[-1]}: one row per transition.")
     wide = array.reshape(where.rows, box.size)
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(wide, dtype=np.float32)
+    _refuse(~np.isfinite(rows), name, wide, where)
+    return wide, rows
+
+
+def _beyond(wide: NDArray[Any], box: BoxSpec, tolerance: float) -> NDArray[np.bool_]:
+    """Numbers farther from their box than a fraction of its width, which counts as at most 1 for small fractions."""
     low, high = np.array(box.low), np.array(box.high)
-    margin = BOUND_TOLERANCE * np.clip(np.nan_to_num(high - low, posinf=1.0), 0.0, 1.0)
-    for bad, expected in (
-        (~np.isfinite(rows), "a finite number"),
-        ((wide < low - margin) | (wide > high + margin), "a value within its space"),
-    ):
-        if bad.any():
-            row, column = (int(i) for i in np.argwhere(bad)[0])
-            raise DatasetError(
-                f"{name} is {wide[row, column]} at {where(row)}, index {column}; expected {expected}"
-                + (f" [{low[column]}, {high[column]}]" if "space" in expected else "")
-                + f". {int(bad.any(axis=1).sum())} of {where.rows_so_far} rows read are affected: repair or drop them."
-            )
-    return rows
+    width = np.nan_to_num(high - low, posinf=1.0)
+    margin = tolerance * (np.clip(width, 0.0, 1.0) if tolerance < OUTSIDE else width)
+    return (wide < low - margin) | (wide > high + margin)
+
+
+def _refuse(
+    bad: NDArray[np.bool_],
+    name: str,
+    wide: NDArray[Any],
+    where: _Where,
+    box: BoxSpec | None = None,
+    remedy: str = "Repair or drop them",
+) -> None:
+    """Refuse rows [n, size] with bad numbers; those are not finite, or lie outside the box."""
+    if bad.any():
+        row, column = (int(i) for i in np.argwhere(bad)[0])
+        expected = "a finite number"
+        if box is not None:
+            expected = f"a value within its space [{box.low[column]}, {box.high[column]}]"
+        raise DatasetError(
+            f"{name} is {wide[row, column]} at {where(row)}, index {column}; expected {expected}. "
+            f"{int(bad.any(axis=1).sum())} of {where.rows_so_far} rows read are affected. {remedy}."
+        )
 
 
 def _box(space: spaces.Space[Any], name: str) -> spaces.Box:
@@ -171,9 +304,11 @@ def _observation_box(space: spaces.Space[Any], name: str, key: str | None = None
     return BoxSpec.from_space(box, key)
 
 
-def unit_box(shape: tuple[int, ...]) -> spaces.Box:
-    """Box [-1, 1] in each component of a row, for an array of the given shape [n, …]."""
-    return spaces.Box(-1.0, 1.0, shape[1:] or (1,), np.float32)
+def unit_box(shape: tuple[int, ...], bounds: ActionBounds = DECLARED) -> spaces.Box:
+    """Box [-1, 1] in each component of a row, for an array of the given shape [n, …]; open where bounds are given."""
+    low = -1.0 if bounds.low is None else -np.inf
+    high = 1.0 if bounds.high is None else np.inf
+    return spaces.Box(low, high, shape[1:] or (1,), np.float32)
 
 
 def unbounded_box(shape: tuple[int, ...], dtype: np.dtype[Any]) -> spaces.Box:
@@ -183,21 +318,60 @@ def unbounded_box(shape: tuple[int, ...], dtype: np.dtype[Any]) -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, shape[1:] or (1,), np.float32)
 
 
-def action_box_spec(space: spaces.Space[Any]) -> BoxSpec:
-    """Describe an action space.
+def action_box_spec(space: spaces.Space[Any], bounds: ActionBounds = DECLARED) -> BoxSpec:
+    """Describe an action space. A number whose bounds are equal is fixed: the policy always gives that value.
+
+    Args:
+        space: The recorded space.
+        bounds: Narrower bounds, or bounds where the space has none.
 
     Raises:
-        DatasetError: the space is not a Box of floats with finite bounds and positive width.
+        DatasetError: the space is not a Box of floats; a bound is missing, not finite, or so large that float32 cannot
+            hold the width; or the given bounds contradict each other or the space.
     """
     box = BoxSpec.from_space(_box(space, "action space"))
     if np.dtype(box.dtype).kind != "f":
         raise DatasetError(f"The action space {space} has whole numbers; a flow policy needs a float Box.")
-    if not np.isfinite([box.low, box.high]).all() or np.equal(box.low, box.high).any():
+    low, high = (_bounds(given, side, box) for given, side in ((bounds.low, "low"), (bounds.high, "high")))
+    for index, (least, most) in enumerate(zip(low, high, strict=True)):
+        if not most - least <= _WIDEST:  # infinite or NaN, too
+            raise DatasetError(
+                f"The action space has no usable bounds at index {index}: [{least}, {most}]; expected finite ones, "
+                f"at most {_WIDEST:g} apart, because a policy acts within a box. Give the limits of the actuators with "
+                "action_low= and action_high= (--action-low and --action-high of meam train)."
+            )
+        if least > most:
+            raise DatasetError(
+                f"The bounds of the actions contradict each other at index {index}: low is {least}, high is {most}; "
+                "expected low below high, or equal for a fixed number. Correct action_low and action_high."
+            )
+        if least < box.low[index] or most > box.high[index]:
+            raise DatasetError(
+                f"The bounds given for the actions are [{least}, {most}] at index {index}, beyond those of the action "
+                f"space, [{box.low[index]}, {box.high[index]}]; expected bounds within. Correct action_low= and "
+                "action_high= (--action-low, --action-high)."
+            )
+    return replace(box, low=low, high=high)
+
+
+_WIDEST = 1e30
+"""Largest width of an action box: nothing moves that far, and float32 ends at 3e38."""
+
+
+def _bounds(given: float | Sequence[float] | None, side: str, box: BoxSpec) -> tuple[float, ...]:
+    """The given lower or upper bounds, or the declared ones."""
+    if given is None:
+        return getattr(box, side)
+    try:
+        found = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = np.full(box.size + 1, np.nan)
+    if found.shape not in ((), (1,), (box.size,)):
         raise DatasetError(
-            f"The action space {space} is unbounded or has no width; expected finite bounds, low below high, because a "
-            "policy acts within a box. Pass action_space= with finite bounds."
+            f"action_{side} is {given!r}; expected one number, or {box.size}: one for each number of an action."
         )
-    return box
+    # Rounded as the box rounds its own, so that a bound repeated is not beyond it.
+    return tuple(np.broadcast_to(found.astype(box.dtype).astype(np.float64), (box.size,)).tolist())
 
 
 def observation_box_specs(
@@ -223,20 +397,3 @@ def observation_box_specs(
             raise DatasetError("The observation space is an empty Dict; expected one Box or more in it.")
         return tuple(_observation_box(box, f'observation space of "{key}"', key) for key, box in space.spaces.items())
     return (_observation_box(space, "observation space"),)
-
-
-def _observation_rows(
-    boxes: Sequence[BoxSpec], values: ArrayLike | Mapping[str, ArrayLike], name: str, where: _Where
-) -> NDArray[np.float32]:
-    if boxes[0].key is None:
-        if isinstance(values, Mapping):
-            raise DatasetError(f"{name} is a mapping, but the observation space is a Box; expected one array.")
-        return _rows(numbers(values, name), boxes[0], name, where)
-    keys = [str(box.key) for box in boxes]
-    if not isinstance(values, Mapping) or set(values) != set(keys):
-        seen = sorted(values) if isinstance(values, Mapping) else type(values).__name__
-        raise DatasetError(f"{name} has {seen}; expected a mapping with the keys {keys}.")
-    parts = [
-        _rows(numbers(values[k], f'{name} "{k}"'), b, f'{name} "{k}"', where) for k, b in zip(keys, boxes, strict=True)
-    ]
-    return np.concatenate(parts, axis=1)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from meam_policy.acting.observation import flatten_observation
+from meam_policy.acting.safety import SafetySettings
 from meam_policy.environments.space_check import check_spaces
 from meam_policy.errors import CheckpointError, DatasetError
 from meam_policy.policy import MeamPolicy
@@ -197,7 +198,9 @@ class OnlineCollector:
     ) -> None:
         check_spaces(spec, env)
         self._env, self._spec, self._replay, self._seed = env, spec, replay, seed
-        self._policy = MeamPolicy(spec, NetworkSession(networks, spec))
+        # Exploration leaves the data: nothing is held back.
+        safety = SafetySettings(on_unfamiliar=None)
+        self._policy = MeamPolicy(spec, NetworkSession(networks, spec), safety=safety)
         self._observation: Any = None  # None between episodes
         self._return, self._success = 0.0, None
         self.episodes = 0

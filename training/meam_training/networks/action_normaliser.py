@@ -14,11 +14,11 @@ Array = TypeVar("Array", bound=Any)
 
 
 class ActionNormaliser(NamedTuple):
-    """Maps the action box to [-1, 1] and back, on NumPy arrays or on tensors, whichever its own fields are.
+    """Maps a policy's range of actions to [-1, 1] and back, on NumPy arrays or tensors, whichever its own fields are.
 
     Attributes:
-        offset: Centre of the action box [action_dim], environment units.
-        scale: Half-width of the action box [action_dim], environment units.
+        offset: Centre of the range [action_dim], environment units.
+        scale: Half-width of the range [action_dim], environment units.
         low: Lower bounds of actions [action_dim], environment units.
         high: Upper bounds of actions [action_dim], environment units.
     """

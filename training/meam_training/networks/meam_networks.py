@@ -59,7 +59,11 @@ class MeamNetworks(nn.Module):
         self.known_value: KnownValue | None = None
         self.known_prior: KnownPrior | None = None
         self.encoder = ObservationEncoder(
-            spec.observation_mean, spec.observation_std, config.fourier_features, config.fourier_scale
+            spec.observation_mean,
+            spec.observation_std,
+            config.fourier_features,
+            config.fourier_scale,
+            config.observation_limit,
         )
         features = self.encoder.output_dim
 

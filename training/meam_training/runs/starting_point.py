@@ -28,6 +28,7 @@ NETWORK_STATISTICS = {"preconditioner.mean", "preconditioner.std", "offset", "sc
 """Normalisation in the velocity fields and the critics."""
 
 FLOW_SETTINGS = ("chunk_size", "hidden_dims", "layer_norm", "precondition", "fourier_features", "fourier_scale")
+FLOW_SETTINGS += ("observation_limit",)
 CRITIC_SETTINGS = ("critic_hidden_dims", "num_critics", "normalise_values")
 """Settings without which weights mean something else: those of the flows, and those of the critics."""
 

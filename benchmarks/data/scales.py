@@ -1,0 +1,89 @@
+"""How far a box declared too wide, and a joint that stood still, spoil a policy.
+
+python benchmarks/data/scales.py [--action-scaling box --observation-limit none --raw-std]
+"""
+
+import argparse
+from dataclasses import replace
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from meam_training import OfflineDataset, TrainConfig
+from meam_training.learning.chunk_source import make_chunk_source
+from meam_training.learning.learner import Learner
+from meam_training.networks.policy_module import PolicyModule
+from meam_training.trainer import data_statistics, make_spec
+
+ROWS, STEPS = 4000, 1000
+
+
+def fitted(dataset: OfflineDataset, config: TrainConfig, raw_std: bool) -> PolicyModule:
+    """Train a policy on the data; with the raw standard deviations, if asked."""
+    spec, device = make_spec(config, dataset), torch.device("cpu")
+    if raw_std:
+        spec = replace(spec, observation_std=tuple(dataset.observation_moments[1].tolist()))
+    chunks = make_chunk_source(config, dataset, spec, device)
+    learner = Learner(spec, config, device, statistics=data_statistics(config, dataset, spec))
+    for step in range(1, config.steps + 1):
+        learner.update(chunks, step)
+    learner.prepare_to_act(config.steps)
+    return PolicyModule(learner.networks, spec)
+
+
+def made(observations: np.ndarray, actions: np.ndarray, bound: float = 1.0) -> OfflineDataset:
+    """Episodes of 50 steps without rewards."""
+    none = np.zeros(ROWS)
+    ends = np.arange(ROWS) % 50 == 49
+    space = spaces.Box(-bound, bound, actions.shape[1:], np.float32)
+    return OfflineDataset.from_arrays(
+        observations, actions, none, observations, none.astype(bool), ends, action_space=space
+    )
+
+
+def main() -> None:
+    """Print one line for each figure."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--action-scaling", default="data")
+    parser.add_argument("--observation-limit", default="10")
+    parser.add_argument("--raw-std", action="store_true")
+    given = parser.parse_args()
+    limit = None if given.observation_limit == "none" else float(given.observation_limit)
+    config = TrainConfig.preset(
+        "bc",
+        steps=STEPS,
+        learning_rate=1e-3,
+        hidden_dims=(64, 64),
+        batch_size=64,
+        device="cpu",
+        action_scaling=given.action_scaling,
+        observation_limit=limit,
+    )
+    torch.set_num_threads(1)
+    generator = np.random.default_rng(0)
+    joints = generator.uniform(-1, 1, (ROWS, 2))
+    actions = (0.8 * np.sin(2 * joints) + 0.05 * generator.normal(size=(ROWS, 2))).clip(-1, 1)
+    test = torch.tensor(generator.uniform(-0.7, 0.7, (500, 2)), dtype=torch.float32)
+    wanted = 0.8 * torch.sin(2 * test)
+
+    noise = torch.randn(500, 2 * config.chunk_size, generator=torch.Generator().manual_seed(0))
+    for bound in (1.0, 100.0, 1e6):
+        policy = fitted(made(joints, actions, bound), config, given.raw_std)
+        with torch.no_grad():
+            error = (policy(test, noise)[:, 0] - wanted).square().mean().sqrt()
+        print(f"declared box of {bound:g}: root mean square error of a sampled action {error:.3f}")
+    wrist = 1.57 + 2e-5 * generator.normal(size=(ROWS, 1))
+    policy = fitted(made(np.concatenate([joints, wrist], axis=1), actions), config, given.raw_std)
+
+    @torch.no_grad()
+    def at(angle: float) -> torch.Tensor:
+        return policy(torch.cat([test, torch.full((500, 1), angle)], dim=1), torch.zeros_like(noise))
+
+    before, after = at(1.57), at(1.572)
+    stuck = (after.abs() > 0.99).float().mean()
+    print(f"still joint 2 mrad off: actions change by {(after - before).abs().mean():.3f}, {stuck:.0%} at a limit")
+
+
+if __name__ == "__main__":
+    main()
