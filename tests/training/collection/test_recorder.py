@@ -285,7 +285,7 @@ def test_an_episode_that_has_not_ended_is_dropped_aloud(tmp_path):
         ({"control_rate_hz": 0}, ConfigError, "control_rate_hz is 0; expected a rate above 0"),
         ({"control_rate_hz": np.nan}, ConfigError, "control_rate_hz is nan"),
         ({"action_space": spaces.Discrete(3)}, DatasetError, "expected a Box"),
-        ({"action_space": spaces.Box(-np.inf, np.inf, (2,))}, DatasetError, "expected finite bounds"),
+        ({"action_space": spaces.Box(-np.inf, np.inf, (2,))}, DatasetError, "expected finite ones"),
         ({"observation_space": spaces.Discrete(3)}, DatasetError, "expected a Box"),
     ],
 )

@@ -337,8 +337,9 @@ def action_box_spec(space: spaces.Space[Any], bounds: ActionBounds = DECLARED) -
         if not most - least <= _WIDEST:  # infinite or NaN, too
             raise DatasetError(
                 f"The action space has no usable bounds at index {index}: [{least}, {most}]; expected finite ones, "
-                f"at most {_WIDEST:g} apart, because a policy acts within a box. Give the limits of the actuators with "
-                "action_low= and action_high= (--action-low and --action-high of meam train)."
+                f"at most {_WIDEST:g} apart, because a policy acts within a box. Give the limits of the actuators: in "
+                "the space that is recorded, or when the data is opened, by action_low= and action_high= (--action-low and "
+                "--action-high of meam train)."
             )
         if least > most:
             raise DatasetError(
