@@ -176,7 +176,8 @@ def numpy_policy(
 ) -> dict[str, np.ndarray]:
     """In float64: encoder, tanh-GELU network, integration, edit, choice, scaling; noise is [batch, samples, act]."""
     features = (observation.astype(np.float64) - spec.observation_mean) / np.array(spec.observation_std)
-    features = features.clip(*(side * (config.observation_limit or np.inf) for side in (-1, 1)))
+    limit = config.observation_limit or np.inf
+    features = features.clip(-limit, limit)
     if config.fourier_features:
         phase = features @ weights["encoder.frequencies"]
         features = np.concatenate([features, np.cos(phase), np.sin(phase)], axis=1)

@@ -360,7 +360,7 @@ def test_bc_has_and_trains_only_the_prior(make_config, make_networks):
     losses = compute_losses(networks, random_batch(), noise, config)
     assert {name.split(".")[0] for name, _ in networks.named_parameters()} == {"prior"}
     assert networks.deployed is networks.prior
-    assert torch.equal(losses.total, pretraining_losses(networks, random_batch(), noise, config).total)
+    assert torch.equal(losses.total, pretraining_losses(networks, random_batch(), noise, critics=False).total)
     assert list(losses.metrics) == ["prior_loss"]
     before = {name: value.clone() for name, value in networks.state_dict().items()}
     update_targets(networks, 0.5)
@@ -674,7 +674,7 @@ def test_pretraining_fits_critics_to_the_returns_as_far_as_they_are_known(make_c
     known = DataStatistics(value_offset=offset, value_scale=scale)
     networks = build_networks(make_spec(config, dataset), config, known).double()
     noise = noise_for(config)
-    losses = pretraining_losses(networks, batch, noise, config)
+    losses = pretraining_losses(networks, batch, noise, critics=True)
     assert list(losses.metrics) == ["prior_loss", "critic_loss"]
     values = networks.critic(networks.encoder(batch.observations), batch.actions).detach().numpy()
     weight = batch.valid.numpy() * batch.known.numpy()
@@ -685,17 +685,11 @@ def test_pretraining_fits_critics_to_the_returns_as_far_as_they_are_known(make_c
     assert {name.split(".")[0] for name in trained} == {"prior", "critic"}
 
 
-@pytest.mark.parametrize("changes", [{"pretrain_critics": False}, {"pretrain_steps": 0}])
-def test_critics_are_pretrained_only_where_the_settings_say_so(make_config, make_networks, changes):
-    config = make_config(**changes)
-    losses = pretraining_losses(make_networks(config), random_batch(), noise_for(config), config)
-    assert list(losses.metrics) == ["prior_loss"]
-
-
 def test_where_values_are_known_only_the_prior_is_pretrained(make_config, make_networks):
     config, networks = make_config(), make_networks(make_config())
     networks.known_value = lambda observations, actions: actions.sum(dim=-1)
-    assert list(pretraining_losses(networks, random_batch(), noise_for(config), config).metrics) == ["prior_loss"]
+    losses = pretraining_losses(networks, random_batch(), noise_for(config), critics=True)
+    assert list(losses.metrics) == ["prior_loss"]
 
 
 # A known value

@@ -116,3 +116,19 @@ def test_a_generator_of_another_kind_of_device_is_seeded_anew(make_config, datas
     save_file({**load_file(file), "generator": torch.zeros(16, dtype=torch.uint8)}, file)  # CUDA's are of 16 bytes
     resumed = train(make_config("bc", steps=4), dataset, tmp_path, resume=True)
     assert resumed.step == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "pretrained"),
+    [({}, 37), ({"pretrain_critics": False}, 0), ({"pretrain_steps": 20}, 20), ({"batch_size": 60}, 10)],
+)
+def test_critics_see_the_data_five_times_in_pretraining(make_config, dataset, settings, pretrained):
+    learner, chunks = learner_of(make_config(**{"steps": 60, "pretrain_steps": 40, **settings}), dataset)
+    assert len(chunks) == 120
+    told = ["critic_loss" in learner.update(chunks, step) for step in range(1, learner.config.pretraining + 1)]
+    assert told == [True] * pretrained + [False] * (learner.config.pretraining - pretrained)
+    # All targets start from what was learned.
+    for critic, target in zip(
+        learner.networks.critic.parameters(), learner.networks.target_critic.parameters(), strict=True
+    ):
+        assert torch.equal(critic, target)

@@ -86,7 +86,7 @@ def compute_losses(
     """
     n = networks
     if n.policy is None:
-        return pretraining_losses(n, batch, noise, config)
+        return pretraining_losses(n, batch, noise, critics=False)
     features = n.encoder(batch.observations)
     losses, metrics = {}, {}
     if n.known_value is None:
@@ -102,11 +102,18 @@ def compute_losses(
     return Losses(sum(losses.values(), heads_loss), losses | metrics)
 
 
-def pretraining_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise, config: TrainConfig) -> Losses:
-    """Compute the losses of an update on the data alone: of the prior, the only one of `bc`, and of the critics."""
+def pretraining_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoise, *, critics: bool) -> Losses:
+    """Compute the losses of an update on the data alone: of the prior, the only one of `bc`, and of the critics.
+
+    Args:
+        networks: All networks.
+        batch: Chunks of the data.
+        noise: The update's randomness.
+        critics: Whether critics are trained too, on the data's returns; not where values are known.
+    """
     n, features = networks, networks.encoder(batch.observations)
     losses = {"prior_loss": prior_loss(n.prior, features, batch.actions, batch.within, noise)}
-    if config.pretrains_critics and n.known_value is None:
+    if critics and n.known_value is None:
         losses["critic_loss"] = return_loss(n, features, batch)
     return Losses(sum(losses.values(), torch.zeros_like(losses["prior_loss"])), losses)
 

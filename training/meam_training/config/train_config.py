@@ -91,8 +91,8 @@ class TrainConfig:
     """Initial updates that train the prior on the data, and the critics if `pretrain_critics`; they are cheap. The
     policy then starts as the prior's copy. None takes three tenths of the steps."""
     pretrain_critics: Annotated[bool, TRAINS_POLICY, PRETRAINS] = True
-    """Train the critics on the data's discounted returns (Monte Carlo) during pretraining, so that they start from the
-    behaviour's values."""
+    """Train the critics on the data's discounted returns (Monte Carlo) in pretraining, at most until they have seen the
+    data five times, so that they start from the behaviour's values."""
     batch_size: Annotated[int, Range(least=1)] = 256
     """Action chunks in a batch."""
     seed: Annotated[int, Range(least=0)] = 0

@@ -338,8 +338,8 @@ def action_box_spec(space: spaces.Space[Any], bounds: ActionBounds = DECLARED) -
             raise DatasetError(
                 f"The action space has no usable bounds at index {index}: [{least}, {most}]; expected finite ones, "
                 f"at most {_WIDEST:g} apart, because a policy acts within a box. Give the limits of the actuators: in "
-                "the space that is recorded, or when the data is opened, by action_low= and action_high= (--action-low and "
-                "--action-high of meam train)."
+                "the space that is recorded or, when the data is opened, by action_low= and action_high= (--action-low "
+                "and --action-high of meam train)."
             )
         if least > most:
             raise DatasetError(

@@ -24,9 +24,15 @@ from meam_training.networks.meam_networks import KnownValue, build_networks
 __all__ = ["Learner", "clip_gradients"]
 
 
-Stage = Literal["pretraining", "first", "later"]
-"""Stage of training: "pretraining" trains prior and critics on the data alone; "first" trains all networks; "later"
-(mirror-descent stages after the first) trains all but the prior, which is an earlier policy."""
+Stage = Literal["pretraining", "prior", "first", "later"]
+"""Stage of training: "pretraining" trains prior and critics on the data alone, "prior" only the prior; "first" trains
+all networks; "later" (mirror-descent stages after the first) trains all but the prior, which is an earlier policy."""
+
+_ON_DATA_ALONE = ("pretraining", "prior")
+
+RETURN_PASSES = 5
+"""How often critics may see the data in pretraining. A return is that of one trajectory, so that critics which see it
+again and again learn it by heart, and prefer actions for the luck that followed them."""
 
 
 class Learner:
@@ -93,7 +99,7 @@ class Learner:
         n, c = self.networks, self.config
         if step in self._stage_starts:
             n.start_mirror_stage()
-        stage = self._stage(step)
+        stage = self._stage(step, len(chunks))
         if self._captures and isinstance(chunks, DeviceChunks):
             if stage not in self._captured:
                 self._captured[stage] = CapturedUpdate(partial(self._step, chunks, stage), self.generator)
@@ -129,27 +135,28 @@ class Learner:
         for parameter, gradient in zip(self._trained, gradients, strict=True):
             parameter.grad = gradient
         norm = clip_gradients(n, c.gradient_clip or math.inf, c.joint_clip)
-        if stage != "pretraining":
+        if stage not in _ON_DATA_ALONE:
             update_targets(n, c.polyak)
         # The flag that a GradScaler would set, so that Adam skips a step whose gradient is not finite.
         self.optimizer.found_inf = (~norm.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
-        if n.trust_region is not None and stage != "pretraining":
+        if n.trust_region is not None and stage not in _ON_DATA_ALONE:
             # After the losses, which took the temperature from before this update.
             metrics |= n.trust_region.step(metrics["path_kl"], metrics["unit_cost"], norm.isfinite())
         return {**metrics, "gradient_norm": norm}
 
-    def _stage(self, step: int) -> Stage:
-        if step <= self.config.pretraining:
-            return "pretraining"
+    def _stage(self, step: int, rows: int) -> Stage:
+        c = self.config
+        if step <= c.pretraining:
+            return "pretraining" if c.pretrains_critics and step * c.batch_size <= RETURN_PASSES * rows else "prior"
         return "later" if self._stage_starts and step >= self._stage_starts[0] else "first"
 
     def _eager_gradients(
         self, stage: Stage, batch: ChunkBatch, noise: MeamNoise
     ) -> tuple[list[Tensor | None], dict[str, Tensor]]:
         """Gradients of the losses for all trained parameters, None for those not involved, and the metrics."""
-        if stage == "pretraining":
-            losses = pretraining_losses(self.networks, batch, noise, self.config)
+        if stage in _ON_DATA_ALONE:
+            losses = pretraining_losses(self.networks, batch, noise, critics=stage == "pretraining")
         else:
             losses = compute_losses(self.networks, batch, noise, self.config, stage == "later")
         gradients = torch.autograd.grad(losses.total, self._trained, allow_unused=True)
