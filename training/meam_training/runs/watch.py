@@ -31,8 +31,9 @@ IDLE_TILT = 0.1
 """Standard deviation of tau Q over the prior's chunks, nats, below which it moves the prior by 0.1^2 / 2 = 0.005 nats,
 and raises the mean of Q by a tenth of its standard deviation."""
 
-COLLAPSED_SAMPLES = 2.0
-"""Effective samples, as a number, below which a single candidate has most of the weight, and its errors decide."""
+COLLAPSED_SAMPLES = 1.5
+"""Effective samples, as a number, below which a single candidate has most of the weight, and its errors decide. Runs on
+mazes that reach their goals keep 1.9 to 2.1 of 8."""
 
 UNLEARNED_REWARD = 0.5
 """Mean TD error, as a share of the mean reward, above which critics have not found the level of the returns: they begin
