@@ -1,14 +1,19 @@
 import contextlib
+import re
 import warnings
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import h5py
+import minari
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
+from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from meam_policy.errors import DatasetError, MeamError, NotFoundError
 from meam_policy.spec import BoxSpec
@@ -528,6 +533,36 @@ def test_minari_spaces_other_than_boxes_are_refused(
     folder = make_minari(tmp_path, "tests/odd-v0", [recorded], observation_space, action_space)
     with pytest.raises(DatasetError, match=message):
         OfflineDataset.from_minari(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrap", "named"),
+    [
+        ({"g": 2.0}, False, r"the arguments \{'g': 2\.0\}"),
+        ({"max_episode_steps": 50}, False, "a time limit of 50 steps, not 200"),
+        ({}, True, "the wrappers NormalizeReward"),
+        ({}, False, None),
+        ({"render_mode": "rgb_array"}, False, None),
+    ],
+)
+def test_what_a_recorded_environment_has_and_its_id_has_not_is_named(tmp_path, monkeypatch, settings, wrap, named):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    env: gymnasium.Env[Any, Any] = gymnasium.make("Pendulum-v1", **settings)
+    if wrap:
+        env = gymnasium.wrappers.NormalizeReward(env)
+    rows: Any = {"actions": np.zeros((3, 1)), "rewards": [0.0] * 3, "observations": np.zeros((4, 3))}
+    flags: Any = {"terminations": [False] * 3, "truncations": [False, False, True]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        minari.create_dataset_from_buffers("tests/swing-v0", buffer=[EpisodeBuffer(**rows, **flags)], env=env)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        opened = [OfflineDataset.from_minari("tests/swing-v0") for _ in range(2)]  # from the cache, too
+    said = [str(each.message) for each in caught if "was recorded with" in str(each.message)]
+    assert len(said) == (0 if named is None else 2)
+    if named is not None:
+        assert re.search(named, said[0])
+        assert all(data.not_followed for data in opened)
 
 
 CAMERA = spaces.Box(0, 255, (4, 5, 3), np.uint8)

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -75,6 +76,7 @@ class OfflineDataset:
         environment_id: Environment the data was recorded in, if known.
         control_rate_hz: Rate at which actions were applied, if known.
         left_out: What the data set has and this one leaves out, such as images, by name.
+        not_followed: What the recorded environment has and one made by its id has not, in words.
         measured_bounds: Whether `action_box` is the range of the recorded actions, because nobody declared bounds.
         parts: Rows of each of the data sets that were joined, and its share of a batch; empty for one that was not
             joined, or whose rows all count the same.
@@ -92,6 +94,7 @@ class OfflineDataset:
     environment_id: str | None = None
     control_rate_hz: float | None = None
     left_out: tuple[str, ...] = ()
+    not_followed: tuple[str, ...] = ()
     measured_bounds: bool = False
     parts: tuple[tuple[int, float], ...] = ()
 
@@ -198,6 +201,7 @@ class OfflineDataset:
             environment_id=environment_id,
             control_rate_hz=control_rate_hz,
             left_out=(),
+            not_followed=(),
             measured_bounds=False,
             parts=(),
         )
@@ -244,13 +248,22 @@ class OfflineDataset:
             chosen, total = np.asarray(id_or_path.episode_indices), np.count_nonzero(whole.episode_ends)
             return whole if np.array_equal(chosen, np.arange(total)) else whole.choose_episodes(chosen)
         folder, choices = find_minari(id_or_path), ReadingChoices.of(observation_keys, bounds=bounds)
-        return open_cached(
+        dataset = open_cached(
             folder,
             source_files(folder),
             bounds.key if observation_keys is None else choices.as_settings(),
             lambda: minari_recording(folder, bounds, choices.observation_keys),
             cls._from_recording,
         )
+        if dataset.not_followed:
+            warnings.warn(
+                f"{dataset.dataset_id} was recorded with {', '.join(dataset.not_followed)}. Environments made by its "
+                f"id, {dataset.environment_id}, do not have these, so evaluations there are of another task. Give the "
+                "right one in Python: train(env=...), rollout(policy, env).",
+                UserWarning,
+                stacklevel=2,
+            )
+        return dataset
 
     @classmethod
     def from_ogbench(
@@ -449,6 +462,7 @@ class OfflineDataset:
             **describe_recording(boxes, action_box, " + ".join(f"{s:.3g} {n}" for s, n in shown), environment, rate),
             "measured_bounds": measured,
             "left_out": sorted({name for each in datasets for name in each.left_out}),
+            "not_followed": sorted({name for each in datasets for name in each.not_followed}),
         }
         place = cache_place(datasets[0].observations)
         if place is None or any(cache_place(each.observations) is None for each in datasets):
@@ -530,6 +544,7 @@ class OfflineDataset:
             observation_boxes=observation_boxes,
             action_box=action_box,
             left_out=tuple(about.get("left_out", ())),
+            not_followed=tuple(about.get("not_followed", ())),
             measured_bounds=about.get("measured_bounds", False),
             **{name: about[name] for name in names},
         )
