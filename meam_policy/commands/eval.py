@@ -14,7 +14,7 @@ from meam_policy.cli import Command, load_command
 from meam_policy.commands import parse
 from meam_policy.commands.acting_rules import loading_of
 from meam_policy.console import print_json, print_mapping, print_table, progress_bar
-from meam_policy.environments.make import make_environment
+from meam_policy.environments.make import import_packages, make_environment
 from meam_policy.environments.space_check import AnyEnv
 from meam_policy.environments.vector_environment import open_vector_environment
 from meam_policy.environments.video import make_filmed_environment
@@ -46,6 +46,7 @@ def evaluate(
     variant: str | None = None,
     acting: tuple[str, ...] = (),
     device: Device = "cpu",
+    packages: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = (),
     json: bool = False,
 ) -> None:
     """Run a policy in an environment and report return, success and action latency.
@@ -77,8 +78,10 @@ def evaluate(
         acting: Rules to act by: sample; zero, for zero noise; a noise scale from 0 to 1; best-of-N, the chunk of N
             samples with the highest value, of a policy with a graph that chooses (meam export --variants best-of-4).
         device: Where to run the network; "cuda" and "tensorrt" fail rather than fall back.
+        packages: Packages to import first, such as gymnasium_robotics, whose environments exist only then.
         json: Print one line of JSON to stdout instead of a table.
     """
+    import_packages(packages)
     if root is not None and record is None:
         raise ConfigError("--root is given without --record; it says where a recorded data set goes.")
     recording = load_command(RECORDING, "meam eval --record") if record is not None else None

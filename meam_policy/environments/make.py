@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 from meam_policy.environments.headless import disable_dm_control_drawing
 from meam_policy.errors import MissingExtraError, NotFoundError
 
-__all__ = ["make_environment"]
+__all__ = ["import_packages", "make_environment"]
 
 _OGBENCH_FAMILIES = ("pointmaze", "antmaze", "humanoidmaze", "antsoccer", "cube", "scene", "puzzle")
 _DM_CONTROL_FAMILIES = ("cube", "scene", "puzzle")
@@ -53,8 +55,30 @@ def make_environment(environment_id: str, **kwargs: Any) -> gymnasium.Env[Any, A
     except gymnasium.error.Error as error:
         close = get_close_matches(name, list(gymnasium.registry), n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        raise NotFoundError(f'There is no environment "{environment_id}".{hint}') from error
+        raise NotFoundError(
+            f'There is no environment "{environment_id}".{hint} Some exist only once their package is imported, '
+            "such as those of gymnasium-robotics: import it first (--import PACKAGE on the command line)."
+        ) from error
     return _SeededGlobally(env) if ogbench_name else env
+
+
+def import_packages(names: Sequence[str]) -> None:
+    """Import packages that register their environments when they are imported.
+
+    Args:
+        names: Their names, as the user gives them; never names out of a policy or a data set.
+
+    Raises:
+        MissingExtraError: a package cannot be imported.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a stranger's package raises
+            raise MissingExtraError(
+                f"The package {name!r}, which is to be imported for its environments, cannot be: {error!r}. Install "
+                "it, or correct its name."
+            ) from error
 
 
 def _gymnasium_id(name: str) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from meam_policy import MissingExtraError, NotFoundError, make_environment, register_environments
+from meam_policy.environments.make import import_packages
 
 
 def ogbench_environment(name):
@@ -148,3 +149,21 @@ def test_drawing_stays_as_the_process_has_chosen_it(chosen):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     headless = not chosen and sys.platform == "linux"
     assert done.stdout.split() == [str(headless), "False", str(chosen.get("MUJOCO_GL"))]
+
+
+def test_packages_that_register_environments_are_imported_by_name(tmp_path, monkeypatch):
+    (tmp_path / "fieldbots.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('FieldBot-v0', 'gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=40)\n"
+    )
+    (tmp_path / "broken_bots.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(NotFoundError, match=r"--import PACKAGE"):
+        make_environment("FieldBot-v0")
+    import_packages(["fieldbots"])
+    make_environment("FieldBot-v0").close()
+    for name in ("broken_bots", "no_such_bots"):
+        with pytest.raises(
+            MissingExtraError, match=rf"package '{name}', which is to be imported.*(Zero|ModuleNotFound)"
+        ):
+            import_packages([name])

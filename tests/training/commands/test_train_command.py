@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -429,3 +430,29 @@ def test_the_printed_exports_of_the_last_and_of_the_best_checkpoint_are_whole_co
     assert [str(export.checkpoint) for export in exports] == ["it's a run", "it's a run/checkpoints/best"]
     assert len({export.output_dir for export in exports}) == 2
     assert [Checkpoint.load(export.checkpoint).step for export in exports] == [5, 3]
+
+
+def test_packages_are_imported_first_and_again_when_the_run_is_resumed(data, tmp_path, monkeypatch):
+    (tmp_path / "fieldbots.py").write_text(
+        "import pathlib\npathlib.Path(__file__).with_name('seen').open('a').write('x')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    output = str(tmp_path / "run")
+    meam(
+        [
+            "train",
+            "qam",
+            "--data",
+            str(data),
+            "--output-dir",
+            output,
+            "--steps",
+            "2",
+            *TINY.split(),
+            "--import",
+            "fieldbots",
+        ]
+    )
+    monkeypatch.delitem(sys.modules, "fieldbots")
+    meam(["train", "--resume", "--output-dir", output, "--steps", "3"])
+    assert (tmp_path / "seen").read_text() == "xx"

@@ -14,6 +14,7 @@ import tyro
 
 from meam_policy.commands import parse, refuse_empty
 from meam_policy.console import print_json, progress_bar, say, say_mapping
+from meam_policy.environments.make import import_packages
 from meam_policy.errors import ConfigError, DatasetError, NotFoundError
 from meam_training.config import PRESETS, Method, TrainConfig
 from meam_training.data.opening import DataArguments, open_dataset
@@ -87,6 +88,8 @@ class TrainArguments:
     """Upper bounds, likewise."""
     clip_actions: bool = False
     """Clip recorded actions to the bounds, as many simulators do, rather than refuse those beyond."""
+    packages: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Packages to import first, such as gymnasium_robotics, whose environments exist only then."""
     resume: bool = False
     """Resume from the newest checkpoint in the output folder, with the run's data and settings unless others are
     given."""
@@ -98,9 +101,10 @@ def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and train."""
     parsed = _parse(arguments, prog)
     assert parsed.data is not None  # otherwise _parse refuses
+    import_packages(parsed.packages)
     named = DataArguments(**{name: getattr(parsed, name) for name in _DATA})
     dataset = open_dataset(named)
-    origin = named.absolute.to_json()
+    origin = named.absolute.to_json() | ({"import": list(parsed.packages)} if parsed.packages else {})
     if parsed.start_from is not None:
         origin |= {"from": _absolute(parsed.start_from), "statistics": parsed.statistics}
     last = Checkpoint.latest(parsed.output_dir) if parsed.resume else None
@@ -228,6 +232,7 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
             **{"data": tyro.MISSING if folder is None else None, **_recorded(origin)},
             output_dir=tyro.MISSING,
             config=_Draft(**vars(settings)),
+            packages=tuple(origin.get("import", ())),
             start_from=None if unused else origin.get("from"),
             statistics="renewed" if not unused and origin.get("statistics") == "renewed" else "kept",
         ),
