@@ -434,10 +434,7 @@ def test_the_printed_exports_of_the_last_and_of_the_best_checkpoint_are_whole_co
 
 def test_packages_are_imported_first_and_again_when_the_run_is_resumed(data, tmp_path, monkeypatch):
     (tmp_path / "fieldbots.py").write_text(
-        "import pathlib
-with pathlib.Path(__file__).with_name('seen').open('a') as file:
-    file.write('x')
-"
+        "import pathlib\nwith pathlib.Path(__file__).with_name('seen').open('a') as file:\n    file.write('x')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     output = str(tmp_path / "run")
