@@ -182,7 +182,8 @@ def test_while_only_the_prior_is_trained_it_is_the_prior_that_is_evaluated(datas
     train(bc, dataset, tmp_path / "bc", env=Corridor())
     for pretrain_steps in (2, 3, 5):
         # With the same objective as much noise is drawn.
-        drawn = {name: getattr(bc, name) for name in ("objective", "candidates", "precondition")}
+        same = ("objective", "candidates", "precondition", "pad_chunks", "action_scaling", "observation_limit")
+        drawn = {name: getattr(bc, name) for name in same}
         config = make_config("qam", pretrain_steps=pretrain_steps, **settings, **drawn)
         train(config, dataset, tmp_path / str(pretrain_steps), env=Corridor())
     prior = rows(tmp_path / "bc")[0]
