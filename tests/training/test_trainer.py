@@ -99,7 +99,8 @@ def test_the_seed_decides_the_run(dataset, make_config, tmp_path):
 
 OBJECTIVES = ["two_scale", "reweighted", "target_score", "adjoint", "bridge"]
 PUBLISHED = {"solver": "euler", "confine": False, "joint_clip": True}
-PUBLISHED |= {"precondition": False, "normalise_values": False}
+PUBLISHED |= {"precondition": False, "normalise_values": False, "pretrain_critics": False, "pad_chunks": False}
+PUBLISHED |= {"action_scaling": "box", "observation_limit": None}
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def test_meam_train_understands_every_command_as_the_sweep_does(write, monkeypat
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_command, "train", note)
-    monkeypatch.setattr(train_command, "_load", lambda data, env_id, *others: data)
+    monkeypatch.setattr(train_command, "open_dataset", lambda arguments: arguments.data[0])
     runs = read_sweep(path, "runs/a b")
     for run in runs:
         assert meam(shlex.split(run.command)[1:]) == 130
