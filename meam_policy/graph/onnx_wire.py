@@ -54,30 +54,32 @@ class Message(NamedTuple):
     texts: frozenset[str]
 
 
-_VARINT, _FIXED64, _LENGTH, _FIXED32, _TEXT = 0, 1, 2, 5, -2
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 Span = tuple[int, int]
 
 
-def _message(name: str, one: Mapping[str, tuple[int, int]], many: Mapping[str, tuple[int, int]]) -> Message:
-    fields, texts = {}, set()
-    for kind, repeats in ((one, False), (many, True)):
-        for field, (number, wire) in kind.items():
-            if wire == _TEXT:
-                texts.add(field)
-            fields[number << 3 | abs(wire)] = field, abs(wire), repeats
-    return Message(name, fields, frozenset(texts))
+class _Field(NamedTuple):
+    number: int
+    wire: int
+    is_text: bool = False
 
 
-def _varint(number: int) -> tuple[int, int]:
-    return number, _VARINT
+def _message(name: str, one: Mapping[str, _Field], many: Mapping[str, _Field]) -> Message:
+    fields = {f.number << 3 | f.wire: (field, f.wire, False) for field, f in one.items()}
+    fields |= {f.number << 3 | f.wire: (field, f.wire, True) for field, f in many.items()}
+    return Message(name, fields, frozenset(field for field, f in (*one.items(), *many.items()) if f.is_text))
 
 
-def _length(number: int) -> tuple[int, int]:
-    return number, _LENGTH
+def _varint(number: int) -> _Field:
+    return _Field(number, _VARINT)
 
 
-def _text(number: int) -> tuple[int, int]:
-    return number, _TEXT
+def _length(number: int) -> _Field:
+    return _Field(number, _LENGTH)
+
+
+def _text(number: int) -> _Field:
+    return _Field(number, _LENGTH, is_text=True)
 
 
 # From onnx.proto of onnx 1.23. Repeated numbers are read in the form in which its writers put them: one by one,
@@ -118,14 +120,14 @@ ATTRIBUTE = _message(
     "AttributeProto",
     {
         "name": _text(1),
-        "f": (2, _FIXED32),
+        "f": _Field(2, _FIXED32),
         "i": _varint(3),
         "s": _length(4),
         "t": _length(5),
         "doc_string": _text(13),
         "type": _varint(20),
     },
-    {"floats": (7, _FIXED32), "ints": _varint(8), "strings": _length(9)},
+    {"floats": _Field(7, _FIXED32), "ints": _varint(8), "strings": _length(9)},
 )
 TENSOR = _message(
     "TensorProto",

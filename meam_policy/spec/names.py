@@ -167,12 +167,8 @@ def check_names(expected: Mapping[str, str], metadata: Mapping[str, str], file: 
                 f"{file}: its {name} are {metadata.get(name) or 'missing'}, but config.json says {value or 'nothing'}. "
                 "A number would be taken for another one: export the policy again, with the right names."
             )
-    if (
-        exported
-        and "observation_sizes" not in metadata
-        and expected["observation_sizes"]
-        and "observation_names" in (metadata)
-    ):
+    by_key = "observation_sizes" in metadata or not expected["observation_sizes"]
+    if exported and not by_key and "observation_names" in metadata:
         warnings.warn(
             f"The observation names of {file} were given as one list, not by key, so that their order may be mistaken. "
             "Check them with `meam info`, or export the policy again.",

@@ -184,5 +184,5 @@ def prior_score(
     """Score of the target prior at t = 1 - score_eps and the clipped action; components bounded by `score_limit`."""
     t, inside = 1 - config.score_eps, x_1.clamp(-1, 1)
     with torch.no_grad():
-        velocity = n.tilted_prior(features, inside, time_like(inside, t))
+        velocity = n.tilted_prior.condition(features)(inside, time_like(inside, t))
     return score_from_velocity(inside, velocity, t).clamp(-config.score_limit, config.score_limit)

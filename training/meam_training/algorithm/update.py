@@ -112,10 +112,12 @@ def pretraining_losses(networks: MeamNetworks, batch: ChunkBatch, noise: MeamNoi
         critics: Whether critics are trained too, on the data's returns; not where values are known.
     """
     n, features = networks, networks.encoder(batch.observations)
-    losses = {"prior_loss": prior_loss(n.prior, features, batch.actions, batch.within, noise)}
+    total = prior_loss(n.prior, features, batch.actions, batch.within, noise)
+    losses = {"prior_loss": total}
     if critics and n.known_value is None:
         losses["critic_loss"] = return_loss(n, features, batch)
-    return Losses(sum(losses.values(), torch.zeros_like(losses["prior_loss"])), losses)
+        total = total + losses["critic_loss"]
+    return Losses(total, losses)
 
 
 @torch.no_grad()

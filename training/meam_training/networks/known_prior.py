@@ -19,7 +19,7 @@ KnownPrior = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class KnownField:
-    """A known prior, evaluated as a `VelocityField` is.
+    """A known prior, conditioned on observations as a `VelocityField` is.
 
     Args:
         velocity: The known prior.
@@ -32,12 +32,3 @@ class KnownField:
     def condition(self, features: Float[Tensor, "*batch features"]) -> Velocity:
         """Fix the observations, giving v(x, t)."""
         return partial(self._velocity, self._encoder.decode(features))
-
-    def __call__(
-        self,
-        features: Float[Tensor, "*batch features"],
-        x: Float[Tensor, "*batch act"],
-        t: Float[Tensor, "*batch 1"],
-    ) -> Float[Tensor, "*batch act"]:
-        """Velocity at x and time t in [0, 1]; normalised action units per unit of flow time."""
-        return self.condition(features)(x, t)
