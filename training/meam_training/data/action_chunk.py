@@ -135,9 +135,6 @@ class ActionChunkSampler:
         chunk_size: Actions in a chunk.
         discount: Discount per environment step.
         pad: Whether chunks may start at every row, also where they cross the end of their episode.
-
-    Raises:
-        DatasetError: no episode is as long as a chunk.
     """
 
     def __init__(
@@ -152,7 +149,6 @@ class ActionChunkSampler:
         discount: float,
         pad: bool = False,
     ) -> None:
-        check_chunk_size(chunk_size, episode_ends)
         self.observations = observations
         self.actions = actions
         self.next_observations = next_observations

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from meam_policy.errors import DatasetError, NotFoundError
 from meam_policy.spec import BoxSpec
-from meam_training.data.action_chunk import ActionChunkSampler
+from meam_training.data.action_chunk import ActionChunkSampler, check_chunk_size
 from meam_training.data.dataset_cache import (
     COLUMNS,
     Columns,
@@ -512,6 +512,7 @@ class OfflineDataset:
         Raises:
             DatasetError: no episode is as long as a chunk.
         """
+        check_chunk_size(chunk_size, self.episode_ends)
         return ActionChunkSampler(
             self.observations,
             self.actions,

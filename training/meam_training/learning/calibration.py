@@ -130,7 +130,7 @@ class Calibration:
     def __init__(self, dataset: OfflineDataset, config: TrainConfig, spec: PolicySpec, device: torch.device) -> None:
         self._config = config
         rows, found = _returns(dataset, config.discount)
-        chunks = HostChunks(config, dataset, spec, device)
+        chunks = HostChunks(config, dataset, spec, device, with_returns=False)
         drawn = np.random.default_rng(_SEED).choice(len(rows), min(_DRAWN, len(rows)), replace=False)
         # Chunks that end with their episode, or before; after a termination there is nothing to compare.
         drawn = drawn[found.last_rows[drawn] - rows[drawn] + 1 >= config.chunk_size]

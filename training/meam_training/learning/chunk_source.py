@@ -16,11 +16,12 @@ from meam_policy.errors import DatasetError
 from meam_policy.spec import PolicySpec
 from meam_training.algorithm.batch import ChunkBatch
 from meam_training.config import TrainConfig
+from meam_training.data.action_chunk import ActionChunkBatch
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.dataset_cache import rows_per_block
 from meam_training.networks.action_normaliser import ActionNormaliser
 
-__all__ = ["ChunkSource", "DeviceChunks", "HostChunks", "make_chunk_source"]
+__all__ = ["ChunkSource", "DeviceChunks", "HostChunks", "chunk_batch", "make_chunk_source"]
 
 COMFORTABLE_SHARE = 0.5
 """Share of the device's free memory that the data may occupy; the networks and other processes need the rest."""
@@ -50,7 +51,9 @@ class DeviceChunks:
         self._rewards, self._masks, self._valid = torch.empty(3, starts, device=device)
         self._last_rows, self._steps = torch.empty(2, starts, dtype=torch.int64, device=device)
         self._offsets = torch.arange(config.chunk_size, device=device)
-        self._returns, self._known = (values.to(device) for values in _returns(dataset, config))
+        self._returns, self._known = (
+            values.to(device) for values in _returns(dataset, config.pretrains_critics, config.discount)
+        )
         self._draw = _Draw(dataset, starts, device)
         targets = (self._rewards, self._masks, self._valid, self._last_rows, self._steps)
         step = rows_per_block(dataset.observation_dim)
@@ -86,14 +89,29 @@ class HostChunks:
 
     For critics that are pretrained, the data's returns are kept in memory, eight bytes a row. Draws batches
     bit-identical to those of `DeviceChunks`.
+
+    Args:
+        config: Settings.
+        dataset: The data.
+        spec: How actions are normalised.
+        device: Training device.
+        with_returns: Whether chunks carry their returns if critics are pretrained; otherwise zeros.
     """
 
-    def __init__(self, config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: OfflineDataset,
+        spec: PolicySpec,
+        device: torch.device,
+        *,
+        with_returns: bool = True,
+    ) -> None:
         self._sampler = dataset.chunk_sampler(config.chunk_size, config.discount, config.pad_chunks)
         self._normalise = ActionNormaliser.of(spec).normalise
         self._device = device
         self._draw = _Draw(dataset, len(self._sampler), device)
-        self._returns, self._known = _returns(dataset, config)
+        self._returns, self._known = _returns(dataset, with_returns and config.pretrains_critics, config.discount)
 
     def __len__(self) -> int:
         """Number of rows at which a chunk may start."""
@@ -106,18 +124,9 @@ class HostChunks:
     def at(self, starts: NDArray[np.int64]) -> ChunkBatch:
         """Batch of the chunks that start at the given rows [batch]."""
         batch = self._sampler.batch(starts)
-        actions = self._normalise(batch.actions).astype(np.float32).reshape(len(starts), -1)
-        return ChunkBatch(
-            observations=_tensor(batch.observations).to(self._device),
-            actions=_tensor(actions).to(self._device),
-            rewards=_tensor(batch.rewards).to(self._device),
-            next_observations=_tensor(batch.next_observations).to(self._device),
-            masks=_tensor(batch.masks).to(self._device),
-            valid=_tensor(batch.valid).to(self._device),
-            within=_components(_tensor(batch.within), batch.actions.shape[2]).to(self._device),
-            returns=self._returns[starts].to(self._device),
-            known=self._known[starts].to(self._device),
-        )
+        batch = batch._replace(actions=self._normalise(batch.actions).astype(np.float32))
+        on_host = chunk_batch(batch, self._returns[starts], self._known[starts])
+        return ChunkBatch(*(values.to(self._device) for values in on_host))
 
 
 def make_chunk_source(
@@ -143,13 +152,34 @@ def make_chunk_source(
     return (DeviceChunks if resident else HostChunks)(config, dataset, spec, device)
 
 
-def _returns(dataset: OfflineDataset, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """Returns of the data from each row on and their known shares [n]; zeros if no critics are pretrained on them."""
-    if not config.pretrains_critics:
+def chunk_batch(batch: ActionChunkBatch, returns: Tensor, known: Tensor) -> ChunkBatch:
+    """Put a batch of NumPy arrays, whose actions are normalised, into tensors on the CPU.
+
+    Args:
+        batch: The chunks.
+        returns: Returns of the data from their first actions on [batch].
+        known: Recorded shares of these [batch].
+    """
+    return ChunkBatch(
+        observations=_tensor(batch.observations),
+        actions=_tensor(batch.actions.reshape(len(batch.actions), -1)),
+        rewards=_tensor(batch.rewards),
+        next_observations=_tensor(batch.next_observations),
+        masks=_tensor(batch.masks),
+        valid=_tensor(batch.valid),
+        within=_components(_tensor(batch.within), batch.actions.shape[2]),
+        returns=returns,
+        known=known,
+    )
+
+
+def _returns(dataset: OfflineDataset, wanted: bool, discount: float) -> tuple[Tensor, Tensor]:
+    """Returns of the data from each row on and their known shares [n]; zeros if nobody wants them."""
+    if not wanted:
         nothing = torch.zeros(1).expand(len(dataset))
         return nothing, nothing
-    found = dataset.discounted_returns(config.discount)
-    returns = found.continued(dataset.rewards, config.discount)
+    found = dataset.discounted_returns(discount)
+    returns = found.continued(dataset.rewards, discount)
     return _tensor(returns.astype(np.float32)), _tensor((1 - found.tails).astype(np.float32))
 
 

@@ -20,8 +20,8 @@ from meam_policy.policy import MeamPolicy
 from meam_policy.spec import PolicySpec
 from meam_training.algorithm.batch import ChunkBatch
 from meam_training.config import TrainConfig
-from meam_training.data.action_chunk import chunk_targets
-from meam_training.learning.chunk_source import ChunkSource
+from meam_training.data.action_chunk import ActionChunkSampler
+from meam_training.learning.chunk_source import ChunkSource, chunk_batch
 from meam_training.learning.learner import Learner
 from meam_training.learning.network_session import NetworkSession
 from meam_training.networks.action_normaliser import ActionNormaliser
@@ -74,7 +74,12 @@ class ReplayChunks:
 
     @property
     def _online_starts(self) -> int:
-        return max(0, self._transitions if self._config.pad_chunks else self._transitions - self._config.chunk_size + 1)
+        return max(0, len(self._sampler))
+
+    @property
+    def _sampler(self) -> ActionChunkSampler:
+        c, rows = self._config, {name: values[: self._transitions] for name, values in self._rows.items()}
+        return ActionChunkSampler(**rows, chunk_size=c.chunk_size, discount=c.discount, pad=c.pad_chunks)
 
     def add(
         self,
@@ -146,28 +151,8 @@ class ReplayChunks:
 
     def _batch(self, starts: NDArray[np.int64]) -> ChunkBatch:
         """Online chunks that start at the given rows, on the CPU."""
-        c = self._config
-        rows = {name: values[: self._transitions] for name, values in self._rows.items()}
-        columns = (rows["rewards"], rows["terminations"], rows["episode_ends"])
-        targets, offsets = (
-            chunk_targets(*columns, c.chunk_size, c.discount, starts, c.pad_chunks),
-            np.arange(c.chunk_size),
-        )
-        actions = rows["actions"][(starts[:, None] + offsets) % self._transitions]
-        within = (offsets < targets.steps[:, None]).astype(np.float32)
-        arrays = {
-            "observations": rows["observations"][starts],
-            "actions": actions.reshape(len(starts), -1),
-            "rewards": targets.rewards,
-            "next_observations": rows["next_observations"][targets.last_rows],
-            "masks": targets.masks,
-            "valid": targets.valid,
-            "within": within.repeat(actions.shape[2], axis=1),
-            # Of use only in pretraining, which is over.
-            "returns": np.zeros(len(starts), np.float32),
-            "known": np.zeros(len(starts), np.float32),
-        }
-        return ChunkBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+        nothing = torch.zeros(len(starts))  # returns are of use only in pretraining, which is over
+        return chunk_batch(self._sampler.batch(starts), nothing, nothing)
 
 
 class OnlineCollector:
