@@ -565,6 +565,28 @@ def test_what_a_recorded_environment_has_and_its_id_has_not_is_named(tmp_path, m
         assert all(data.not_followed for data in opened)
 
 
+def test_the_environment_is_compared_when_the_data_is_opened_not_when_it_was_converted(tmp_path, monkeypatch):
+    """A package that registers it may be imported only later."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    entry_point = "gymnasium.envs.classic_control:PendulumEnv"
+    gymnasium.register(id="tests/Swing-v0", entry_point=entry_point, max_episode_steps=200)
+    registered = gymnasium.registry["tests/Swing-v0"]
+    try:
+        env = gymnasium.make("tests/Swing-v0", g=2.0, max_episode_steps=50)
+        rows: Any = {"actions": np.zeros((3, 1)), "rewards": [0.0] * 3, "observations": np.zeros((4, 3))}
+        flags: Any = {"terminations": [False] * 3, "truncations": [False, False, True]}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            minari.create_dataset_from_buffers("tests/swing-v0", buffer=[EpisodeBuffer(**rows, **flags)], env=env)
+        del gymnasium.registry["tests/Swing-v0"]
+        assert OfflineDataset.from_minari("tests/swing-v0").not_followed == ()
+        gymnasium.registry["tests/Swing-v0"] = registered
+        with pytest.warns(UserWarning, match=r"the arguments \{'g': 2\.0\}, a time limit of 50 steps, not 200"):
+            OfflineDataset.from_minari("tests/swing-v0")
+    finally:
+        gymnasium.registry.pop("tests/Swing-v0", None)
+
+
 CAMERA = spaces.Box(0, 255, (4, 5, 3), np.uint8)
 
 

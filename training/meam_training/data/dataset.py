@@ -37,7 +37,7 @@ from meam_training.data.minari_files import find_minari, source_files
 from meam_training.data.minari_source import minari_recording
 from meam_training.data.ogbench_source import ogbench_recording
 from meam_training.data.reading_choices import ReadingChoices
-from meam_training.data.recording_description import describe_recording, described_boxes
+from meam_training.data.recording_description import describe_recording, described_boxes, not_followed
 from meam_training.data.row_check import (
     ActionBounds,
     RowCheck,
@@ -76,7 +76,8 @@ class OfflineDataset:
         environment_id: Environment the data was recorded in, if known.
         control_rate_hz: Rate at which actions were applied, if known.
         left_out: What the data set has and this one leaves out, such as images, by name.
-        not_followed: What the recorded environment has and one made by its id has not, in words.
+        recorded_environments: What Minari data sets record of their environments: id, arguments, max_episode_steps and
+            names of wrappers.
         measured_bounds: Whether `action_box` is the range of the recorded actions, because nobody declared bounds.
         parts: Rows of each of the data sets that were joined, and its share of a batch; empty for one that was not
             joined, or whose rows all count the same.
@@ -94,7 +95,7 @@ class OfflineDataset:
     environment_id: str | None = None
     control_rate_hz: float | None = None
     left_out: tuple[str, ...] = ()
-    not_followed: tuple[str, ...] = ()
+    recorded_environments: tuple[Mapping[str, Any], ...] = ()
     measured_bounds: bool = False
     parts: tuple[tuple[int, float], ...] = ()
 
@@ -119,6 +120,14 @@ class OfflineDataset:
     def action_dim(self) -> int:
         """Dimension of a flattened action."""
         return self.actions.shape[1]
+
+    @property
+    def not_followed(self) -> tuple[str, ...]:
+        """What the recorded environments have and those that their ids make have not, in words.
+
+        Of an id that is not registered now, only the wrappers are known to differ.
+        """
+        return tuple(dict.fromkeys(text for each in self.recorded_environments for text in not_followed(each)))
 
     @cached_property
     def episode_returns(self) -> NDArray[np.float64]:
@@ -201,7 +210,7 @@ class OfflineDataset:
             environment_id=environment_id,
             control_rate_hz=control_rate_hz,
             left_out=(),
-            not_followed=(),
+            recorded_environments=(),
             measured_bounds=False,
             parts=(),
         )
@@ -462,7 +471,7 @@ class OfflineDataset:
             **describe_recording(boxes, action_box, " + ".join(f"{s:.3g} {n}" for s, n in shown), environment, rate),
             "measured_bounds": measured,
             "left_out": sorted({name for each in datasets for name in each.left_out}),
-            "not_followed": sorted({name for each in datasets for name in each.not_followed}),
+            "recorded_environments": [recorded for each in datasets for recorded in each.recorded_environments],
         }
         place = cache_place(datasets[0].observations)
         if place is None or any(cache_place(each.observations) is None for each in datasets):
@@ -545,7 +554,7 @@ class OfflineDataset:
             observation_boxes=observation_boxes,
             action_box=action_box,
             left_out=tuple(about.get("left_out", ())),
-            not_followed=tuple(about.get("not_followed", ())),
+            recorded_environments=tuple(about.get("recorded_environments", ())),
             measured_bounds=about.get("measured_bounds", False),
             **{name: about[name] for name in names},
         )

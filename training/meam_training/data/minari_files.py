@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gymnasium
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
@@ -47,8 +46,7 @@ class MinariSource:
         dataset_id: Minari id.
         environment_id: Gymnasium id of the environment, if recorded; only a name, no environment is created.
         control_rate_hz: Rate at which actions were applied, Hz, if recorded by `meam collect`.
-        not_followed: What the recorded environment has and one made by its id has not: arguments, a time limit,
-            wrappers.
+        environment: What is recorded of it: id, arguments, max_episode_steps and names of wrappers, as JSON data.
     """
 
     episodes: Iterator[EpisodeData]
@@ -57,7 +55,7 @@ class MinariSource:
     dataset_id: str
     environment_id: str | None
     control_rate_hz: float | None
-    not_followed: tuple[str, ...] = ()
+    environment: dict[str, Any] | None = None
 
 
 def minari_root() -> Path:
@@ -107,25 +105,18 @@ def open_minari(id_or_path: str | os.PathLike[str]) -> MinariSource:
         dataset_id=dataset.id,
         environment_id=named if isinstance(named, str) else dataset.env_spec.id if dataset.env_spec else None,
         control_rate_hz=float(rate) if isinstance(rate, (int, float)) and 0 < rate < math.inf else None,
-        not_followed=() if dataset.env_spec is None else _not_followed(dataset.env_spec),
+        environment=None if dataset.env_spec is None else _described_environment(dataset.env_spec),
     )
 
 
-def _not_followed(recorded: EnvSpec) -> tuple[str, ...]:
-    """What tells a recorded environment from the one that its id makes, in words; nothing is executed.
-
-    Of an id that is not registered here, only the wrappers are known to differ.
-    """
-    plain, found = gymnasium.registry.get(recorded.id), []
-    if plain is not None:
-        ours, theirs = ({k: v for k, v in spec.kwargs.items() if k != "render_mode"} for spec in (plain, recorded))
-        if ours != theirs:
-            found.append(f"the arguments {theirs}")
-        if recorded.max_episode_steps not in (None, plain.max_episode_steps):
-            found.append(f"a time limit of {recorded.max_episode_steps} steps, not {plain.max_episode_steps}")
-    if recorded.additional_wrappers:
-        found.append(f"the wrappers {', '.join(wrapper.name for wrapper in recorded.additional_wrappers)}")
-    return tuple(found)
+def _described_environment(recorded: EnvSpec) -> dict[str, Any]:
+    """What a data set records of its environment, as JSON data; nothing is executed."""
+    return {
+        "id": recorded.id,
+        "arguments": {name: value for name, value in recorded.kwargs.items() if name != "render_mode"},
+        "max_episode_steps": recorded.max_episode_steps,
+        "wrappers": [wrapper.name for wrapper in recorded.additional_wrappers],
+    }
 
 
 def find_minari(id_or_path: str | os.PathLike[str]) -> Path:
