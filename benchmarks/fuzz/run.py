@@ -184,6 +184,7 @@ def _child(folder: Path, seed: int, channel: Connection) -> None:
     read("policy.onnx", (folder / "policy.onnx").read_bytes(), spec)  # all libraries are there
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    channel.send("ready")
     while True:
         job = channel.recv()
         if job is None:
@@ -213,6 +214,7 @@ class _Worker:
         self._process = multiprocessing.get_context("spawn").Process(target=_child, args=(*self._arguments, other))
         self._process.start()
         other.close()
+        self.channel.recv()  # its libraries are imported: from here on time is the mutants'
 
     def give(self, number: int, kind: str) -> None:
         self.number, self.kind, self._since = number, kind, time.monotonic()
@@ -228,8 +230,7 @@ class _Worker:
             code = self._process.exitcode or 0
             self._begin()
             return f"the process died: {signal.Signals(-code).name if code < 0 else f'exit status {code}'}"
-        # A new child imports its libraries first.
-        if time.monotonic() - self._since > SECONDS + 20:
+        if time.monotonic() - self._since > SECONDS:
             self._process.kill()
             self._process.join()
             self._begin()

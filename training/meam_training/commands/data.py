@@ -37,8 +37,10 @@ def data_command(
     Example: meam data data/meam/pockets-v0 --chunk-size 5 --output pockets.png
 
     Args:
-        data: Minari id, folder of a Minari data set, or OGBench .npz file.
-        env_id: For an .npz file: OGBench single-task name, from whose goal rewards are computed.
+        data: What `meam train --data` takes: a Minari id or folder, OGBench .npz, HDF5 file of D4RL or robomimic, or
+            folder of a LeRobot data set.
+        env_id: For an .npz file: OGBench single-task name, from whose goal rewards are computed. For HDF5 and LeRobot:
+            the environment they were recorded in.
         chunk_size: Actions in a chunk, as it will be in training.
         pad_chunks: Whether chunks that cross the end of their episode will be learned from (not with the presets qam,
             qam-edit and trqam).

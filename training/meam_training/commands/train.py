@@ -17,7 +17,7 @@ from meam_policy.console import print_json, progress_bar, say, say_mapping
 from meam_policy.environments.make import import_packages
 from meam_policy.errors import ConfigError, DatasetError, NotFoundError
 from meam_training.config import PRESETS, Method, TrainConfig
-from meam_training.data.opening import DataArguments, open_dataset
+from meam_training.data.opening import DataArguments, absolute, open_dataset
 from meam_training.learning.update_cost import RunStart, UpdateCost
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.options import flag
@@ -106,7 +106,7 @@ def run(arguments: list[str], prog: str) -> None:
     dataset = open_dataset(named)
     origin = named.absolute.to_json() | ({"import": list(parsed.packages)} if parsed.packages else {})
     if parsed.start_from is not None:
-        origin |= {"from": _absolute(parsed.start_from), "statistics": parsed.statistics}
+        origin |= {"from": absolute(parsed.start_from), "statistics": parsed.statistics}
     last = Checkpoint.latest(parsed.output_dir) if parsed.resume else None
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
     progress = _Progress(parsed.config)
@@ -265,12 +265,6 @@ def _known(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction)
     parser.add_argument("--from", dest="start_from", nargs="?")
     return parser.parse_known_args(arguments)[0]
-
-
-def _absolute(data: str) -> str:
-    """Make a path absolute, so that the run can be resumed from any folder; names of data sets are kept."""
-    path = Path(data).expanduser()
-    return str(path.resolve()) if path.exists() else data
 
 
 def _recorded(origin: Mapping[str, Any]) -> dict[str, Any]:

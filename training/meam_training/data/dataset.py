@@ -45,6 +45,7 @@ from meam_training.data.row_check import (
     flags,
     numbers,
     observation_box_specs,
+    undeclared_box_spec,
     unit_box,
 )
 from meam_training.data.selection import chosen_rows, common, joined_blocks, joined_boxes, normalised_shares
@@ -200,8 +201,9 @@ class OfflineDataset:
         boxes = observation_box_specs(observation_space, observations)
         bounds = ActionBounds(action_low, action_high, clip_actions)
         if action_space is None:
-            action_space = unit_box(numbers(actions, "actions").shape, bounds)
-        action_box = action_box_spec(action_space, bounds)
+            action_box = undeclared_box_spec(unit_box(numbers(actions, "actions").shape), bounds)
+        else:
+            action_box = action_box_spec(action_space, bounds)
         return cls(
             **RowCheck(boxes, action_box, clip_actions)(observations, actions, rewards, next_observations, ended, ends),
             observation_boxes=boxes,

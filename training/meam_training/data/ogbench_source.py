@@ -17,11 +17,11 @@ from meam_training.data.recording_description import describe_recording
 from meam_training.data.row_check import (
     ActionBounds,
     RowCheck,
-    action_box_spec,
     flags,
     numbers,
     observation_box_specs,
     unbounded_box,
+    undeclared_box_spec,
     unit_box,
 )
 
@@ -47,7 +47,7 @@ def ogbench_recording(path: Path, environment_id: str | None, bounds: ActionBoun
         members = _ogbench_members(file, path, environment_id)
         observations, actions = members["observations"], members["actions"]
     unbounded = unbounded_box(observations.shape, observations.dtype)
-    boxes, action_box = observation_box_specs(unbounded, ()), action_box_spec(unit_box(actions.shape, bounds), bounds)
+    boxes, action_box = observation_box_specs(unbounded, ()), undeclared_box_spec(unit_box(actions.shape), bounds)
     check, rows = RowCheck(boxes, action_box, bounds.clip), rows_per_block(boxes[0].size)
     return Recording(
         describe_recording(boxes, action_box, path.stem, environment_id, None),

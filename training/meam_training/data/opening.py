@@ -11,7 +11,7 @@ from meam_training.data.dataset import OfflineDataset
 from meam_training.data.lerobot_source import is_lerobot
 from meam_training.data.selection import episode_range
 
-__all__ = ["DataArguments", "open_dataset"]
+__all__ = ["DataArguments", "absolute", "open_dataset"]
 
 OTHER_SUFFIXES = {
     ".bag": "a ROS 1 bag",
@@ -84,8 +84,7 @@ class DataArguments:
     @property
     def absolute(self) -> DataArguments:
         """The same with absolute paths, so that a run can be resumed from any folder; names of data sets are kept."""
-        paths = {name: Path(name).expanduser() for name in self.data}
-        return replace(self, data=tuple(str(path.resolve()) if path.exists() else name for name, path in paths.items()))
+        return replace(self, data=tuple(absolute(name) for name in self.data))
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data, without what is not given; a single source is a text."""
@@ -93,6 +92,12 @@ class DataArguments:
             name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items() if value
         }
         return {**given, "data": self.data[0] if len(self.data) == 1 else list(self.data), "env_id": self.env_id}
+
+
+def absolute(name: str) -> str:
+    """The absolute path of what exists on this machine; other names, such as those of data sets, as they are."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def open_dataset(arguments: DataArguments) -> OfflineDataset:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from meam_policy.errors import DatasetError
 from meam_policy.spec import BoxSpec
-from meam_training.data.row_check import DECLARED, ActionBounds, action_box_spec
+from meam_training.data.row_check import DECLARED, ActionBounds, action_box_spec, undeclared_box_spec
 
 __all__ = ["MADE_REWARDS", "ReadingChoices", "StoredEpisode", "stored_episode"]
 
@@ -71,9 +71,7 @@ class ReadingChoices:
         """
         if self.action_space is not None:
             return action_box_spec(self.action_space, self.bounds)
-        low = measured.low if self.bounds.low is None else np.full_like(measured.low, -np.inf)
-        high = measured.high if self.bounds.high is None else np.full_like(measured.high, np.inf)
-        return action_box_spec(spaces.Box(low, high, dtype=np.float32), self.bounds)
+        return undeclared_box_spec(measured, self.bounds)
 
     def as_settings(self) -> list[str]:
         """The choices as settings of a conversion; see `dataset_cache.open_cached`."""

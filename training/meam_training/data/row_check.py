@@ -22,6 +22,7 @@ __all__ = [
     "numbers",
     "observation_box_specs",
     "unbounded_box",
+    "undeclared_box_spec",
     "unit_box",
 ]
 
@@ -304,11 +305,24 @@ def _observation_box(space: spaces.Space[Any], name: str, key: str | None = None
     return BoxSpec.from_space(box, key)
 
 
-def unit_box(shape: tuple[int, ...], bounds: ActionBounds = DECLARED) -> spaces.Box:
-    """Box [-1, 1] in each component of a row, for an array of the given shape [n, …]; open where bounds are given."""
-    low = -1.0 if bounds.low is None else -np.inf
-    high = 1.0 if bounds.high is None else np.inf
-    return spaces.Box(low, high, shape[1:] or (1,), np.float32)
+def unit_box(shape: tuple[int, ...]) -> spaces.Box:
+    """Box [-1, 1] in each component of a row, for an array of the given shape [n, …]."""
+    return spaces.Box(-1.0, 1.0, shape[1:] or (1,), np.float32)
+
+
+def undeclared_box_spec(box: spaces.Box, bounds: ActionBounds) -> BoxSpec:
+    """Describe the actions of data that declares no space.
+
+    Args:
+        box: Bounds where the user gives none; elsewhere they give way.
+        bounds: The user's bounds.
+
+    Raises:
+        DatasetError: as in `action_box_spec`.
+    """
+    low = box.low if bounds.low is None else np.full_like(box.low, -np.inf)
+    high = box.high if bounds.high is None else np.full_like(box.high, np.inf)
+    return action_box_spec(spaces.Box(low, high, dtype=np.float32), bounds)
 
 
 def unbounded_box(shape: tuple[int, ...], dtype: np.dtype[Any]) -> spaces.Box:
