@@ -49,6 +49,14 @@ LONGEST = (
 """The files that take longest, longest first. A file is one worker's: begun last, it would keep the others waiting."""
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if "MEAM_WITHOUT_SHAPE_CHECKS" not in os.environ or not torch.cuda.is_available():
+            pytest.skip("on a machine with a CUDA GPU, `make gpu-check` runs this")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     rank = {here / name: number for number, name in enumerate(LONGEST)}
