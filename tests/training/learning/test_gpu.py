@@ -54,7 +54,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(make_config, dataset, method)
         gradients = torch.autograd.grad(losses.total, trained, allow_unused=True)
         found.append((losses.total.item(), [None if g is None else g.cpu() for g in gradients]))
     (total, expected), (on_gpu, gradients) = found
-    assert math.isclose(total, on_gpu, rel_tol=1e-4, abs_tol=1e-5)
+    assert math.isclose(total, on_gpu, rel_tol=1e-3, abs_tol=1e-5)
     largest = max(g.abs().max().item() for g in expected if g is not None)
     for one, other in zip(expected, gradients, strict=True):
         assert (one is None) == (other is None)

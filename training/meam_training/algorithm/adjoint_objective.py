@@ -30,6 +30,7 @@ from meam_training.flow.ancestral import (
     geometric_kl,
     sample_ancestral_path,
 )
+from meam_training.flow.input_gradient import input_gradient
 from meam_training.flow.memoryless import (
     adjoint_matching_loss,
     lean_adjoint,
@@ -168,11 +169,8 @@ def value_gradient(
     n: MeamNetworks, features: Float[Tensor, "batch features"], x_1: Float[Tensor, "batch act"]
 ) -> Float[Tensor, "batch act"]:
     """Gradient of Q, the mean of the target critics at the clipped action; zero in components outside the box."""
-    with torch.enable_grad():
-        x = x_1.detach().requires_grad_()
-        value = n.values(features.detach(), x.clamp(-1, 1)).mean(dim=0).sum()
-        (gradient,) = torch.autograd.grad(value, x)
-    return gradient
+    features = features.detach()
+    return input_gradient(lambda x: n.values(features, x.clamp(-1, 1)).mean(dim=0), x_1)
 
 
 def prior_score(

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from meam_training.flow.input_gradient import input_gradient
+
 __all__ = ["maximize_q", "pessimistic_value"]
 
 
@@ -48,9 +50,7 @@ def maximize_q(
     x = starts
     root = math.sqrt(x.shape[-1])
     for i in range(steps):
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(value(x).sum(), x)
+        gradient = input_gradient(value, x)
         norm = gradient.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         moved = x.detach() + step_size * (1 - i / steps) * root * gradient / norm - starts
         if math.isfinite(trust_radius):

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from meam_training.flow.input_gradient import input_gradient
+
 __all__ = ["Jacobian", "RecordedVelocity", "Velocity", "linearize"]
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -71,10 +73,8 @@ class _AutogradJacobian:
     def transposed_product(self, index: int | slice, covector: Tensor) -> Tensor:
         if covector.dim() > self._x[index].dim():
             return torch.stack([self.transposed_product(index, part) for part in covector])
-        with torch.enable_grad():
-            x = self._x[index].detach().requires_grad_()
-            (product,) = torch.autograd.grad(self._velocity(x, self._t[index]), x, covector)
-        return product
+        t, covector = self._t[index], covector.detach()
+        return input_gradient(lambda x: self._velocity(x, t) * covector, self._x[index])
 
     def product(self, vectors: Tensor) -> Tensor:
         def along(vector: Tensor) -> Tensor:

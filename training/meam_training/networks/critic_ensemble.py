@@ -66,9 +66,9 @@ class CriticEnsemble(nn.Module):
         """Values of flattened, normalised action chunks, according to each critic; units of reward."""
         inputs = torch.cat([features, action], dim=-1)
         hidden = torch.bmm(inputs.expand(len(self.weights[0]), *inputs.shape), self.weights[0]) + self.biases[0]
-        for weight, bias, scale, shift in zip(
-            self.weights[1:], self.biases[1:], self.norm_scales, self.norm_biases, strict=True
-        ):
+        for i in range(1, len(self.weights)):  # torch 2.11 cannot trace slices of a ParameterList, nor zip over one
+            weight, bias = self.weights[i], self.biases[i]
+            scale, shift = self.norm_scales[i - 1], self.norm_biases[i - 1]
             hidden = F.layer_norm(gelu(hidden), hidden.shape[-1:], eps=1e-6) * scale + shift
             # The single output is computed in full precision: bf16 resolves a value only to within 0.4 %.
             precision = "float32" if weight is self.weights[-1] else self.precision
