@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from meam_policy.cli import run
 from meam_policy.errors import ConfigError, NotFoundError, OutputError
 from meam_training.benchmark.contestants import PRODUCTS, make_contestants, worker_environment
+from meam_training.benchmark.learner_worker import make_update
 from meam_training.benchmark.matmul_worker import count_flops
 from meam_training.benchmark.race import Contestant, Outcome, race, turns
 from meam_training.benchmark.report import COLUMNS, cells, limits, machine, markdown, notes, summarise, to_json
@@ -77,6 +78,11 @@ def stand_in(tmp_path):
         return Contestant(name, command, form or name, repetitions=10)
 
     return make
+
+
+@pytest.mark.parametrize("method", ["qam", "me-am"])
+def test_updates_of_all_networks_are_timed_and_not_those_of_pretraining(method):
+    assert {"prior_loss", "policy_loss", "critic_loss"} <= make_update(TINY, method=method, device="cpu")().keys()
 
 
 def run_race(contestants: list[Contestant], rounds: int = 2, **options) -> Outcome:

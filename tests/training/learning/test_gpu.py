@@ -33,6 +33,9 @@ METHODS = {
     "ancestral, distilled": ("me-am", {"objective": "adjoint", "distill_coef": 1.0}),
     "target score": ("me-am", {"objective": "target_score"}),
 }
+ILL_CONDITIONED = {"target score": 0.02}
+"""Largest difference of a gradient, as a share of its largest component; elsewhere 0.001. A score near t = 1 divides
+rounding errors by 1 - t."""
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -60,7 +63,8 @@ def test_losses_and_gradients_are_those_of_the_cpu(make_config, dataset, method)
         assert (one is None) == (other is None)
         if one is not None:
             assert other is not None
-            assert (one - other).abs().max() <= 1e-3 * one.abs().max() + 1e-5 * largest
+            share = ILL_CONDITIONED.get(method, 1e-3)
+            assert (one - other).abs().max() <= share * one.abs().max() + 1e-5 * largest
 
 
 def weights_after(make_config, dataset, updates: int, **settings) -> list[torch.Tensor]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from meam_training.benchmark.settings import SCANNED, Setting
 from meam_training.config import TrainConfig
@@ -28,8 +29,8 @@ ROWS = 20_000
 EPISODE = 200
 
 
-def make_update(setting: Setting, **overrides: Any) -> Callable[[], object]:
-    """Make a learner on synthetic data, and return a function that performs one update per call.
+def make_update(setting: Setting, **overrides: Any) -> Callable[[], dict[str, Tensor]]:
+    """Make a learner on synthetic data, and return a function that performs one update per call, of all networks.
 
     Args:
         setting: Sizes of the problem and the networks.
@@ -42,6 +43,7 @@ def make_update(setting: Setting, **overrides: Any) -> Callable[[], object]:
         "chunk_size": setting.chunk_size,
         "batch_size": setting.batch_size,
         "nfe": setting.nfe,
+        "pretrain_steps": 0,  # updates of all networks from the first one on
     }
     config = TrainConfig.preset(overrides.pop("method"), sizes, **overrides)
     dataset, device = _synthetic(setting), torch.device(config.device)
@@ -49,7 +51,7 @@ def make_update(setting: Setting, **overrides: Any) -> Callable[[], object]:
     chunks, learner = make_chunk_source(config, dataset, spec, device), Learner(spec, config, device)
     done = 0
 
-    def update() -> object:
+    def update() -> dict[str, Tensor]:
         nonlocal done
         done += 1
         return learner.update(chunks, done)

@@ -57,7 +57,7 @@ WARM_UPS = 3
 class CapturedUpdate:
     """An update captured as one CUDA graph after a few ordinary runs, and replayed from then on.
 
-    A replay is one launch instead of a thousand or so. Not yet run on a GPU.
+    A replay is one launch instead of a thousand or so.
 
     Args:
         work: The update; it reads and writes the same tensors each time, and returns named scalars.
