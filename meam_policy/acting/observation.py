@@ -9,6 +9,7 @@ import numpy as np
 from numpy import ma  # np.ma would import it in the first tick, which takes 10 ms
 from numpy.typing import NDArray
 
+from meam_policy.acting.arrays import array_of
 from meam_policy.errors import ObservationError
 from meam_policy.spec import BoxSpec, PolicySpec
 
@@ -21,7 +22,8 @@ def flatten_observation(spec: PolicySpec, observation: Any, *, finite: bool = Tr
     Args:
         spec: The boxes of an observation, in the order in which they are flattened.
         observation: Array-like shaped like the observation box, or a mapping of such arrays for a Dict observation;
-            with one leading axis more for a batch. Any real number type, byte order and memory layout.
+            with one leading axis more for a batch. Any real number type, byte order and memory layout; tensors of
+            PyTorch too, on the CPU.
         finite: Refuse NaN and infinity.
 
     Returns:
@@ -96,10 +98,7 @@ def _rows_of_box(box: BoxSpec, value: Any) -> tuple[NDArray[Any], bool]:
     """Rows [batch, size] in their own type, and whether a batch was given."""
     if isinstance(value, ma.MaskedArray) and ma.is_masked(value):
         raise ObservationError(f"{_name(box)} has masked numbers; expected that none is missing.")
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ObservationError(f"{_name(box)} is ragged; expected an array of shape {box.shape}.") from error
+    array = array_of(value, _name(box), f"an array of shape {box.shape}")
     if array.dtype.kind not in "fiub":
         raise ObservationError(f"{_name(box)} has type {array.dtype}; expected real numbers of shape {box.shape}.")
     batched = array.ndim == len(box.shape) + 1
