@@ -183,6 +183,8 @@ def test_going_on_elsewhere_normalises_the_same_place_alike(
     config = TrainConfig.preset("bc", CONFIG, steps=1, learning_rate=1e-12)
     last = train(config, recording(moved, 1), tmp_path / "run", start_from=folders["map"], statistics=statistics)
     assert last.spec.observation_offset == (447_420.0, 5_411_840.0, 0.0)
+    resumed = train(config.changed(steps=2), recording(moved, 1), tmp_path / "run", resume=True)
+    assert resumed.spec.observation_mean == last.spec.observation_mean
     found = MeamPolicy.from_pretrained(export_policy(last, tmp_path / "policy").folder)
     before, local = MeamPolicy.from_pretrained(folders["map"]), local_points(5)
     noise = np.zeros((5, before.spec.noise_dim), np.float32)
