@@ -1,6 +1,6 @@
-"""How far a box declared too wide, and a joint that stood still, spoil a policy.
+"""How far a box declared too wide, a joint that stood still and map coordinates spoil a policy.
 
-python benchmarks/data/scales.py [--action-scaling box --observation-limit none --raw-std]
+python benchmarks/data/scales.py [--action-scaling box --observation-limit none --raw-std --float32]
 """
 
 import argparse
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from meam_policy import DatasetError
 from meam_training import OfflineDataset, TrainConfig
 from meam_training.learning.chunk_source import make_chunk_source
 from meam_training.learning.learner import Learner
@@ -17,6 +18,8 @@ from meam_training.networks.policy_module import PolicyModule
 from meam_training.trainer import data_statistics, make_spec
 
 ROWS, STEPS = 4000, 1000
+FIELD = np.array([447_123.4, 4_500_017.8])
+"""Easting and northing of a place, metres."""
 
 
 def fitted(dataset: OfflineDataset, config: TrainConfig, raw_std: bool) -> PolicyModule:
@@ -48,6 +51,7 @@ def main() -> None:
     parser.add_argument("--action-scaling", default="data")
     parser.add_argument("--observation-limit", default="10")
     parser.add_argument("--raw-std", action="store_true")
+    parser.add_argument("--float32", action="store_true", help="map coordinates that were rounded before")
     given = parser.parse_args()
     limit = None if given.observation_limit == "none" else float(given.observation_limit)
     config = TrainConfig.preset(
@@ -64,15 +68,29 @@ def main() -> None:
     generator = np.random.default_rng(0)
     joints = generator.uniform(-1, 1, (ROWS, 2))
     actions = (0.8 * np.sin(2 * joints) + 0.05 * generator.normal(size=(ROWS, 2))).clip(-1, 1)
-    test = torch.tensor(generator.uniform(-0.7, 0.7, (500, 2)), dtype=torch.float32)
+    points = generator.uniform(-0.7, 0.7, (500, 2))
+    test = torch.tensor(points, dtype=torch.float32)
     wanted = 0.8 * torch.sin(2 * test)
-
     noise = torch.randn(500, 2 * config.chunk_size, generator=torch.Generator().manual_seed(0))
-    for bound in (1.0, 100.0, 1e6):
-        policy = fitted(made(joints, actions, bound), config, given.raw_std)
-        with torch.no_grad():
-            error = (policy(test, noise)[:, 0] - wanted).square().mean().sqrt()
-        print(f"declared box of {bound:g}: root mean square error of a sampled action {error:.3f}")
+
+    @torch.no_grad()
+    def error(policy: PolicyModule, rows: torch.Tensor = test) -> str:
+        found = (policy(rows, noise)[:, 0] - wanted).square().mean().sqrt()
+        return f"root mean square error of a sampled action {found:.3f}"
+
+    for bound in (1.0, 100.0, 1e6, 3e38):
+        try:
+            policy = fitted(made(joints, actions, bound), config, given.raw_std)
+        except DatasetError as refusal:
+            print(f"declared box of {bound:g}: refused: {refusal}")
+        else:
+            print(f"declared box of {bound:g}: {error(policy)}")
+    kind = np.float32 if given.float32 else np.float64
+    for name, origin in (("near the origin", 0 * FIELD), ("in map coordinates", FIELD)):
+        data = made((0.5 * joints + origin).astype(kind), actions)
+        seen = (0.5 * points + origin).astype(kind) - np.array(data.observation_offset or 0.0)
+        policy = fitted(data, config, given.raw_std)
+        print(f"positions within 0.5 m, {name}: {error(policy, torch.tensor(seen, dtype=torch.float32))}")
     wrist = 1.57 + 2e-5 * generator.normal(size=(ROWS, 1))
     policy = fitted(made(np.concatenate([joints, wrist], axis=1), actions), config, given.raw_std)
 

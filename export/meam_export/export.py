@@ -215,17 +215,18 @@ def _build_policy(networks: MeamNetworks, spec: PolicySpec, observations: Rows |
 
 
 def _checked(observations: Rows, spec: PolicySpec) -> Rows:
-    """Convert observations to float32, and refuse those that do not fit the policy.
+    """Convert raw observations to what the graphs see, and refuse those that do not fit the policy.
 
     Raises:
         ConfigError: they are not shaped [n, obs] with n >= 1, or not finite.
     """
-    rows = np.asarray(observations, dtype=np.float32)
-    if rows.ndim != 2 or rows.shape[1] != spec.observation_dim or not len(rows) or not np.isfinite(rows).all():
+    given = np.asarray(observations)
+    fits = given.ndim == 2 and given.shape[1] == spec.observation_dim and len(given) > 0
+    if not fits or not np.isfinite(given).all():
         raise ConfigError(
-            f"observations is an array {rows.shape}; expected finite numbers [n, {spec.observation_dim}]."
+            f"observations is an array {given.shape}; expected finite numbers [n, {spec.observation_dim}]."
         )
-    return rows
+    return (given - np.array(spec.observation_offset or 0.0)).astype(np.float32)
 
 
 def _check_output_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from meam_policy.acting.arrays import array_of
 from meam_policy.errors import ConfigError, ObservationError
 from meam_policy.spec import PolicySpec
 
@@ -96,10 +97,7 @@ def checked_prefix(
 
 
 def _array(name: str, value: ArrayLike | None) -> NDArray[np.float32]:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ObservationError(f"{name} is ragged; expected an array of real numbers.") from error
+    array = array_of(value, name, "an array of real numbers")
     if array.dtype.kind not in "fiu":
         raise ObservationError(f"{name} has type {array.dtype}; expected an array of real numbers.")
     with np.errstate(all="ignore"):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy import ma  # np.ma would import it in the first tick, which takes 10 ms
 from numpy.typing import NDArray
 
+from meam_policy.acting.arrays import array_of
 from meam_policy.errors import ObservationError
 from meam_policy.spec import BoxSpec, PolicySpec
 
@@ -21,12 +22,13 @@ def flatten_observation(spec: PolicySpec, observation: Any, *, finite: bool = Tr
     Args:
         spec: The boxes of an observation, in the order in which they are flattened.
         observation: Array-like shaped like the observation box, or a mapping of such arrays for a Dict observation;
-            with one leading axis more for a batch. Any real number type, byte order and memory layout.
+            with one leading axis more for a batch. Any real number type, byte order and memory layout; tensors of
+            PyTorch too, on the CPU.
         finite: Refuse NaN and infinity.
 
     Returns:
-        Rows [batch, observation_dim] (batch 1 for a single observation), and whether a batch was given. The rows
-        never share memory with the input.
+        Rows [batch, observation_dim] (batch 1 for a single observation) less `spec.observation_offset`, and whether a
+        batch was given. The rows never share memory with the input.
 
     Raises:
         ObservationError: a key is missing or unknown, a shape or type does not fit, or a value is not finite.
@@ -37,7 +39,11 @@ def flatten_observation(spec: PolicySpec, observation: Any, *, finite: bool = Tr
             "expected the observation alone: `observation, info = env.reset()`."
         )
     box = spec.observation[0]
-    flat, batched = _rows_of_box(box, observation) if box.key is None else _rows_of_mapping(spec, observation)
+    if box.key is None:
+        wide, batched = _rows_of_box(box, observation)
+        flat = _in_float32(wide, spec.observation_offset)
+    else:
+        flat, batched = _rows_of_mapping(spec, observation)
     if finite:
         require_finite(spec, flat)
     return flat, batched
@@ -64,11 +70,15 @@ def require_finite(spec: PolicySpec, rows: NDArray[np.float32]) -> None:
 
 def _rows_of_mapping(spec: PolicySpec, observation: Any) -> tuple[NDArray[np.float32], bool]:
     parts = _parts_of_mapping(spec, observation)
-    rows, batched = zip(*(_rows_of_box(box, value) for box, value in parts), strict=True)
-    sizes = {array.shape[0] for array in rows}
+    wide, batched = zip(*(_rows_of_box(box, value) for box, value in parts), strict=True)
+    sizes = {array.shape[0] for array in wide}
     if len(set(batched)) > 1 or len(sizes) > 1:
         shapes = ", ".join(f'"{box.key}" {np.shape(value)}' for box, value in parts)
         raise ObservationError(f"Observation parts have different batch sizes: {shapes}. Give every part the same.")
+    rows, start = [], 0
+    for array in wide:
+        rows.append(_in_float32(array, spec.observation_offset[start : start + array.shape[1]]))
+        start += array.shape[1]
     return np.concatenate(rows, axis=1), batched[0]
 
 
@@ -84,13 +94,11 @@ def _parts_of_mapping(spec: PolicySpec, observation: Any) -> list[tuple[BoxSpec,
     return [(box, observation[box.key]) for box in spec.observation]
 
 
-def _rows_of_box(box: BoxSpec, value: Any) -> tuple[NDArray[np.float32], bool]:
+def _rows_of_box(box: BoxSpec, value: Any) -> tuple[NDArray[Any], bool]:
+    """Rows [batch, size] in their own type, and whether a batch was given."""
     if isinstance(value, ma.MaskedArray) and ma.is_masked(value):
         raise ObservationError(f"{_name(box)} has masked numbers; expected that none is missing.")
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ObservationError(f"{_name(box)} is ragged; expected an array of shape {box.shape}.") from error
+    array = array_of(value, _name(box), f"an array of shape {box.shape}")
     if array.dtype.kind not in "fiub":
         raise ObservationError(f"{_name(box)} has type {array.dtype}; expected real numbers of shape {box.shape}.")
     batched = array.ndim == len(box.shape) + 1
@@ -99,10 +107,16 @@ def _rows_of_box(box: BoxSpec, value: Any) -> tuple[NDArray[np.float32], bool]:
             f"{_name(box)} has shape {array.shape}, expected {box.shape}, or (batch, *{box.shape}) for a batch. "
             "Check `policy.spec.observation_space`."
         )
-    rows = array.reshape(array.shape[0] if batched else 1, box.size)
+    return array.reshape(array.shape[0] if batched else 1, box.size), batched
+
+
+def _in_float32(rows: NDArray[Any], offset: tuple[float, ...]) -> NDArray[np.float32]:
+    """Rows less an offset, if there is one: taken off in float64, of which float32 would keep half the digits."""
     with np.errstate(all="ignore"):
+        if offset:
+            rows = rows.astype(np.float64) - np.array(offset)
         # astype, not a view: onnxruntime misreads big-endian memory.
-        return rows.astype(np.float32, order="C"), batched
+        return rows.astype(np.float32, order="C")
 
 
 def _name(box: BoxSpec) -> str:

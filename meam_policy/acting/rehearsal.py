@@ -36,6 +36,7 @@ def rehearse(spec: PolicySpec, infer: Infer) -> None:
 
 def _mean_observation(spec: PolicySpec) -> Any:
     ends = np.cumsum([box.size for box in spec.observation])
-    parts = np.split(np.array(spec.observation_mean), ends[:-1])
+    offset = np.array(spec.observation_offset or 0.0)
+    parts = np.split(np.array(spec.observation_mean) + offset, ends[:-1])
     found = {box.key: part.reshape(box.shape) for box, part in zip(spec.observation, parts, strict=True)}
     return found.get(None, found)

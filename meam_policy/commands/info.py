@@ -14,6 +14,7 @@ from meam_policy.commands.numbers import print_numbers
 from meam_policy.console import print_json, print_mapping
 from meam_policy.folder.policy_folder import GRAPH_FILE, locate_policy, verify_files
 from meam_policy.policy import MeamPolicy
+from meam_policy.spec import PolicySpec
 
 __all__ = ["info", "run"]
 
@@ -47,6 +48,7 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
             "environment": spec.environment_id or "unknown",
             "training data": spec.training_data or "unknown",
             "observation space": spec.observation_space,
+            **_offset(spec),
             "action space": spec.action_space,
             "chunk": f"{spec.chunk_size} actions, {spec.execute_steps} executed",
             "integration": f"{how.nfe} evaluations, {how.solver}",
@@ -60,6 +62,12 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
         },
     )
     print_numbers(spec)
+
+
+def _offset(spec: PolicySpec) -> dict[str, str]:
+    """The numbers of an observation that have an offset, by their index."""
+    shown = ", ".join(f"{number!r} of {index}" for index, number in enumerate(spec.observation_offset) if number)
+    return {"observation offset": f"{shown}; give observations in float64"} if shown else {}
 
 
 def run(arguments: list[str], prog: str) -> None:

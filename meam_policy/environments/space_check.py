@@ -62,8 +62,10 @@ def check_spaces(spec: PolicySpec, env: AnyEnv) -> None:
         env: One environment; of a vector environment its `single_observation_space` and `single_action_space` count.
 
     Raises:
-        SpaceError: something differs; the message names the first thing that does, with both values.
+        SpaceError: something differs; the message names the first thing that does, with both values. Or it is no
+            environment of Gymnasium.
     """
+    _require_gymnasium(env)
     vector = isinstance(env, gymnasium.vector.VectorEnv)
     ours, theirs = spec.observation_space, env.single_observation_space if vector else env.observation_space
     if isinstance(ours, spaces.Dict):
@@ -88,6 +90,20 @@ def control_rate(env: AnyEnv) -> float | None:
     rates = _stated_rates(env)
     rate = rates[0] if rates else env.metadata.get("render_fps")
     return float(rate) if rate else None
+
+
+def _require_gymnasium(env: object) -> None:
+    if isinstance(env, (gymnasium.Env, gymnasium.vector.VectorEnv)):
+        return
+    kind = f"{type(env).__module__}.{type(env).__qualname__}"
+    remedy = "Wrap it in a class that derives from gymnasium.Env."
+    if hasattr(env, "step_async") and hasattr(env, "num_envs"):
+        kind += ", as stable-baselines3's VecEnv"
+        remedy = (
+            "Make a gymnasium.vector.SyncVectorEnv of the functions that made its environments, since a VecEnv resets "
+            "them by itself, without seeds; or use stable-baselines3's evaluate_policy(policy, env), which takes both."
+        )
+    raise SpaceError(f"The environment is a {kind}; expected a gymnasium.Env or gymnasium.vector.VectorEnv. {remedy}")
 
 
 def _check_observation(name: str, ours: spaces.Space[Any], theirs: spaces.Space[Any]) -> None:

@@ -27,7 +27,7 @@ class Golden:
     """Inputs, and the actions of the policy as trained.
 
     Attributes:
-        observation: Raw observations [n, observation_dim].
+        observation: Raw observations [n, observation_dim], less `spec.observation_offset`.
         noise: Noise [n, noise_dim].
         actions: Chunks [n, chunk_size, action_dim], environment units; None if the inputs were drawn here.
     """

@@ -100,7 +100,7 @@ class PolicySession:
         self._spec, self._name, self._fixed_batch = spec, name, fixed_batch
         providers = provider_list(device, fixed_batch=fixed_batch is not None, tf32=tf32)
         summary = check_graph(graph, name)
-        names = names_metadata(spec.observation, spec.observation_names, spec.action_names)
+        names = names_metadata(spec.observation, spec.observation_names, spec.action_names, spec.observation_offset)
         check_names(names, summary.metadata, name)
         options = _options(threads, fixed_batch, spec.integration.best_of, optimization)
         if needs_gpu(device):
@@ -128,7 +128,7 @@ class PolicySession:
         """Compute every output.
 
         Args:
-            observation: Raw observations [batch, observation_dim].
+            observation: Raw observations [batch, observation_dim], less `spec.observation_offset`.
             noise: Standard normal [batch, noise_dim].
             prefix: Where the graph takes one, actions that the new chunk must continue [batch, chunk_size, action_dim],
                 environment units; None for none.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from meam_policy.errors import SpaceError
 from meam_policy.spec import PolicySpec
 
-__all__ = ["ActingPolicy", "EpisodeLog", "Trajectory", "timed_act"]
+__all__ = ["ActingPolicy", "EpisodeLog", "Trajectory", "one_number", "timed_act"]
 
 
 class ActingPolicy(Protocol):
@@ -84,7 +84,7 @@ class EpisodeLog:
         Raises:
             SpaceError: the reward is not one number.
         """
-        self.rewards.append(_one_number(reward))
+        self.rewards.append(one_number(reward))
         if flag is not None:
             self.success = bool(flag) or bool(self.success)
         if self._observations is not None:
@@ -105,8 +105,12 @@ class EpisodeLog:
         )
 
 
-def _one_number(reward: Any) -> float:
-    """A reward as a number; code around PyTorch and dm_env gives an array of one."""
+def one_number(reward: Any) -> float:
+    """A reward as a number; code around PyTorch and dm_env gives an array of one.
+
+    Raises:
+        SpaceError: it is not one number.
+    """
     try:
         values = np.empty(0) if reward is None else np.asarray(reward, dtype=np.float64)
     except (TypeError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -62,12 +63,13 @@ def rollout(
         run = vector_episodes(policy, env, episodes, seed, keep=keep, latencies=latencies)
     else:
         run = _single_episodes(policy, env, episodes, seed, keep=keep, latencies=latencies)
+    raw = replace(policy.spec, observation_offset=())
     figures: dict[int, tuple[float, int, bool | None]] = {}
     paths: dict[int, NDArray[np.float32]] = {}
     for index, log in run:
         figures[index] = sum(log.rewards), len(log.rewards), log.success
         if record:
-            paths[index] = flatten_observation(policy.spec, log.trajectory().observations)[0]
+            paths[index] = flatten_observation(raw, log.trajectory().observations)[0]
         if on_trajectory is not None:
             on_trajectory(index, log.trajectory())
         if on_episode is not None:

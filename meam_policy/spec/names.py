@@ -132,15 +132,19 @@ def names_of(boxes: Sequence[BoxSpec], given: Names, field: str) -> tuple[str, .
 
 
 def names_metadata(
-    observation: Sequence[BoxSpec], observation_names: Sequence[str] | None, action_names: Sequence[str] | None
+    observation: Sequence[BoxSpec],
+    observation_names: Sequence[str] | None,
+    action_names: Sequence[str] | None,
+    observation_offset: Sequence[float] = (),
 ) -> dict[str, str]:
-    """Layout and names of a policy's numbers, for the `metadata_props` of its graph; lists are separated by commas."""
+    """Layout, names and offset of a policy's numbers, for its graph's metadata; lists are separated by commas."""
     keyed = [box for box in observation if box.key is not None]
     return {
         "observation_keys": ",".join(str(box.key) for box in keyed),
         "observation_sizes": ",".join(str(box.size) for box in keyed),
         "observation_names": ",".join(observation_names or ()),
         "action_names": ",".join(action_names or ()),
+        "observation_offset": ",".join(repr(float(number)) for number in observation_offset),
     }
 
 

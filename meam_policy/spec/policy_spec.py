@@ -34,8 +34,9 @@ class PolicySpec:
 
     Written as `config.json` into every checkpoint and policy folder. A policy maps a raw observation and a standard
     normal noise vector to a chunk of `chunk_size` actions; `execute_steps` of them are executed before the next
-    inference. Normalised observations are `(o - observation_mean) / observation_std`; an action in environment units
-    is `action_offset + action_scale * u`, with the flow's output `u` in [-1, 1].
+    inference. Normalised observations are `(o - observation_offset - observation_mean) / observation_std`, of which the
+    runtime takes off the offset, in float64, and the graph the rest; an action in environment units is `action_offset +
+    action_scale * u`, with the flow's output `u` in [-1, 1].
 
     Attributes:
         observation: The observation's boxes, in the order in which they are flattened into one vector.
@@ -43,11 +44,14 @@ class PolicySpec:
         chunk_size: Actions predicted by one inference.
         execute_steps: Execution horizon: actions of a chunk that are executed before the next inference; 1 to
             chunk_size.
-        observation_mean: Mean of every number of an observation in the training data.
+        observation_mean: Mean of every number of an observation in the training data, less its offset.
         observation_std: Scale of every number of an observation; positive.
         action_offset: Centre of the range of actions, within the action box, environment units.
         action_scale: Half width of the range of actions, environment units; positive.
         integration: How its flow is integrated from noise to action.
+        observation_offset: What is taken off every number of an observation before it becomes float32, such as of a
+            position in map coordinates, which would lose its digits; empty if that is nothing. The graph, the golden
+            actions and the networks see what is left.
         acting: How it acts: the scale of the noise that it draws.
         method: Training method, e.g. "bc", "qam" or "me-am".
         hyperparameters: The settings the policy was trained with.
@@ -76,6 +80,7 @@ class PolicySpec:
     action_scale: tuple[float, ...]
     integration: Integration
     method: str
+    observation_offset: tuple[float, ...] = ()
     acting: ActingRule = field(default_factory=ActingRule)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     training_data: str | None = None
@@ -108,6 +113,7 @@ class PolicySpec:
         for name, size in (
             ("observation_mean", self.observation_dim),
             ("observation_std", self.observation_dim),
+            ("observation_offset", self.observation_dim if self.observation_offset else 0),
             ("action_offset", self.action_dim),
             ("action_scale", self.action_dim),
         ):
@@ -237,8 +243,9 @@ class PolicySpec:
         data["files"] = dict(sorted(self.files.items()))
         data["hyperparameters"] = dict(self.hyperparameters)
         data["started_from"] = dict(self.started_from)
-        if not self.started_from:
-            del data["started_from"]  # keeps the identity of earlier policies, and lets earlier runtimes read it
+        for name in ("started_from", "observation_offset"):
+            if not data[name]:
+                del data[name]  # keeps the identity of earlier policies, and lets earlier runtimes read it
         ordered = {"format_version": data.pop("format_version"), **data}
         return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
 
@@ -267,6 +274,7 @@ class PolicySpec:
             execute_steps=read.integer("execute_steps"),
             observation_mean=read.numbers("observation_mean"),
             observation_std=read.numbers("observation_std"),
+            observation_offset=read.numbers("observation_offset") if "observation_offset" in data else (),
             action_offset=read.numbers("action_offset"),
             action_scale=read.numbers("action_scale"),
             integration=Integration.read(read),

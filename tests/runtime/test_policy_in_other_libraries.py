@@ -1,6 +1,7 @@
 """A policy in the hands of the libraries that people act and evaluate with."""
 
 import re
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -232,3 +233,79 @@ def test_environment_that_does_not_fit_is_refused_before_acting(linear, swinger)
     swinger.load().check_env(env)
     with pytest.raises(SpaceError):
         linear.load().check_env(env)
+
+
+def test_a_vec_env_is_refused_with_what_takes_it(vec_env, linear):
+    with pytest.raises(SpaceError, match=r"DummyVecEnv, as stable-baselines3's VecEnv; .*SyncVectorEnv .*evaluate_pol"):
+        rollout(linear.load(), vec_env([Corridor]), 1, 0)
+
+
+def test_an_environment_of_another_library_is_refused_by_its_kind(linear):
+    with pytest.raises(SpaceError, match=r"types.SimpleNamespace; expected a gymnasium.Env .* derives from gymn"):
+        linear.load().check_env(SimpleNamespace())
+
+
+def calls(policy, observation):
+    """The actions of every way of acting, at zero noise."""
+    noise = np.zeros((len(observation), policy.spec.noise_dim), np.float32)
+    found = [policy.sample(observation, noise)]
+    for act in (policy.act, policy.select_action, policy.predict_action_chunk, lambda o: policy.predict(o)[0]):
+        policy.reset()
+        found.append(act(observation))
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "int64"])
+def test_tensors_of_pytorch_are_observations(linear, dtype):
+    torch = pytest.importorskip("torch")
+    rows = torch.tensor([[1.0, -2, 3], [0, 5, -1]]).to(getattr(torch, dtype))
+    policy = linear.load(noise_scale=0)
+    expected = calls(policy, rows.to(torch.float64).numpy())
+    for given in (rows, rows.float().requires_grad_() * 1):
+        for seen, right in zip(calls(policy, given), expected, strict=True):
+            np.testing.assert_array_equal(seen, right)
+            assert isinstance(seen, np.ndarray)
+
+
+def test_tensors_in_a_dict_are_observations(make_policy):
+    torch = pytest.importorskip("torch")
+    boxes = [
+        BoxSpec((size,), "float32", (-np.inf,) * size, (np.inf,) * size, key) for key, size in (("b", 2), ("a", 1))
+    ]
+    policy = make_policy(observation=boxes).load(noise_scale=0)
+    given = {"a": np.ones((2, 1)), "b": np.zeros((2, 2))}
+    expected = policy.act(given)
+    policy.reset()
+    np.testing.assert_array_equal(policy.act({key: torch.tensor(part) for key, part in given.items()}), expected)
+
+
+class Unreadable:
+    """An array of another library, whose numbers NumPy cannot read."""
+
+    def __array__(self, *_, **__):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+
+class OnGpu(Unreadable):
+    """What is seen of a tensor of PyTorch that is not in this machine's memory."""
+
+    device, dtype = "cuda:0", "torch.float32"
+
+    def detach(self):
+        return self
+
+
+def test_a_tensor_on_a_gpu_is_refused_with_the_fix(linear):
+    policy = linear.load()
+    for act in (policy.act, policy.sample, policy.predict, policy.select_action, policy.predict_action_chunk):
+        with pytest.raises(
+            ObservationError, match=r"tensor on cuda:0; expected an array of shape \(3,\) on the CPU.*cpu"
+        ):
+            act(OnGpu())
+    with pytest.raises(ObservationError, match="Noise is a tensor on cuda:0"):
+        policy.sample(np.zeros(3), noise=OnGpu())
+
+
+def test_what_numpy_cannot_read_is_refused_by_its_kind(linear):
+    with pytest.raises(ObservationError, match=r"Unreadable, which NumPy cannot read \(Implicit conversion"):
+        linear.load().act(Unreadable())

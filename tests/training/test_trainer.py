@@ -774,7 +774,7 @@ def test_the_known_value_decides_what_is_learned(dataset, make_config, tmp_path)
 
 
 def test_a_known_value_is_tried_before_anything_is_written(dataset, make_config, tmp_path):
-    with pytest.raises(ConfigError, match=r"value returned \(\) for two rows"):
+    with pytest.raises(ConfigError, match=r"value returned \(\) for two rows; expected a tensor"):
         train(make_config(), dataset, tmp_path / "run", value=lambda s, a: a.sum())
     assert not (tmp_path / "run").exists()
 

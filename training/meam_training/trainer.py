@@ -52,6 +52,9 @@ _KEPT_OBSERVATIONS = 1000
 _LEAST_ACTION_STD = 1e-3
 """Least standard deviation by which velocity fields are preconditioned: actions may all be equal."""
 
+_NARROW = 0.9
+"""Share of the action box below which it is warned that online training explores no farther."""
+
 EVALUATION_SECONDS = "seconds"
 """Name of the time that an evaluation took, which is reported and not logged."""
 
@@ -94,8 +97,9 @@ def train(
         on_warning: Called with what the metrics warn of, see `meam_training.runs.watch`; None issues Python warnings.
         on_start: Called before the first update. Then a few updates of other networks are timed first, which takes a
             second or two. None issues a Python warning where chunks leave many rows out.
-        value: Known value of actions, in place of learned critics: maps raw observations [batch, obs] and normalised,
-            flattened chunks [batch, act] to [batch], differentiably. To resume, pass the same one again.
+        value: Known value of actions, in place of learned critics: maps raw observations [batch, obs] (less the data's
+            `observation_offset`) and normalised, flattened chunks [batch, act] to [batch], differentiably. To resume,
+            pass the same one again.
         prior: Known velocity of the behaviour's flow, for the policy to tilt in place of the learned prior, which is
             trained all the same and is where the policy starts: maps raw observations [*batch, obs], states
             [..., *batch, act] and times [..., *batch, 1] to velocities of the states' shape, differentiably. To resume,
@@ -154,10 +158,9 @@ def train(
         open_run(folder, config, spec, data, resume=resume, origin=origin, group=group) as run,
         collected_interrupts() as interrupts,
     ):
-        if on_start is None and group.is_first and not config.pad_chunks:
-            lost = ChunkCoverage.of(dataset, config.chunk_size, padded=False).warning
-            if lost is not None:
-                warnings.warn(lost, RuntimeWarning, stacklevel=2)
+        if on_start is None and group.is_first:
+            for text in _unsaid(config, dataset, spec):
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
         learner = Learner(spec, config, device, value, group, data_statistics(config, dataset, spec), prior)
         if start is not None:
             start.initialise(learner.networks)  # a checkpoint then replaces them
@@ -221,6 +224,7 @@ def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
         execute_steps=config.execute_steps or config.chunk_size,
         observation_mean=tuple(mean.tolist()),
         observation_std=tuple(scale.tolist()),
+        observation_offset=dataset.observation_offset,
         action_offset=tuple(((high + low) / 2).tolist()),
         action_scale=tuple(half.tolist()),
         integration=config.integration,
@@ -320,6 +324,17 @@ def _evaluate(
     return evaluation
 
 
+def _unsaid(config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec) -> list[str]:
+    """What nobody is told of who does not see how the run begins, and would want to know."""
+    found = [] if config.pad_chunks else [ChunkCoverage.of(dataset, config.chunk_size, padded=False).warning]
+    if config.online_steps and _reach(spec) < _NARROW:
+        found.append(
+            f"Online training explores {_reach(spec):.2g} of the action box, the range of the data's actions and a "
+            'tenth on either side, and no farther. Set action_scaling="box" (in a new run) for all of it.'
+        )
+    return [text for text in found if text is not None]
+
+
 def _start(
     config: TrainConfig,
     spec: PolicySpec,
@@ -336,7 +351,15 @@ def _start(
     if cost is not None and step == 0 and not spec.started_from:
         smaller = measure_smaller(config, spec, chunks, device, cost.left(config, step), value)
     resident = isinstance(chunks, DeviceChunks)
-    return RunStart(device, torch.get_num_threads(), group.size, resident, step, cost, smaller, spec.started_from)
+    threads, reach = torch.get_num_threads(), _reach(spec)
+    return RunStart(device, threads, group.size, resident, step, cost, smaller, spec.started_from, reach)
+
+
+def _reach(spec: PolicySpec) -> float:
+    """Least share of the action box, over the numbers that move, within which the policy acts."""
+    width = np.subtract(spec.action.high, spec.action.low)
+    shares = 2 * np.array(spec.action_scale)[width > 0] / width[width > 0]
+    return float(shares.min(initial=1.0))
 
 
 def _warn(warning: RunWarning) -> None:

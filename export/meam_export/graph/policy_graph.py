@@ -38,7 +38,8 @@ __all__ = ["build_graph", "graph_metadata"]
 def build_graph(module: PolicyModule, spec: PolicySpec, precision: Precision = "fp32") -> bytes:
     """Write the policy as one self-contained ONNX file with a dynamic batch.
 
-    Inputs: `observation` [batch, observation_dim], raw, and `noise` [batch, chunk_dim], standard normal; both float32.
+    Inputs: `observation` [batch, observation_dim], raw but less `spec.observation_offset`, which whoever runs the graph
+    takes off in float64; and `noise` [batch, chunk_dim], standard normal; both float32.
     Output: `actions` [batch, chunk_size, action_dim], environment units, within the bounds. With best_of > 1 the noise
     is [batch, samples, chunk_dim] with any number of samples, and the chunk with the highest mean value is returned;
     further outputs are that mean, `value` [batch], and the critics' standard deviation of it, `disagreement` [batch].
@@ -73,7 +74,7 @@ def graph_metadata(spec: PolicySpec) -> dict[str, str]:
         "control_rate_hz": spec.control_rate_hz,
         "action_scale": ",".join(f"{value:.9g}" for value in spec.action_scale),
         "action_offset": ",".join(f"{value:.9g}" for value in spec.action_offset),
-        **names_metadata(spec.observation, spec.observation_names, spec.action_names),
+        **names_metadata(spec.observation, spec.observation_names, spec.action_names, spec.observation_offset),
         "joint_names": ",".join(spec.action_names or ()),
     }
     return {name: str(value) for name, value in found.items() if value not in (None, "")}

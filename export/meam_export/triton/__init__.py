@@ -5,7 +5,8 @@
 
 Start the server with `tritonserver --model-repository=REPOSITORY`. A robot sends the flattened observation, with its
 boxes in the order of `PolicySpec.observation`, and the noise: standard normal numbers, or zeros for the deterministic
-policy. Every request has a batch axis; the server joins the requests of several robots into one batch.
+policy. If the configuration has the parameter `policy_observation_offset`, it is taken off the observation in float64
+first. Every request has a batch axis; the server joins the requests of several robots into one batch.
 
     import numpy as np
     import tritonclient.grpc as triton

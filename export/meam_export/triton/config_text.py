@@ -122,6 +122,7 @@ def _policy_parameters(spec: PolicySpec, version: int) -> dict[str, str]:
         "policy_method": spec.method,
         "policy_environment_id": spec.environment_id,
         "policy_observation": json.dumps(boxes),
+        "policy_observation_offset": json.dumps(spec.observation_offset) if spec.observation_offset else None,
         "policy_chunk_size": spec.chunk_size,
         "policy_execute_steps": spec.execute_steps,
         "policy_best_of": spec.integration.best_of,

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -101,6 +102,20 @@ def test_dict_is_flattened_in_the_recorded_key_order(dict_spec):
     rows, batched = flatten_observation(dict_spec, dict_observation())
     assert not batched
     np.testing.assert_array_equal(rows, [[0.5, 1.5, 2.5, 0, 1, 2, 3, 0.25]])
+
+
+def test_an_offset_is_taken_off_before_digits_are_rounded_away(box_spec, dict_spec):
+    offset = np.array([4.5e6, 0, -1e9, 0, 0, 7])
+    spec = replace(box_spec, observation_offset=tuple(offset))
+    for same in (PLAIN + offset.reshape(2, 3), (PLAIN + offset.reshape(2, 3)).astype(">f8")):
+        rows, _ = flatten_observation(spec, same)
+        np.testing.assert_array_equal(rows, PLAIN.reshape(1, 6))
+        assert rows.dtype == np.float32
+    whole = np.array([[4_500_001, 1, -1_000_000_000, 0, 0, 8]]).reshape(2, 3)
+    np.testing.assert_array_equal(flatten_observation(spec, whole)[0], [[1, 1, 0, 0, 0, 1]])
+    spec = replace(dict_spec, observation_offset=(0.0, 1e9, 0.0, 0.0, 0.0, 0.0, 0.0, -0.75))
+    rows, _ = flatten_observation(spec, dict_observation(arm=[0.5, 1e9 + 1.5, 2.5]))
+    np.testing.assert_array_equal(rows, [[0.5, 1.5, 2.5, 0, 1, 2, 3, 1.0]])
 
 
 def test_dict_of_batches_is_a_batch(dict_spec):

@@ -143,6 +143,7 @@ def specs(draw):
         execute_steps=draw(st.integers(1, chunk_size)),
         observation_mean=numbers(FINITE, observation_dim),
         observation_std=numbers(POSITIVE, observation_dim),
+        observation_offset=draw(st.sampled_from([(), numbers(FINITE, observation_dim)])),
         action_offset=numbers(FINITE, action.size),
         action_scale=numbers(POSITIVE, action.size),
         method=draw(st.text(max_size=5)),
@@ -371,6 +372,13 @@ def test_number_that_is_not_finite_is_refused_by_name(path, literal):
     message = error_of(changed(path, "HERE").replace('"HERE"', literal))
     assert name_of(path) in message
     assert "must be finite" in message
+
+
+def test_an_offset_is_written_only_where_there_is_one():
+    assert "observation_offset" not in GOOD.to_json()
+    far = dataclasses.replace(GOOD, observation_offset=(0.0, 4.5e6))
+    assert json.loads(far.to_json())["observation_offset"] == [0.0, 4.5e6]
+    assert PolicySpec.from_json(far.to_json()) == far
 
 
 @pytest.mark.parametrize("path", [("observation_std", 0), ("action_scale", 0)], ids=name_of)
@@ -682,6 +690,7 @@ IDENTITY_CHANGES = {
     "execute_steps": 1,
     "observation_mean": (0.0, 0.5),
     "observation_std": (1.0, 2.0),
+    "observation_offset": (0.0, 4.5e6),
     "action_offset": (0.5,),
     "action_scale": (2.0,),
     "nfe": 4,
@@ -708,7 +717,7 @@ def copy_of(spec, **changes):
 
 def test_identity_changes_with_every_field_of_what_a_policy_is():
     others = {"acting", "files", "variants", "format_version"}
-    assert set(IDENTITY_CHANGES) | others == set(json.loads(GOOD.to_json()))
+    assert set(IDENTITY_CHANGES) | others == set(json.loads(GOOD.to_json())) | {"observation_offset"}
     seen = {GOOD.identity}
     for name, value in IDENTITY_CHANGES.items():
         more = {"time_grid": None} if name == "nfe" else {}
@@ -807,6 +816,8 @@ def test_bounds_beyond_the_element_type_mean_no_bound(dtype, bounds):
         ({"action": dataclasses.replace(GOOD.action, key="a")}, "action"),
         ({"observation_mean": (0.0,)}, "observation_mean"),
         ({"observation_std": (1.0,) * 3}, "observation_std"),
+        ({"observation_offset": (1.0,)}, "observation_offset is 1 numbers; expected 2 numbers"),
+        ({"observation_offset": (1.0, math.nan)}, r"observation_offset\[1\] is nan; expected a finite number"),
         ({"action_offset": ()}, "action_offset"),
         ({"action_scale": (1.0, 1.0)}, "action_scale"),
         ({"solver": "rk5"}, "solver"),

@@ -303,3 +303,24 @@ def test_another_robot_does_not_continue_the_recording(tmp_path):
         Recorder("lab/arm-v0", BOX, ACTIONS, root=tmp_path, control_rate_hz=20, resume=True)
     with pytest.raises(ConfigError, match="has action_space = "):
         Recorder("lab/arm-v0", BOX, spaces.Box(-2, 2, (2,)), root=tmp_path, control_rate_hz=50, resume=True)
+
+
+def test_map_coordinates_are_recorded_with_their_digits_in_a_space_that_holds_them(tmp_path):
+    places = np.random.default_rng(0).normal([447_120, 5_411_840], 2, (41, 2))
+
+    def recorded(name, dtype):
+        space = spaces.Box(-np.inf, np.inf, (2,), dtype)
+        with Recorder(name, space, ACTIONS, root=tmp_path) as recorder:
+            recorder.reset(places[0])
+            for t, place in enumerate(places[1:]):
+                recorder.step(np.zeros(2), place, 0.0, False, t == 39)
+            return recorder.finish()
+
+    data = OfflineDataset.from_minari(recorded("lab/exact-v0", np.float64))
+    assert data.observation_offset == (447_120, 5_411_840)
+    np.testing.assert_allclose(data.observations, places[:-1] - data.observation_offset, rtol=1e-6, atol=1e-6)
+    with pytest.warns(UserWarning, match=r"The observation is rounded by .*, to float32, .* np.float64") as told:
+        folder = recorded("lab/rounded-v0", np.float32)
+    assert len(told) == 1
+    with pytest.warns(UserWarning, match="recorded as float32, which rounds them by up to"):
+        OfflineDataset.from_minari(folder)

@@ -291,6 +291,30 @@ def test_a_compiled_run_says_that_its_parts_are_not_told_apart(dataset):
     assert facts["device"] == "cpu, 2 threads"
 
 
+def test_a_run_says_how_far_its_actions_reach_and_what_was_clipped(make_config):
+    generator = np.random.default_rng(0)
+    actions = generator.uniform(-0.2, 0.2, (60, 2))
+    actions[7, 1] = 3
+    dataset = OfflineDataset.from_arrays(
+        generator.normal(size=(60, 3)),
+        actions,
+        generator.normal(size=60),
+        generator.normal(size=(60, 3)),
+        np.zeros(60),
+        np.arange(60) % 20 == 19,
+        clip_actions=True,
+    )
+    start = RunStart(torch.device("cpu"), threads=2, processes=1, resident=True, step=0, cost=None, reach=0.24)
+    facts = opening(make_config(compile=True), dataset, start)
+    assert facts["clipped"].startswith("actions of 1 row (1.7%) by up to 2 (number 1) to the box when read")
+    assert facts["reach"].startswith("actions reach 0.24 of the box, the data's range and a tenth on either side")
+    assert "exploring online" not in facts["reach"]
+    online = opening(make_config(compile=True, online_steps=5), dataset, start)
+    assert "no farther, exploring online too (all of it: --action-scaling box)" in online["reach"]
+    whole = RunStart(torch.device("cpu"), threads=2, processes=1, resident=True, step=0, cost=None)
+    assert "reach" not in opening(make_config(compile=True), dataset, whole)
+
+
 def test_what_a_run_says_changes_nothing_of_it(data, tmp_path, capsys):
     """Neither the updates timed before it, nor the comparison of its critics with the data."""
     new = ["train", "me-am", "--data", str(data), "--steps", "4", "--candidates", "4", *TINY.split()]

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 import meam_training.data.data_report as data_report_module
 from meam_training import data_report
 from meam_training.data.data_figure import draw_report
-from meam_training.data.data_report import ChunkCoverage
+from meam_training.data.data_report import ChunkCoverage, Clipping
 from meam_training.data.dataset import OfflineDataset
+from meam_training.data.observation_scale import observation_scale
 
 
 def recording(lengths, **changes):
@@ -101,7 +102,7 @@ def test_the_numbers_of_an_action_are_compared_with_their_box():
     assert second.counts == tuple(expected)
     assert "Action 0 is at a bound in more than 20%" in warned(report, "at a bound")
     assert "Action 1 uses less than 10% of its box" in warned(report, "less than")
-    assert "Action 2 never changes" in warned(report, "never")
+    assert warned(report, "still") == "Action 2 stands still: the policy will hold it there."
     assert "values beyond it by rounding, clipped to the box: 1" in report.facts["actions"]
 
 
@@ -113,7 +114,53 @@ def test_numbers_of_an_observation_that_never_change_are_named_by_their_key():
     assert report.observations is not None
     assert [number.name for number in report.observations] == ["arm[0]", "arm[1]", "goal"]
     assert all(number.low is number.high is number.used is None for number in report.observations)
-    assert warned(report, "never") == "Observation arm[0] never changes: nothing is learned from it."
+    assert warned(report, "still") == "Observation arm[0] stands still: nothing is learned from it."
+
+
+def test_a_number_stands_still_for_the_report_where_it_does_for_the_normalisation():
+    rows, generator = 500, np.random.default_rng(0)
+    scales = np.array([2e-5, 9e-5, 3e-4, 0.0])
+    observations = 1.57 + scales * generator.normal(size=(rows, 4))
+    data = recording([rows], observations=observations, next_observations=observations)
+    report, (_, scale) = data_report(data), observation_scale(data)
+    assert report.observations is not None
+    assert [number.still for number in report.observations] == [True, True, False, True]
+    assert (scale == 1).tolist() == [True, True, False, True]
+
+
+def test_the_report_shows_map_coordinates_as_they_were_recorded():
+    observations = np.random.default_rng(0).normal([4.5e6, 0, 0], [5, 1, 1], (60, 3))
+    space = spaces.Box(np.array([4e6, -9, -9]), np.array([5e6, 9, 9]), dtype=np.float64)
+    data = recording([60], observations=observations, next_observations=observations, observation_space=space)
+    report = data_report(data)
+    assert report.observations is not None
+    position = report.observations[0]
+    assert (position.least, position.greatest) == pytest.approx((observations.min(axis=0)[0], observations[:, 0].max()))
+    assert (position.low, position.high, position.outside, position.still) == (4e6, 5e6, 0, False)
+
+
+def test_clipped_actions_are_told_with_their_share_and_largest_excess():
+    actions = np.random.default_rng(0).uniform(-0.9, 0.9, size=(200, 2))
+    actions[3], actions[4, 0] = (1.5, -1.25), -1.1
+    report = data_report(recording([200], actions=actions, clip_actions=True))
+    assert report.clipped == Clipping(2, 0.5, 0)
+    assert report.facts["clipped"] == "actions of 2 rows (1.0%) by up to 0.5 (number 0) to the box when read"
+    assert "1.0% of the rows lay beyond the box, by up to 0.5, and were clipped" in warned(report, "clipped")
+    assert report.to_dict()["clipped"] == {"rows": 2, "excess": 0.5, "number": 0}
+    sound = data_report(recording([200]))
+    assert (sound.clipped, sound.outlying, "clipped" in sound.facts) == (None, None, False)
+
+
+def test_actions_far_from_all_others_are_told_where_training_clips_them():
+    actions = np.random.default_rng(0).uniform(-0.9, 0.9, size=(3000, 2))
+    actions[7, 1] = 40
+    data = recording([3000], actions=actions, action_space=spaces.Box(-50, 50, (2,)))
+    report = data_report(data)
+    assert report.outlying is not None
+    assert (report.outlying.rows, report.outlying.number) == (1, 1)
+    assert report.outlying.excess == pytest.approx(40 - 0.9 - 0.18, abs=0.01)
+    assert "to the range of the others in training" in report.facts["clipped"]
+    assert data_report(data, action_scaling="box").outlying is None
 
 
 def test_rows_and_episodes_that_repeat_earlier_ones_are_found():

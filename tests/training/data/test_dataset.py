@@ -281,7 +281,8 @@ def test_a_constant_observation_has_unit_scale(constant):
     observations[:, 1] = constant
     spec = make_spec_of(OfflineDataset.from_arrays(**arrays(observations=observations)))
     assert spec.observation_std[1] == 1.0
-    assert spec.observation_mean[1] == pytest.approx(np.float32(constant), rel=1e-12)
+    offset = (spec.observation_offset or (0, 0, 0))[1]
+    assert offset + spec.observation_mean[1] == pytest.approx(constant, rel=1e-7, abs=1e-9)
     assert spec.observation_std[0] == pytest.approx(observations[:, 0].astype(np.float32).std(dtype=np.float64))
 
 
@@ -346,6 +347,21 @@ def test_actions_beyond_the_bounds_are_clipped_if_asked():
     np.testing.assert_array_equal(data.actions[2:], arrays()["actions"][2:].astype(np.float32))
 
 
+def test_clipped_actions_are_counted_by_episode():
+    given = arrays()  # episodes of 3 and 4 rows
+    given["actions"][:] = 0
+    given["actions"][1, 0], given["actions"][2] = -1.25, (1.5, 1.75)
+    given["actions"][5, 1], given["actions"][6, 0] = 1.00005, 3  # the first is rounding
+    data = OfflineDataset.from_arrays(**given, clip_actions=True)
+    assert data.clipped == ((0, 2, 0.75, 1), (1, 1, 2.0, 0))
+    assert data.choose_episodes([1]).clipped == ((0, 1, 2.0, 0),)
+    assert data.choose_episodes(slice(0, 1)).clipped == ((0, 2, 0.75, 1),)
+    assert [tuple(each) for each in OfflineDataset.joined([data, data]).clipped][2:] == [
+        (2, 2, 0.75, 1),
+        (3, 1, 2.0, 0),
+    ]
+
+
 def test_observations_slightly_beyond_their_space_are_taken_as_they_are_with_a_warning():
     given = arrays(observations=np.zeros((7, 3)), next_observations=np.zeros((7, 3)))
     given["observations"][5, 1] = 1.25
@@ -355,11 +371,83 @@ def test_observations_slightly_beyond_their_space_are_taken_as_they_are_with_a_w
     assert data.observations[5, 1] == 1.25
 
 
-def test_digits_that_float32_loses_are_told():
+def map_coordinates(rows=200) -> tuple[dict[str, Any], np.ndarray]:
+    """Arrays whose second number is a northing that moves by metres."""
+    given = {name: np.repeat(values[:1], rows, axis=0) for name, values in arrays().items()}
+    moves = np.random.default_rng(0).normal([0, 3.14159, 0], [1, 5, 100], (rows, 3))
+    far = moves + np.array([0, 4.5e6, 0])
+    return {**given, "observations": far, "next_observations": far.copy()}, moves
+
+
+def test_observations_far_from_zero_are_kept_less_an_offset_with_all_their_digits():
+    given, moves = map_coordinates()
+    data = OfflineDataset.from_arrays(**given)
+    first, second, third = data.observation_offset
+    assert (first, third) == (0, 0)
+    assert second == pytest.approx(4.5e6, abs=10)
+    assert second == round(second, -1)  # few digits
+    expected = moves + np.array([0, 4.5e6 - second, 0])
+    np.testing.assert_allclose(data.observations, expected, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(data.next_observations, expected, rtol=1e-7, atol=1e-8)
+    rounded = given["observations"].astype(np.float32)
+    assert np.abs(rounded - given["observations"]).max() > 0.2  # what float32 alone does
+    assert make_spec_of(data, chunk_size=1).observation_offset == data.observation_offset
+    spec = make_spec_of(data, chunk_size=1)
+    assert spec.observation_mean[1] == pytest.approx(given["observations"][:, 1].mean() - second, abs=1e-6)
+
+
+def test_ordinary_observations_have_no_offset():
+    given: dict[str, Any] = {name: np.repeat(values, 30, axis=0) for name, values in arrays().items()}
+    given["observations"] = np.random.default_rng(0).normal([90, -40, 3], [0.01, 0.1, 0], (210, 3))
+    assert OfflineDataset.from_arrays(**given).observation_offset == ()
+
+
+def test_a_position_that_stood_still_in_the_first_rows_has_an_offset_too():
+    given, _ = map_coordinates()
+    given["observations"][:, 1] = 4.5e6 + 0.25
+    data = OfflineDataset.from_arrays(**given)
+    assert data.observation_offset[1] == pytest.approx(4.5e6, abs=1)
+    assert make_spec_of(data, chunk_size=1).observation_std[1] == 1  # and stands still
+
+
+def test_the_jitter_of_a_position_that_stands_still_far_from_zero_is_no_movement():
+    given, _ = map_coordinates()
+    given["observations"][:, 1] = 4.5e6 + 2e-5 * np.random.default_rng(0).normal(size=200)
+    assert make_spec_of(OfflineDataset.from_arrays(**given), chunk_size=1).observation_std[1] == 1
+
+
+def test_an_offset_tells_data_apart_that_would_be_the_same_without_it():
+    given, _ = map_coordinates()
+    data = OfflineDataset.from_arrays(**given)
+    moved = {name: given[name] + [0, 1e6, 0] for name in ("observations", "next_observations")}
+    other = OfflineDataset.from_arrays(**{**given, **moved})
+    np.testing.assert_array_equal(data.observations, other.observations)
+    assert data.fingerprint != other.fingerprint
+
+
+def test_digits_that_were_lost_in_recording_are_told():
     given = arrays()
-    given["observations"] = given["observations"] * 0.01 + [0, 5e6, 0]
-    with pytest.warns(UserWarning, match=r"observations at index 1 are about 5000000.* float32 rounds .* nearby"):
+    given["observations"] = (given["observations"] * 0.01 + [0, 5e6, 0]).astype(np.float32)
+    given["observations"][0, 1] += 1
+    with pytest.warns(UserWarning, match=r"observations at index 1 are about 500000.* recorded as float32, .* float64"):
         OfflineDataset.from_arrays(**given)
+
+
+@pytest.mark.parametrize("first_is_map", [True, False])
+def test_joined_data_sets_have_one_offset(first_is_map):
+    given, moves = map_coordinates()
+    here = OfflineDataset.from_arrays(**given)
+    elsewhere = {name: given[name] + [0, 700.0, 0] for name in ("observations", "next_observations")}
+    other = OfflineDataset.from_arrays(**{**given, **elsewhere})
+    assert here.observation_offset != other.observation_offset
+    joined = OfflineDataset.joined([here, other] if first_is_map else [other, here])
+    positions = joined.observations[:, 1] + joined.observation_offset[1]
+    expected = [moves[:, 1] + 4.5e6, moves[:, 1] + 4.5e6 + 700]
+    np.testing.assert_allclose(positions, np.concatenate(expected if first_is_map else expected[::-1]), atol=1e-4)
+    plain = OfflineDataset.from_arrays(**{**given, "observations": moves, "next_observations": moves})
+    both = OfflineDataset.joined([plain, here])
+    assert both.observation_offset == here.observation_offset
+    np.testing.assert_allclose(both.observations[:200, 1] + both.observation_offset[1], moves[:, 1], atol=0.5)
 
 
 def test_a_number_that_only_jitters_has_unit_scale():

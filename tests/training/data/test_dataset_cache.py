@@ -129,6 +129,24 @@ def test_the_fingerprint_and_the_moments_are_those_of_the_numbers(source):
     np.testing.assert_allclose(data.observation_moments, [wide.mean(axis=0), wide.std(axis=0)], rtol=1e-12)
 
 
+def test_an_offset_and_what_was_clipped_are_kept_in_the_cache(tmp_path, monkeypatch):
+    given_arrays = trajectories([20, 9], 0)
+    given_arrays["observations"] = given_arrays["observations"].astype(np.float64) + 4.5e6
+    given_arrays["actions"][[3, 24]] *= 1.5 / np.abs(given_arrays["actions"][[3, 24]]).max(axis=1, keepdims=True)
+    np.savez(tmp_path / "data.npz", **given_arrays)
+
+    def open_data():
+        return OfflineDataset.from_ogbench(tmp_path / "data.npz", clip_actions=True)
+
+    expected = in_memory(open_data, monkeypatch)
+    assert set(expected.observation_offset) == {4.5e6}
+    assert [each[:2] for each in expected.clipped] == [(0, 1), (1, 1)]
+    assert [each.excess for each in expected.clipped] == pytest.approx([0.5, 0.5], rel=1e-6)
+    for data in (open_data(), open_data()):
+        assert_same(data, expected)
+        assert (data.observation_offset, data.clipped) == (expected.observation_offset, expected.clipped)
+
+
 @pytest.mark.slow
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=8), st.integers(0, 2**31))
 def test_data_of_many_blocks_are_those_of_one(tmp_path_factory, lengths, seed):

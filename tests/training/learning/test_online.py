@@ -93,6 +93,15 @@ def begin(config, dataset, env=None):
     return SimpleNamespace(spec=spec, learner=learner, offline=offline, online=online)
 
 
+def test_a_run_whose_actions_fill_little_of_the_box_says_that_it_explores_no_farther(make_config, tmp_path):
+    narrow = recorded(np.random.default_rng(0).uniform(-0.2, 0.2, (10 * HORIZON, 1)))
+    config = make_config(steps=2, online_steps=2)
+    with pytest.warns(RuntimeWarning, match=r'explores 0.12 of the action box, .* Set action_scaling="box"'):
+        last = train(config, narrow, tmp_path / "narrow", online_env=Line())
+    assert last.spec.action_scale[0] == pytest.approx(0.24, abs=0.01)
+    train(config.changed(action_scaling="box"), narrow, tmp_path / "box", online_env=Line())
+
+
 def fill(replay, lengths, terminates):
     """Record episodes, one transition numbered after the other, and return them as a data set."""
     rows = [
@@ -195,6 +204,35 @@ def test_a_restored_replay_ends_the_episode_that_was_going_on(make_config, leftw
     small = begin(dataclasses.replace(config, online_steps=3), leftward)
     with pytest.raises(CheckpointError, match="has done 5 online steps"):
         small.online.restore(state)
+
+
+class SaidOnly(Line):
+    """Says that it succeeded, in every other episode, and nothing otherwise; its rewards are arrays of one number."""
+
+    def step(self, action) -> Any:
+        observation, reward, terminated, truncated, _ = super().step(action)
+        reached = truncated and len(self.starts) % 2 == 0
+        return observation, np.array([reward]), terminated, truncated, {"success": True} if reached else {}
+
+
+def test_success_is_that_of_every_episode_once_the_environment_has_said_it(make_config, leftward):
+    config = make_config(online_steps=13, online_warmup=12, action_scaling="box")
+    run = begin(config, leftward, SaidOnly(horizon=3))
+    logged = [run.online.step(config.steps + i) for i in range(1, 13)]
+    episodes = [{name: value.item() for name, value in step[0].items()} for step in logged if step]
+    assert [episode.get("online_success") for episode in episodes] == [None, 1.0, 0.0, 1.0]
+    assert run.online.state()["rewards"].shape == (12,)
+
+
+def test_a_reward_that_is_not_one_number_is_refused(make_config, leftward):
+    class Several(Line):
+        def step(self, action) -> Any:
+            observation, reward, *rest = super().step(action)
+            return observation, np.array([reward, reward]), *rest
+
+    run = begin(make_config(online_steps=5), leftward, Several())
+    with pytest.raises(SpaceError, match="reward is an array of shape \\(2,\\); expected one number"):
+        run.online.step(1)
 
 
 @pytest.mark.parametrize("terminates", [False, True])

@@ -28,6 +28,10 @@ __all__ = ["Recorder"]
 Observation = ArrayLike | Mapping[str, ArrayLike]
 
 
+JITTER = 1e-4
+"""Rounding of a recorded number from which it is warned about: 0.1 mm or 0.1 mrad is the jitter of a sensor."""
+
+
 class _Step(NamedTuple):
     action: NDArray[Any]
     observation: Any
@@ -118,6 +122,7 @@ class Recorder:
         self._is_open = True
         self._steps: list[_Step] = []
         self._first: Any = None
+        self._told_rounding = False
         self.running = False
 
     @property
@@ -268,8 +273,21 @@ class Recorder:
 
     def _observation(self, values: Any) -> Any:
         if self._boxes[0].key is None:
-            return _converted(values, self._boxes[0], "observation")
-        return {str(box.key): _converted(values[box.key], box, f'observation "{box.key}"') for box in self._boxes}
+            return self._part(values, self._boxes[0], "observation")
+        return {str(box.key): self._part(values[box.key], box, f'observation "{box.key}"') for box in self._boxes}
+
+    def _part(self, values: Any, box: BoxSpec, name: str) -> NDArray[Any]:
+        copy = _converted(values, box, name)
+        error = float(np.abs(np.asarray(values, np.float64).reshape(box.shape) - copy).max())
+        if error > JITTER and not self._told_rounding:
+            self._told_rounding = True
+            warnings.warn(
+                f"The {name} is rounded by {error:.2g}, to {box.dtype}, as its space says. Declare the space as "
+                "np.float64 to keep the digits of large numbers, such as of positions in map coordinates.",
+                UserWarning,
+                stacklevel=4,
+            )
+        return copy
 
     def _require_open(self) -> None:
         if not self._is_open:

@@ -97,7 +97,7 @@ def _spans(axes: Axes, numbers: tuple[NumberRange, ...]) -> None:
     axes.grid(axis="x", alpha=0.25)
     axes.set_ylim(len(numbers) - 0.5, -0.5)
     _names(axes, [number.name for number in numbers])
-    axes.set_xlabel("least to greatest value; red: never changes")
+    axes.set_xlabel("least to greatest value; red: stands still")
     axes.set_title("observations", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
 

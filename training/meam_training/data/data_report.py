@@ -6,24 +6,23 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from meam_training.data.action_range import action_range
 from meam_training.data.dataset import OfflineDataset
-from meam_training.data.dataset_cache import rows_per_block
+from meam_training.data.dataset_cache import array_blocks, moments, rows_per_block
+from meam_training.data.still_numbers import stand_still
 
-__all__ = ["ChunkCoverage", "DataReport", "NumberRange", "data_report"]
+__all__ = ["ChunkCoverage", "Clipping", "DataReport", "NumberRange", "data_report"]
 
 BINS = 40
 """Bins of the histograms of actions, over the box."""
 
 AT_BOUND = 1e-3
 """Distance from a bound at which a number counts as at it, as a share of the box."""
-
-STILL = 1e-6
-"""Range of a number that counts as still, as a share of its largest absolute value, which counts as at least 1."""
 
 MANY_SHORT = 0.1
 """Share of the rows in episodes shorter than a chunk from which it is warned about, if these are left out: whole
@@ -37,6 +36,9 @@ MANY_AT_BOUND = 0.2
 
 LITTLE_USED = 0.1
 """Share of the box used by an action number, below which it is warned about."""
+
+MANY_CLIPPED = 0.01
+"""Share of rows with clipped actions from which it is warned about."""
 
 MANY_REPEATED = 0.01
 """Share of repeated rows from which it is warned about."""
@@ -126,6 +128,7 @@ class NumberRange:
         at_low: Share of the rows at its lower bound, or within a thousandth of the box.
         at_high: Share of the rows at its upper bound.
         outside: Rows that lie beyond the box by rounding; actions are clipped.
+        still: Whether it stands still; see `still_numbers.stand_still`.
         counts: Histogram over the box [bins]; empty without two bounds.
     """
 
@@ -137,12 +140,8 @@ class NumberRange:
     at_low: float
     at_high: float
     outside: int
+    still: bool
     counts: tuple[int, ...]
-
-    @property
-    def still(self) -> bool:
-        """Whether it never changes."""
-        return self.greatest - self.least <= STILL * max(1.0, abs(self.least), abs(self.greatest))
 
     @property
     def used(self) -> float | None:
@@ -150,6 +149,51 @@ class NumberRange:
         if self.low is None or self.high is None or self.high <= self.low:
             return None
         return (self.greatest - self.least) / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Recorded actions that are changed before anything is learned from them.
+
+    Attributes:
+        rows: Rows of which an action is clipped.
+        excess: Largest distance of an action from where it is clipped, environment units.
+        number: Index of the number of the action that is so far out.
+    """
+
+    rows: int
+    excess: float
+    number: int
+
+    def fact(self, rows: int) -> str:
+        """The counts in words.
+
+        Args:
+            rows: Rows of the data set.
+        """
+        of_all = f"{_count(self.rows, 'row')} ({_percent(self.rows / rows)})"
+        return f"actions of {of_all} by up to {self.excess:.3g} (number {self.number})"
+
+    @classmethod
+    def on_reading(cls, dataset: OfflineDataset) -> Clipping | None:
+        """What was clipped to the box when the data was read; None if nothing was."""
+        if not dataset.clipped:
+            return None
+        worst = max(dataset.clipped, key=lambda each: each.excess)
+        return cls(sum(each.rows for each in dataset.clipped), worst.excess, worst.number)
+
+    @classmethod
+    def in_training(cls, dataset: OfflineDataset) -> Clipping | None:
+        """What training clips to the range of the data (`action_range`), far from all others; None if nothing."""
+        box = dataset.action_box
+        low, high = action_range(dataset.actions, box)
+        rows, excess = 0, np.zeros(box.size)
+        for part in _blocks(len(dataset), box.size):
+            block = np.asarray(dataset.actions[part], np.float64).clip(box.low, box.high)
+            beyond = np.maximum(low - block, block - high)
+            rows += int((beyond > 0).any(axis=1).sum())
+            excess = np.maximum(excess, beyond.max(axis=0))
+        return cls(rows, float(excess.max()), int(excess.argmax())) if rows else None
 
 
 @dataclass(frozen=True)
@@ -171,7 +215,10 @@ class DataReport:
         rewarded: Episodes in which the largest reward occurs, if rewards take two values, so that it marks success.
         chunks: How chunks fit into the episodes.
         actions: Numbers of the action.
-        observations: Numbers of the observation; None in a quick report.
+        clipped: Actions that were clipped to the box when the data was read; None if none were.
+        outlying: Actions far from all others, which are clipped in training (with `action_scaling="data"`); None if
+            there are none.
+        observations: Numbers of the observation, as they were recorded; None in a quick report.
         repeated_rows: Rows whose observation and action have occurred before; None in a quick report.
         repeated_episodes: Episodes that are copies of earlier ones, row by row; None in a quick report.
     """
@@ -190,6 +237,8 @@ class DataReport:
     rewarded: int | None
     chunks: ChunkCoverage
     actions: tuple[NumberRange, ...]
+    clipped: Clipping | None
+    outlying: Clipping | None
     observations: tuple[NumberRange, ...] | None
     repeated_rows: int | None
     repeated_episodes: int | None
@@ -212,6 +261,10 @@ class DataReport:
             "actions": _numbers(self.actions, "clipped to the box"),
             "rate": rate,
         }
+        clipped = {"to the box when read": self.clipped, "to the range of the others in training": self.outlying}
+        said = [f"{each.fact(self.rows)} {where}" for where, each in clipped.items() if each is not None]
+        if said:
+            facts["clipped"] = "; ".join(said)
         if self.observations is not None:
             facts["observations"] = _numbers(self.observations, "kept as they are")
         if self.repeated_rows is not None:
@@ -230,7 +283,7 @@ class DataReport:
                 "the method bc needs no rewards."
             )
         found += [
-            *_named(self.actions, lambda n: n.still, "Action {} never {changes}: the policy will hold {it} still."),
+            *_named(self.actions, lambda n: n.still, "Action {} {stands} still: the policy will hold {it} there."),
             *_named(
                 self.actions,
                 lambda n: not n.still and n.used is not None and n.used < LITTLE_USED,
@@ -243,9 +296,14 @@ class DataReport:
                 "recording clipped commands.",
             ),
         ]
+        if self.clipped is not None and self.clipped.rows >= MANY_CLIPPED * self.rows:
+            found.append(
+                f"The recorded actions of {_percent(self.clipped.rows / self.rows)} of the rows lay beyond the box, by "
+                f"up to {self.clipped.excess:.3g}, and were clipped: check the units and the box."
+            )
         if self.observations is not None:
             found += _named(
-                self.observations, lambda n: n.still, "Observation {} never {changes}: nothing is learned from {it}."
+                self.observations, lambda n: n.still, "Observation {} {stands} still: nothing is learned from {it}."
             )
         if self.repeated_episodes:
             found.append(f"Copies of earlier episodes: {self.repeated_episodes}. Leave them out.")
@@ -266,7 +324,12 @@ class DataReport:
 
 
 def data_report(
-    dataset: OfflineDataset, chunk_size: int = 1, pad_chunks: bool = True, quick: bool = False
+    dataset: OfflineDataset,
+    chunk_size: int = 1,
+    pad_chunks: bool = True,
+    quick: bool = False,
+    *,
+    action_scaling: Literal["data", "box"] = "data",
 ) -> DataReport:
     """Look through a data set, block by block, so that it may be larger than the memory.
 
@@ -275,8 +338,9 @@ def data_report(
         chunk_size: Actions in a chunk, at least 1.
         pad_chunks: Whether chunks that cross the end of their episode are learned from; see `TrainConfig.pad_chunks`.
         quick: Leave out the observations, which are most of the data, and the search for repeated rows.
+        action_scaling: How actions will be scaled; see `TrainConfig.action_scaling`.
     """
-    boxes = dataset.observation_boxes
+    boxes, offset = dataset.observation_boxes, dataset.observation_offset
     names = [
         str(index) if box.key is None else f"{box.key}[{index}]" if box.size > 1 else box.key
         for box in boxes
@@ -309,8 +373,13 @@ def data_report(
             [str(index) for index in range(dataset.action_dim)],
             np.array(dataset.action_box.low),
             np.array(dataset.action_box.high),
+            moments(lambda: array_blocks(dataset.actions)),
         ),
-        observations=None if quick else _ranges(dataset.observations, names, low, high),
+        clipped=Clipping.on_reading(dataset),
+        outlying=Clipping.in_training(dataset) if action_scaling == "data" else None,
+        observations=None
+        if quick
+        else _ranges(dataset.observations, names, low, high, dataset.observation_moments, offset),
         repeated_rows=repeated[0],
         repeated_episodes=repeated[1],
     )
@@ -326,9 +395,14 @@ def _blocks(rows: int, numbers: int) -> Iterator[slice]:
 
 
 def _ranges(
-    columns: NDArray[np.float32], names: list[str], low: NDArray[np.float64], high: NDArray[np.float64]
+    columns: NDArray[np.float32],
+    names: list[str],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    mean_and_std: tuple[NDArray[np.float64], NDArray[np.float64]],
+    offset: tuple[float, ...] = (),
 ) -> tuple[NumberRange, ...]:
-    """Values of each column [n, columns] against its bounds."""
+    """Values of each column [n, columns], to which an offset is added, against its bounds."""
     rows, count = columns.shape
     bounded = np.isfinite(low) & np.isfinite(high) & (high > low)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -343,7 +417,7 @@ def _ranges(
     # A bound in float64 may lie between two floats.
     floor, ceiling = low.astype(np.float32), high.astype(np.float32)
     for part in _blocks(rows, count):
-        block = np.asarray(columns[part])
+        block = np.asarray(columns[part]) + np.array(offset) if offset else np.asarray(columns[part])
         least, greatest = np.minimum(least, block.min(axis=0)), np.maximum(greatest, block.max(axis=0))
         at_low += (block <= low + margin).sum(axis=0)
         at_high += (block >= high - margin).sum(axis=0)
@@ -351,6 +425,7 @@ def _ranges(
         if bounded.any():
             bins = np.clip((block - origin) / width * BINS, 0, BINS - 1).astype(np.int64) + BINS * np.arange(count)
             counts += np.bincount(bins.ravel(), minlength=count * BINS).reshape(count, BINS)
+    still = stand_still(*mean_and_std, low, high, offset)
     return tuple(
         NumberRange(
             name=name,
@@ -361,6 +436,7 @@ def _ranges(
             at_low=float(at_low[i] / rows),
             at_high=float(at_high[i] / rows),
             outside=int(outside[i]),
+            still=bool(still[i]),
             counts=tuple(counts[i].tolist()) if bounded[i] else (),
         )
         for i, name in enumerate(names)
@@ -419,7 +495,7 @@ def _numbers(ranges: tuple[NumberRange, ...], outside: str) -> str:
         text += f", at its bounds in up to {_percent(at)} of the rows"
     still = sum(number.still for number in ranges)
     if still:
-        text += f"; never changing: {still}"
+        text += f"; standing still: {still}"
     beyond = sum(number.outside for number in ranges)
     return text + (f"; values beyond it by rounding, {outside}: {beyond}" if beyond else "")
 
@@ -430,8 +506,8 @@ def _named(ranges: tuple[NumberRange, ...], condition: Callable[[NumberRange], b
     if not names:
         return []
     shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-    one = {"changes": "changes", "uses": "uses", "is": "is", "it": "it", "its": "its"}
-    several = {"changes": "change", "uses": "use", "is": "are", "it": "them", "its": "their"}
+    one = {"stands": "stands", "uses": "uses", "is": "is", "it": "it", "its": "its"}
+    several = {"stands": "stand", "uses": "use", "is": "are", "it": "them", "its": "their"}
     if len(names) > 1:
         text = text.replace("Action {}", "Actions {}").replace("Observation {}", "Observations {}")
     return [text.format(shown, **(one if len(names) == 1 else several))]

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from meam_policy.errors import DatasetError, NotFoundError
 from meam_policy.spec import BoxSpec
 from meam_training.data.action_chunk import ActionChunkSampler, check_chunk_size
+from meam_training.data.clipped_actions import ClippedEpisode, clipped_in
 from meam_training.data.dataset_cache import (
     COLUMNS,
     Columns,
@@ -27,6 +28,7 @@ from meam_training.data.dataset_cache import (
     array_blocks,
     cache_place,
     fingerprint,
+    in_memory,
     moments,
     open_cached,
 )
@@ -35,6 +37,7 @@ from meam_training.data.hdf5_source import hdf5_recording
 from meam_training.data.lerobot_source import is_lerobot, lerobot_files, lerobot_recording
 from meam_training.data.minari_files import find_minari, source_files
 from meam_training.data.minari_source import minari_recording
+from meam_training.data.observation_offset import common_offset
 from meam_training.data.ogbench_source import ogbench_recording
 from meam_training.data.reading_choices import ReadingChoices
 from meam_training.data.recording_description import describe_recording, described_boxes, not_followed
@@ -65,10 +68,10 @@ class OfflineDataset:
     `meam_training.data.dataset_cache`.
 
     Attributes:
-        observations: Flattened observations [n, observation_dim].
+        observations: Flattened observations [n, observation_dim], less `observation_offset`.
         actions: Flattened actions in environment units [n, action_dim].
         rewards: Rewards [n].
-        next_observations: Observations after the actions [n, observation_dim].
+        next_observations: Observations after the actions [n, observation_dim], less `observation_offset`.
         terminations: True where the task ended, so that there are no further rewards [n]; may be true mid-episode.
         episode_ends: True at the last row of every recorded episode [n].
         observation_boxes: Boxes of the observation, in the order of flattening.
@@ -82,6 +85,9 @@ class OfflineDataset:
         measured_bounds: Whether `action_box` is the range of the recorded actions, because nobody declared bounds.
         parts: Rows of each of the data sets that were joined, and its share of a batch; empty for one that was not
             joined, or whose rows all count the same.
+        observation_offset: What was taken off every number of the observations in float64, such as of positions in map
+            coordinates, whose digits float32 would not hold; empty if that is nothing.
+        clipped: What was clipped of the recorded actions, by episode, in order.
     """
 
     observations: NDArray[np.float32]
@@ -99,6 +105,8 @@ class OfflineDataset:
     recorded_environments: tuple[Mapping[str, Any], ...] = ()
     measured_bounds: bool = False
     parts: tuple[tuple[int, float], ...] = ()
+    observation_offset: tuple[float, ...] = ()
+    clipped: tuple[ClippedEpisode, ...] = ()
 
     def __repr__(self) -> str:
         """Short description; the arrays would fill pages."""
@@ -138,14 +146,15 @@ class OfflineDataset:
 
     @cached_property
     def observation_moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and standard deviation of each observation component [observation_dim]."""
+        """Mean and standard deviation of each component of `observations` [observation_dim]."""
         return moments(lambda: array_blocks(self.observations))
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all recorded numbers and shares, in hexadecimal, by which a resumed run recognises its data."""
         names = ("observations", "actions", "rewards", "next_observations", "terminations", "episode_ends")
-        return _with_parts(fingerprint({name: array_blocks(getattr(self, name)) for name in names}), self.parts)
+        numbers = fingerprint({name: array_blocks(getattr(self, name)) for name in names})
+        return _with_parts(_with_offset(numbers, self.observation_offset), self.parts)
 
     @classmethod
     def from_arrays(
@@ -204,8 +213,9 @@ class OfflineDataset:
             action_box = undeclared_box_spec(unit_box(numbers(actions, "actions").shape), bounds)
         else:
             action_box = action_box_spec(action_space, bounds)
+        check = RowCheck(boxes, action_box, clip_actions)
         return cls(
-            **RowCheck(boxes, action_box, clip_actions)(observations, actions, rewards, next_observations, ended, ends),
+            **check(observations, actions, rewards, next_observations, ended, ends),
             observation_boxes=boxes,
             action_box=action_box,
             dataset_id=dataset_id,
@@ -215,6 +225,8 @@ class OfflineDataset:
             recorded_environments=(),
             measured_bounds=False,
             parts=(),
+            observation_offset=check.observation_offset,
+            clipped=tuple(check.clipped),
         )
 
     @classmethod
@@ -468,21 +480,29 @@ class OfflineDataset:
         rate = common(rates, "control rate", "Resample one of them.")
         environment = environment_id or common(environments, "environment", "Name one: environment_id= (--env-id).")
         parts = [{name: getattr(each, name) for name in COLUMNS} for each in datasets]
+        offsets = [each.observation_offset for each in datasets]
+        offset = common_offset(offsets, datasets[0].observation_dim)
+        episodes = [int(np.count_nonzero(each.episode_ends)) for each in datasets]
         shown = zip(given, (each.dataset_id or "arrays" for each in datasets), strict=True)
         about = {
             **describe_recording(boxes, action_box, " + ".join(f"{s:.3g} {n}" for s, n in shown), environment, rate),
             "measured_bounds": measured,
             "left_out": sorted({name for each in datasets for name in each.left_out}),
             "recorded_environments": [recorded for each in datasets for recorded in each.recorded_environments],
+            "observation_offset": offset,
+            "clipped": [
+                clipped._replace(episode=int(start) + clipped.episode)
+                for start, each in zip(np.cumsum(episodes) - episodes, datasets, strict=True)
+                for clipped in each.clipped
+            ],
         }
         place = cache_place(datasets[0].observations)
         if place is None or any(cache_place(each.observations) is None for each in datasets):
-            columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
-            whole = cls._from_recording(about, columns)
+            whole = cls._from_recording(about, in_memory(joined_blocks(parts, offsets, offset)))
         else:
             settings = [json.dumps(about), *(each.fingerprint for each in datasets)]
             source = place / f"joined-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"
-            read = partial(_joined_recording, about, parts)
+            read = partial(_joined_recording, about, parts, offsets)
             whole = open_cached(source, [], settings, read, cls._from_recording)
         if shares is None:
             return whole
@@ -505,12 +525,14 @@ class OfflineDataset:
                 "The data was joined with shares; expected one data set. Choose episodes before joining."
             )
         rows = chosen_rows(self.episode_ends, episodes, self.dataset_id or "the data")
+        total = np.count_nonzero(self.episode_ends)
         if isinstance(rows, slice) and rows == slice(0, len(self)):
             return self
         columns = {name: getattr(self, name)[rows] for name in COLUMNS}
-        total, kept = np.count_nonzero(self.episode_ends), np.count_nonzero(columns["episode_ends"])
+        kept = np.count_nonzero(columns["episode_ends"])
         name = f"{self.dataset_id or 'arrays'} ({kept} of {total} episodes)"
-        return replace(self, **columns, dataset_id=name)
+        chosen = np.arange(total)[episodes]
+        return replace(self, **columns, dataset_id=name, clipped=clipped_in(self.clipped, chosen))
 
     def chunk_sampler(self, chunk_size: int, discount: float, pad: bool = False) -> ActionChunkSampler:
         """Make a sampler of action chunks.
@@ -558,12 +580,15 @@ class OfflineDataset:
             left_out=tuple(about.get("left_out", ())),
             recorded_environments=tuple(about.get("recorded_environments", ())),
             measured_bounds=about.get("measured_bounds", False),
+            observation_offset=tuple(about.get("observation_offset", ())),
+            clipped=tuple(ClippedEpisode(*each) for each in about.get("clipped", ())),
             **{name: about[name] for name in names},
         )
         if "fingerprint" in about:
             # Fills the cached properties without a pass over the data.
             mean, std = np.array(about["moments"])
-            vars(dataset).update(fingerprint=about["fingerprint"], observation_moments=(mean, std))
+            prints = _with_offset(about["fingerprint"], dataset.observation_offset)
+            vars(dataset).update(fingerprint=prints, observation_moments=(mean, std))
         return dataset
 
 
@@ -575,8 +600,15 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     return given.resolve()
 
 
-def _joined_recording(about: dict[str, Any], parts: Sequence[Columns]) -> Recording:
-    return Recording(about, joined_blocks(parts))
+def _joined_recording(
+    about: dict[str, Any], parts: Sequence[Columns], offsets: Sequence[tuple[float, ...]]
+) -> Recording:
+    return Recording(about, joined_blocks(parts, offsets, about["observation_offset"]))
+
+
+def _with_offset(numbers: str, offset: tuple[float, ...]) -> str:
+    """A fingerprint of recorded numbers and of what was taken off the observations."""
+    return hashlib.sha256(json.dumps([numbers, offset]).encode()).hexdigest() if offset else numbers
 
 
 def _with_parts(numbers: str, parts: tuple[tuple[int, float], ...]) -> str:

@@ -37,12 +37,13 @@ __all__ = [
     "array_blocks",
     "cache_place",
     "fingerprint",
+    "in_memory",
     "moments",
     "open_cached",
     "rows_per_block",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Version of the cache's file format, and of the checks that data pass before they are cached."""
 
 COLUMNS = {
@@ -166,7 +167,8 @@ def open_cached(
         stacklevel=3,
     )
     recording = read()
-    return make(recording.about, _in_memory(recording.blocks))
+    columns = in_memory(recording.blocks)  # only then the description is complete
+    return make(recording.about, columns)
 
 
 def cache_place(array: NDArray[Any]) -> Path | None:
@@ -299,7 +301,8 @@ def _file_blocks(path: Path) -> Iterator[NDArray[Any]]:
         yield np.load(path, mmap_mode="r", allow_pickle=False)[start : start + step]
 
 
-def _in_memory(blocks: Iterable[Columns]) -> Columns:
+def in_memory(blocks: Iterable[Columns]) -> Columns:
+    """Join blocks of rows of all `COLUMNS` in memory."""
     parts = list(blocks)
     return {
         name: np.concatenate([np.asarray(part[name], dtype=dtype) for part in parts]) for name, dtype in COLUMNS.items()

@@ -21,7 +21,7 @@ from meam_training.data.dataset_cache import Recording, rows_per_block
 from meam_training.data.hdf5_files import check_hdf5
 from meam_training.data.minari_source import episode_blocks
 from meam_training.data.reading_choices import MADE_REWARDS, ReadingChoices, StoredEpisode, stored_episode
-from meam_training.data.recording_description import describe_recording
+from meam_training.data.recording_description import checked_recording, describe_recording
 from meam_training.data.row_check import RowCheck, flags, observation_box_specs, unit_box
 
 __all__ = ["hdf5_recording"]
@@ -56,7 +56,7 @@ def hdf5_recording(path: Path, choices: ReadingChoices) -> Recording:
     about = describe_recording(boxes, action_box, path.stem, choices.environment_id, rate)
     check, rows = RowCheck(boxes, action_box, choices.bounds.clip), rows_per_block(sum(box.size for box in boxes))
     episodes = _robomimic_episodes(path, demos, layout) if demos else _d4rl_episodes(path)
-    return Recording(about, (check(*block) for block in episode_blocks(path.name, _reading(episodes, path), rows)))
+    return checked_recording(about, check, episode_blocks(path.name, _reading(episodes, path), rows))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from meam_training.data.minari_files import source_files
 from meam_training.data.minari_source import episode_blocks
 from meam_training.data.parquet_files import read_columns, require_pyarrow
 from meam_training.data.reading_choices import MADE_REWARDS, ReadingChoices, StoredEpisode, stored_episode
-from meam_training.data.recording_description import describe_recording
+from meam_training.data.recording_description import checked_recording, describe_recording
 from meam_training.data.row_check import RowCheck, flags, observation_box_specs
 
 __all__ = ["is_lerobot", "lerobot_files", "lerobot_recording"]
@@ -106,7 +106,7 @@ def lerobot_recording(folder: Path, choices: ReadingChoices) -> Recording:
     about["left_out"] = [name for name, feature in features.items() if _is_image(feature)]
     check, rows = RowCheck(boxes, action_box, choices.bounds.clip), rows_per_block(sum(box.size for box in boxes))
     episodes = (episode for episode in _episodes(source, single) if episode is not None)
-    return Recording(about, (check(*block) for block in episode_blocks(folder.name, episodes, rows)))
+    return checked_recording(about, check, episode_blocks(folder.name, episodes, rows))
 
 
 def _info(folder: Path) -> dict[str, Any]:

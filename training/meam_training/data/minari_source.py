@@ -13,7 +13,7 @@ from meam_policy.errors import DatasetError
 from meam_training.data.dataset_cache import Recording, rows_per_block
 from meam_training.data.minari_files import MinariSource, open_minari
 from meam_training.data.reading_choices import StoredEpisode
-from meam_training.data.recording_description import describe_recording
+from meam_training.data.recording_description import checked_recording, describe_recording
 from meam_training.data.row_check import ActionBounds, RowCheck, action_box_spec, flags, observation_box_specs
 
 __all__ = ["episode_blocks", "minari_recording"]
@@ -43,7 +43,7 @@ def minari_recording(folder: Path, bounds: ActionBounds, observation_keys: Seque
     episodes = source.episodes
     if observation_keys is not None:
         episodes = (_with_keys(source.dataset_id, episode, observation_keys) for episode in source.episodes)
-    return Recording(about, (check(*block) for block in episode_blocks(source.dataset_id, episodes, rows)))
+    return checked_recording(about, check, episode_blocks(source.dataset_id, episodes, rows))
 
 
 def _part(source: MinariSource, keys: Sequence[str]) -> spaces.Space[Any]:

@@ -13,7 +13,7 @@ from meam_policy.errors import DatasetError
 from meam_training.data.dataset_cache import Recording, rows_per_block
 from meam_training.data.npz_files import NpzFile, NpzMember
 from meam_training.data.ogbench_rewards import STATES, ogbench_rewards
-from meam_training.data.recording_description import describe_recording
+from meam_training.data.recording_description import checked_recording, describe_recording
 from meam_training.data.row_check import (
     ActionBounds,
     RowCheck,
@@ -49,10 +49,8 @@ def ogbench_recording(path: Path, environment_id: str | None, bounds: ActionBoun
     unbounded = unbounded_box(observations.shape, observations.dtype)
     boxes, action_box = observation_box_specs(unbounded, ()), undeclared_box_spec(unit_box(actions.shape), bounds)
     check, rows = RowCheck(boxes, action_box, bounds.clip), rows_per_block(boxes[0].size)
-    return Recording(
-        describe_recording(boxes, action_box, path.stem, environment_id, None),
-        (check(*block) for block in _ogbench_blocks(path, environment_id, rows)),
-    )
+    about = describe_recording(boxes, action_box, path.stem, environment_id, None)
+    return checked_recording(about, check, _ogbench_blocks(path, environment_id, rows))
 
 
 def _ogbench_members(file: NpzFile, path: Path, environment_id: str | None) -> dict[str, NpzMember]:

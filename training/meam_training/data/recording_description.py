@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import gymnasium
 
 from meam_policy.spec import BoxSpec
+from meam_training.data.dataset_cache import Columns, Recording
+from meam_training.data.row_check import RowCheck
 
-__all__ = ["describe_recording", "described_boxes", "not_followed"]
+__all__ = ["checked_recording", "describe_recording", "described_boxes", "not_followed"]
 
 
 def describe_recording(
@@ -28,6 +30,23 @@ def describe_recording(
         "environment_id": environment_id,
         "control_rate_hz": control_rate_hz,
     }
+
+
+def checked_recording(about: dict[str, Any], check: RowCheck, blocks: Iterable[tuple[Any, ...]]) -> Recording:
+    """A recording whose blocks are checked as they are read.
+
+    Args:
+        about: Its description; once all blocks are read, it also says what was taken off and what was clipped.
+        check: Checks the rows.
+        blocks: Its blocks, in the order of the check's arguments.
+    """
+
+    def checked() -> Iterator[Columns]:
+        for block in blocks:
+            yield check(*block)
+        about.update(observation_offset=check.observation_offset, clipped=check.clipped)
+
+    return Recording(about, checked())
 
 
 def described_boxes(about: dict[str, Any]) -> tuple[tuple[BoxSpec, ...], BoxSpec]:

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from meam_policy.errors import DatasetError
 from meam_policy.spec import BoxSpec
+from meam_training.data.clipped_actions import ClippedEpisode
+from meam_training.data.observation_offset import far_offset
 
 __all__ = [
     "ActionBounds",
@@ -36,7 +38,7 @@ warning: simulators leave the bounds that they declare. Farther away, units or o
 
 
 LOST = 0.05
-"""Share of a number's standard deviation that float32 may take from it without a warning."""
+"""Share of a number's standard deviation that the type in which it was recorded may round it by without a warning."""
 
 
 class ActionBounds(NamedTuple):
@@ -71,14 +73,23 @@ class RowCheck:
         observation_boxes: Boxes of the observation, in the order of flattening.
         action_box: Box of the action.
         clip_actions: Clip actions to their box, rather than refuse those beyond it.
+        clipped: What was clipped so far.
     """
 
     def __init__(self, observation_boxes: Sequence[BoxSpec], action_box: BoxSpec, clip_actions: bool = False) -> None:
         self.observation_boxes = observation_boxes
         self.action_box = action_box
         self.clip_actions = clip_actions
+        self.clipped: list[ClippedEpisode] = []
         self._told: set[str] = set()
         self._before = (0, 0, 0)
+        self._offsets: dict[str | None, NDArray[np.float64]] = {}
+
+    @property
+    def observation_offset(self) -> tuple[float, ...]:
+        """What is taken off every number of the observations; empty if that is nothing. The first rows decide."""
+        found = np.concatenate([self._offsets.get(box.key, np.zeros(box.size)) for box in self.observation_boxes])
+        return tuple(found.tolist()) if found.any() else ()
 
     def at(self, episode: int, step: int) -> RowCheck:
         """Count the next row as this episode and step in messages; for whoever checks row by row."""
@@ -105,7 +116,8 @@ class RowCheck:
             episode_ends: True at the last row of every episode [n].
 
         Returns:
-            The arguments by name, with rows of float32 numbers [n, size]; the rewards are [n].
+            The arguments by name, with rows of float32 numbers [n, size]; the rewards are [n], and the observations
+            less `observation_offset`.
 
         Raises:
             DatasetError: a shape or type does not fit its space, or a value is not finite or out of bounds (an
@@ -127,6 +139,7 @@ class RowCheck:
         wide, rows = _float_rows(numbers(values, "actions"), box, "actions", where)
         low, high = np.array(box.low), np.array(box.high)
         if self.clip_actions:
+            self._note_clipped(wide, np.maximum(low - wide, wide - high), where)
             return wide.clip(low, high).astype(np.float32)
         _refuse(
             _beyond(wide, box, BOUND_TOLERANCE),
@@ -138,6 +151,20 @@ class RowCheck:
             "them, or declare the space in which they were recorded",
         )
         return rows
+
+    def _note_clipped(self, wide: NDArray[Any], excess: NDArray[np.float64], where: _Where) -> None:
+        rows = np.flatnonzero(_beyond(wide, self.action_box, BOUND_TOLERANCE).any(axis=1))
+        episodes = where.episodes(rows)
+        for episode in np.unique(episodes).tolist():
+            far = excess[rows[episodes == episode]]
+            number = int(far.max(axis=0).argmax())
+            held = self.clipped[-1] if self.clipped and self.clipped[-1].episode == episode else None
+            noted = ClippedEpisode(episode, len(far), float(far[:, number].max()), number)
+            if held is not None:  # the episode began in an earlier block
+                largest = max(held, noted, key=lambda each: each.excess)
+                self.clipped[-1] = largest._replace(rows=held.rows + noted.rows)
+            else:
+                self.clipped.append(noted)
 
     def _observation_rows(
         self, values: ArrayLike | Mapping[str, ArrayLike], name: str, where: _Where
@@ -173,22 +200,27 @@ class RowCheck:
                 f"[{box.low[column]}, {box.high[column]}]. It is learned from as it is, as `act` takes it too.",
                 stacklevel=2,
             )
-        self._tell_lost_digits(wide, rows, label)
-        return rows
+        if box.key not in self._offsets:
+            self._offsets[box.key] = far_offset(wide.astype(np.float64))
+        offset = self._offsets[box.key]
+        if not offset.any():
+            return rows
+        exact = wide.astype(np.float64)
+        self._tell_lost_digits(exact, wide.dtype, label)
+        return (exact - offset).astype(np.float32)
 
-    def _tell_lost_digits(self, wide: NDArray[Any], rows: NDArray[np.float32], name: str) -> None:
-        if wide.dtype != np.float64 or f"digits of {name}" in self._told:
+    def _tell_lost_digits(self, exact: NDArray[np.float64], dtype: np.dtype[Any], name: str) -> None:
+        if dtype.kind != "f" or dtype.itemsize >= 8 or f"digits of {name}" in self._told:
             return
-        lost = np.abs(wide - rows).max(axis=0) > LOST * wide.std(axis=0)
-        # A number that does not move has no digits to lose.
-        lost &= np.ptp(wide, axis=0) > 0
+        spread, error = exact.std(axis=0), float(np.finfo(dtype).eps) / 2 * np.abs(exact).max(axis=0)
+        lost = (error > LOST * spread) & (np.ptp(exact, axis=0) > 0)  # one that does not move has no digits to lose
         if lost.any():
             self._told.add(f"digits of {name}")
             column = int(lost.argmax())
-            error, spread = np.abs(wide - rows)[:, column].max(), wide[:, column].std()
             warnings.warn(
-                f"{name} at index {column} are about {wide[0, column]:.9g} and move by {spread:.3g}, which float32 "
-                f"rounds by up to {error:.3g}. Record them relative to a point nearby, and act likewise.",
+                f"{name} at index {column} are about {exact[0, column]:.9g} and move by {spread[column]:.3g}, and were "
+                f"recorded as {dtype}, which rounds them by up to {error[column]:.3g}. Record them as float64 (with an "
+                "observation space of that type), or relative to a point nearby; and act likewise.",
                 stacklevel=2,
             )
 
@@ -208,6 +240,10 @@ class _Where:
     def after(self) -> tuple[int, int, int]:
         """Rows so far, and episode and step at which the next block starts."""
         return (self.rows_so_far, *self._find(self.rows))
+
+    def episodes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Episodes of rows of the block."""
+        return self._episode + np.searchsorted(self._last, rows)
 
     def _find(self, row: int) -> tuple[int, int]:
         episode = int(np.searchsorted(self._last, row))

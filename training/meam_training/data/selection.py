@@ -129,12 +129,25 @@ def common(values: Mapping[str, Any], what: str, remedy: str) -> Any:
     return next(iter(known.values()), None)
 
 
-def joined_blocks(parts: Sequence[Columns]) -> Iterator[dict[str, NDArray[Any]]]:
-    """Blocks of the rows of all parts, one after the other."""
-    for part in parts:
+def joined_blocks(
+    parts: Sequence[Columns], offsets: Sequence[tuple[float, ...]], offset: tuple[float, ...]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Blocks of the rows of all parts, one after the other.
+
+    Args:
+        parts: Columns of each.
+        offsets: What was taken off the observations of each; empty for nothing.
+        offset: What is to be taken off those of all, likewise.
+    """
+    for part, taken in zip(parts, offsets, strict=True):
         step, rows = rows_per_block(part["observations"][:1].size), len(part["rewards"])
+        moved = np.array(taken or 0.0) - np.array(offset or 0.0)
         for start in range(0, rows, step):
-            yield {name: part[name][start : start + step] for name in COLUMNS}
+            block = {name: part[name][start : start + step] for name in COLUMNS}
+            if moved.any():
+                for name in ("observations", "next_observations"):
+                    block[name] = (block[name] + moved).astype(np.float32)
+            yield block
 
 
 def _shown(boxes: Sequence[BoxSpec]) -> str:

@@ -30,15 +30,7 @@ def check_known_value(value: KnownValue, chunks: ChunkSource, config: TrainConfi
         raise ConfigError(f"best_of is {config.best_of}; expected 1 with a known value, which cannot be exported.")
     batch = chunks.sample(2, torch.Generator(device).manual_seed(0))
     actions = batch.actions.requires_grad_()
-    values: object = value(batch.observations, actions)
-    seen = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-    if seen != (2,):
-        raise ConfigError(f"value returned {seen} for two rows; expected a tensor of shape (2,).")
-    assert isinstance(values, Tensor)
-    if not values.isfinite().all():
-        raise ConfigError(f"value returned {values.tolist()}; expected finite numbers.")
-    if config.trains_policy and not values.requires_grad:
-        raise ConfigError("value is not differentiable in the actions; expected PyTorch operations on them throughout.")
+    _check_returned("value", value(batch.observations, actions), (2,), "actions" if config.trains_policy else None)
 
 
 def check_known_prior(prior: KnownPrior, chunks: ChunkSource, config: TrainConfig, device: torch.device) -> None:
@@ -62,12 +54,20 @@ def check_known_prior(prior: KnownPrior, chunks: ChunkSource, config: TrainConfi
         )
     batch = chunks.sample(2, torch.Generator(device).manual_seed(0))
     states = batch.actions.expand(3, *batch.actions.shape).clone().requires_grad_()
-    velocities: object = prior(batch.observations, states, torch.full_like(states[..., :1], 0.5))
-    seen = tuple(velocities.shape) if isinstance(velocities, Tensor) else type(velocities).__name__
-    if seen != tuple(states.shape):
-        raise ConfigError(f"prior returned {seen} for states of shape {tuple(states.shape)}; expected their shape.")
-    assert isinstance(velocities, Tensor)
-    if not velocities.isfinite().all():
-        raise ConfigError("prior returned infinite or undefined velocities; expected finite numbers.")
-    if not velocities.requires_grad:
-        raise ConfigError("prior is not differentiable in the states; expected PyTorch operations on them throughout.")
+    velocities = prior(batch.observations, states, torch.full_like(states[..., :1], 0.5))
+    _check_returned("prior", velocities, tuple(states.shape), "states")
+
+
+def _check_returned(name: str, returned: object, shape: tuple[int, ...], differentiable_in: str | None) -> None:
+    """Refuse what a known function returned, unless it is a tensor of this shape, finite and differentiable."""
+    seen = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
+    if seen != shape:
+        raise ConfigError(f"{name} returned {seen} for two rows; expected a tensor of shape {shape}.")
+    assert isinstance(returned, Tensor)
+    if not returned.isfinite().all():
+        shown = ", ".join(f"{number:g}" for number in returned.flatten()[:4].tolist())
+        raise ConfigError(f"{name} returned infinite or undefined numbers ({shown}, …); expected finite ones.")
+    if differentiable_in is not None and not returned.requires_grad:
+        raise ConfigError(
+            f"{name} is not differentiable in the {differentiable_in}; expected PyTorch operations on them throughout."
+        )

@@ -17,6 +17,7 @@ from meam_policy.acting.safety import SafetySettings
 from meam_policy.environments.space_check import check_spaces
 from meam_policy.errors import CheckpointError, DatasetError
 from meam_policy.policy import MeamPolicy
+from meam_policy.rollouts.episode_log import one_number
 from meam_policy.spec import PolicySpec
 from meam_training.algorithm.batch import ChunkBatch
 from meam_training.config import TrainConfig
@@ -187,7 +188,7 @@ class OnlineCollector:
         safety = SafetySettings(on_unfamiliar=None)
         self._policy = MeamPolicy(spec, NetworkSession(networks, spec), safety=safety)
         self._observation: Any = None  # None between episodes
-        self._return, self._success = 0.0, None
+        self._return, self._success, self._reports_success = 0.0, False, False
         self.episodes = 0
 
     def step(self) -> dict[str, float]:
@@ -198,25 +199,28 @@ class OnlineCollector:
 
         Raises:
             ObservationError: an observation does not fit the space, or is not finite.
-            DatasetError: the reward is not finite.
+            SpaceError: the reward is not one number.
+            DatasetError: it is not finite.
             ActionError: the networks produced NaN or infinity.
         """
         if self._observation is None:
             self._start_episode()
         before, action = self._observation, self._policy.act(self._observation)
         after, reward, terminated, truncated, info = self._env.step(action)
+        reward = one_number(reward)
         if not math.isfinite(reward):
             raise DatasetError(
                 f"The environment's reward is {reward} at online step {self._replay.transitions + 1}; expected a "
                 "finite number. Correct the environment's reward."
             )
         first, last = (flatten_observation(self._spec, observation)[0][0] for observation in (before, after))
-        self._replay.add(first, np.ravel(action), float(reward), last, bool(terminated), bool(truncated))
+        self._replay.add(first, np.ravel(action), reward, last, bool(terminated), bool(truncated))
         self._observation = after
-        self._return += float(reward)
+        self._return += reward
         flag = info.get("success", info.get("is_success"))
         if flag is not None:
-            self._success = bool(flag) or bool(self._success)
+            self._reports_success = True
+            self._success = self._success or bool(flag)
         return self._finish_episode() if terminated or truncated else {}
 
     def _start_episode(self) -> None:
@@ -224,13 +228,13 @@ class OnlineCollector:
         start, noise = np.random.SeedSequence((self._seed, self.episodes)).generate_state(2).tolist()
         self._policy.reset(seed=noise)
         self._observation, _ = self._env.reset(seed=start)
-        self._return, self._success = 0.0, None
+        self._return, self._success = 0.0, False
         self.episodes += 1
 
     def _finish_episode(self) -> dict[str, float]:
         self._observation = None
         logged = {"online_return": self._return}
-        if self._success is not None:
+        if self._reports_success:  # one that reports success only where it is reached did not reach it here
             logged["online_success"] = float(self._success)
         return logged
 

@@ -94,6 +94,7 @@ class RunStart:
             processes.
         smaller: Sizes that would do; None where the run is short, or nothing smaller has been measured.
         started_from: Policy from whose weights it started; see `PolicySpec.started_from`.
+        reach: Least share of the action box, over the numbers that move, within which the policy acts.
     """
 
     device: torch.device
@@ -104,6 +105,7 @@ class RunStart:
     cost: UpdateCost | None
     smaller: Smaller | None = None
     started_from: Mapping[str, str] = field(default_factory=dict)
+    reach: float = 1.0
 
 
 def measure_update_cost(

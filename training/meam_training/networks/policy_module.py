@@ -15,7 +15,7 @@ __all__ = ["PolicyModule"]
 
 
 class PolicyModule(nn.Module):
-    """Policy from raw observations to actions in environment units.
+    """Policy from raw observations, less `spec.observation_offset`, to actions in environment units.
 
     Args:
         networks: Trained networks; each call reads their current weights.

@@ -21,6 +21,10 @@ from meam_training.runs.watch import KNOWN_ENOUGH, warnings_of
 __all__ = ["opening", "own_options", "run_facts", "start_fact", "summary"]
 
 
+WHOLE = 0.995
+"""Share of the action box from which the policy reaches all of it."""
+
+
 def own_options(config: TrainConfig) -> str:
     """The method, and the settings that differ from its preset as flags."""
     own = [word for name, value in config.own_settings.items() for word in option(name, value, not value)]
@@ -47,8 +51,12 @@ def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> di
         **({"left out": ", ".join(dataset.left_out)} if dataset.left_out else {}),
         **start_fact(start.started_from),
     }
-    report = data_report(dataset, config.chunk_size, config.pad_chunks, quick=True)
-    facts |= {name: report.facts[name] for name in ("chunks", "rewards", "actions")}
+    report = data_report(
+        dataset, config.chunk_size, config.pad_chunks, quick=True, action_scaling=config.action_scaling
+    )
+    facts |= {name: report.facts[name] for name in ("chunks", "rewards", "actions", "clipped") if name in report.facts}
+    if start.reach < WHOLE:
+        facts["reach"] = _reach(start.reach, config.online_steps > 0)
     if report.warnings:
         facts["check"] = "\n".join(report.warnings)
     facts["device"] = where
@@ -77,6 +85,12 @@ def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> di
         words = [word for name, value in start.smaller.changes.items() for word in option(name, value, False)]
         facts["smaller"] = f"about {duration(start.smaller.seconds)} with {' '.join(words)}, which do for so few data"
     return facts
+
+
+def _reach(reach: float, online: bool) -> str:
+    """How far the policy's actions reach, which is where it explores online."""
+    text = f"actions reach {reach:.2g} of the box, the data's range and a tenth on either side, and no farther"
+    return text + (", exploring online too" if online else "") + " (all of it: --action-scaling box)"
 
 
 def start_fact(started_from: Mapping[str, str]) -> dict[str, str]:

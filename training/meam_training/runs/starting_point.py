@@ -186,6 +186,10 @@ def started_spec(
                 )
     kept = SPEC_STATISTICS if record.get("statistics") == "kept" else ()
     taken: dict[str, Any] = {name: getattr(source, name) for name in kept}
+    if kept and source.observation_offset != spec.observation_offset:
+        # The data's offset stays, and the mean moves: normalised, an observation is the same.
+        moved = np.array(source.observation_offset or 0.0) - np.array(spec.observation_offset or 0.0)
+        taken["observation_mean"] = tuple((np.array(source.observation_mean) + moved).tolist())
     return replace(spec, started_from=record, **taken)
 
 

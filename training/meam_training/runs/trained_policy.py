@@ -76,9 +76,10 @@ class TrainedPolicy:
 def load_networks(policy_or_run: str | os.PathLike[str]) -> MeamNetworks:
     """Load the networks of a policy folder in PyTorch, for further research.
 
-    `networks.encoder` encodes raw observations, `networks.act` maps these and noise to chunks in [-1, 1],
-    `networks.prior`, `networks.policy` and `networks.critic` are the parts; `PolicyModule(networks, spec)` maps raw
-    observations to actions in environment units. Target networks that are not published are copies of what they follow.
+    `networks.encoder` encodes raw observations (less `spec.observation_offset`, if there is one), `networks.act` maps
+    these and noise to chunks in [-1, 1], `networks.prior`, `networks.policy` and `networks.critic` are the parts;
+    `PolicyModule(networks, spec)` maps observations to actions in environment units. Target networks that are not
+    published are copies of what they follow.
 
     Args:
         policy_or_run: A policy folder or its Hub repo id; or a checkpoint, or a run, whose newest one is taken.

@@ -1,0 +1,44 @@
+"""Arrays from whatever holds numbers: lists, arrays, and tensors of other libraries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meam_policy.errors import ObservationError
+
+__all__ = ["array_of"]
+
+
+def array_of(value: Any, name: str, expected: str) -> NDArray[Any]:
+    """Convert an array-like to an array; a tensor must be on the CPU, and loses its gradient.
+
+    Args:
+        value: Array-like, or an object of another library that NumPy can read.
+        name: Name in messages.
+        expected: What is expected, for messages.
+
+    Raises:
+        ObservationError: it is ragged, on another device, or nothing that NumPy can read.
+    """
+    if hasattr(value, "detach"):  # PyTorch's, which is not imported here
+        value = value.detach()
+        if str(value.device) != "cpu":
+            raise ObservationError(
+                f"{name} is a tensor on {value.device}; expected {expected} on the CPU, where policies take their "
+                "observations: give tensor.cpu()."
+            )
+        if str(value.dtype) == "torch.bfloat16":  # NumPy has no such type
+            value = value.float()
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ObservationError(f"{name} is ragged; expected {expected}.") from error
+    except (TypeError, RuntimeError) as error:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise ObservationError(
+            f"{name} is a {kind}, which NumPy cannot read ({str(error)[:200]}); expected {expected}. Convert it to a "
+            "NumPy array first."
+        ) from error
