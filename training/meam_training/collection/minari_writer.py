@@ -7,11 +7,14 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 
+from meam_policy.environments.space_check import AnyEnv
 from meam_policy.errors import OutputError
 from meam_training.collection.demonstrators import Episode
 from meam_training.collection.partial_recording import PartialRecording
@@ -27,13 +30,13 @@ class Metadata(NamedTuple):
     further: dict[str, Any]
 
 
-def write_minari(recording: PartialRecording, name: str, env: gymnasium.Env[Any, Any], metadata: Metadata) -> Path:
+def write_minari(recording: PartialRecording, name: str, env: AnyEnv, metadata: Metadata) -> Path:
     """Write a recording as a Minari data set, within the recording's own folder and one shard at a time.
 
     Args:
         recording: The recording.
         name: Minari id.
-        env: The environment, for its specification and spaces.
+        env: The environment, or a vector environment, for its specification and spaces.
         metadata: Metadata of the data set.
 
     Returns:
@@ -53,7 +56,7 @@ def write_minari(recording: PartialRecording, name: str, env: gymnasium.Env[Any,
             dataset = minari.create_dataset_from_buffers(
                 dataset_id=name,
                 buffer=_buffers(next(shards)),
-                env=env.unwrapped,
+                env=_Described(env),
                 observation_space=env.observation_space,
                 action_space=env.action_space,
                 algorithm_name=metadata.algorithm,
@@ -66,6 +69,35 @@ def write_minari(recording: PartialRecording, name: str, env: gymnasium.Env[Any,
     except OSError as error:
         raise OutputError(f"The data set {name} cannot be written into {staging}: {error}.") from error
     return staging / name
+
+
+class _Described(gymnasium.Env[Any, Any]):
+    """The parts of an environment that Minari records; it does not accept vector environments themselves."""
+
+    def __init__(self, env: AnyEnv) -> None:
+        vector = isinstance(env, gymnasium.vector.VectorEnv)
+        self.observation_space = env.single_observation_space if vector else env.observation_space
+        self.action_space = env.single_action_space if vector else env.action_space
+        self.spec = _plain(env.spec)
+
+
+def _plain(spec: EnvSpec | None) -> EnvSpec | None:
+    """The specification as JSON can hold it: None if its arguments are objects; wrappers without such arguments."""
+    if spec is None or not _is_json(replace(spec, additional_wrappers=())):
+        return None
+    wrappers = [
+        wrapper if _is_json(replace(spec, additional_wrappers=(wrapper,))) else replace(wrapper, kwargs=None)
+        for wrapper in spec.additional_wrappers
+    ]
+    return replace(spec, additional_wrappers=tuple(wrappers))
+
+
+def _is_json(spec: EnvSpec) -> bool:
+    try:
+        spec.to_json()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _buffers(episodes: list[Episode]) -> list[Any]:

@@ -42,7 +42,7 @@ __all__ = [
     "rows_per_block",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Version of the cache's file format, and of the checks that data pass before they are cached."""
 
 COLUMNS = {
