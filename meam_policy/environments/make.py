@@ -64,8 +64,10 @@ def make_environment(environment: str | EnvironmentSpec, **kwargs: Any) -> gymna
     if ogbench_name:
         env = _SeededGlobally(env)
     for wrapper in recorded.wrappers:
+        # JSON has no tuples, which some of them insist on.
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in wrapper.kwargs.items()}
         try:
-            env = getattr(gymnasium.wrappers, wrapper.name)(env, **wrapper.kwargs)
+            env = getattr(gymnasium.wrappers, wrapper.name)(env, **given)
         except Exception as error:  # whatever a wrapper raises for arguments that do not fit
             env.close()
             raise ConfigError(

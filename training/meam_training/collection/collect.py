@@ -19,7 +19,7 @@ from meam_policy.folder.policy_folder import locate_policy, read_spec
 from meam_policy.spec import EnvironmentSpec
 from meam_training.collection.dataset_folder import default_dataset_id, new_dataset_folder
 from meam_training.collection.episode_source import EpisodeSource, episode_source
-from meam_training.collection.minari_writer import Metadata, write_minari
+from meam_training.collection.minari_writer import DescribedEnvironment, Metadata, write_minari
 from meam_training.collection.partial_recording import PartialRecording
 
 __all__ = ["collect"]
@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 
 def collect(
-    environment: str | EnvironmentSpec | None,
+    environment_id: str | EnvironmentSpec | None,
     transitions: int,
     *,
     seed: int = 0,
@@ -48,7 +48,7 @@ def collect(
     can be resumed; the result is identical to that of an uninterrupted recording.
 
     Args:
-        environment: For a scripted demonstrator the id "meam/Pockets-v0", or of an OGBench pointmaze, cube, scene or
+        environment_id: For a scripted demonstrator the id "meam/Pockets-v0", or of an OGBench pointmaze, cube, scene or
             puzzle with a fixed task, such as "pointmaze-medium-navigate-singletask-task3-v0" or
             "cube-single-play-singletask-task1-v0". For a policy, any environment that ends its episodes by itself; None
             takes that in which its own data was recorded.
@@ -78,21 +78,20 @@ def collect(
     """
     if transitions < 1 or seed < 0:
         raise ConfigError(f"transitions is {transitions} and seed is {seed}; expected transitions >= 1 and seed >= 0.")
-    recorded = _environment(environment, policy, env_kwargs)
-    environment_id = recorded.id
-    name = default_dataset_id(environment_id) if dataset_id is None else dataset_id
+    recorded = _environment(environment_id, policy, env_kwargs)
+    name = default_dataset_id(recorded.id) if dataset_id is None else dataset_id
     with warnings.catch_warnings(), ExitStack() as opened:
         # OGBench's manipulation tasks recreate their action space at every step, which warns each time.
         warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
         env = make_environment(recorded, **(env_kwargs or {}))
         opened.callback(env.close)
-        source = episode_source(environment_id, env, seed, policy, mode_shares)
+        source = episode_source(recorded.id, env, seed, policy, mode_shares)
         opened.callback(source.close)
         folder = new_dataset_folder(name, root)
         made = str(recorded)
         settings = {
-            "environment_id": environment_id,
-            **({} if made == environment_id and not env_kwargs else {"environment": made, "env_kwargs": env_kwargs}),
+            "environment_id": recorded.id,
+            **({} if made == recorded.id and not env_kwargs else {"environment": made, "env_kwargs": env_kwargs}),
             "transitions": transitions,
             "seed": seed,
             "policy": source.policy,
@@ -100,8 +99,8 @@ def collect(
         }
         with PartialRecording.open(folder.with_name(f".{folder.name}.partial"), settings, resume=resume) as recording:
             _record(source, recording, transitions, on_progress)
-            about = _metadata(environment_id, env, seed, source)
-            recording.finish(write_minari(recording, name, env, about), folder)
+            about = _metadata(recorded.id, env, seed, source)
+            recording.finish(write_minari(recording, name, DescribedEnvironment(env), about), folder)
     return folder
 
 
@@ -114,7 +113,7 @@ def _environment(
     if policy is None and (env_kwargs or not isinstance(environment, str)):
         raise ConfigError(
             f"The environment is {environment}, with arguments {dict(env_kwargs or {})}, and there is no policy; "
-            "expected the id of an environment with a scripted demonstrator, which is recorded as it is registered. "
+            "expected the id of an environment with a scripted demonstrator, as it is registered. "
             "Give a policy (--policy), or leave the arguments out."
         )
     if environment is None:

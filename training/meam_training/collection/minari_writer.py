@@ -19,7 +19,7 @@ from meam_policy.errors import OutputError
 from meam_training.collection.demonstrators import Episode
 from meam_training.collection.partial_recording import PartialRecording
 
-__all__ = ["Metadata", "write_minari"]
+__all__ = ["DescribedEnvironment", "Metadata", "write_minari"]
 
 
 class Metadata(NamedTuple):
@@ -30,13 +30,13 @@ class Metadata(NamedTuple):
     further: dict[str, Any]
 
 
-def write_minari(recording: PartialRecording, name: str, env: AnyEnv, metadata: Metadata) -> Path:
+def write_minari(recording: PartialRecording, name: str, env: gymnasium.Env[Any, Any], metadata: Metadata) -> Path:
     """Write a recording as a Minari data set, within the recording's own folder and one shard at a time.
 
     Args:
         recording: The recording.
         name: Minari id.
-        env: The environment, or a vector environment, for its specification and spaces.
+        env: The environment, for its specification and spaces; see `DescribedEnvironment`.
         metadata: Metadata of the data set.
 
     Returns:
@@ -56,7 +56,7 @@ def write_minari(recording: PartialRecording, name: str, env: AnyEnv, metadata: 
             dataset = minari.create_dataset_from_buffers(
                 dataset_id=name,
                 buffer=_buffers(next(shards)),
-                env=_Described(env),
+                env=env,
                 observation_space=env.observation_space,
                 action_space=env.action_space,
                 algorithm_name=metadata.algorithm,
@@ -71,14 +71,20 @@ def write_minari(recording: PartialRecording, name: str, env: AnyEnv, metadata: 
     return staging / name
 
 
-class _Described(gymnasium.Env[Any, Any]):
+class DescribedEnvironment(gymnasium.Env[Any, Any]):
     """The parts of an environment that Minari records; it does not accept vector environments themselves."""
 
     def __init__(self, env: AnyEnv) -> None:
         vector = isinstance(env, gymnasium.vector.VectorEnv)
         self.observation_space = env.single_observation_space if vector else env.observation_space
         self.action_space = env.single_action_space if vector else env.action_space
-        self.spec = _plain(env.spec)
+        self.spec = _plain(_made_by(env))
+
+
+def _made_by(env: AnyEnv) -> EnvSpec | None:
+    """Gymnasium's specification with all wrappers; of a vector environment, that of its first environment."""
+    call = getattr(env.unwrapped, "call", None) if isinstance(env, gymnasium.vector.VectorEnv) else None
+    return env.spec if call is None else call("spec")[0]
 
 
 def _plain(spec: EnvSpec | None) -> EnvSpec | None:

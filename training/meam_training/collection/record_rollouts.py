@@ -15,7 +15,7 @@ from meam_policy.rollouts.episodes import rollout
 from meam_policy.rollouts.result import RolloutResult
 from meam_training.collection.dataset_folder import new_dataset_folder
 from meam_training.collection.demonstrators import Episode
-from meam_training.collection.minari_writer import Metadata, write_minari
+from meam_training.collection.minari_writer import DescribedEnvironment, Metadata, write_minari
 from meam_training.collection.partial_recording import PartialRecording
 
 __all__ = ["record_rollouts"]
@@ -63,6 +63,8 @@ def record_rollouts(
     name = environment_id or (env.spec.id if env.spec else policy.spec.environment_id)
     identity = hashlib.sha256(policy.spec.to_json().encode()).hexdigest()
     settings = {"environment_id": name, "policy": identity, "seed": seed, "episodes": episodes}
+    # Before the rollout: an interrupt may leave a vector environment in the middle of a step.
+    described, about = DescribedEnvironment(env), _metadata(name, env, seed, identity)
     with PartialRecording.open(folder.with_name(f".{folder.name}.partial"), settings, resume=False) as recording:
         ordered = _Ordered(recording)
         try:
@@ -70,8 +72,7 @@ def record_rollouts(
         finally:
             if recording.progress.episodes:
                 recording.flush()
-                about = _metadata(name, env, seed, identity)
-                recording.finish(write_minari(recording, dataset_id, env, about), folder)
+                recording.finish(write_minari(recording, dataset_id, described, about), folder)
     return result, folder
 
 
