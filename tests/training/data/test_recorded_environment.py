@@ -52,7 +52,7 @@ def test_what_minari_records_of_an_environment_is_kept(tmp_path, monkeypatch, en
     name = record_swing(env())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # Wrapped in ClipAction, it declares no bounds.
+        # Uncached and cached; wrapped in ClipAction, it declares no bounds.
         opened = [
             OfflineDataset.from_minari(name, action_low=-2.0, action_high=2.0) for _ in range(2)
         ]  # from the cache, too
