@@ -30,7 +30,7 @@ from meam_policy.loop.loop_health import LoopHealth
 from meam_policy.policy import MeamPolicy
 from meam_policy.rollouts.episodes import rollout
 from meam_policy.rollouts.result import RolloutResult
-from meam_policy.spec import FORMAT_VERSION, BoxSpec, PolicySpec
+from meam_policy.spec import FORMAT_VERSION, BoxSpec, EnvironmentSpec, EnvironmentWrapper, PolicySpec
 
 __version__ = "0.1.0"
 
@@ -44,6 +44,8 @@ __all__ = [
     "DatasetError",
     "DeviceError",
     "DivergedError",
+    "EnvironmentSpec",
+    "EnvironmentWrapper",
     "ForkError",
     "FormatError",
     "Health",

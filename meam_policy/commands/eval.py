@@ -13,8 +13,9 @@ import tyro
 from meam_policy.cli import Command, load_command
 from meam_policy.commands import parse
 from meam_policy.commands.acting_rules import loading_of
+from meam_policy.commands.environment_options import chosen_environment, environment_arguments, typed_environment
 from meam_policy.console import print_json, print_mapping, print_table, progress_bar
-from meam_policy.environments.make import import_packages, make_environment
+from meam_policy.environments.make import make_environment
 from meam_policy.environments.space_check import AnyEnv
 from meam_policy.environments.vector_environment import open_vector_environment
 from meam_policy.environments.video import make_filmed_environment
@@ -25,7 +26,7 @@ from meam_policy.policy import MeamPolicy
 from meam_policy.rollouts.comparison import BASELINE, gain_interval
 from meam_policy.rollouts.episodes import rollout
 from meam_policy.rollouts.result import RolloutResult
-from meam_policy.spec import parse_acting, rule_name
+from meam_policy.spec import EnvironmentSpec, parse_acting, rule_name
 
 __all__ = ["evaluate", "run"]
 
@@ -35,6 +36,8 @@ RECORDING = Command("meam_training.collection.record_rollouts", "Record rollouts
 def evaluate(
     policy: Annotated[str, tyro.conf.Positional],
     env_id: str | None = None,
+    env_kwargs: str | None = None,
+    max_episode_steps: int | None = None,
     episodes: int = 20,
     seed: int = 0,
     num_envs: int = 1,
@@ -64,7 +67,11 @@ def evaluate(
 
     Args:
         policy: Policy folder, or Hub repo id owner/name.
-        env_id: Environment; by default the one the policy was trained for.
+        env_id: Environment as it is registered, or module:id; by default the one the policy was trained for, with the
+            arguments, time limit and wrappers that its data recorded.
+        env_kwargs: Arguments of the environment, as in '{"g": 2}', in place of recorded ones.
+        max_episode_steps: Steps after which an episode is cut off; by default as recorded or registered and, where
+            there is no limit, 10,000.
         episodes: Number of episodes.
         seed: Seed of the first episode.
         num_envs: Environments that run in parallel.
@@ -81,7 +88,8 @@ def evaluate(
         packages: Packages to import first, such as gymnasium_robotics, whose environments exist only then.
         json: Print one line of JSON to stdout instead of a table.
     """
-    import_packages(packages)
+    env_id, packages = typed_environment(env_id, packages)
+    arguments = environment_arguments(env_kwargs, max_episode_steps)
     if root is not None and record is None:
         raise ConfigError("--root is given without --record; it says where a recorded data set goes.")
     recording = load_command(RECORDING, "meam eval --record") if record is not None else None
@@ -92,13 +100,12 @@ def evaluate(
         )
     policies = _load(policy, acting, revision=revision, variant=variant, device=device)
     first = next(iter(policies.values()))
-    name = env_id or first.spec.environment_id
-    if name is None:
-        raise ConfigError("The policy does not say which environment it is for; pass --env-id.")
+    environment = chosen_environment(env_id, first.spec)
+    name = environment.id
     results: dict[str, RolloutResult] = {}
     folder = None
     with (
-        _open_environment(name, num_envs, async_envs, video) as env,
+        _open_environment(environment, arguments, packages, num_envs, async_envs, video) as env,
         progress_bar(f"Episodes in {name}", episodes * len(policies), quiet=json) as advance,
     ):
         for rule, loaded in policies.items():
@@ -180,16 +187,23 @@ def _report_rules(
     )
 
 
-def _open_environment(name: str, num_envs: int, async_envs: bool, video: Path | None) -> AbstractContextManager[AnyEnv]:
+def _open_environment(
+    environment: EnvironmentSpec,
+    arguments: dict[str, Any],
+    packages: tuple[str, ...],
+    num_envs: int,
+    async_envs: bool,
+    video: Path | None,
+) -> AbstractContextManager[AnyEnv]:
     if video is not None and (num_envs != 1 or async_envs):
         raise ConfigError("--video films one environment at a time; leave out --num-envs and --async-envs, or --video.")
     if video is not None:
-        return closing(make_filmed_environment(name, video))
+        return closing(make_filmed_environment(environment, video, packages, **arguments))
     if async_envs and num_envs == 1:
         raise ConfigError("--async-envs has no effect on one environment; leave it out, or set --num-envs above 1.")
     if num_envs != 1:
-        return open_vector_environment(name, num_envs, asynchronous=async_envs)
-    return closing(make_environment(name))
+        return open_vector_environment(environment, num_envs, asynchronous=async_envs, packages=packages, **arguments)
+    return closing(make_environment(environment, **arguments))
 
 
 def run(arguments: list[str], prog: str) -> None:

@@ -45,7 +45,7 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
         policy,
         {
             "method": spec.method,
-            "environment": spec.environment_id or "unknown",
+            "environment": str(spec.recorded_environment or "unknown"),
             "training data": spec.training_data or "unknown",
             "observation space": spec.observation_space,
             **_offset(spec),

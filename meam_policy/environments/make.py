@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,39 +14,94 @@ import gymnasium
 import numpy as np
 
 from meam_policy.environments.headless import disable_dm_control_drawing
-from meam_policy.errors import MissingExtraError, NotFoundError
+from meam_policy.errors import ConfigError, MissingExtraError, NotFoundError
+from meam_policy.spec import EnvironmentSpec
 
-__all__ = ["import_packages", "make_environment"]
+__all__ = ["beyond_id", "import_packages", "make_environment"]
 
 _OGBENCH_FAMILIES = ("pointmaze", "antmaze", "humanoidmaze", "antsoccer", "cube", "scene", "puzzle")
 _DM_CONTROL_FAMILIES = ("cube", "scene", "puzzle")
 
 
-def make_environment(environment_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
-    """Make an environment from a Gymnasium id or an OGBench data-set name.
+def make_environment(environment: str | EnvironmentSpec, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+    """Make an environment from a Gymnasium id, an OGBench data-set name, or what a policy or data set records.
 
     OGBench names its data sets like its environments with the kind of data in between
     ("pointmaze-medium-navigate-singletask-task3-v0"); both forms are accepted. Ids of the form "module:id", which
-    would import a module, are refused: an id may come from a downloaded policy.
+    would import a module, are refused: an id may come from a downloaded policy. So may an `EnvironmentSpec`: only
+    wrappers of Gymnasium that do what their arguments say are applied, and text among its arguments that could name a
+    file or a module is refused.
 
     Args:
-        environment_id: Gymnasium id or OGBench name, e.g. "meam/Pockets-v0" or "HalfCheetah-v5".
-        **kwargs: Passed on to the environment.
+        environment: Gymnasium id or OGBench name, e.g. "meam/Pockets-v0" or "HalfCheetah-v5"; or an `EnvironmentSpec`.
+        **kwargs: Passed on to the environment, in place of those of the `EnvironmentSpec`; and `max_episode_steps`.
 
     Raises:
         NotFoundError: there is no such environment.
         MissingExtraError: its simulator is not installed.
+        ConfigError: the environment refuses its arguments, or the `EnvironmentSpec` has what is not followed.
     """
-    if ":" in environment_id:
-        raise NotFoundError(f'The environment id "{environment_id}" names a module to import; give the plain id.')
-    ogbench_name = environment_id.startswith(_OGBENCH_FAMILIES)
+    spec = EnvironmentSpec(environment) if isinstance(environment, str) else environment
+    if ":" in spec.id:
+        raise NotFoundError(f'The environment id "{spec.id}" names a module to import; give the plain id.')
+    ogbench_name = spec.id.startswith(_OGBENCH_FAMILIES)
     if ogbench_name:
-        _import_ogbench(environment_id)
-    if environment_id.startswith(_DM_CONTROL_FAMILIES):
+        _import_ogbench(spec.id)
+    if spec.id.startswith(_DM_CONTROL_FAMILIES):
         disable_dm_control_drawing()
-    name = _gymnasium_id(environment_id) if ogbench_name else environment_id
+    recorded = beyond_id(replace(spec, kwargs={k: v for k, v in spec.kwargs.items() if k not in kwargs}))
+    if recorded.refused:
+        raise ConfigError(
+            f"{spec.id} was recorded with {'; and '.join(recorded.refused)}. So it is not made. In Python, make it "
+            "yourself and give it: rollout(policy, env), train(env=...). Of wrappers, without them: name the "
+            f"environment, --env-id {spec.id}; the policy then meets other observations or rewards than it was trained "
+            "with. Of arguments, give them: --env-kwargs."
+        )
+    arguments = {**recorded.kwargs, **kwargs}
+    if recorded.max_episode_steps is not None:
+        arguments.setdefault("max_episode_steps", recorded.max_episode_steps)
+    env = _made(spec.id, arguments)
+    if ogbench_name:
+        env = _SeededGlobally(env)
+    for wrapper in recorded.wrappers:
+        # JSON has no tuples, which some of them insist on.
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in wrapper.kwargs.items()}
+        try:
+            env = getattr(gymnasium.wrappers, wrapper.name)(env, **given)
+        except Exception as error:  # whatever a wrapper raises for arguments that do not fit
+            env.close()
+            raise ConfigError(
+                f"{spec.id} was recorded with the wrapper {wrapper.name}, which cannot be applied with its arguments "
+                f"{dict(wrapper.kwargs)}: {error}. Record the data again, or give the environment in Python."
+            ) from error
+    return env
+
+
+def beyond_id(spec: EnvironmentSpec) -> EnvironmentSpec:
+    """An environment without those arguments, and without a time limit, that its id gives it anyway.
+
+    Of an id that is not registered, nothing is known to be so. OGBench's are registered if it is installed.
+    """
+    if spec.id.startswith(_OGBENCH_FAMILIES):
+        with contextlib.suppress(MissingExtraError):
+            _import_ogbench(spec.id)
+    evaluation = None if spec.evaluation is None else beyond_id(spec.evaluation)
+    registered = gymnasium.registry.get(_gymnasium_id(spec.id))
+    if registered is None:
+        return replace(spec, evaluation=evaluation)
+    plain = {name: json.dumps(value, default=repr) for name, value in registered.kwargs.items()}
+    kwargs = {name: value for name, value in spec.kwargs.items() if plain.get(name) != json.dumps(value)}
+    limit = spec.max_episode_steps
+    limit = None if limit == registered.max_episode_steps else limit
+    spec = replace(spec, kwargs=kwargs, max_episode_steps=limit, evaluation=None)
+    return spec if evaluation == spec else replace(spec, evaluation=evaluation)
+
+
+def _made(environment_id: str, arguments: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    """The environment of a registered id."""
+    name = _gymnasium_id(environment_id)
     try:
-        env = gymnasium.make(name, **kwargs)
+        return gymnasium.make(name, **arguments)
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         if isinstance(error, MissingExtraError):
             raise
@@ -52,14 +110,19 @@ def make_environment(environment_id: str, **kwargs: Any) -> gymnasium.Env[Any, A
             f"{environment_id} needs something that is not installed: {reason} "
             "(MuJoCo's environments of version 4 and later come with pip install 'meam-policy[mujoco]'.)"
         ) from error
-    except gymnasium.error.Error as error:
-        close = get_close_matches(name, list(gymnasium.registry), n=3)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        raise NotFoundError(
-            f'There is no environment "{environment_id}".{hint} Some exist only once their package is imported, '
-            "such as those of gymnasium-robotics: import it first (--import PACKAGE on the command line)."
+    except Exception as error:  # whatever an environment raises for arguments that do not fit
+        if isinstance(error, gymnasium.error.UnregisteredEnv) or name not in gymnasium.registry:
+            close = get_close_matches(name, list(gymnasium.registry), n=3)
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            raise NotFoundError(
+                f'There is no environment "{environment_id}".{hint} Some exist only once their package is imported, '
+                "such as those of gymnasium-robotics: import it first (--import PACKAGE on the command line)."
+            ) from error
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "none"
+        raise ConfigError(
+            f"{environment_id} cannot be made with these arguments: {given}. It says: {error}. Give others: in Python "
+            "make_environment(id, name=value), on the command line --env-kwargs and --max-episode-steps."
         ) from error
-    return _SeededGlobally(env) if ogbench_name else env
 
 
 def import_packages(names: Sequence[str]) -> None:
@@ -84,7 +147,7 @@ def import_packages(names: Sequence[str]) -> None:
 def _gymnasium_id(name: str) -> str:
     """Drop the kind of data from an OGBench data-set name, as ogbench.make_env_and_datasets does."""
     parts = name.split("-")
-    if name in gymnasium.registry:
+    if name in gymnasium.registry or not name.startswith(_OGBENCH_FAMILIES):
         return name
     if "singletask" in parts:
         position = parts.index("singletask")

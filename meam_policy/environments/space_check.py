@@ -13,7 +13,7 @@ from gymnasium import spaces
 from meam_policy.errors import SpaceError
 from meam_policy.spec import PolicySpec
 
-__all__ = ["AnyEnv", "check_env", "check_spaces", "control_rate"]
+__all__ = ["AnyEnv", "check_env", "check_spaces", "control_rate", "episode_limit"]
 
 AnyEnv = gymnasium.Env[Any, Any] | gymnasium.vector.VectorEnv[Any, Any, Any]
 """One environment, or a vector environment."""
@@ -42,7 +42,7 @@ def check_env(spec: PolicySpec, env: AnyEnv) -> None:
     """
     check_spaces(spec, env)
     _check_rate(spec, env)
-    limit = _episode_limit(env)
+    limit = episode_limit(env)
     if limit is not None and spec.chunk_size > limit:
         raise SpaceError(
             f"The policy's chunk_size is {spec.chunk_size} actions, and the environment ends its episodes after "
@@ -182,7 +182,7 @@ def _values(env: AnyEnv, name: str) -> Sequence[Any]:
     return (value() if callable(value) else value,)
 
 
-def _episode_limit(env: AnyEnv) -> int | None:
+def episode_limit(env: AnyEnv) -> int | None:
     """Steps after which an episode is over at the latest, as far as the environment says."""
     # A vector environment's own spec does not know of the arguments that its environments were made with.
     said = [each.spec.max_episode_steps for each in getattr(env.unwrapped, "envs", (env,)) if each.spec is not None]

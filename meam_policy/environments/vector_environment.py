@@ -4,41 +4,49 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import gymnasium
 
-from meam_policy.environments.make import make_environment
+from meam_policy.environments.make import import_packages, make_environment
 from meam_policy.errors import ConfigError
+from meam_policy.spec import EnvironmentSpec
 
 __all__ = ["open_vector_environment"]
 
 
 @contextmanager
 def open_vector_environment(
-    environment_id: str, num_envs: int, *, asynchronous: bool = False
+    environment: str | EnvironmentSpec,
+    num_envs: int,
+    *,
+    asynchronous: bool = False,
+    packages: Sequence[str] = (),
+    **kwargs: Any,
 ) -> Iterator[gymnasium.vector.VectorEnv[Any, Any, Any]]:
     """Make several environments that are stepped together, and close them on exit.
 
     They are not reset automatically after an episode (autoreset mode DISABLED).
 
     Args:
-        environment_id: See `make_environment`.
+        environment: See `make_environment`.
         num_envs: Number of environments, at least 1.
         asynchronous: Run each in a separate process. The processes are spawned, not forked, so a policy may be
             loaded already; they leave Ctrl-C to this one.
+        packages: Packages that are imported in those processes first; the caller has imported them in this one.
+        **kwargs: See `make_environment`.
 
     Raises:
-        ConfigError: num_envs is out of range.
         NotFoundError: there is no such environment.
         MissingExtraError: its simulator is not installed.
+        ConfigError: num_envs is out of range, or see `make_environment`.
     """
     if num_envs < 1:
         raise ConfigError(f"num_envs is {num_envs}; expected 1 or more.")
-    makers = [partial(_make, environment_id, os.getpid())] * num_envs
+    makers = [partial(_make, environment, kwargs, tuple(packages), os.getpid())] * num_envs
     if asynchronous:
         env = gymnasium.vector.AsyncVectorEnv(makers, context="spawn", autoreset_mode="Disabled")
     else:
@@ -64,7 +72,10 @@ def _abandon(env: gymnasium.vector.AsyncVectorEnv[Any, Any]) -> None:
     env.closed = True
 
 
-def _make(environment_id: str, parent: int) -> gymnasium.Env[Any, Any]:
+def _make(
+    environment: str | EnvironmentSpec, kwargs: dict[str, Any], packages: tuple[str, ...], parent: int
+) -> gymnasium.Env[Any, Any]:
     if os.getpid() != parent:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return make_environment(environment_id)
+        import_packages(packages)
+    return make_environment(environment, **kwargs)

@@ -1,4 +1,4 @@
-"""Videos of episodes: `python -m meam_policy.environments.video ENV_ID` tries whether an environment can be drawn.
+"""Videos of episodes: `python -m meam_policy.environments.video JSON` tries whether an environment can be drawn.
 
 It is tried in a separate process: a machine that cannot render off-screen may abort the process instead of raising.
 """
@@ -6,17 +6,20 @@ It is tried in a separate process: a machine that cannot render off-screen may a
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 
-from meam_policy.environments.make import make_environment
+from meam_policy.environments.make import import_packages, make_environment
 from meam_policy.errors import ConfigError, MissingExtraError, OutputError
+from meam_policy.spec import EnvironmentSpec
 
 __all__ = ["make_filmed_environment"]
 
@@ -24,13 +27,17 @@ TIME_LIMIT_S = 60.0
 """For making an environment and drawing it once."""
 
 
-def make_filmed_environment(environment_id: str, folder: Path) -> gymnasium.Env[Any, Any]:
+def make_filmed_environment(
+    environment: str | EnvironmentSpec, folder: Path, packages: Sequence[str] = (), **kwargs: Any
+) -> gymnasium.Env[Any, Any]:
     """Make an environment that writes a video of every episode, by Gymnasium's `RecordVideo`.
 
     Args:
-        environment_id: See `make_environment`.
+        environment: See `make_environment`.
         folder: New or empty folder of the videos, `rollout-episode-0.mp4` and so on. The last one is complete when the
             environment is closed.
+        packages: Packages that register their environments when they are imported; the caller has imported them.
+        **kwargs: See `make_environment`.
 
     Raises:
         MissingExtraError: moviepy, which writes videos, is not installed.
@@ -49,8 +56,9 @@ def make_filmed_environment(environment_id: str, folder: Path) -> gymnasium.Env[
         raise OutputError(f"The folder {folder} is not empty. Choose another one for the videos.")
     if sys.platform == "linux" and "mujoco" not in sys.modules:
         os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a display; MuJoCo looks when it is imported
-    _check_drawing(environment_id)
-    env = make_environment(environment_id, render_mode="rgb_array")
+    spec = EnvironmentSpec(environment) if isinstance(environment, str) else environment
+    _check_drawing(spec, packages, kwargs)
+    env = make_environment(spec, **kwargs, render_mode="rgb_array")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Overwriting existing videos", category=UserWarning)
         return gymnasium.wrappers.RecordVideo(
@@ -58,9 +66,10 @@ def make_filmed_environment(environment_id: str, folder: Path) -> gymnasium.Env[
         )
 
 
-def _check_drawing(environment_id: str) -> None:
-    make_environment(environment_id).close()  # for its own errors
-    command = [sys.executable, "-m", "meam_policy.environments.video", environment_id]
+def _check_drawing(environment: EnvironmentSpec, packages: Sequence[str], kwargs: dict[str, Any]) -> None:
+    make_environment(environment, **kwargs).close()  # for its own errors
+    asked = json.dumps([environment.to_json(), list(packages), kwargs])
+    command = [sys.executable, "-m", "meam_policy.environments.video", asked]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False)
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1] if done.returncode else None
@@ -68,13 +77,15 @@ def _check_drawing(environment_id: str) -> None:
         reason = f"it took longer than {TIME_LIMIT_S:g} s"
     if reason is not None:
         raise ConfigError(
-            f"{environment_id} cannot be drawn on this machine: {reason}. Leave the video out, or install what is "
+            f"{environment.id} cannot be drawn on this machine: {reason}. Leave the video out, or install what is "
             "missing (for MuJoCo on Debian: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri; and MUJOCO_GL=egl)."
         )
 
 
-def _draw(environment_id: str) -> None:
-    env = make_environment(environment_id, render_mode="rgb_array")
+def _draw(asked: str) -> None:
+    recorded, packages, kwargs = json.loads(asked)
+    import_packages(packages)
+    env = make_environment(EnvironmentSpec.from_json(recorded), **kwargs, render_mode="rgb_array")
     env.reset(seed=0)
     frame = env.render()
     if getattr(frame, "ndim", 0) != 3:

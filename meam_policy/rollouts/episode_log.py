@@ -62,6 +62,7 @@ class EpisodeLog:
     Attributes:
         rewards: Reward of every step.
         success: Whether the environment reported success at any step; None if it never said.
+        cut: Whether the episode was cut off before the environment ended it.
     """
 
     def __init__(self, observation: Any = None) -> None:
@@ -70,6 +71,7 @@ class EpisodeLog:
         self._terminations: list[bool] = []
         self.rewards: list[float] = []
         self.success: bool | None = None
+        self.cut = False
 
     def add(self, action: NDArray[Any], observation: Any, reward: Any, terminated: bool, flag: Any) -> None:
         """Take a step: the action, and what came of it.

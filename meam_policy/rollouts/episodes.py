@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -12,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meam_policy.acting.observation import flatten_observation
-from meam_policy.environments.space_check import AnyEnv, check_env
+from meam_policy.environments.space_check import AnyEnv, check_env, episode_limit
 from meam_policy.errors import ConfigError
 from meam_policy.rollouts.episode_log import ActingPolicy, EpisodeLog, Trajectory, timed_act
 from meam_policy.rollouts.result import RolloutResult
 from meam_policy.rollouts.vector_episodes import vector_episodes
 
-__all__ = ["rollout"]
+__all__ = ["LONGEST_EPISODE", "rollout"]
+
+LONGEST_EPISODE = 10_000
+"""Steps after which an episode is cut off where neither the environment nor the user says when."""
 
 
 def rollout(
@@ -28,6 +32,7 @@ def rollout(
     seed: int,
     *,
     record: bool = False,
+    max_episode_steps: int | None = None,
     on_episode: Callable[[int], None] | None = None,
     on_trajectory: Callable[[int, Trajectory], None] | None = None,
 ) -> RolloutResult:
@@ -41,32 +46,43 @@ def rollout(
 
     Args:
         policy: A `MeamPolicy`, or anything with its `act`, `reset`, `spec` and `inferences`.
-        env: One environment, or a Gymnasium vector environment of any autoreset mode; it must end its episodes by
-            itself.
+        env: One environment, or a Gymnasium vector environment of any autoreset mode.
         episodes: Number of episodes, at least 1.
         seed: Seed of the first episode, at least 0.
         record: Keep the observations.
+        max_episode_steps: Steps after which an episode that the environment has not ended is cut off, as by a time
+            limit; None takes `LONGEST_EPISODE`, or the environment's own limit if that is longer.
         on_episode: Called with the number of finished episodes after every one.
         on_trajectory: Called with the index and all that happened of every episode, as they finish: in a vector
             environment that is another order than that of the indices.
 
     Raises:
         SpaceError: the policy cannot act in the environment, see `check_env`; or a reward is not one number.
-        ConfigError: episodes or seed is out of range, or the vector environment cannot reset slots one by one.
+        ConfigError: episodes, seed or max_episode_steps is out of range, or the vector environment cannot reset slots
+            one by one.
+
+    Warns:
+        UserWarning: episodes were cut off.
     """
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise ConfigError(f"max_episode_steps is {max_episode_steps}; expected 1 or more.")
     if episodes < 1 or seed < 0:
         raise ConfigError(f"episodes is {episodes} and seed is {seed}; expected episodes >= 1 and seed >= 0.")
     check_env(policy.spec, env)
     latencies: list[float] = []
     keep = record or on_trajectory is not None
+    longest = max_episode_steps or max(LONGEST_EPISODE, episode_limit(env) or 0)
+    arguments: dict[str, Any] = {"longest": longest, "keep": keep, "latencies": latencies}
     if isinstance(env, gymnasium.vector.VectorEnv):
-        run = vector_episodes(policy, env, episodes, seed, keep=keep, latencies=latencies)
+        run = vector_episodes(policy, env, episodes, seed, **arguments)
     else:
-        run = _single_episodes(policy, env, episodes, seed, keep=keep, latencies=latencies)
+        run = _single_episodes(policy, env, episodes, seed, **arguments)
+    cut = 0
     raw = replace(policy.spec, observation_offset=())
     figures: dict[int, tuple[float, int, bool | None]] = {}
     paths: dict[int, NDArray[np.float32]] = {}
     for index, log in run:
+        cut += log.cut
         figures[index] = sum(log.rewards), len(log.rewards), log.success
         if record:
             paths[index] = flatten_observation(raw, log.trajectory().observations)[0]
@@ -74,6 +90,13 @@ def rollout(
             on_trajectory(index, log.trajectory())
         if on_episode is not None:
             on_episode(len(figures))
+    if cut:
+        warnings.warn(
+            f"{cut} of {episodes} episodes were cut off after {longest} steps, because the environment had not ended "
+            "them by then. Choose another limit: max_episode_steps= (--max-episode-steps).",
+            UserWarning,
+            stacklevel=2,
+        )
     returns, lengths, successes = zip(*(figures[index] for index in sorted(figures)), strict=True)
     return RolloutResult(
         returns=np.array(returns),
@@ -91,6 +114,7 @@ def _single_episodes(
     episodes: int,
     seed: int,
     *,
+    longest: int,
     keep: bool,
     latencies: list[float],
 ) -> Iterator[tuple[int, EpisodeLog]]:
@@ -104,5 +128,6 @@ def _single_episodes(
             observation, reward, terminated, truncated, info = env.step(action)
             flag = info.get("success", info.get("is_success"))
             log.add(action, deepcopy(observation) if keep else None, reward, terminated, flag)
-            done = terminated or truncated
+            log.cut = len(log.rewards) >= longest and not (terminated or truncated)
+            done = terminated or truncated or log.cut
         yield index, log

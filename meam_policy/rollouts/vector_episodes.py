@@ -18,7 +18,7 @@ VectorEnv = gymnasium.vector.VectorEnv[Any, Any, Any]
 
 
 def vector_episodes(
-    policy: ActingPolicy, env: VectorEnv, episodes: int, seed: int, *, keep: bool, latencies: list[float]
+    policy: ActingPolicy, env: VectorEnv, episodes: int, seed: int, *, longest: int, keep: bool, latencies: list[float]
 ) -> Iterator[tuple[int, EpisodeLog]]:
     """Run whole episodes, several at a time.
 
@@ -33,6 +33,7 @@ def vector_episodes(
         env: Vector environment whose `reset` takes a list of seeds and `options["reset_mask"]`, as Gymnasium's do.
         episodes: Number of episodes, at least 1.
         seed: Seed of the first one.
+        longest: Steps after which an episode that goes on is cut off.
         keep: Keep observations and actions.
         latencies: Takes the seconds of every `act` that ran the network, for all slots together.
 
@@ -55,6 +56,8 @@ def vector_episodes(
         for slot in np.flatnonzero(number < episodes).tolist():
             seen = _last_observation(observation, info, slot) if keep else None
             logs[slot].add(actions[slot], seen, rewards[slot], terminated[slot], _flag(info, slot))
+            logs[slot].cut = len(logs[slot].rewards) >= longest and not ended[slot]
+            ended[slot] |= logs[slot].cut
         for slot in np.flatnonzero(ended & (number < episodes)).tolist():
             yield int(number[slot]), logs[slot]
         number[ended] += env.num_envs

@@ -2,6 +2,7 @@
 
 from meam_policy.spec.acting import ActingMeasurement, ActingRule, checked_noise_scale, parse_acting, rule_name
 from meam_policy.spec.box import BoxSpec
+from meam_policy.spec.environment_spec import EnvironmentSpec, EnvironmentWrapper
 from meam_policy.spec.integration import EVALUATIONS, MAX_STEPS, Integration, Solver
 from meam_policy.spec.policy_spec import FORMAT_VERSION, GRAPH_FILE, PolicySpec
 from meam_policy.spec.variant import Precision, VariantSpec
@@ -14,6 +15,8 @@ __all__ = [
     "ActingMeasurement",
     "ActingRule",
     "BoxSpec",
+    "EnvironmentSpec",
+    "EnvironmentWrapper",
     "Integration",
     "PolicySpec",
     "Precision",

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from meam_policy.errors import ConfigError, VersionError
 from meam_policy.spec.acting import ActingRule, rule_name
 from meam_policy.spec.box import BoxSpec, read_box
+from meam_policy.spec.environment_spec import EnvironmentSpec
 from meam_policy.spec.integration import MAX_STEPS, Integration
 from meam_policy.spec.json_reader import JsonReader, parse_object, require, with_new_names
 from meam_policy.spec.names import NamedNumber, named_numbers
@@ -57,6 +58,7 @@ class PolicySpec:
         hyperparameters: The settings the policy was trained with.
         training_data: Id or path of the data set.
         environment_id: Environment the data was recorded in.
+        environment: How it is made, if its id alone does not make it; None if that does.
         started_from: Where its training started, if from another policy's weights: `policy` (path or repo id),
             `method`, `weights` (SHA-256 of their file), `statistics` ("kept" or "renewed") and, if there are any,
             `training_data` and `anew` (networks that it lacked).
@@ -85,6 +87,7 @@ class PolicySpec:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     training_data: str | None = None
     environment_id: str | None = None
+    environment: EnvironmentSpec | None = None
     started_from: Mapping[str, str] = field(default_factory=dict)
     control_rate_hz: float | None = None
     observation_names: tuple[str, ...] | None = None
@@ -123,6 +126,9 @@ class PolicySpec:
             for index, number in enumerate(numbers):
                 good = math.isfinite(number) and (number > 0 or not positive)
                 require(good, f"{name}[{index}]", number, "a finite number" + (" above 0" if positive else ""))
+        if self.environment is not None:
+            same = self.environment.id == self.environment_id
+            require(same, "environment.id", repr(self.environment.id), f"environment_id, {self.environment_id!r}")
         rate = self.control_rate_hz
         require(rate is None or (math.isfinite(rate) and rate > 0), "control_rate_hz", rate, "a rate above 0, or null")
         for name, size in (("observation_names", self.observation_dim), ("action_names", self.action_dim)):
@@ -177,6 +183,11 @@ class PolicySpec:
     def noise_dim(self) -> int:
         """Dimension of the noise vector of one decision: best_of * chunk_size * action_dim."""
         return self.integration.best_of * self.chunk_dim
+
+    @property
+    def recorded_environment(self) -> EnvironmentSpec | None:
+        """The environment the data was recorded in, for `make_environment`; None if unknown."""
+        return self.environment or (None if self.environment_id is None else EnvironmentSpec(self.environment_id))
 
     @property
     def observation_space(self) -> spaces.Box | spaces.Dict:
@@ -243,7 +254,8 @@ class PolicySpec:
         data["files"] = dict(sorted(self.files.items()))
         data["hyperparameters"] = dict(self.hyperparameters)
         data["started_from"] = dict(self.started_from)
-        for name in ("started_from", "observation_offset"):
+        data["environment"] = None if self.environment is None else self.environment.to_json()
+        for name in ("started_from", "environment", "observation_offset"):
             if not data[name]:
                 del data[name]  # keeps the identity of earlier policies, and lets earlier runtimes read it
         ordered = {"format_version": data.pop("format_version"), **data}
@@ -283,6 +295,7 @@ class PolicySpec:
             hyperparameters=read.finite("hyperparameters", read.get("hyperparameters", dict, "an object")),
             training_data=read.optional_text("training_data"),
             environment_id=read.optional_text("environment_id"),
+            environment=EnvironmentSpec.from_json(data["environment"]) if "environment" in data else None,
             started_from=read.texts("started_from") if "started_from" in data else {},
             control_rate_hz=read.optional_number("control_rate_hz"),
             observation_names=read.optional_words("observation_names"),

@@ -18,7 +18,7 @@ from torch import Tensor
 from meam_policy.atomic_files import given_folder
 from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError
-from meam_policy.spec import PolicySpec
+from meam_policy.spec import EnvironmentSpec, PolicySpec
 from meam_training.config import TrainConfig
 from meam_training.data.action_range import action_range
 from meam_training.data.data_report import ChunkCoverage
@@ -217,6 +217,7 @@ def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
         low, high = action_range(dataset.actions, dataset.action_box)
     # A number whose bounds are equal is given by them; any scale serves.
     half = np.where(high > low, (high - low) / 2, 1.0)
+    recorded = dataset.recorded_environment
     return PolicySpec(
         observation=dataset.observation_boxes,
         action=dataset.action_box,
@@ -232,6 +233,7 @@ def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
         hyperparameters={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()},
         training_data=dataset.dataset_id,
         environment_id=dataset.environment_id,
+        environment=recorded if recorded is not None and recorded != EnvironmentSpec(recorded.id) else None,
         control_rate_hz=dataset.control_rate_hz,
     )
 
@@ -277,10 +279,10 @@ def _evaluator(
         yield None
     elif env is not None:
         yield EnvironmentEvaluator(env, spec, config.evaluate_episodes)
-    elif spec.environment_id is None:
+    elif spec.recorded_environment is None:
         yield DataEvaluator(chunks, config, device)
     else:
-        with contextlib.closing(make_environment(spec.environment_id)) as made:
+        with contextlib.closing(make_environment(spec.recorded_environment.for_evaluation)) as made:
             yield EnvironmentEvaluator(made, spec, config.evaluate_episodes)
 
 
@@ -293,13 +295,13 @@ def _online_env(
         yield None
     elif env is not None:
         yield env
-    elif spec.environment_id is None:
+    elif spec.recorded_environment is None:
         raise ConfigError(
             f"online_steps is {config.online_steps}, but the data does not name its environment; expected online_env= "
             "(for an .npz file, --env-id), or online_steps=0."
         )
     else:
-        with contextlib.closing(make_environment(spec.environment_id)) as made:
+        with contextlib.closing(make_environment(spec.recorded_environment)) as made:
             yield made
 
 

@@ -17,6 +17,7 @@ from meam_export.triton import TritonDevice, write_triton_repository
 from meam_export.variants.build import BuiltVariant
 from meam_export.variants.ladder import LadderTask
 from meam_policy.commands import parse
+from meam_policy.commands.environment_options import chosen_environment, environment_arguments, typed_environment
 from meam_policy.commands.numbers import numbers_as_json, print_numbers
 from meam_policy.console import print_json, print_table, say
 from meam_policy.environments.make import make_environment
@@ -69,6 +70,14 @@ class ExportArguments:
     """Add the usual variants: NFE 1, 2, 3, 5 and 10, and optimised time grids."""
     episodes: int = 0
     """Episodes in the policy's environment to measure the return of each variant, and of --acting, over; 0 for none."""
+    env_id: str | None = None
+    """With --episodes: environment as it is registered, or module:id; by default the policy's, as it was recorded."""
+    env_kwargs: str | None = None
+    """With --episodes: arguments of the environment, as in '{"g": 2}', in place of recorded ones."""
+    max_episode_steps: int | None = None
+    """With --episodes: time limit of the environment, steps; by default as recorded or registered."""
+    packages: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    """Packages to import first, such as gymnasium_robotics, whose environments exist only then."""
     tolerance: float | None = None
     """Accepted error of int8 and fp16 variants: root mean square, as a share of the action's half width."""
     action_names: tuple[str, ...] = ()
@@ -98,6 +107,8 @@ def export(arguments: ExportArguments) -> None:
             }.get(stage, f"Writing {stage}")
             say(f"{doing} …")
 
+    env_id, _ = typed_environment(a.env_id, a.packages)
+    environment_kwargs = environment_arguments(a.env_kwargs, a.max_episode_steps)
     checkpoint = Checkpoint.load(a.checkpoint)
     variants = (*(_ladder(checkpoint) if a.ladder else ()), *a.variants)
     if variants and a.nfe is None:  # adds the policy itself, for comparison
@@ -111,15 +122,18 @@ def export(arguments: ExportArguments) -> None:
             raise ConfigError(f"episodes is {a.episodes}; expected 0 or more.")
         if a.episodes:
             idle = not variants and a.acting is None
-            if checkpoint.spec.environment_id is None or idle:
-                missing = (
-                    "there are no variants, and no --acting"
-                    if checkpoint.spec.environment_id
-                    else "the data names no environment"
+            if idle:
+                raise ConfigError(
+                    f"episodes is {a.episodes}; expected 0, since there are no variants, and no --acting."
                 )
-                raise ConfigError(f"episodes is {a.episodes}; expected 0, since {missing}.")
-            env = stack.enter_context(contextlib.closing(make_environment(checkpoint.spec.environment_id)))
+            environment = chosen_environment(env_id, checkpoint.spec)
+            env = stack.enter_context(contextlib.closing(make_environment(environment, **environment_kwargs)))
             task = LadderTask(env, a.episodes, seed=0)
+        elif env_id is not None or environment_kwargs:
+            raise ConfigError(
+                "--env-id, --env-kwargs and --max-episode-steps have no effect without --episodes: they are those of "
+                "the environment in which is measured. Leave them out, or give --episodes."
+            )
         exported = export_policy(
             checkpoint,
             a.output_dir,

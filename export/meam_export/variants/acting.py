@@ -74,15 +74,16 @@ def acting_task(acting: str | float | None, spec: PolicySpec, task: LadderTask |
 
     Raises:
         NotFoundError: there is no environment of the name that the data has.
+        ConfigError: it cannot be made as it was recorded.
         MissingExtraError: its simulator is not installed.
     """
-    if acting != AUTO or task is not None or spec.environment_id is None:
+    if acting != AUTO or task is not None or spec.recorded_environment is None:
         yield task
         return
     try:
-        env = make_environment(spec.environment_id)
-    except NotFoundError as error:
-        raise NotFoundError(f'acting is "auto", and rules cannot be measured: {error} {_REMEDY}') from error
+        env = make_environment(spec.recorded_environment.for_evaluation)
+    except (NotFoundError, ConfigError) as error:
+        raise type(error)(f'acting is "auto", and rules cannot be measured: {error} {_REMEDY}') from error
     with contextlib.closing(env):
         yield LadderTask(env, EPISODES, ACTING_SEED)
 

@@ -171,7 +171,13 @@ def test_episodes_need_variants_and_an_environment(
     spec = replace(checkpoint.spec, environment_id=None)
     (homeless / "policy_spec.json").write_text(spec.to_json())
     text = refused(capsys, str(homeless), "--output-dir", target, "--episodes", "2", "--ladder")
-    assert "episodes is 2; expected 0, since the data names no environment" in text
+    assert "The policy does not say which environment it is for; pass --env-id" in text
+    text = refused(capsys, run_folder, "--output-dir", target, "--ladder", "--env-kwargs", '{"g": 2}')
+    assert "have no effect without --episodes" in text
+    text = refused(
+        capsys, run_folder, "--output-dir", target, "--ladder", "--episodes", "2", "--env-kwargs", '{"gg": 2}'
+    )
+    assert "meam/Pockets-v0 cannot be made with these arguments: gg=2" in text
     assert not Path(target).exists()
 
 

@@ -306,3 +306,33 @@ def test_evaluate_policy_of_stable_baselines3_accepts_vector_environments(sb3, s
     assert len(rewards) == 6
     assert len(set(rewards)) == 6
     assert lengths == [200] * 6
+
+
+@pytest.mark.parametrize("slots", [None, 2])
+def test_an_endless_episode_is_cut_off_with_a_warning(make_policy, slots):
+    def endless():
+        return Corridor(length=None)
+
+    env = endless() if slots is None else gymnasium.vector.SyncVectorEnv([endless] * slots, autoreset_mode="Disabled")
+    with pytest.warns(UserWarning, match=r"3 of 3 episodes were cut off after 7 steps.*--max-episode-steps"):
+        result = rollout(make_policy().load(), env, 3, 0, max_episode_steps=7)
+    assert result.lengths.tolist() == [7] * 3
+    assert result.returns.tolist() == [28] * 3
+
+
+def test_the_longest_episode_is_that_of_the_environment_if_it_says_so(make_policy, monkeypatch):
+    monkeypatch.setattr("meam_policy.rollouts.episodes.LONGEST_EPISODE", 4)
+    limited = gymnasium.wrappers.TimeLimit(Corridor(length=None), 6)
+    limited.unwrapped.spec = gymnasium.envs.registration.EnvSpec("tests/Corridor-v0", max_episode_steps=6)
+    assert rollout(make_policy().load(), limited, 1, 0).lengths.tolist() == [6]
+    with pytest.warns(UserWarning, match="1 of 1 episodes were cut off after 4 steps"):
+        assert rollout(make_policy().load(), Corridor(length=None), 1, 0).lengths.tolist() == [4]
+
+
+def test_an_episode_that_ends_at_the_limit_is_not_cut_off(make_policy):
+    assert rollout(make_policy().load(), Corridor(length=5), 2, 0, max_episode_steps=5).lengths.tolist() == [5, 5]
+
+
+def test_a_longest_episode_out_of_range_is_refused(make_policy):
+    with pytest.raises(ConfigError, match="max_episode_steps is 0; expected 1 or more"):
+        rollout(make_policy().load(), Corridor(), 1, 0, max_episode_steps=0)

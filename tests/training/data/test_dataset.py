@@ -1,19 +1,14 @@
 import contextlib
-import re
 import warnings
 from pathlib import Path
-from typing import Any
 
-import gymnasium
 import h5py
-import minari
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
-from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from meam_policy.errors import DatasetError, MeamError, NotFoundError
 from meam_policy.spec import BoxSpec
@@ -621,58 +616,6 @@ def test_minari_spaces_other_than_boxes_are_refused(
     folder = make_minari(tmp_path, "tests/odd-v0", [recorded], observation_space, action_space)
     with pytest.raises(DatasetError, match=message):
         OfflineDataset.from_minari(folder)
-
-
-@pytest.mark.parametrize(
-    ("settings", "wrap", "named"),
-    [
-        ({"g": 2.0}, False, r"the arguments \{'g': 2\.0\}"),
-        ({"max_episode_steps": 50}, False, "a time limit of 50 steps, not 200"),
-        ({}, True, "the wrappers NormalizeReward"),
-        ({}, False, None),
-        ({"render_mode": "rgb_array"}, False, None),
-    ],
-)
-def test_what_a_recorded_environment_has_and_its_id_has_not_is_named(tmp_path, monkeypatch, settings, wrap, named):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    env: gymnasium.Env[Any, Any] = gymnasium.make("Pendulum-v1", **settings)
-    if wrap:
-        env = gymnasium.wrappers.NormalizeReward(env)
-    rows: Any = {"actions": np.zeros((3, 1)), "rewards": [0.0] * 3, "observations": np.zeros((4, 3))}
-    flags: Any = {"terminations": [False] * 3, "truncations": [False, False, True]}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        minari.create_dataset_from_buffers("tests/swing-v0", buffer=[EpisodeBuffer(**rows, **flags)], env=env)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        opened = [OfflineDataset.from_minari("tests/swing-v0") for _ in range(2)]  # from the cache, too
-    said = [str(each.message) for each in caught if "was recorded with" in str(each.message)]
-    assert len(said) == (0 if named is None else 2)
-    if named is not None:
-        assert re.search(named, said[0])
-        assert all(data.not_followed for data in opened)
-
-
-def test_the_environment_is_compared_when_the_data_is_opened_not_when_it_was_converted(tmp_path, monkeypatch):
-    """A package that registers it may be imported only later."""
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    entry_point = "gymnasium.envs.classic_control:PendulumEnv"
-    gymnasium.register(id="tests/Swing-v0", entry_point=entry_point, max_episode_steps=200)
-    registered = gymnasium.registry["tests/Swing-v0"]
-    try:
-        env = gymnasium.make("tests/Swing-v0", g=2.0, max_episode_steps=50)
-        rows: Any = {"actions": np.zeros((3, 1)), "rewards": [0.0] * 3, "observations": np.zeros((4, 3))}
-        flags: Any = {"terminations": [False] * 3, "truncations": [False, False, True]}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            minari.create_dataset_from_buffers("tests/swing-v0", buffer=[EpisodeBuffer(**rows, **flags)], env=env)
-        del gymnasium.registry["tests/Swing-v0"]
-        assert OfflineDataset.from_minari("tests/swing-v0").not_followed == ()
-        gymnasium.registry["tests/Swing-v0"] = registered
-        with pytest.warns(UserWarning, match=r"the arguments \{'g': 2\.0\}, a time limit of 50 steps, not 200"):
-            OfflineDataset.from_minari("tests/swing-v0")
-    finally:
-        gymnasium.registry.pop("tests/Swing-v0", None)
 
 
 CAMERA = spaces.Box(0, 255, (4, 5, 3), np.uint8)

@@ -361,3 +361,16 @@ def test_a_run_without_numbers_has_its_state_in_the_table(write, tmp_path, capsy
     out = capsys.readouterr().out
     assert "failed" in out
     assert "not started" in out
+
+
+def test_a_task_may_say_how_its_environment_is_made(write):
+    path = write("""
+        [tasks.a]
+        data = "a"
+        env_kwargs = {g = 2}
+        max_episode_steps = 50
+        import = ["one", "two"]
+    """)
+    (run,) = read_sweep(path, "runs/first")
+    expected = ("train", "me-am", "--data", "a", "--env-kwargs", '{"g": 2}', "--max-episode-steps", "50")
+    assert run.arguments[:11] == (*expected, "--import", "one", "two")

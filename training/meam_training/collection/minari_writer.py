@@ -7,16 +7,19 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 
+from meam_policy.environments.space_check import AnyEnv
 from meam_policy.errors import OutputError
 from meam_training.collection.demonstrators import Episode
 from meam_training.collection.partial_recording import PartialRecording
 
-__all__ = ["Metadata", "write_minari"]
+__all__ = ["DescribedEnvironment", "Metadata", "write_minari"]
 
 
 class Metadata(NamedTuple):
@@ -33,7 +36,7 @@ def write_minari(recording: PartialRecording, name: str, env: gymnasium.Env[Any,
     Args:
         recording: The recording.
         name: Minari id.
-        env: The environment, for its specification and spaces.
+        env: The environment, for its specification and spaces; see `DescribedEnvironment`.
         metadata: Metadata of the data set.
 
     Returns:
@@ -53,7 +56,7 @@ def write_minari(recording: PartialRecording, name: str, env: gymnasium.Env[Any,
             dataset = minari.create_dataset_from_buffers(
                 dataset_id=name,
                 buffer=_buffers(next(shards)),
-                env=env.unwrapped,
+                env=env,
                 observation_space=env.observation_space,
                 action_space=env.action_space,
                 algorithm_name=metadata.algorithm,
@@ -66,6 +69,41 @@ def write_minari(recording: PartialRecording, name: str, env: gymnasium.Env[Any,
     except OSError as error:
         raise OutputError(f"The data set {name} cannot be written into {staging}: {error}.") from error
     return staging / name
+
+
+class DescribedEnvironment(gymnasium.Env[Any, Any]):
+    """The parts of an environment that Minari records; it does not accept vector environments themselves."""
+
+    def __init__(self, env: AnyEnv) -> None:
+        vector = isinstance(env, gymnasium.vector.VectorEnv)
+        self.observation_space = env.single_observation_space if vector else env.observation_space
+        self.action_space = env.single_action_space if vector else env.action_space
+        self.spec = _plain(_made_by(env))
+
+
+def _made_by(env: AnyEnv) -> EnvSpec | None:
+    """Gymnasium's specification with all wrappers; of a vector environment, that of its first environment."""
+    call = getattr(env.unwrapped, "call", None) if isinstance(env, gymnasium.vector.VectorEnv) else None
+    return env.spec if call is None else call("spec")[0]
+
+
+def _plain(spec: EnvSpec | None) -> EnvSpec | None:
+    """The specification as JSON can hold it: None if its arguments are objects; wrappers without such arguments."""
+    if spec is None or not _is_json(replace(spec, additional_wrappers=())):
+        return None
+    wrappers = [
+        wrapper if _is_json(replace(spec, additional_wrappers=(wrapper,))) else replace(wrapper, kwargs=None)
+        for wrapper in spec.additional_wrappers
+    ]
+    return replace(spec, additional_wrappers=tuple(wrappers))
+
+
+def _is_json(spec: EnvSpec) -> bool:
+    try:
+        spec.to_json()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _buffers(episodes: list[Episode]) -> list[Any]:

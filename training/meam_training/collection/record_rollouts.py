@@ -6,11 +6,8 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 
 from meam_policy.environments.space_check import AnyEnv, control_rate
 from meam_policy.rollouts.episode_log import ActingPolicy, Trajectory
@@ -18,7 +15,7 @@ from meam_policy.rollouts.episodes import rollout
 from meam_policy.rollouts.result import RolloutResult
 from meam_training.collection.dataset_folder import new_dataset_folder
 from meam_training.collection.demonstrators import Episode
-from meam_training.collection.minari_writer import Metadata, write_minari
+from meam_training.collection.minari_writer import DescribedEnvironment, Metadata, write_minari
 from meam_training.collection.partial_recording import PartialRecording
 
 __all__ = ["record_rollouts"]
@@ -66,6 +63,8 @@ def record_rollouts(
     name = environment_id or (env.spec.id if env.spec else policy.spec.environment_id)
     identity = hashlib.sha256(policy.spec.to_json().encode()).hexdigest()
     settings = {"environment_id": name, "policy": identity, "seed": seed, "episodes": episodes}
+    # Before the rollout: an interrupt may leave a vector environment in the middle of a step.
+    described, about = DescribedEnvironment(env), _metadata(name, env, seed, identity)
     with PartialRecording.open(folder.with_name(f".{folder.name}.partial"), settings, resume=False) as recording:
         ordered = _Ordered(recording)
         try:
@@ -73,8 +72,7 @@ def record_rollouts(
         finally:
             if recording.progress.episodes:
                 recording.flush()
-                about = _metadata(name, env, seed, identity)
-                recording.finish(write_minari(recording, dataset_id, _Described(env), about), folder)
+                recording.finish(write_minari(recording, dataset_id, described, about), folder)
     return result, folder
 
 
@@ -90,26 +88,6 @@ class _Ordered:
         self._waiting[index] = Episode(**{**trajectory._asdict(), "rewards": rewards})
         while (due := self._recording.progress.episodes) in self._waiting:
             self._recording.add(self._waiting.pop(due), [])
-
-
-class _Described(gymnasium.Env[Any, Any]):
-    """The parts of an environment that Minari records; it does not accept vector environments themselves."""
-
-    def __init__(self, env: AnyEnv) -> None:
-        vector = isinstance(env, gymnasium.vector.VectorEnv)
-        self.observation_space = env.single_observation_space if vector else env.observation_space
-        self.action_space = env.single_action_space if vector else env.action_space
-        self.spec = _plain(env.unwrapped.spec)
-
-
-def _plain(spec: EnvSpec | None) -> EnvSpec | None:
-    """Return the specification if it can be serialised to JSON, else None (if it contains a function or an object)."""
-    try:
-        if spec is not None:
-            spec.to_json()
-    except (TypeError, ValueError):
-        return None
-    return spec
 
 
 def _metadata(environment_id: str | None, env: AnyEnv, seed: int, identity: str) -> Metadata:

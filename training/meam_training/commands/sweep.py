@@ -46,7 +46,8 @@ def sweep_command(
     """Train every combination of the tasks and settings in a TOML file.
 
     The file has three kinds of tables: [settings] for all runs (a run ignores those without effect on it), [grid] with
-    a list of values for each varied setting, and [tasks.NAME] with a task's data, env_id and settings. `preset` counts
+    a list of values for each varied setting, and [tasks.NAME] with a task's data, env_id, env_kwargs,
+    max_episode_steps, import and settings. `preset` counts
     as a setting; paths are relative to the folder in which the command runs:
 
         [settings]

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import tyro
 
 from meam_policy.commands import parse, refuse_empty
+from meam_policy.commands.environment_options import typed_environment
 from meam_policy.console import print_json, progress_bar, say, say_mapping
-from meam_policy.environments.make import import_packages
 from meam_policy.errors import ConfigError, DatasetError, NotFoundError
 from meam_training.config import PRESETS, Method, TrainConfig
 from meam_training.data.opening import DataArguments, absolute, open_dataset
@@ -63,8 +63,12 @@ class TrainArguments:
     """Folder of the run."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="", constructor=_Draft)]
     env_id: str | None = None
-    """For an .npz file: OGBench single-task name, from whose goal rewards are computed. For HDF5 and LeRobot, and for
-    several data sets: the environment they were recorded in."""
+    """For an .npz file: OGBench single-task name, from whose goal rewards are computed. For other data: the environment
+    they were recorded in, as it is registered, or module:id; by default what the data records."""
+    env_kwargs: str | None = None
+    """Arguments of the environment, as in '{"g": 2}', in place of recorded ones; kept in the policy."""
+    max_episode_steps: int | None = None
+    """Time limit of the environment, steps, likewise; by default as recorded or registered."""
     shares: tuple[float, ...] = ()
     """With several data sets: the share of a batch that each has. Empty gives every row the same chance."""
     episodes: tuple[str, ...] = ()
@@ -101,10 +105,10 @@ def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and train."""
     parsed = _parse(arguments, prog)
     assert parsed.data is not None  # otherwise _parse refuses
-    import_packages(parsed.packages)
-    named = DataArguments(**{name: getattr(parsed, name) for name in _DATA})
+    env_id, packages = typed_environment(parsed.env_id, parsed.packages)
+    named = DataArguments(**{**{name: getattr(parsed, name) for name in _DATA}, "env_id": env_id})
     dataset = open_dataset(named)
-    origin = named.absolute.to_json() | ({"import": list(parsed.packages)} if parsed.packages else {})
+    origin = named.absolute.to_json() | ({"import": list(packages)} if packages else {})
     if parsed.start_from is not None:
         origin |= {"from": absolute(parsed.start_from), "statistics": parsed.statistics}
     last = Checkpoint.latest(parsed.output_dir) if parsed.resume else None

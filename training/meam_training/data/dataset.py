@@ -17,8 +17,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
+from meam_policy.environments.make import beyond_id
 from meam_policy.errors import DatasetError, NotFoundError
-from meam_policy.spec import BoxSpec
+from meam_policy.spec import BoxSpec, EnvironmentSpec
 from meam_training.data.action_chunk import ActionChunkSampler, check_chunk_size
 from meam_training.data.clipped_actions import ClippedEpisode, clipped_in
 from meam_training.data.dataset_cache import (
@@ -40,7 +41,7 @@ from meam_training.data.minari_source import minari_recording
 from meam_training.data.observation_offset import common_offset
 from meam_training.data.ogbench_source import ogbench_recording
 from meam_training.data.reading_choices import ReadingChoices
-from meam_training.data.recording_description import describe_recording, described_boxes, not_followed
+from meam_training.data.recording_description import describe_recording, described_boxes
 from meam_training.data.row_check import (
     ActionBounds,
     RowCheck,
@@ -80,8 +81,8 @@ class OfflineDataset:
         environment_id: Environment the data was recorded in, if known.
         control_rate_hz: Rate at which actions were applied, if known.
         left_out: What the data set has and this one leaves out, such as images, by name.
-        recorded_environments: What Minari data sets record of their environments: id, arguments, max_episode_steps and
-            names of wrappers.
+        environment: How that environment is made, if it is recorded: arguments, time limit, wrappers, and another
+            environment for evaluation.
         measured_bounds: Whether `action_box` is the range of the recorded actions, because nobody declared bounds.
         parts: Rows of each of the data sets that were joined, and its share of a batch; empty for one that was not
             joined, or whose rows all count the same.
@@ -102,7 +103,7 @@ class OfflineDataset:
     environment_id: str | None = None
     control_rate_hz: float | None = None
     left_out: tuple[str, ...] = ()
-    recorded_environments: tuple[Mapping[str, Any], ...] = ()
+    environment: EnvironmentSpec | None = None
     measured_bounds: bool = False
     parts: tuple[tuple[int, float], ...] = ()
     observation_offset: tuple[float, ...] = ()
@@ -131,12 +132,17 @@ class OfflineDataset:
         return self.actions.shape[1]
 
     @property
-    def not_followed(self) -> tuple[str, ...]:
-        """What the recorded environments have and those that their ids make have not, in words.
+    def recorded_environment(self) -> EnvironmentSpec | None:
+        """The environment the data was recorded in, with what its id alone does not give it; None if unknown."""
+        if self.environment is not None:
+            return beyond_id(self.environment)
+        return None if self.environment_id is None else EnvironmentSpec(self.environment_id)
 
-        Of an id that is not registered now, only the wrappers are known to differ.
-        """
-        return tuple(dict.fromkeys(text for each in self.recorded_environments for text in not_followed(each)))
+    @property
+    def not_followed(self) -> tuple[str, ...]:
+        """What the recorded environment has and one made from it would lack, in words: so it is not made."""
+        recorded = self.recorded_environment
+        return () if recorded is None else recorded.for_evaluation.refused
 
     @cached_property
     def episode_returns(self) -> NDArray[np.float64]:
@@ -222,7 +228,7 @@ class OfflineDataset:
             environment_id=environment_id,
             control_rate_hz=control_rate_hz,
             left_out=(),
-            recorded_environments=(),
+            environment=None,
             measured_bounds=False,
             parts=(),
             observation_offset=check.observation_offset,
@@ -280,9 +286,9 @@ class OfflineDataset:
         )
         if dataset.not_followed:
             warnings.warn(
-                f"{dataset.dataset_id} was recorded with {', '.join(dataset.not_followed)}. Environments made by its "
-                f"id, {dataset.environment_id}, do not have these, so evaluations there are of another task. Give the "
-                "right one in Python: train(env=...), rollout(policy, env).",
+                f"{dataset.dataset_id} was recorded with {'; and '.join(dataset.not_followed)}. So its environment, "
+                f"{dataset.environment_id}, is not made for evaluation. Give the right one in Python: train(env=...), "
+                "rollout(policy, env); or name one as it is registered: --env-id.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -462,7 +468,8 @@ class OfflineDataset:
         Args:
             datasets: Two data sets or more.
             shares: Share of a batch that each of them has, in any unit; None gives every row the same chance.
-            environment_id: Environment of the joined data; None takes the one that the data sets name.
+            environment_id: Environment of the joined data, as it is registered; None takes the one that the data sets
+                record, where those that record none do not count.
 
         Raises:
             DatasetError: spaces, rates or environments differ, or there is not one positive share for each.
@@ -476,19 +483,23 @@ class OfflineDataset:
         measured = all(each.measured_bounds for each in datasets)
         (action_box,) = joined_boxes({name: (each.action_box,) for name, each in named.items()}, measured)
         rates = {name: each.control_rate_hz for name, each in named.items()}
-        environments = {name: each.environment_id for name, each in named.items()}
+        recorded = {name: each.recorded_environment for name, each in named.items()}
         rate = common(rates, "control rate", "Resample one of them.")
-        environment = environment_id or common(environments, "environment", "Name one: environment_id= (--env-id).")
+        environments = {name: None if spec is None else str(spec) for name, spec in recorded.items()}
+        environment = None
+        if environment_id is None and common(environments, "environment", "Name one: environment_id= (--env-id)."):
+            environment = next(spec for spec in recorded.values() if spec is not None)
+            environment_id = environment.id
         parts = [{name: getattr(each, name) for name in COLUMNS} for each in datasets]
         offsets = [each.observation_offset for each in datasets]
         offset = common_offset(offsets, datasets[0].observation_dim)
         episodes = [int(np.count_nonzero(each.episode_ends)) for each in datasets]
         shown = zip(given, (each.dataset_id or "arrays" for each in datasets), strict=True)
+        name = " + ".join(f"{s:.3g} {n}" for s, n in shown)
         about = {
-            **describe_recording(boxes, action_box, " + ".join(f"{s:.3g} {n}" for s, n in shown), environment, rate),
+            **describe_recording(boxes, action_box, name, environment_id, rate, environment),
             "measured_bounds": measured,
             "left_out": sorted({name for each in datasets for name in each.left_out}),
-            "recorded_environments": [recorded for each in datasets for recorded in each.recorded_environments],
             "observation_offset": offset,
             "clipped": [
                 clipped._replace(episode=int(start) + clipped.episode)
@@ -578,7 +589,7 @@ class OfflineDataset:
             observation_boxes=observation_boxes,
             action_box=action_box,
             left_out=tuple(about.get("left_out", ())),
-            recorded_environments=tuple(about.get("recorded_environments", ())),
+            environment=None if about["environment"] is None else EnvironmentSpec.from_json(about["environment"]),
             measured_bounds=about.get("measured_bounds", False),
             observation_offset=tuple(about.get("observation_offset", ())),
             clipped=tuple(ClippedEpisode(*each) for each in about.get("clipped", ())),

@@ -43,7 +43,7 @@ __all__ = [
     "rows_per_block",
 ]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Version of the cache's file format, and of the checks that data pass before they are cached."""
 
 COLUMNS = {

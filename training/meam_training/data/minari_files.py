@@ -13,17 +13,18 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
 
-from meam_policy.errors import DatasetError, MissingExtraError, NotFoundError
+from meam_policy.errors import DatasetError, FormatError, MissingExtraError, NotFoundError
+from meam_policy.spec import EnvironmentSpec
 from meam_training.data.hdf5_files import MAX_COMPRESSION, check_hdf5
 
 if TYPE_CHECKING:
+    from minari import MinariDataset
     from minari.dataset.episode_data import EpisodeData
 
 __all__ = ["MinariSource", "find_minari", "minari_root", "open_minari", "source_files"]
@@ -46,7 +47,7 @@ class MinariSource:
         dataset_id: Minari id.
         environment_id: Gymnasium id of the environment, if recorded; only a name, no environment is created.
         control_rate_hz: Rate at which actions were applied, Hz, if recorded by `meam collect`.
-        environment: What is recorded of it: id, arguments, max_episode_steps and names of wrappers, as JSON data.
+        environment: How it is made, if recorded, by the name `environment_id`.
     """
 
     episodes: Iterator[EpisodeData]
@@ -55,7 +56,7 @@ class MinariSource:
     dataset_id: str
     environment_id: str | None
     control_rate_hz: float | None
-    environment: dict[str, Any] | None = None
+    environment: EnvironmentSpec | None = None
 
 
 def minari_root() -> Path:
@@ -105,18 +106,26 @@ def open_minari(id_or_path: str | os.PathLike[str]) -> MinariSource:
         dataset_id=dataset.id,
         environment_id=named if isinstance(named, str) else dataset.env_spec.id if dataset.env_spec else None,
         control_rate_hz=float(rate) if isinstance(rate, (int, float)) and 0 < rate < math.inf else None,
-        environment=None if dataset.env_spec is None else _described_environment(dataset.env_spec),
+        environment=_recorded_environment(dataset, named if isinstance(named, str) else None, folder),
     )
 
 
-def _described_environment(recorded: EnvSpec) -> dict[str, Any]:
-    """What a data set records of its environment, as JSON data; nothing is executed."""
-    return {
-        "id": recorded.id,
-        "arguments": {name: value for name, value in recorded.kwargs.items() if name != "render_mode"},
-        "max_episode_steps": recorded.max_episode_steps,
-        "wrappers": [wrapper.name for wrapper in recorded.additional_wrappers],
-    }
+def _recorded_environment(dataset: MinariDataset, named: str | None, folder: Path) -> EnvironmentSpec | None:
+    """What a data set records of its environment, and of another one for evaluation; nothing is executed."""
+    recorded = dataset.env_spec
+    if recorded is None:
+        return None
+    evaluation = dataset._eval_env_spec  # there is no public way
+    try:
+        spec = EnvironmentSpec.of(recorded, named)
+        if evaluation is None or evaluation.to_json() == recorded.to_json():
+            return spec
+        return replace(spec, evaluation=EnvironmentSpec.of(evaluation))
+    except (FormatError, AttributeError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{folder / 'metadata.json'} records its environment (env_spec, eval_env_spec) in a form that is not "
+            f"followed: {error} Record the data again, or take these out of the metadata."
+        ) from error
 
 
 def find_minari(id_or_path: str | os.PathLike[str]) -> Path:

@@ -37,8 +37,9 @@ def minari_recording(folder: Path, bounds: ActionBounds, observation_keys: Seque
     source = open_minari(folder)
     space = source.observation_space if observation_keys is None else _part(source, observation_keys)
     boxes, action_box = observation_box_specs(space, ()), action_box_spec(source.action_space, bounds)
-    about = describe_recording(boxes, action_box, source.dataset_id, source.environment_id, source.control_rate_hz)
-    about["recorded_environments"] = [] if source.environment is None else [source.environment]
+    about = describe_recording(
+        boxes, action_box, source.dataset_id, source.environment_id, source.control_rate_hz, source.environment
+    )
     check, rows = RowCheck(boxes, action_box, bounds.clip), rows_per_block(sum(box.size for box in boxes))
     episodes = source.episodes
     if observation_keys is not None:

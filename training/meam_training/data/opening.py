@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from meam_policy.errors import DatasetError
+from meam_policy.commands.environment_options import environment_arguments
+from meam_policy.errors import ConfigError, DatasetError
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.lerobot_source import is_lerobot
 from meam_training.data.selection import episode_range
@@ -59,7 +60,10 @@ class DataArguments:
         data: Sources: Minari ids, folders or files.
         shares: Share of a batch for each source; empty gives every row the same chance.
         episodes: Range of episodes for each source, such as 0:100; empty takes all.
-        env_id: Environment the data was recorded in; for an `.npz` file, the OGBench task whose rewards are computed.
+        env_id: Environment the data was recorded in, as it is registered; for an `.npz` file, the OGBench task whose
+            rewards are computed. None takes the recorded one.
+        env_kwargs: Arguments of the environment, a JSON object; in place of recorded ones.
+        max_episode_steps: Steps after which an episode is cut off; None as recorded or registered.
         observation_keys: Keys of the observation, in the order of flattening; empty takes the default.
         action_key: Key of the actions.
         reward: Key of the rewards, or "end" or "none".
@@ -73,6 +77,8 @@ class DataArguments:
     shares: tuple[float, ...] = ()
     episodes: tuple[str, ...] = ()
     env_id: str | None = None
+    env_kwargs: str | None = None
+    max_episode_steps: int | None = None
     observation_keys: tuple[str, ...] = ()
     action_key: str | None = None
     reward: str | None = None
@@ -122,8 +128,31 @@ def open_dataset(arguments: DataArguments) -> OfflineDataset:
     if ranges:
         opened = [each.choose_episodes(chosen) for each, chosen in zip(opened, ranges, strict=True)]
     if len(opened) == 1:
-        return opened[0]
-    return OfflineDataset.joined(opened, a.shares or None, environment_id=a.env_id)
+        (dataset,) = opened
+    else:
+        dataset = OfflineDataset.joined(opened, a.shares or None, environment_id=a.env_id)
+    if a.env_id is not None:  # a data set that records its environment, too
+        dataset = replace(dataset, environment_id=a.env_id, environment=None)
+    return _with_arguments(dataset, environment_arguments(a.env_kwargs, a.max_episode_steps))
+
+
+def _with_arguments(dataset: OfflineDataset, arguments: dict[str, Any]) -> OfflineDataset:
+    """The data with arguments of its environment, `max_episode_steps` among them."""
+    if not arguments:
+        return dataset
+    recorded = dataset.recorded_environment
+    if recorded is None:
+        raise ConfigError(
+            f"--env-kwargs or --max-episode-steps is given, but {dataset.dataset_id} names no environment. Name it, "
+            "--env-id, or leave them out."
+        )
+    limit = arguments.pop("max_episode_steps", None)
+    made = [
+        replace(each, kwargs={**each.kwargs, **arguments}, max_episode_steps=limit or each.max_episode_steps)
+        for each in (replace(recorded, evaluation=None), recorded.evaluation)
+        if each is not None
+    ]
+    return replace(dataset, environment=replace(made[0], evaluation=made[1] if len(made) > 1 else None))
 
 
 def _open(name: str, a: DataArguments) -> OfflineDataset:
@@ -155,10 +184,6 @@ def _open(name: str, a: DataArguments) -> OfflineDataset:
             "takes arrays of your own."
         )
     _refuse(chosen, name, "a Minari data set has actions, rewards and terminations of its own")
-    if a.env_id is not None and len(a.data) == 1:
-        raise DatasetError(
-            f"--env-id is {a.env_id}, but {name} is a Minari data set with rewards of its own. Leave it out."
-        )
     return OfflineDataset.from_minari(name, observation_keys=keys, **bounds)
 
 

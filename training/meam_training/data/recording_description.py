@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import gymnasium
-
-from meam_policy.spec import BoxSpec
+from meam_policy.spec import BoxSpec, EnvironmentSpec
 from meam_training.data.dataset_cache import Columns, Recording
 from meam_training.data.row_check import RowCheck
 
-__all__ = ["checked_recording", "describe_recording", "described_boxes", "not_followed"]
+__all__ = ["checked_recording", "describe_recording", "described_boxes"]
 
 
 def describe_recording(
@@ -21,6 +19,7 @@ def describe_recording(
     dataset_id: str | None,
     environment_id: str | None,
     control_rate_hz: float | None,
+    environment: EnvironmentSpec | None = None,
 ) -> dict[str, Any]:
     """Describe a recording, for `Recording.about`; see `OfflineDataset` for the arguments."""
     return {
@@ -28,6 +27,7 @@ def describe_recording(
         "action_box": asdict(action_box),
         "dataset_id": dataset_id,
         "environment_id": environment_id,
+        "environment": None if environment is None else environment.to_json(),
         "control_rate_hz": control_rate_hz,
     }
 
@@ -56,24 +56,6 @@ def described_boxes(about: dict[str, Any]) -> tuple[tuple[BoxSpec, ...], BoxSpec
         KeyError, TypeError, MeamError: the description is malformed.
     """
     return tuple(_box_spec(box) for box in about["observation_boxes"]), _box_spec(about["action_box"])
-
-
-def not_followed(recorded: Mapping[str, Any]) -> list[str]:
-    """What tells a recorded environment from the one that its id makes now, in words; nothing is executed.
-
-    Args:
-        recorded: Its id, arguments, max_episode_steps and names of wrappers.
-    """
-    plain, found = gymnasium.registry.get(recorded["id"]), []
-    arguments, limit, wrappers = (recorded[name] for name in ("arguments", "max_episode_steps", "wrappers"))
-    if plain is not None:
-        if arguments != {name: value for name, value in plain.kwargs.items() if name != "render_mode"}:
-            found.append(f"the arguments {arguments}")
-        if limit not in (None, plain.max_episode_steps):
-            found.append(f"a time limit of {limit} steps, not {plain.max_episode_steps}")
-    if wrappers:
-        found.append(f"the wrappers {', '.join(wrappers)}")
-    return found
 
 
 def _box_spec(box: dict[str, Any]) -> BoxSpec:

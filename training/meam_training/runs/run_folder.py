@@ -335,7 +335,9 @@ def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec, dat
             f"The run in {last.path.parent.parent} has other settings: {'; '.join(changed)}. Resume it with its own "
             "settings, or choose another output folder."
         )
-    if last.data != data or replace(last.spec, hyperparameters={}) != replace(spec, hyperparameters={}):
+    # How the environment is made decides no weights but those of online learning, and older runs do not record it.
+    there, now = (replace(each, hyperparameters={}, environment=None) for each in (last.spec, spec))
+    if last.data != data or there != now:
         raise CheckpointError(
             f"The run in {last.path.parent.parent} was trained on other data, or with another kind of value "
             "or prior. Resume it with the same data set, and with a known value and a known prior if it had them."

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import shlex
@@ -49,6 +50,16 @@ __all__ = ["Outcome", "SweepRun", "read_sweep", "run_sweep"]
 
 INTERRUPTED = 130
 """Exit code of a run that saved and stopped after an interrupt."""
+
+
+_TASK = {
+    "data": (str, "a text"),
+    "env_id": (str, "a text"),
+    "env_kwargs": (dict, "a table, such as {g = 2}"),
+    "max_episode_steps": (int, "a whole number"),
+    "import": (list, "a list of packages"),
+}
+"""What a task may have beside settings, as in `meam train`."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +114,10 @@ def read_sweep(path: str | os.PathLike[str], output_dir: str | os.PathLike[str])
     """Read the runs of a sweep, and check all of their settings.
 
     Args:
-        path: TOML file, in the format shown at the top of this module. A task has `data`, optionally `env_id`, as in
-            `meam train`, and settings. Settings are the fields of `TrainConfig` and `preset`. A run ignores entries of
-            [settings] that have no effect on it; in [grid] and [tasks.NAME] these are errors.
+        path: TOML file, in the format shown at the top of this module. A task has `data`, optionally `env_id`,
+            `env_kwargs`, `max_episode_steps` and `import`, as in `meam train`, and settings. Settings are the fields of
+            `TrainConfig` and `preset`. A run ignores entries of [settings] that have no effect on it; in [grid] and
+            [tasks.NAME] these are errors.
         output_dir: Folder of the sweep, with one subfolder per run.
 
     Returns:
@@ -207,25 +219,28 @@ def _tables(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str,
             raise ConfigError(f'{path}: a task is called "{task}"; expected letters, digits, ".", "_" and "-".')
         if not isinstance(own, dict) or not isinstance(own.get("data"), str):
             raise ConfigError(f'{path}: the task {task} has no data; expected data = "…" as in `meam train --data`.')
-        if not isinstance(own.get("env_id", ""), str):
-            raise ConfigError(f"{path}: env_id of the task {task} is {own['env_id']!r}; expected a text.")
+        for name, (kind, expected) in _TASK.items():
+            if name in own and not isinstance(own[name], kind):
+                raise ConfigError(f"{path}: {name} of the task {task} is {own[name]!r}; expected {expected}.")
     for where, others in (("[settings]", settings), *((f"[tasks.{task}]", own) for task, own in tasks.items())):
         for name in grid.keys() & others.keys():
             raise ConfigError(f"{path}: {name} is both in [grid] and in {where}; expected it in one of them.")
-    for name in {"data", "env_id"} & {*settings, *grid}:
+    for name in _TASK.keys() & {*settings, *grid}:
         raise ConfigError(f"{path}: {name} is not a setting; give it in [tasks.NAME].")
     return settings, grid, tasks
 
 
 def _run(name: str, output_dir: Path, shared: Mapping[str, Any], own: Mapping[str, Any]) -> SweepRun:
     settings = {key: _setting(value) for key, value in {**shared, **own}.items()}
-    preset, data, env_id = settings.pop("preset", "me-am"), settings.pop("data"), settings.pop("env_id", None)
+    preset, given = settings.pop("preset", "me-am"), {key: settings.pop(key) for key in _TASK if key in settings}
     if preset not in PRESETS:
         raise ConfigError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}.")
     config = TrainConfig.preset(preset, settings, **{key: settings[key] for key in own if key in settings})
     default = TrainConfig.preset(preset)
     settings = {key: value for key, value in settings.items() if getattr(config, key) == value}  # with an effect
-    arguments = ["train", preset, "--data", data, *(["--env-id", env_id] if env_id is not None else [])]
+    arguments = ["train", preset]
+    for key, value in given.items():
+        arguments += option(key, json.dumps(value) if isinstance(value, dict) else value, None)
     arguments += ["--output-dir", str(output_dir), "--resume"]
     options = {key: option(key, value, getattr(default, key)) for key, value in settings.items()}
     arguments += itertools.chain(*options.values())
