@@ -1,6 +1,7 @@
 import contextlib
 import warnings
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
