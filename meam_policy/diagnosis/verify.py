@@ -44,6 +44,7 @@ def verify_policy(
     path_or_repo_id: str | os.PathLike[str],
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
     variant: str | None = None,
     device: Device = "cpu",
     threads: int = 1,
@@ -60,6 +61,7 @@ def verify_policy(
     Args:
         path_or_repo_id: A policy folder, or a Hub repo id "owner/name".
         revision: Branch, tag or commit on the Hub.
+        subfolder: Folder that the policy is in, of a repository or a folder that holds several.
         variant: Check only this variant; None for the policy and all its variants.
         device: Where to run; "cuda" and "tensorrt" fail rather than fall back.
         threads: Threads per inference.
@@ -81,7 +83,8 @@ def verify_policy(
         raise ConfigError(f"tolerance is {tolerance}; expected a number above 0.")
     if calls < 1:
         raise ConfigError(f"calls is {calls}; expected 1 or more.")
-    folder = locate_policy(path_or_repo_id, revision=revision, variants=None if variant is None else (variant,))
+    wanted = None if variant is None else (variant,)
+    folder = locate_policy(path_or_repo_id, revision=revision, subfolder=subfolder, variants=wanted)
     spec = read_spec(folder)
     spec.select(variant)
     missing = verify_files(folder, spec)

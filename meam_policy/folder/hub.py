@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub import constants as hub_constants
@@ -15,12 +16,25 @@ from huggingface_hub import errors as hub_errors
 
 from meam_policy.errors import HubError, MeamError, NotFoundError
 
-__all__ = ["download_policy"]
+__all__ = ["Snapshot", "download_policy"]
 
 METADATA_TIMEOUT_S = 10.0
 """Timeout of a request to the Hub, seconds."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Snapshot(NamedTuple):
+    """Files of one commit in the Hub cache."""
+
+    folder: Path
+    commit: str
+
+    @classmethod
+    def around(cls, file: Path, subfolder: str | None) -> Snapshot:
+        """The snapshot that holds a file, which is in a subfolder of the repository."""
+        depth = len(subfolder.split("/")) if subfolder else 0
+        return cls(file.parent, file.parents[depth].name)
 
 
 def download_policy(
@@ -33,7 +47,8 @@ def download_policy(
     cache_dir: str | os.PathLike[str] | None,
     local_files_only: bool,
     force_download: bool,
-) -> Path:
+    subfolder: str | None = None,
+) -> Snapshot:
     """Download the named files of a model repository into the Hub cache.
 
     The cache is used without a request if the revision is a full commit hash, or if requests are forbidden by
@@ -49,9 +64,10 @@ def download_policy(
         cache_dir: Cache folder.
         local_files_only: Make no request.
         force_download: Download again.
+        subfolder: Folder of the repository in which the files are; None is its root.
 
     Returns:
-        The snapshot folder in the cache; it holds every required file.
+        The folder in the cache that holds every required file, and the commit that it is of.
 
     Raises:
         NotFoundError: the repository has no policy.
@@ -59,45 +75,48 @@ def download_policy(
             "timeout", "incomplete" (a download was interrupted, and cannot be completed now) or "server".
     """
     cache = None if cache_dir is None else Path(cache_dir).expanduser()
+    cached_files = partial(_cached, repo_id, required, revision, cache, subfolder)
     get = partial(
         huggingface_hub.hf_hub_download,
         repo_id,
+        subfolder=subfolder,
         token=token,
         cache_dir=cache,
         force_download=force_download,
         etag_timeout=METADATA_TIMEOUT_S,
     )
     try:
-        cached = _cached(repo_id, required, revision, cache)
+        cached = cached_files()
         complete = len(cached) == len(required)
         unasked = hub_constants.HF_HUB_OFFLINE or _COMMIT.fullmatch(revision or "") is not None
         if complete and (local_files_only or (unasked and not force_download)):
-            return cached[0].parent
+            return Snapshot.around(cached[0], subfolder)
         if local_files_only:
             raise hub_errors.OfflineModeIsEnabled("local_files_only=True")
         # hf_hub_download goes on trying for minutes; this asks once.
-        url = huggingface_hub.hf_hub_url(repo_id, required[0], revision=revision)
+        url = huggingface_hub.hf_hub_url(repo_id, required[0], subfolder=subfolder, revision=revision)
         huggingface_hub.get_hf_file_metadata(url, token=token, timeout=METADATA_TIMEOUT_S)
-        folder = Path(get(required[0], revision=revision)).parent
+        found = Snapshot.around(Path(get(required[0], revision=revision)), subfolder)
         for name in required[1:]:
-            get(name, revision=folder.name)
+            get(name, revision=found.commit)
         for name in optional:
             try:
-                get(name, revision=folder.name)
+                get(name, revision=found.commit)
             except hub_errors.LocalEntryNotFoundError:
                 raise
             except hub_errors.EntryNotFoundError:
                 continue
-        return folder
+        return found
     except Exception as error:  # HTTP errors, whose base class the Hub client has changed twice
-        problem = _explain(error, repo_id, revision)
+        problem = _explain(error, repo_id, revision, subfolder)
         if not isinstance(problem, HubError) or problem.kind == "access" or force_download:
             raise problem from error
-        cached = _cached(repo_id, required, revision, cache)
+        cached = cached_files()
         if len(cached) == len(required):
+            kept = Snapshot.around(cached[0], subfolder)
             failure = f"The Hub cannot be reached for {repo_id}." if problem.kind == "offline" else problem
-            warnings.warn(f"{failure} Using commit {cached[0].parent.name} from the cache.", stacklevel=2)
-            return cached[0].parent
+            warnings.warn(f"{failure} Using commit {kept.commit} from the cache.", stacklevel=2)
+            return kept
         if cached and problem.kind == "offline":
             missing = ", ".join(name for name in required if name not in {path.name for path in cached})
             raise HubError(
@@ -108,12 +127,15 @@ def download_policy(
         raise problem from error
 
 
-def _cached(repo_id: str, names: Sequence[str], revision: str | None, cache: Path | None) -> list[Path]:
-    found = (huggingface_hub.try_to_load_from_cache(repo_id, name, cache, revision) for name in names)
+def _cached(
+    repo_id: str, names: Sequence[str], revision: str | None, cache: Path | None, subfolder: str | None
+) -> list[Path]:
+    places = (f"{subfolder}/{name}" if subfolder else name for name in names)
+    found = (huggingface_hub.try_to_load_from_cache(repo_id, place, cache, revision) for place in places)
     return [Path(path) for path in found if isinstance(path, str)]
 
 
-def _explain(error: Exception, repo_id: str, revision: str | None) -> MeamError:
+def _explain(error: Exception, repo_id: str, revision: str | None, subfolder: str | None) -> MeamError:
     where = repo_id + (f" at revision {revision}" if revision else "")
     # hf_hub_download reports "not in the cache either" and keeps why it could not ask as the cause.
     cause = error.__cause__
@@ -135,7 +157,9 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> MeamError:
             "access",
         )
     if isinstance(error, hub_errors.EntryNotFoundError) and not isinstance(error, hub_errors.LocalEntryNotFoundError):
-        return NotFoundError(f"{where} on the Hub is not a policy: it lacks config.json or policy.onnx.")
+        place = f"The folder {subfolder} of {where}" if subfolder else where
+        remedy = "Check subfolder." if subfolder else "If its policies are in folders, name one by subfolder."
+        return NotFoundError(f"{place} on the Hub is not a policy: it lacks config.json or policy.onnx. {remedy}")
     if status is not None:
         return HubError(f"The Hub answered {status} for {where}. Try again later.", "server")
     if "Timeout" in name:

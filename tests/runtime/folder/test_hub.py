@@ -1,21 +1,15 @@
-"""Loading from the Hub: the real client, against a server on the loopback interface that speaks its protocol."""
+"""Loading from the Hub: the real client, against the server of conftest.py."""
 
-import hashlib
-import json
-import re
 import threading
 import traceback
 import warnings
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from meam_policy import ConfigError, FormatError, HubError, IntegrityError, MeamPolicy, NotFoundError
+from meam_policy import ConfigError, FormatError, HubError, IntegrityError, NotFoundError
 from meam_policy.folder import hub as hub_module
 from meam_policy.folder.policy_folder import POLICY_FILES
 
@@ -23,153 +17,6 @@ REPO = "robots/pockets"
 SHA, OTHER_SHA = "a1" * 20, "b2" * 20
 TOKEN = "hf_thisisnotarealtokenbutitissecret"
 OBSERVATION = np.array([0.5, -0.25, 1.0])
-
-
-def git_blob_id(content):
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-class Hub(ThreadingHTTPServer):
-    """Serves one repository; `fault` says how it misbehaves, `after` what happens once a file has been downloaded."""
-
-    daemon_threads = True
-
-    def __init__(self, commits, refs):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.commits = commits
-        self.refs = refs
-        self.fault = ""
-        self.requests = []
-        self.missing_status = 404
-        self.cuts = 0
-        self.after = {}
-        self.released = threading.Event()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, request, client_address):
-        """Stay silent: clients that give up close their connections."""
-
-    def stop(self):
-        self.released.set()
-        self.shutdown()
-        self.server_close()
-
-    def downloads(self):
-        return Counter(
-            path.split("/")[-1] for method, path, _ in self.requests if method == "GET" and "/resolve/" in path
-        )
-
-
-class Handler(BaseHTTPRequestHandler):
-    # One request a connection, so that none outlives the server.
-    protocol_version = "HTTP/1.0"
-    server: Hub  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def log_message(self, format, *args):
-        pass
-
-    def do_HEAD(self):
-        self.answer()
-
-    def do_GET(self):
-        self.answer()
-
-    def answer(self):
-        server = self.server
-        server.requests.append((self.command, self.path, self.headers.get("Authorization")))
-        if server.fault == "silent":
-            server.released.wait(120)
-            return
-        if server.fault == "portal":
-            self.reply(200, {"Content-Type": "text/html"}, b"<html>Please sign in to the hotel's network</html>")
-            return
-        if server.fault.isdigit():
-            self.reply(int(server.fault), {})
-            return
-        if server.fault == "gated":
-            self.reply(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to the model is restricted"})
-            return
-        if server.fault == "bad token":
-            self.reply(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
-            return
-        path = unquote(urlsplit(self.path).path).strip("/")
-        if path.startswith("api/models/"):
-            repo, kind, revision = re.fullmatch(r"api/models/([^/]+/[^/]+)/?(revision|tree|)/?(.*)", path).groups()  # pyright: ignore[reportOptionalMemberAccess]
-            name = ""
-        else:
-            repo, kind, rest = path.partition("/resolve/")
-            revision, _, name = rest.partition("/")
-        if repo != REPO:
-            self.reply(server.missing_status, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Not found"})
-            return
-        sha = server.refs.get(revision or "main", revision)
-        if sha not in server.commits:
-            self.reply(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
-            return
-        files = server.commits[sha]
-        if kind == "tree":
-            tree = [{"type": "file", "path": n, "size": len(b), "oid": git_blob_id(b)} for n, b in files.items()]
-            self.reply(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
-            return
-        if not name:
-            info = {"id": REPO, "sha": sha, "siblings": [{"rfilename": name} for name in files]}
-            self.reply(200, {"Content-Type": "application/json"}, json.dumps(info).encode())
-            return
-        if name not in files:
-            self.reply(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
-            return
-        self.send_file(name, files[name], {"X-Repo-Commit": sha, "ETag": f'"{git_blob_id(files[name])}"'})
-
-    def send_file(self, name, content, headers):
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        body = content[start:]
-        cut = self.command == "GET" and name == "policy.onnx" and self.server.cuts > 0
-        if cut:
-            self.server.cuts -= 1
-        self.reply(206 if start else 200, headers, body, send=(0 if start else len(body) // 2) if cut else None)
-        if self.command == "GET" and name in self.server.after:
-            self.server.after[name]()
-
-    def reply(self, status, headers, body=b"", send=None):
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[:send])
-
-
-@pytest.fixture
-def linear(make_policy):
-    return make_policy()
-
-
-@pytest.fixture
-def hub(linear, monkeypatch):
-    files = {path.name: path.read_bytes() for path in linear.folder.iterdir()}
-    files |= {"README.md": b"# Pockets", "pytorch_model.bin": b"\x80pickle", "policy.onnx.data": b"x", "run.py": b"1/0"}
-    hub = Hub({SHA: files}, {"main": SHA, "v1": SHA})
-    threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield hub
-    hub.stop()
-
-
-@pytest.fixture
-def load(hub, tmp_path):
-    def load(repo_id=REPO, **arguments):
-        return MeamPolicy.from_pretrained(repo_id, cache_dir=tmp_path / "cache", **arguments)
-
-    return load
 
 
 def hub_error(load, *arguments, **keywords):
@@ -544,7 +391,7 @@ def test_variant_whose_graph_the_repository_lacks_is_not_found_by_name(load, hub
     with pytest.raises(NotFoundError) as caught:
         load(variant="k3")
     assert str(caught.value) == (
-        f"{REPO} at commit {SHA} lacks one of the graphs that its config.json names: k3.onnx. "
+        f"{REPO} at commit {SHA} lacks one of the files that its config.json names: k3.onnx. "
         "Upload the whole policy folder again."
     )
     assert acts_like(load(variant="k1"), variants["k1"])
@@ -565,13 +412,19 @@ def test_variant_damaged_in_the_cache_is_an_integrity_error_until_it_is_download
     assert acts_like(load(revision=SHA, variant="k3", force_download=True), variants["k3"])
 
 
-def test_latency_budget_downloads_every_variant_and_a_clash_with_a_variant_none(load, hub, variants, monkeypatch):
+def test_latency_budget_downloads_variants_only_until_one_keeps_it(load, hub, variants, linear, monkeypatch):
     with pytest.raises(ConfigError, match="at most one"):
         load(variant="k3", latency_budget_ms=1)
     assert hub.requests == []
-    monkeypatch.setattr("meam_policy.inference.latency.answer_time_ms", lambda policy: 1.0)
-    assert load(latency_budget_ms=1).variant is None
-    assert set(hub.downloads()) == {"config.json", "policy.onnx", "README.md", "k1.onnx", "k3.onnx"}
+    for error, name in enumerate(variants, 1):
+        linear.add_variant(name, variants[name].graph, measured={"action_error": error})
+    hub.commits[SHA] |= {path.name: path.read_bytes() for path in linear.folder.iterdir()}
+    times = {None: 9.0, "k1": 1.0}
+    monkeypatch.setattr("meam_policy.inference.latency.answer_time_ms", lambda policy: times[policy.variant])
+    assert load(latency_budget_ms=10).variant is None
+    assert set(hub.downloads()) == {"config.json", "policy.onnx", "README.md"}
+    assert acts_like(load(latency_budget_ms=2), variants["k1"])
+    assert set(hub.downloads()) == {"config.json", "policy.onnx", "README.md", "k1.onnx"}
 
 
 CODE = """
