@@ -13,6 +13,7 @@ import huggingface_hub
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.hf_api import RepoFile
 
 from meam_policy.errors import ConfigError, FormatError, HubError, MeamError
 from meam_policy.folder import patience
@@ -221,7 +222,7 @@ class _Push:
     def _differing(self, commit: str) -> list[str]:
         """Paths of the files that a commit lacks, or has with other contents."""
         infos = self.api.get_paths_info(self.repo_id, list(self.files), revision=commit)
-        there = {info.path: info for info in infos if isinstance(info, huggingface_hub.RepoFile)}
+        there = {info.path: info for info in infos if isinstance(info, RepoFile)}
         return [path for path, data in self.files.items() if path not in there or not _is(there[path], data)]
 
     def _check_tag(self, exists: bool, commit: str | None) -> None:
@@ -350,7 +351,7 @@ class _Push:
         )
 
 
-def _is(info: huggingface_hub.RepoFile, data: bytes) -> bool:
+def _is(info: RepoFile, data: bytes) -> bool:
     if info.lfs is not None:
         return info.lfs.sha256 == hashlib.sha256(data).hexdigest()
     return info.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # git's name for it
