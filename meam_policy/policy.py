@@ -166,7 +166,7 @@ class MeamPolicy:
         wanted = () if variant is None else (variant,)
         folder, commit = find(revision=revision, variants=wanted, force_download=force_download)
         config = read_config(folder)
-        recorded = PolicySpec.from_json(config)
+        recorded = config.spec
         options = {"device": device, "threads": threads, "fixed_batch": fixed_batch, "tf32": tf32}
         cache = None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))
         acting = {"best_of": best_of, "noise_scale": noise_scale}
@@ -182,9 +182,10 @@ class MeamPolicy:
                 find(revision=commit, variants=(name,), force_download=force_download)
             spec, file = recorded.select(name)
             spec = _drawing(spec, **acting)
-            session = PolicySession(read_graph(folder, recorded, file), spec, name=file, **options)
+            graph, identity = read_graph(folder, recorded, file), config.graph_identity(name)
+            session = PolicySession(graph, spec, name=file, identity=identity, **options)
             rehearse(spec, lambda rows, noise: session.run_all(rows, noise)["actions"])
-            loaded_from = {**origin, "variant": name, "identity": sha256(config)}
+            loaded_from = {**origin, "variant": name, "identity": config.sha256}
             return cls(spec, session, seed, name, safety=safety, origin=loaded_from)
 
         if latency_budget_ms is None:

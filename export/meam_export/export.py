@@ -33,6 +33,7 @@ from meam_policy.folder.policy_folder import (
 )
 from meam_policy.spec import PolicySpec, Solver, VariantSpec
 from meam_policy.spec.names import Names, names_of
+from meam_policy.spec.sound_numbers import require_sound_numbers
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.policy_module import PolicyModule
 from meam_training.runs.checkpoint import Checkpoint
@@ -134,6 +135,7 @@ def export_policy(
         OutputError: the folder is not empty, or cannot be written.
         NotFoundError: there is no such checkpoint, or no environment in which to compare rules.
         CheckpointError: the checkpoint is broken.
+        FormatError: a bound or a statistic of the policy is none that a machine may be moved by.
         ConfigError: a setting is out of range, there is no such variant or rule, rules are to be compared without an
             environment, or the folder's name is empty.
         ParityError: a graph does not compute what the checkpoint computes; nothing is written.
@@ -143,6 +145,7 @@ def export_policy(
     check_output_folder(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(checkpoint)
     recorded = source.spec
+    require_sound_numbers(recorded)
     integration = {
         "nfe": nfe,
         "solver": solver,

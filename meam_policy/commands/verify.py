@@ -117,8 +117,6 @@ def _print_report(policy: str, report: VerifyReport) -> None:
             print(f"{graph.file} was not run: {graph.failure}")
         if graph.near_ties:
             print(f"{graph.file}: {graph.near_ties} inputs left out; their best two chunks are worth nearly the same.")
-        if graph.same_spec is False:
-            print(f"{graph.file}: config.json has been changed since the export.")
     if not report.uncompared and not all(graph.compared for graph in report.graphs if graph.provider):
         print("* acts differently on purpose: so it may differ from the golden actions")
 

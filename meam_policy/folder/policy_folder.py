@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 from meam_policy.atomic_files import atomic_folder
 from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoundError, OutputError
 from meam_policy.folder.hub import download_policy
+from meam_policy.folder.safetensors_reader import check_arrays
 from meam_policy.spec import GRAPH_FILE, PolicySpec
+from meam_policy.spec.json_reader import parse_object
+from meam_policy.spec.sound_numbers import require_sound_numbers
 
 __all__ = [
     "CONFIG_FILE",
@@ -23,6 +26,7 @@ __all__ = [
     "LADDER_FILE",
     "MODEL_FILE",
     "POLICY_FILES",
+    "Config",
     "FoundPolicy",
     "check_output_folder",
     "checked_subfolder",
@@ -189,18 +193,40 @@ def read_spec(folder: Path) -> PolicySpec:
 
     Raises:
         NotFoundError: there is none.
-        FormatError: it does not have the expected format.
+        FormatError: it does not have the expected format, or a number in it is none that a machine may be moved by.
     """
-    return PolicySpec.from_json(read_config(folder))
+    return read_config(folder).spec
 
 
-def read_config(folder: Path) -> bytes:
-    """Read the folder's `config.json`, whose hash says which export it is: it has the hashes of all that acts.
+class Config(NamedTuple):
+    """A `config.json`.
 
-    Raises:
-        NotFoundError: there is none.
+    Attributes:
+        spec: What it says.
+        data: The object in it.
+        text: The file.
     """
-    return _read(folder, CONFIG_FILE)
+
+    spec: PolicySpec
+    data: dict[str, Any]
+    text: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Its hash, which says what export it is of: it has the hashes of all that acts."""
+        return sha256(self.text)
+
+    def graph_identity(self, variant: str | None) -> str:
+        """What the graph of a variant, or of the policy, must carry as `spec_sha256`."""
+        return self.spec.select(variant)[0].identity_in(self.data)
+
+
+def read_config(folder: Path) -> Config:
+    """Read the folder's `config.json`, with the same errors as `read_spec`."""
+    text = _read(folder, CONFIG_FILE)
+    spec = PolicySpec.from_json(text)
+    require_sound_numbers(spec)
+    return Config(spec, parse_object(text), text)
 
 
 def read_graph(folder: Path, spec: PolicySpec, file: str = GRAPH_FILE) -> bytes:
@@ -214,7 +240,7 @@ def read_graph(folder: Path, spec: PolicySpec, file: str = GRAPH_FILE) -> bytes:
 
 
 def verify_files(folder: Path, spec: PolicySpec) -> tuple[str, ...]:
-    """Check the hash of every file that exists and has one recorded in `config.json`.
+    """Check the hash of every file that exists and has one recorded in `config.json`, and the header of the weights.
 
     Returns:
         The missing files, of those that a complete policy folder has or `config.json` names. Only `policy.onnx` is
@@ -222,6 +248,7 @@ def verify_files(folder: Path, spec: PolicySpec) -> tuple[str, ...]:
 
     Raises:
         IntegrityError: the hash of a file is not the one that `config.json` records.
+        FormatError: the weights are no safetensors file of float32 arrays.
     """
     names = dict.fromkeys((*POLICY_FILES, *spec.files))
     missing = tuple(
@@ -229,7 +256,9 @@ def verify_files(folder: Path, spec: PolicySpec) -> tuple[str, ...]:
     )
     for name, expected in spec.files.items():
         if name not in missing:
-            _read_checked(folder, name, expected)
+            data = _read_checked(folder, name, expected)
+            if name == MODEL_FILE:
+                check_arrays(data, name, empty=True)
     return missing
 
 
@@ -243,7 +272,7 @@ def read_policy_files(folder: Path) -> dict[str, bytes]:
     """
     _refuse_link(folder / CONFIG_FILE)
     config = read_config(folder)
-    spec = PolicySpec.from_json(config)
+    spec = config.spec
     graphs = {variant.file for variant in spec.variants.values() if variant.file.endswith(".onnx")}
     foreign = sorted(set(spec.files) - graphs - set(POLICY_FILES) | set(spec.files) & {CONFIG_FILE})
     if foreign:
@@ -251,7 +280,7 @@ def read_policy_files(folder: Path) -> dict[str, bytes]:
             f"{folder / CONFIG_FILE} names {', '.join(foreign)} among its files; expected "
             f"{', '.join(POLICY_FILES[1:])} and the graphs of its variants (.onnx). Export the policy again."
         )
-    files = {CONFIG_FILE: config}
+    files = {CONFIG_FILE: config.text}
     for name in dict.fromkeys((GRAPH_FILE, *spec.files)):
         _refuse_link(folder / name)
         files[name] = _read_checked(folder, name, spec.files.get(name))

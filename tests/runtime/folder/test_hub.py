@@ -1,5 +1,6 @@
 """Loading from the Hub: the real client, against the server of conftest.py."""
 
+import logging
 import threading
 import traceback
 import warnings
@@ -11,6 +12,7 @@ from huggingface_hub import constants
 
 from meam_policy import ConfigError, FormatError, HubError, IntegrityError, NotFoundError
 from meam_policy.folder import hub as hub_module
+from meam_policy.folder import policy_folder
 from meam_policy.folder.policy_folder import POLICY_FILES
 
 REPO = "robots/pockets"
@@ -303,6 +305,15 @@ def test_nothing_is_written_outside_the_cache(load, tmp_path, monkeypatch):
     load()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "work"]
     assert list(Path().iterdir()) == []
+
+
+def test_that_a_name_was_taken_for_a_repository_is_logged_once(load, caplog):
+    policy_folder._log_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger="meam_policy"):
+        load()
+        load()
+    (record,) = [record for record in caplog.records if record.name.startswith("meam_policy")]
+    assert record.getMessage() == f"{REPO} is the repository on the Hub, at commit {SHA}; there is no such folder here."
 
 
 def test_two_threads_loading_the_same_repository_both_succeed(load, linear):
