@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -21,11 +22,15 @@ class HubTimeout(Exception):
     """The Hub did not finish in time."""
 
 
+class _GivenUp(BaseException):
+    """Raised within a call that is given up; not an Exception, which the client might take for one to try again."""
+
+
 def within(seconds: float, call: Callable[[], T]) -> T:
     """Call a function that asks the Hub, and give up after a time, however slowly it answers.
 
-    A call that is given up goes on in a thread of its own until the Hub has been silent for `SILENCE_S`; what it
-    returns is dropped.
+    A call that is given up ends as soon as it wakes up, in a thread of its own: the client would go on trying for
+    minutes, with the files of the cache locked.
 
     Args:
         seconds: Longest time to wait.
@@ -51,6 +56,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     if raised:
         raise raised[0]
     if not found:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_GivenUp))
         raise HubTimeout(f"no answer within {seconds:g} s")
     return found[0]
 

@@ -17,6 +17,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from meam_policy.errors import ConfigError, FormatError, HubError, MeamError
 from meam_policy.folder import patience
+from meam_policy.folder.hub import git_hash
 from meam_policy.folder.policy_folder import CARD_FILE, checked_subfolder
 
 __all__ = ["MESSAGE", "PushSettings", "Pushed", "push_files"]
@@ -354,7 +355,7 @@ class _Push:
 def _is(info: RepoFile, data: bytes) -> bool:
     if info.lfs is not None:
         return info.lfs.sha256 == hashlib.sha256(data).hexdigest()
-    return info.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # git's name for it
+    return info.blob_id == git_hash(data)
 
 
 def _check_card(files: Mapping[str, bytes]) -> None:

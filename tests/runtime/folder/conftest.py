@@ -75,6 +75,7 @@ class Hub(ThreadingHTTPServer):
         self.requests = []
         self.missing_status = 404
         self.cuts = 0
+        self.stalled = set()
         self.after = {}
         self.released = threading.Event()
         self.role = "write"
@@ -126,6 +127,9 @@ class Handler(BaseHTTPRequestHandler):
         server.requests.append((self.command, self.path, self.headers.get("Authorization")))
         if server.fault == "silent":
             server.released.wait(120)
+            return
+        if server.fault == "drip":
+            self.drip()
             return
         if server.fault == "portal":
             self.reply(200, {"Content-Type": "text/html"}, b"<html>Please sign in to the hotel's network</html>")
@@ -251,9 +255,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "silent":
             server.released.wait(120)
         elif fault == "drip":
-            self.wfile.write(b"HTTP/1.0 200 OK\r\n")
-            while not server.released.wait(0.02):
-                self.wfile.write(b"x")
+            self.drip()
         elif fault == "echo":
             token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
             message = f"something is wrong with {token}"
@@ -263,6 +265,12 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.lost = fault == "lost"
             act()
+
+    def drip(self):
+        """Answer, without an end, a byte at a time."""
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+        while not self.server.released.wait(0.02):
+            self.wfile.write(b"x")
 
     def send_json(self, data, status=200):
         self.reply(status, {"Content-Type": "application/json"}, json.dumps(data).encode())
@@ -375,6 +383,11 @@ class Handler(BaseHTTPRequestHandler):
         cut = self.command == "GET" and name == "policy.onnx" and self.server.cuts > 0
         if cut:
             self.server.cuts -= 1
+        if self.command == "GET" and name in self.server.stalled:
+            self.reply(200, headers, body, send=len(body) // 2)
+            self.wfile.flush()
+            self.server.released.wait(120)
+            return
         self.reply(206 if start else 200, headers, body, send=(0 if start else len(body) // 2) if cut else None)
         if self.command == "GET" and name in self.server.after:
             self.server.after[name]()

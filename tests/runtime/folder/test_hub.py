@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -414,13 +415,89 @@ def test_unknown_variant_is_refused_with_the_known_ones_and_downloads_nothing_fo
     assert set(hub.downloads()) == {"config.json", "policy.onnx", "README.md"}
 
 
-def test_variant_damaged_in_the_cache_is_an_integrity_error_until_it_is_downloaded_again(load, variants, tmp_path):
-    load(revision=SHA, variant="k3")
-    (cached,) = (tmp_path / "cache").rglob("snapshots/*/k3.onnx")
-    cached.resolve().write_bytes(b"damaged")
-    with pytest.raises(IntegrityError, match=r"k3\.onnx"):
-        load(revision=SHA, variant="k3")
-    assert acts_like(load(revision=SHA, variant="k3", force_download=True), variants["k3"])
+def damage(folder, name):
+    (cached,) = folder.rglob(f"snapshots/*/{name}")
+    data = cached.read_bytes()
+    cached.resolve().write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("name", ["config.json", "policy.onnx", "k3.onnx", "README.md"])
+@pytest.mark.parametrize("revision", [None, SHA])
+def test_a_file_damaged_in_the_cache_heals_itself(load, hub, variants, tmp_path, name, revision):
+    load(revision=revision, variant="k3")
+    damage(tmp_path / "cache", name)
+    hub.requests.clear()
+    assert acts_like(load(revision=revision, variant="k3"), variants["k3"])
+    if revision is None or name != "README.md":  # a pinned commit is not asked for what acting does without
+        assert hub.downloads() == {name: 1}
+    hub.requests.clear()
+    assert acts_like(load(revision=revision, variant="k3"), variants["k3"])
+    assert hub.downloads() == {}
+
+
+def test_a_file_damaged_in_the_cache_is_an_integrity_error_without_a_network(load, variants, tmp_path):
+    load(variant="k3")
+    damage(tmp_path / "cache", "k3.onnx")
+    for arguments in ({"local_files_only": True}, {"local_files_only": True, "revision": SHA}):
+        with pytest.raises(IntegrityError, match=r"k3\.onnx"):
+            load(variant="k3", **arguments)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(hub_module, "METADATA_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(hub_module, "ANSWER_DEADLINE_S", 0.6)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+
+
+def newer_commit(hub, make_policy):
+    newer = make_policy(weight=np.ones((3, 8)) / 8)
+    hub.commits[OTHER_SHA] = {path.name: path.read_bytes() for path in newer.folder.iterdir()}
+    hub.refs["main"] = OTHER_SHA
+    return newer
+
+
+STALLS = {
+    "in the first header": lambda hub: setattr(hub, "fault", "drip"),
+    "in a later header": lambda hub: hub.after.update({"config.json": lambda: setattr(hub, "fault", "drip")}),
+    "before a later answer": lambda hub: hub.after.update({"config.json": lambda: setattr(hub, "fault", "silent")}),
+    "in the middle of config.json": lambda hub: hub.stalled.add("config.json"),
+    "in the middle of policy.onnx": lambda hub: hub.stalled.add("policy.onnx"),
+}
+
+
+@pytest.mark.parametrize("where", STALLS)
+def test_a_hub_that_stalls_is_given_up_and_the_last_commit_is_used(load, hub, linear, make_policy, impatient, where):
+    load()
+    newer = newer_commit(hub, make_policy)
+    STALLS[where](hub)
+    start = time.monotonic()
+    with pytest.warns(UserWarning, match=f"Using commit {SHA} from the cache"):
+        assert acts_like(load(), linear)
+    assert time.monotonic() - start < 10
+    # Nothing is forgotten: without a network, too, there is a whole policy.
+    assert acts_like(load(local_files_only=True), linear)
+    hub.fault, hub.after, hub.stalled = "", {}, set()
+    hub.released.set()
+    assert acts_like(load(), newer)
+    assert acts_like(load(local_files_only=True), newer)
+
+
+@pytest.mark.parametrize("where", STALLS)
+def test_a_hub_that_stalls_is_a_timeout_where_nothing_is_cached(load, hub, impatient, where):
+    STALLS[where](hub)
+    start = time.monotonic()
+    error = hub_error(load)
+    assert error.kind == "timeout"
+    assert "within 0.6 s, then 1.2 s for each file" in str(error)
+    assert "HF_HUB_DOWNLOAD_TIMEOUT" in str(error)
+    assert time.monotonic() - start < 10
+
+
+def test_the_longest_waits_are_those_of_the_documentation(monkeypatch):
+    monkeypatch.undo()
+    assert hub_module.ANSWER_DEADLINE_S == 30
+    assert hub_module.FILE_DEADLINE_SILENCES * constants.HF_HUB_DOWNLOAD_TIMEOUT == 120
 
 
 def test_latency_budget_downloads_variants_only_until_one_keeps_it(load, hub, variants, linear, monkeypatch):
