@@ -14,6 +14,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from meam_policy.errors import ConfigError, FormatError, HubError, MeamError
 from meam_policy.folder import patience
@@ -243,10 +244,12 @@ class _Push:
         """Let the Hub judge the metadata, before anything is created."""
         if self.card is None:
             return
-        try:
-            ModelCard(self.card.decode()).validate()
-        except ValueError as error:
-            raise _invalid_card(_server_text(str(error))) from error
+        # Not by the client's ModelCard.validate, which in older versions asks huggingface.co whatever the endpoint.
+        content = {"content": self.card.decode(), "repoType": "model"}
+        response = get_session().post(f"{self.api.endpoint}/api/validate-yaml", json=content)
+        if response.status_code == 400:
+            raise _invalid_card(_server_text(response.text))
+        hf_raise_for_status(response)
 
     def _create(self, exists: bool) -> str:
         """Create the branch, and its repository unless it exists; the commit that the branch begins at."""
