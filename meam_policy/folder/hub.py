@@ -128,7 +128,7 @@ def download_policy(
         for name in (*required, *optional):
             if _is_damaged(found.folder / name):
                 get(name, found.commit, force=True)
-        if complete and not pinned:
+        if complete and found.commit != Snapshot.around(cached[0], subfolder).commit:
             get(required[0], revision, force=False)  # remembers the commit
         return found
     except Exception as error:  # HTTP errors, whose base class the Hub client has changed twice

@@ -22,7 +22,7 @@ class HubTimeout(Exception):
     """The Hub did not finish in time."""
 
 
-class _GivenUp(BaseException):
+class _GivenUp(SystemExit):
     """Raised within a call that is given up; not an Exception, which the client might take for one to try again."""
 
 
@@ -52,12 +52,16 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="meam-hub", daemon=True)
     thread.start()
-    thread.join(seconds)
+    try:
+        thread.join(seconds)
+    finally:  # after Ctrl-C, too
+        late = thread.is_alive()
+        if late:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_GivenUp))
+    if late:
+        raise HubTimeout(f"no answer within {seconds:g} s")
     if raised:
         raise raised[0]
-    if not found:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_GivenUp))
-        raise HubTimeout(f"no answer within {seconds:g} s")
     return found[0]
 
 
