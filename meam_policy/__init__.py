@@ -25,6 +25,7 @@ from meam_policy.errors import (
     SpaceError,
     VersionError,
 )
+from meam_policy.folder.publish import Pushed
 from meam_policy.loop.control_loop import ControlLoop, StampedObservation
 from meam_policy.loop.loop_health import LoopHealth
 from meam_policy.policy import MeamPolicy
@@ -61,6 +62,7 @@ __all__ = [
     "OutputError",
     "ParityError",
     "PolicySpec",
+    "Pushed",
     "RolloutResult",
     "SafetySettings",
     "SpaceError",

@@ -8,7 +8,7 @@ Every message states what was wrong (the value seen), what was expected, and wha
     │   ├── VersionError                    written by a newer, or unsupported, version
     │   └── IntegrityError                  a file's hash differs from the one recorded
     ├── NotFoundError(FileNotFoundError)    a file, folder, data set or environment does not exist
-    ├── HubError(OSError)                   the Hugging Face Hub could not deliver; see `.kind`
+    ├── HubError(OSError)                   the Hugging Face Hub did not do what was asked; see `.kind`
     ├── SpaceError(ValueError)              an environment's spaces are not the policy's
     ├── ObservationError(ValueError)        an observation does not fit the policy
     ├── ActionError(RuntimeError)           the policy produced an action that must not be executed
@@ -26,7 +26,7 @@ Every message states what was wrong (the value seen), what was expected, and wha
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 __all__ = [
     "ActionError",
@@ -51,6 +51,9 @@ __all__ = [
 ]
 
 
+HubErrorKind: TypeAlias = Literal["offline", "timeout", "access", "incomplete", "conflict", "server"]
+
+
 class MeamError(Exception):
     """Base of every error raised on purpose by meam_policy, meam_training and meam_export."""
 
@@ -72,15 +75,15 @@ class NotFoundError(MeamError, FileNotFoundError):
 
 
 class HubError(MeamError, OSError):
-    """The Hugging Face Hub could not deliver a policy.
+    """The Hugging Face Hub could not deliver a policy, or did not take one.
 
     Attributes:
-        kind: "offline", "timeout", "access", "incomplete" or "server".
+        kind: "offline", "timeout", "access", "incomplete", "conflict" or "server".
     """
 
-    def __init__(self, message: str, kind: Literal["offline", "timeout", "access", "incomplete", "server"]) -> None:
+    def __init__(self, message: str, kind: HubErrorKind) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind: HubErrorKind = kind
 
     def __reduce__(self) -> tuple[type[HubError], tuple[str, str]]:
         """Pickle with the kind, so that worker processes can report it."""

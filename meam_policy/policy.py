@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,20 @@ from meam_policy.acting.health import Health
 from meam_policy.acting.observation import flatten_observation
 from meam_policy.acting.rehearsal import rehearse
 from meam_policy.acting.safety import SafetySettings, SafetyShell, require_finite_chunks
+from meam_policy.atomic_files import given_folder
 from meam_policy.environments.space_check import check_env
-from meam_policy.errors import ActionError, ConfigError, ObservationError
-from meam_policy.folder.policy_folder import locate_policy, read_graph, read_spec
+from meam_policy.errors import ActionError, ConfigError, IntegrityError, ObservationError
+from meam_policy.folder.policy_folder import (
+    CONFIG_FILE,
+    find_policy,
+    locate_policy,
+    read_config,
+    read_graph,
+    read_policy_files,
+    sha256,
+    write_policy_files,
+)
+from meam_policy.folder.publish import MESSAGE, Pushed, PushSettings, push_files
 from meam_policy.inference.latency import load_within
 from meam_policy.inference.process import require_process
 from meam_policy.inference.providers import Device
@@ -48,7 +60,8 @@ class MeamPolicy:
         seed: Seed of the noise; None draws one.
         variant: Name of the graph in `spec.variants`.
         safety: Checks and limits; None takes the defaults.
-        origin: Arguments of `from_pretrained` that load the same policy again; without them it cannot be pickled.
+        origin: Arguments of `from_pretrained` that load the same policy again, and the SHA-256 of its config.json as
+            `identity`; without them it cannot be pickled, saved or pushed.
 
     Attributes:
         spec: The policy's spec, with the integration of the variant in use.
@@ -88,6 +101,7 @@ class MeamPolicy:
         path_or_repo_id: str | os.PathLike[str],
         *,
         revision: str | None = None,
+        subfolder: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -108,6 +122,7 @@ class MeamPolicy:
         Args:
             path_or_repo_id: A folder that `meam export` wrote, or a Hub repo id "owner/name".
             revision: Branch, tag or commit on the Hub; a full commit hash needs no network once it is cached.
+            subfolder: Folder that the policy is in, of a repository or a folder that holds several.
             token: Hub token; None uses the one stored by `hf auth login`.
             cache_dir: Hub cache folder; None is the Hub's default.
             local_files_only: Use only what is in the cache.
@@ -140,32 +155,38 @@ class MeamPolicy:
             raise ConfigError(
                 f'Both variant="{variant}" and latency_budget_ms are given; expected at most one of them.'
             )
-        wanted = () if variant is None else (variant,)
-        folder: Path = locate_policy(
+        find = partial(
+            find_policy,
             path_or_repo_id,
-            variants=wanted if latency_budget_ms is None else None,
-            revision=revision,
+            subfolder=subfolder,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
-            force_download=force_download,
         )
-        recorded = read_spec(folder)
+        wanted = () if variant is None else (variant,)
+        folder, commit = find(revision=revision, variants=wanted, force_download=force_download)
+        config = read_config(folder)
+        recorded = config.spec
         options = {"device": device, "threads": threads, "fixed_batch": fixed_batch, "tf32": tf32}
         cache = None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))
         acting = {"best_of": best_of, "noise_scale": noise_scale}
         origin = {**options, **acting, "safety": safety, "seed": seed, "cache_dir": cache}
-        if Path(path_or_repo_id).expanduser().is_dir():
+        if commit is None:
             origin["path_or_repo_id"] = str(folder.absolute())
         else:  # the very commit, whatever the branch does meanwhile
-            origin |= {"path_or_repo_id": path_or_repo_id, "revision": folder.name}
+            origin |= {"path_or_repo_id": path_or_repo_id, "revision": commit, "subfolder": subfolder}
 
         def load(name: str | None) -> MeamPolicy:
+            if name is not None and latency_budget_ms is not None and commit is not None:
+                # Only now: an earlier one may keep within the budget.
+                find(revision=commit, variants=(name,), force_download=force_download)
             spec, file = recorded.select(name)
             spec = _drawing(spec, **acting)
-            session = PolicySession(read_graph(folder, recorded, file), spec, name=file, **options)
+            graph, identity = read_graph(folder, recorded, file), config.graph_identity(name)
+            session = PolicySession(graph, spec, name=file, identity=identity, **options)
             rehearse(spec, lambda rows, noise: session.run_all(rows, noise)["actions"])
-            return cls(spec, session, seed, name, safety=safety, origin={**origin, "variant": name})
+            loaded_from = {**origin, "variant": name, "identity": config.sha256}
+            return cls(spec, session, seed, name, safety=safety, origin=loaded_from)
 
         if latency_budget_ms is None:
             return load(variant)
@@ -212,6 +233,96 @@ class MeamPolicy:
                 "Load it with MeamPolicy.from_pretrained, in the other process or before pickling."
             )
         return _load_again, (dict(self._origin),)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the policy folder that this policy was loaded from, with all its variants, to another place.
+
+        Args:
+            folder: Folder to write; must be empty or not exist.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OutputError: the folder is not empty, or cannot be written.
+            ConfigError: the policy was not made by `from_pretrained`, or the path is empty.
+            IntegrityError: what it was loaded from is another export now, or damaged.
+            NotFoundError: a file of it is missing.
+            HubError: the Hub could not deliver the rest of it.
+        """
+        to = given_folder("folder", folder)
+        write_policy_files(to, self._read_files())
+        return to
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        subfolder: str | None = None,
+        branch: str | None = None,
+        create_pr: bool = False,
+        tag: str | None = None,
+        private: bool | None = None,
+        commit_message: str = MESSAGE,
+        parent_commit: str | None = None,
+        token: str | bool | None = None,
+        dry_run: bool = False,
+    ) -> Pushed:
+        """Publish the policy folder that this policy was loaded from on the Hugging Face Hub, as one commit.
+
+        The files that make up the policy are uploaded, with all its variants and its model card, and nothing else that
+        lies in the folder. The repository and the branch are created if there are none. Files of an earlier policy with
+        other names stay. Pushing again is safe: a branch that has these very files is left as it is, and a commit whose
+        answer was lost is found and reported.
+
+        Args:
+            repo_id: "owner/name".
+            subfolder: Folder of the repository to put the policy in, for several in one; None is its root.
+            branch: Branch to commit to; None is main.
+            create_pr: Propose the commit in a pull request for the branch.
+            tag: New tag to put on the commit, such as "v1"; `from_pretrained(revision=)` takes it.
+            private: Whether a repository that is created is private; None is the Hub's default, which is public.
+            commit_message: First line of the commit.
+            parent_commit: Commit that the branch must be at; None takes whichever it is at when the push begins.
+            token: Hub token that may write; None uses the one stored by `hf auth login`.
+            dry_run: Check everything, and write nothing.
+
+        Returns:
+            What was pushed, and as which commit.
+
+        Raises:
+            ConfigError: an argument is wrong, the policy was not made by `from_pretrained`, or `private` is not what an
+                existing repository is.
+            FormatError: the model card's metadata are not valid, or a file is a link. Nothing was uploaded.
+            IntegrityError: what it was loaded from is another export now, or damaged.
+            NotFoundError: a file of it is missing.
+            HubError: the Hub did not take it: `kind` "access" before any upload if the token may not write, "conflict"
+                if somebody committed meanwhile or the tag is taken.
+        """
+        settings = PushSettings(
+            subfolder=subfolder,
+            branch=branch,
+            create_pr=create_pr,
+            tag=tag,
+            private=private,
+            commit_message=commit_message,
+            parent_commit=parent_commit,
+            dry_run=dry_run,
+        )
+        return push_files(self._read_files(token), repo_id, settings, token)
+
+    def _read_files(self, token: str | bool | None = None) -> dict[str, bytes]:
+        """The files of the whole folder that this policy was loaded from."""
+        if self._origin is None:
+            raise ConfigError(
+                "The policy was not made by from_pretrained, so there is no folder to save or push. "
+                "Load it with MeamPolicy.from_pretrained."
+            )
+        where = {name: self._origin.get(name) for name in ("revision", "subfolder", "cache_dir")}
+        policy: str = self._origin["path_or_repo_id"]
+        files = read_policy_files(locate_policy(policy, **where, token=token, variants=None, complete=True))
+        _require_same(self._origin, sha256(files[CONFIG_FILE]))
+        return files
 
     def reset(self, seed: int | Sequence[int] | None = None, mask: NDArray[np.bool_] | None = None) -> None:
         """Start a new episode: drop queued actions, and forget the last ones.
@@ -474,4 +585,22 @@ def _drawing(spec: PolicySpec, best_of: int | None, noise_scale: float | None) -
 
 
 def _load_again(origin: dict[str, Any]) -> MeamPolicy:
-    return MeamPolicy.from_pretrained(**origin)
+    expected = dict(origin)
+    identity = expected.pop("identity", None)
+    policy = MeamPolicy.from_pretrained(**expected)
+    if policy._origin is not None and identity is not None:
+        _require_same(origin, policy._origin["identity"])
+    return policy
+
+
+def _require_same(origin: Mapping[str, Any], identity: str) -> None:
+    """Refuse another export in the place of the one that was loaded.
+
+    Raises:
+        IntegrityError: the hashes of config.json differ.
+    """
+    if identity != origin["identity"]:
+        raise IntegrityError(
+            f"{origin['path_or_repo_id']} holds another export now: config.json has SHA-256 {identity[:16]}…, but the "
+            f"policy was loaded from one with {origin['identity'][:16]}…. Load it again, wherever it acts."
+        )

@@ -21,11 +21,19 @@ from meam_export.variants.build import BuiltVariant, build_variant
 from meam_export.variants.ladder import LadderTask, measure_ladder
 from meam_export.variants.ladder_figure import draw_ladder
 from meam_export.variants.names import check_variant
-from meam_policy.atomic_files import atomic_folder, given_folder
-from meam_policy.errors import ConfigError, OutputError
-from meam_policy.folder.policy_folder import CONFIG_FILE, GRAPH_FILE, LADDER_FILE, sha256
+from meam_policy.atomic_files import given_folder
+from meam_policy.errors import ConfigError
+from meam_policy.folder.policy_folder import (
+    CONFIG_FILE,
+    GRAPH_FILE,
+    LADDER_FILE,
+    check_output_folder,
+    sha256,
+    write_policy_files,
+)
 from meam_policy.spec import PolicySpec, Solver, VariantSpec
 from meam_policy.spec.names import Names, names_of
+from meam_policy.spec.sound_numbers import require_sound_numbers
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.policy_module import PolicyModule
 from meam_training.runs.checkpoint import Checkpoint
@@ -127,15 +135,17 @@ def export_policy(
         OutputError: the folder is not empty, or cannot be written.
         NotFoundError: there is no such checkpoint, or no environment in which to compare rules.
         CheckpointError: the checkpoint is broken.
+        FormatError: a bound or a statistic of the policy is none that a machine may be moved by.
         ConfigError: a setting is out of range, there is no such variant or rule, rules are to be compared without an
             environment, or the folder's name is empty.
         ParityError: a graph does not compute what the checkpoint computes; nothing is written.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
     folder = given_folder("output_dir", output_dir).absolute()
-    _check_output_folder(folder)
+    check_output_folder(folder)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(checkpoint)
     recorded = source.spec
+    require_sound_numbers(recorded)
     integration = {
         "nfe": nfe,
         "solver": solver,
@@ -202,8 +212,7 @@ def export_policy(
         files[LADDER_FILE] = draw_ladder(specs)
     files[CONFIG_FILE] = spec.to_json().encode()
     files["README.md"] = render_card(spec, source, policy.parity).encode()
-    _check_output_folder(folder)  # another process may have filled it meanwhile
-    _write(folder, files)
+    write_policy_files(folder, files)
     return Exported(folder, spec, policy.parity, {variant.name: variant.parity for variant in built})
 
 
@@ -229,19 +238,6 @@ def _checked(observations: Rows, spec: PolicySpec) -> Rows:
     return (given - np.array(spec.observation_offset or 0.0)).astype(np.float32)
 
 
-def _check_output_folder(folder: Path) -> None:
-    """Refuse an output folder that is not empty.
-
-    Raises:
-        OutputError: the path exists and is not an empty folder.
-    """
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if folder.exists() or folder.is_symlink():
-        what = "a policy" if (folder / CONFIG_FILE).is_file() else "something"
-        raise OutputError(f"{folder} already holds {what}. Choose another output folder, or delete it first.")
-
-
 def _model(networks: MeamNetworks, chooses: bool) -> bytes:
     """The networks, without those target networks that only training uses and the dual variables of a KL budget."""
     acting = {"target_policy"} | ({"target_critic"} if chooses else set())
@@ -264,13 +260,3 @@ def _golden(module: PolicyModule, spec: PolicySpec, observations: Rows | None) -
         exact = reference(module)(*(torch.from_numpy(array).double() for array in (rows, noise)))
     arrays = {"observation": rows, "noise": noise, "actions": np.ascontiguousarray(exact.float().numpy())}
     return safetensors.numpy.save(arrays)
-
-
-def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Write the files; config.json appears last, since it makes the folder a policy."""
-    try:
-        with atomic_folder(folder, last=CONFIG_FILE) as hidden:
-            for name, data in files.items():
-                (hidden / name).write_bytes(data)
-    except OSError as error:
-        raise OutputError(f"The policy folder {folder} cannot be written: {error.strerror or error}.") from error

@@ -46,6 +46,7 @@ def evaluate(
     record: str | None = None,
     root: Path | None = None,
     revision: str | None = None,
+    subfolder: str | None = None,
     variant: str | None = None,
     acting: tuple[str, ...] = (),
     device: Device = "cpu",
@@ -81,6 +82,7 @@ def evaluate(
             including those finished before Ctrl-C. Evaluate policies trained on them with another --seed.
         root: Folder of the Minari data sets; by default MINARI_DATASETS_PATH, or ~/.minari/datasets.
         revision: Branch, tag or commit on the Hub.
+        subfolder: Folder of the repository that the policy is in.
         variant: Another graph of the policy; `meam info` lists them.
         acting: Rules to act by: sample; zero, for zero noise; a noise scale from 0 to 1; best-of-N, the chunk of N
             samples with the highest value, of a policy with a graph that chooses (meam export --variants best-of-4).
@@ -98,7 +100,7 @@ def evaluate(
         raise ConfigError(
             f"--acting names {len(acting)} rules; expected one with {flag}, which keeps the episodes of one."
         )
-    policies = _load(policy, acting, revision=revision, variant=variant, device=device)
+    policies = _load(policy, acting, revision=revision, subfolder=subfolder, variant=variant, device=device)
     first = next(iter(policies.values()))
     environment = chosen_environment(env_id, first.spec)
     name = environment.id
@@ -144,7 +146,7 @@ def _load(policy: str, acting: tuple[str, ...], *, variant: str | None, **option
     if not acting:
         loaded = MeamPolicy.from_pretrained(policy, variant=variant, **options)
         return {loaded.spec.acting_name: loaded}
-    recorded = read_spec(locate_policy(policy, revision=options["revision"]))
+    recorded = read_spec(locate_policy(policy, revision=options["revision"], subfolder=options["subfolder"]))
     ways = {rule_name(*parse_acting(rule)): loading_of(rule, recorded, variant) for rule in acting}
     return {rule: MeamPolicy.from_pretrained(policy, **way, **options) for rule, way in ways.items()}
 

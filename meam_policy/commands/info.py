@@ -21,7 +21,12 @@ __all__ = ["info", "run"]
 RUN_INFO = Command("meam_training.commands.run_info", "Show a training run.", "train")
 
 
-def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = None, json: bool = False) -> None:
+def info(
+    policy: Annotated[str, tyro.conf.Positional],
+    revision: str | None = None,
+    subfolder: str | None = None,
+    json: bool = False,
+) -> None:
     """Show a policy's spec, numbers and graphs, after checking that its files are intact and that it loads here.
 
     Given the folder of a training run, show its settings, the numbers that mean something, and its warnings.
@@ -31,9 +36,10 @@ def info(policy: Annotated[str, tyro.conf.Positional], revision: str | None = No
     Args:
         policy: Policy folder, or Hub repo id owner/name; or the folder of a training run.
         revision: Branch, tag or commit on the Hub.
+        subfolder: Folder of the repository that the policy is in.
         json: Print config.json, or a run's settings, metrics and warnings, as one line of JSON to stdout.
     """
-    folder = locate_policy(policy, revision=revision, variants=None)
+    folder = locate_policy(policy, revision=revision, subfolder=subfolder, variants=None)
     loaded = MeamPolicy.from_pretrained(folder)
     spec, how = loaded.spec, loaded.spec.integration
     missing = verify_files(folder, spec)

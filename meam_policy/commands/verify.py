@@ -21,6 +21,7 @@ __all__ = ["run", "verify"]
 def verify(
     policy: Annotated[str, tyro.conf.Positional],
     revision: str | None = None,
+    subfolder: str | None = None,
     device: Device = "cpu",
     variant: str | None = None,
     threads: int = 1,
@@ -47,6 +48,7 @@ def verify(
     Args:
         policy: Policy folder, or Hub repo id owner/name.
         revision: Branch, tag or commit on the Hub.
+        subfolder: Folder of the repository that the policy is in.
         device: Where to run the network; "cuda" and "tensorrt" fail rather than fall back.
         variant: Check only this graph; by default the policy as trained and all variants.
         threads: Threads per inference.
@@ -54,7 +56,14 @@ def verify(
         json: Print one line of JSON to stdout instead of tables.
     """
     report = verify_policy(
-        policy, revision=revision, device=device, variant=variant, threads=threads, tolerance=tolerance, strict=False
+        policy,
+        revision=revision,
+        subfolder=subfolder,
+        device=device,
+        variant=variant,
+        threads=threads,
+        tolerance=tolerance,
+        strict=False,
     )
     if json:
         print_json({"policy": policy, "device": device, "threads": threads, **_plain(report)})
@@ -108,8 +117,6 @@ def _print_report(policy: str, report: VerifyReport) -> None:
             print(f"{graph.file} was not run: {graph.failure}")
         if graph.near_ties:
             print(f"{graph.file}: {graph.near_ties} inputs left out; their best two chunks are worth nearly the same.")
-        if graph.same_spec is False:
-            print(f"{graph.file}: config.json has been changed since the export.")
     if not report.uncompared and not all(graph.compared for graph in report.graphs if graph.provider):
         print("* acts differently on purpose: so it may differ from the golden actions")
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from meam_policy.diagnosis.verify_report import GraphReport, VerifyReport
 from meam_policy.errors import ActionError, ConfigError, FormatError, MeamError, NotFoundError, ParityError
 from meam_policy.folder.golden import Golden
-from meam_policy.folder.policy_folder import locate_policy, read_graph, read_spec, verify_files
+from meam_policy.folder.policy_folder import Config, locate_policy, read_config, read_graph, verify_files
 from meam_policy.graph.graph_check import check_graph
+from meam_policy.graph.graph_identity import SPEC_HASH
 from meam_policy.inference.providers import Device
 from meam_policy.inference.session import PolicySession
 from meam_policy.spec import PolicySpec
@@ -44,6 +45,7 @@ def verify_policy(
     path_or_repo_id: str | os.PathLike[str],
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
     variant: str | None = None,
     device: Device = "cpu",
     threads: int = 1,
@@ -60,6 +62,7 @@ def verify_policy(
     Args:
         path_or_repo_id: A policy folder, or a Hub repo id "owner/name".
         revision: Branch, tag or commit on the Hub.
+        subfolder: Folder that the policy is in, of a repository or a folder that holds several.
         variant: Check only this variant; None for the policy and all its variants.
         device: Where to run; "cuda" and "tensorrt" fail rather than fall back.
         threads: Threads per inference.
@@ -81,8 +84,10 @@ def verify_policy(
         raise ConfigError(f"tolerance is {tolerance}; expected a number above 0.")
     if calls < 1:
         raise ConfigError(f"calls is {calls}; expected 1 or more.")
-    folder = locate_policy(path_or_repo_id, revision=revision, variants=None if variant is None else (variant,))
-    spec = read_spec(folder)
+    wanted = None if variant is None else (variant,)
+    folder = locate_policy(path_or_repo_id, revision=revision, subfolder=subfolder, variants=wanted)
+    config = read_config(folder)
+    spec = config.spec
     spec.select(variant)
     missing = verify_files(folder, spec)
     try:
@@ -93,9 +98,10 @@ def verify_policy(
     for name in [None, *spec.variants] if variant is None else [variant]:
         selected, file = spec.select(name)
         try:
-            session = PolicySession(read_graph(folder, spec, file), selected, device, threads, name=file)
+            graph, identity = read_graph(folder, spec, file), config.graph_identity(name)
+            session = PolicySession(graph, selected, device, threads, name=file, identity=identity)
         except (NotFoundError, FormatError) as error:
-            graphs.append(_unloaded_graph(folder, spec, name, error))
+            graphs.append(_unloaded_graph(folder, config, name, error))
         else:
             graphs.append(_measure_graph(folder, spec, name, session, golden, tolerance, calls))
     report = VerifyReport(
@@ -113,17 +119,19 @@ def verify_policy(
     return report
 
 
-def _unloaded_graph(folder: Path, spec: PolicySpec, variant: str | None, failure: MeamError) -> GraphReport:
+def _unloaded_graph(folder: Path, config: Config, variant: str | None, failure: MeamError) -> GraphReport:
     """What is known of a graph that is missing, or cannot be loaded here."""
+    spec = config.spec
     _, file = spec.select(variant)
     structure = None
     with contextlib.suppress(NotFoundError, FormatError):
         structure = check_graph(read_graph(folder, spec, file), file)
+    exported_with = structure.metadata.get(SPEC_HASH) if structure else None
     return GraphReport(
         variant=variant,
         file=file,
         structure=structure,
-        same_spec=None,
+        same_spec=None if exported_with is None else exported_with == config.graph_identity(variant),
         provider=None,
         precision=spec.variants[variant].precision if variant else "fp32",
         compared=False,
@@ -149,7 +157,6 @@ def _measure_graph(
 ) -> GraphReport:
     selected, file = spec.select(variant)
     structure = check_graph(read_graph(folder, spec, file), file)
-    exported_with = structure.metadata.get("spec_sha256")
     actions = _Actions(session, spec, selected, golden, tolerance)
     compared = golden.actions is not None and _acts_as_trained(spec, variant)
     precision = spec.variants[variant].precision if variant else "fp32"
@@ -166,7 +173,7 @@ def _measure_graph(
         variant=variant,
         file=file,
         structure=structure,
-        same_spec=None if exported_with is None else exported_with == selected.identity,
+        same_spec=True if SPEC_HASH in structure.metadata else None,  # otherwise it is not loaded
         provider=session.provider,
         precision=precision,
         compared=compared,

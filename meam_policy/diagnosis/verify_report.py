@@ -20,8 +20,8 @@ class GraphReport:
         variant: Its name; None for the policy as trained.
         file: Its file.
         structure: Summary of the graph; None if it is missing or broken.
-        same_spec: Whether it was exported with this very `config.json`; None if it does not record that, or was not
-            loaded.
+        same_spec: Whether it was exported with this very `config.json`, without which it is not run; None if it does
+            not record that, or is missing or broken.
         provider: The execution provider that ran it; None if it cannot be loaded, and then nothing below is known.
         precision: Precision of its weights.
         compared: Whether it must return the golden actions: it is integrated like the policy as trained, in float32.

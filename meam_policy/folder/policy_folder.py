@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
-from collections.abc import Collection
-from functools import partial
+from collections.abc import Collection, Mapping
+from functools import cache, partial
 from pathlib import Path
 from shlex import quote
+from typing import Any, NamedTuple
 
-from meam_policy.errors import ConfigError, IntegrityError, NotFoundError
+from meam_policy.atomic_files import atomic_folder
+from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoundError, OutputError
 from meam_policy.folder.hub import download_policy
+from meam_policy.folder.safetensors_reader import check_arrays
 from meam_policy.spec import GRAPH_FILE, PolicySpec
+from meam_policy.spec.json_reader import parse_object
+from meam_policy.spec.sound_numbers import require_sound_numbers
 
 __all__ = [
     "CONFIG_FILE",
@@ -20,46 +26,82 @@ __all__ = [
     "LADDER_FILE",
     "MODEL_FILE",
     "POLICY_FILES",
+    "Config",
+    "FoundPolicy",
+    "check_output_folder",
+    "checked_subfolder",
+    "find_policy",
     "locate_policy",
+    "read_config",
     "read_graph",
+    "read_policy_files",
     "read_spec",
     "sha256",
     "verify_files",
+    "write_policy_files",
 ]
 
 CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+"""The model card."""
 MODEL_FILE = "model.safetensors"
 LADDER_FILE = "ladder.png"
 """The figure of the variants."""
-POLICY_FILES = (CONFIG_FILE, GRAPH_FILE, MODEL_FILE, "golden.safetensors", "README.md", LADDER_FILE)
+POLICY_FILES = (CONFIG_FILE, GRAPH_FILE, MODEL_FILE, "golden.safetensors", CARD_FILE, LADDER_FILE)
 """Every file of a policy folder but the graphs of its variants, which `config.json` names; the last is optional."""
+
+_UNHASHED = (CONFIG_FILE, CARD_FILE, LADDER_FILE)
+"""Files whose hashes `config.json` cannot or does not record: itself, and what people may edit."""
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
+_log = logging.getLogger(__name__)
 
-def locate_policy(
+
+class FoundPolicy(NamedTuple):
+    """Where a policy is.
+
+    Attributes:
+        folder: Its folder, which exists.
+        commit: The commit on the Hub that the folder is of; None for a folder on this machine.
+    """
+
+    folder: Path
+    commit: str | None
+
+
+def locate_policy(path_or_repo_id: str | os.PathLike[str], **options: Any) -> Path:
+    """Find a policy folder on this machine, as `find_policy` does, with the same arguments and errors."""
+    return find_policy(path_or_repo_id, **options).folder
+
+
+def find_policy(
     path_or_repo_id: str | os.PathLike[str],
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
     variants: Collection[str] | None = (),
-) -> Path:
+    complete: bool = False,
+) -> FoundPolicy:
     """Find a policy folder on this machine, downloading it from the Hugging Face Hub if needed.
 
     An existing folder always wins. Otherwise text of the form "owner/name" is a repo id, unless a folder "owner"
-    exists here; everything else is a path. The remaining arguments are those of `huggingface_hub.hf_hub_download`, but
-    for `variants`: names of those whose graphs are needed too, or None for all of them.
+    exists here; everything else is a path. Where a name could be either, which it was is logged once. The remaining
+    arguments are those of `huggingface_hub.hf_hub_download`, but for `variants`: names of those whose graphs are needed
+    too, or None for all of them; and `complete`: whether every file is needed that `config.json` names.
 
     Returns:
-        The folder, which exists; its contents are not checked yet.
+        The folder, whose contents are not checked yet, and its commit.
 
     Raises:
         NotFoundError: a path that is empty, not a folder or that of a training run, or a repository without a policy.
         HubError: the Hub could not deliver the policy.
-        ConfigError: it is no text and no path, or the revision is empty, or given for a folder on this machine.
+        ConfigError: it is no text and no path, the revision is empty, or given for a folder on this machine, or the
+            subfolder is no relative path.
     """
     if not isinstance(path_or_repo_id, (str, os.PathLike)):
         raise ConfigError(
@@ -73,36 +115,64 @@ def locate_policy(
         )
     if revision is not None and not revision.strip():
         raise ConfigError(f"revision is {revision!r}; expected a branch, tag or commit on the Hub, or None for main.")
-    path = Path(path_or_repo_id).expanduser()
+    subfolder = checked_subfolder(subfolder)
+    root = Path(path_or_repo_id).expanduser()
+    path = root / (subfolder or "")
     _refuse_training(path)
-    if path.is_dir():
+    text = path_or_repo_id if isinstance(path_or_repo_id, str) else ""
+    either = _REPO_ID.fullmatch(text) is not None and root.parent.name not in ("", ".", "..")
+    if root.is_dir() and path.is_dir():
         if revision is not None:
             raise ConfigError(
                 f'revision is "{revision}", but {path} is a folder on this machine, which has none; leave it out, or '
                 "give a Hub repo id owner/name."
             )
-        return path
-    text = path_or_repo_id if isinstance(path_or_repo_id, str) else ""
-    if not _REPO_ID.fullmatch(text) or path.parent.name in ("", ".", "..") or path.parent.is_dir():
+        if either:
+            _log_once(f"{text} is the folder {root.absolute()} on this machine, not the Hub's repository of that name.")
+        return FoundPolicy(path, None)
+    if root.is_dir() or not either or root.parent.is_dir():
         seen = "is a file, not a folder" if path.exists() else "does not exist"
         raise NotFoundError(
             f"The policy folder {path} {seen}. Give the folder that `meam export` wrote, or a Hub repo id owner/name."
         )
-    get = partial(download_policy, text, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-    folder = get((CONFIG_FILE, GRAPH_FILE), POLICY_FILES[2:], revision=revision, force_download=force_download)
-    if variants is None or variants:
-        spec = read_spec(folder)
-        names = spec.variants if variants is None else variants
-        files = {spec.select(name)[1] for name in names}
+    get = partial(download_policy, text, subfolder=subfolder, token=token, cache_dir=cache_dir)
+    get = partial(get, local_files_only=local_files_only, force_download=force_download)
+    found = FoundPolicy(*get((CONFIG_FILE, GRAPH_FILE), POLICY_FILES[2:], revision=revision))
+    _log_once(f"{text} is the repository on the Hub, at commit {found.commit}; there is no such folder here.")
+    if variants is None or variants or complete:
+        spec = read_spec(found.folder)
+        files = {spec.select(name)[1] for name in (spec.variants if variants is None else variants)}
+        files |= set(spec.files if complete else ())
         required = (CONFIG_FILE, GRAPH_FILE, *sorted(files - {GRAPH_FILE}))
         try:  # of the very commit that config.json came from
-            get(required, (), revision=folder.name, force_download=force_download)
+            get(required, (), revision=found.commit)
         except NotFoundError as error:
             raise NotFoundError(
-                f"{text} at commit {folder.name} lacks one of the graphs that its config.json names: "
+                f"{text} at commit {found.commit} lacks one of the files that its config.json names: "
                 f"{', '.join(required[2:])}. Upload the whole policy folder again."
             ) from error
-    return folder
+    return found
+
+
+def checked_subfolder(subfolder: str | None) -> str | None:
+    """The path of a folder within a repository, or within a folder of policies.
+
+    Raises:
+        ConfigError: it is no text, or no plain relative path with forward slashes.
+    """
+    if subfolder is None:
+        return None
+    parts = subfolder.split("/") if isinstance(subfolder, str) else [""]
+    if not all(re.fullmatch(r"[^\\:\x00-\x1f\s.][^\\:\x00-\x1f]*", part) for part in parts):
+        raise ConfigError(
+            f'subfolder is {subfolder!r}; expected the path of a folder in the repository, e.g. "ant" or "mazes/ant".'
+        )
+    return subfolder
+
+
+@cache
+def _log_once(message: str) -> None:
+    _log.info(message)
 
 
 def _refuse_training(path: Path) -> None:
@@ -123,9 +193,40 @@ def read_spec(folder: Path) -> PolicySpec:
 
     Raises:
         NotFoundError: there is none.
-        FormatError: it does not have the expected format.
+        FormatError: it does not have the expected format, or a number in it is none that a machine may be moved by.
     """
-    return PolicySpec.from_json(_read(folder, CONFIG_FILE))
+    return read_config(folder).spec
+
+
+class Config(NamedTuple):
+    """A `config.json`.
+
+    Attributes:
+        spec: What it says.
+        data: The object in it.
+        text: The file.
+    """
+
+    spec: PolicySpec
+    data: dict[str, Any]
+    text: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Its hash, which says what export it is of: it has the hashes of all that acts."""
+        return sha256(self.text)
+
+    def graph_identity(self, variant: str | None) -> str:
+        """What the graph of a variant, or of the policy, must carry as `spec_sha256`."""
+        return self.spec.select(variant)[0].identity_in(self.data)
+
+
+def read_config(folder: Path) -> Config:
+    """Read the folder's `config.json`, with the same errors as `read_spec`."""
+    text = _read(folder, CONFIG_FILE)
+    spec = PolicySpec.from_json(text)
+    require_sound_numbers(spec)
+    return Config(spec, parse_object(text), text)
 
 
 def read_graph(folder: Path, spec: PolicySpec, file: str = GRAPH_FILE) -> bytes:
@@ -139,7 +240,7 @@ def read_graph(folder: Path, spec: PolicySpec, file: str = GRAPH_FILE) -> bytes:
 
 
 def verify_files(folder: Path, spec: PolicySpec) -> tuple[str, ...]:
-    """Check the hash of every file that exists and has one recorded in `config.json`.
+    """Check the hash of every file that exists and has one recorded in `config.json`, and the header of the weights.
 
     Returns:
         The missing files, of those that a complete policy folder has or `config.json` names. Only `policy.onnx` is
@@ -147,6 +248,7 @@ def verify_files(folder: Path, spec: PolicySpec) -> tuple[str, ...]:
 
     Raises:
         IntegrityError: the hash of a file is not the one that `config.json` records.
+        FormatError: the weights are no safetensors file of float32 arrays.
     """
     names = dict.fromkeys((*POLICY_FILES, *spec.files))
     missing = tuple(
@@ -154,8 +256,76 @@ def verify_files(folder: Path, spec: PolicySpec) -> tuple[str, ...]:
     )
     for name, expected in spec.files.items():
         if name not in missing:
-            _read_checked(folder, name, expected)
+            data = _read_checked(folder, name, expected)
+            if name == MODEL_FILE:
+                check_arrays(data, name, empty=True)
     return missing
+
+
+def read_policy_files(folder: Path) -> dict[str, bytes]:
+    """Read the files that make up a policy, by name, and nothing else that lies in its folder.
+
+    Raises:
+        NotFoundError: there is no policy, or a file is missing that `config.json` names.
+        IntegrityError: the hash of a file is not the one that `config.json` records.
+        FormatError: `config.json` is broken or names a file that no policy has, or a file is a link to elsewhere.
+    """
+    _refuse_link(folder / CONFIG_FILE)
+    config = read_config(folder)
+    spec = config.spec
+    graphs = {variant.file for variant in spec.variants.values() if variant.file.endswith(".onnx")}
+    foreign = sorted(set(spec.files) - graphs - set(POLICY_FILES) | set(spec.files) & {CONFIG_FILE})
+    if foreign:
+        raise FormatError(
+            f"{folder / CONFIG_FILE} names {', '.join(foreign)} among its files; expected "
+            f"{', '.join(POLICY_FILES[1:])} and the graphs of its variants (.onnx). Export the policy again."
+        )
+    files = {CONFIG_FILE: config.text}
+    for name in dict.fromkeys((GRAPH_FILE, *spec.files)):
+        _refuse_link(folder / name)
+        files[name] = _read_checked(folder, name, spec.files.get(name))
+    for name in _UNHASHED[1:]:
+        _refuse_link(folder / name)
+        if name not in files and (folder / name).exists():
+            files[name] = _read(folder, name)
+    return files
+
+
+def _refuse_link(path: Path) -> None:
+    if not path.is_symlink():
+        return
+    storage = path.resolve().parent
+    # The Hub's cache is made of links to where it keeps the contents.
+    if storage.name != "blobs" or storage.parent not in path.parent.resolve().parents:
+        raise FormatError(f"{path} is a symbolic link to {path.resolve()}; expected a file. Put a copy in its place.")
+
+
+def check_output_folder(folder: Path) -> None:
+    """Refuse an output folder that is not empty.
+
+    Raises:
+        OutputError: the path exists and is not an empty folder.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() or folder.is_symlink():
+        what = "a policy" if (folder / CONFIG_FILE).is_file() else "something"
+        raise OutputError(f"{folder} already holds {what}. Choose another output folder, or delete it first.")
+
+
+def write_policy_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a policy folder; `config.json` appears last, since it makes the folder a policy.
+
+    Raises:
+        OutputError: the path exists and is not an empty folder, or cannot be written.
+    """
+    check_output_folder(folder)
+    try:
+        with atomic_folder(folder, last=CONFIG_FILE) as hidden:
+            for name, data in files.items():
+                (hidden / name).write_bytes(data)
+    except OSError as error:
+        raise OutputError(f"The policy folder {folder} cannot be written: {error.strerror or error}.") from error
 
 
 def _read_checked(folder: Path, name: str, expected: str | None) -> bytes:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from meam_policy.errors import FormatError
 
-__all__ = ["read_arrays"]
+__all__ = ["check_arrays", "read_arrays"]
 
 MAX_HEADER_BYTES = 2**20
 """Some hundreds of bytes describe an array."""
@@ -21,17 +21,32 @@ _LENGTH_BYTES, _FLOAT_BYTES = 8, 4
 
 
 def read_arrays(data: bytes, name: str) -> dict[str, NDArray[np.float32]]:
-    """Read float32 arrays from the bytes of a safetensors file.
+    """Read float32 arrays from the bytes of a safetensors file, after `check_arrays`, with its arguments and errors.
 
-    Stricter than the format: other element types, arrays without elements and fields that the format does not define
-    are refused. What is accepted, the safetensors library reads in the same way.
+    Returns:
+        The arrays by name, as copies.
+    """
+    values = memoryview(data)[_LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little") :]
+    return {
+        key: np.frombuffer(values[start:end], "<f4").astype(np.float32).reshape(shape)
+        for key, (shape, start, end) in check_arrays(data, name).items()
+    }
+
+
+def check_arrays(data: bytes, name: str, *, empty: bool = False) -> dict[str, tuple[tuple[int, ...], int, int]]:
+    """Check the bytes of a safetensors file: that its header describes what follows it, and nothing else.
+
+    Stricter than the format: other element types than float32 and fields that the format does not define are refused,
+    and so are arrays without elements unless they are allowed. What is accepted, the safetensors library reads in the
+    same way.
 
     Args:
         data: The whole file.
         name: Name of the file in error messages.
+        empty: Whether an array may have no elements, as a buffer of a network may.
 
     Returns:
-        The arrays by name, as copies.
+        Shape, first byte and end of every array, by name, counted from the end of the header.
 
     Raises:
         FormatError: the file is not safetensors, is truncated, or holds anything but float32 arrays.
@@ -44,23 +59,21 @@ def read_arrays(data: bytes, name: str) -> dict[str, NDArray[np.float32]]:
     most = min(len(data) - _LENGTH_BYTES, MAX_HEADER_BYTES)
     if length > most:
         _refuse(name, f"its header is {length} bytes long; expected at most {most}")
-    values = data[_LENGTH_BYTES + length :]
-    arrays: dict[str, NDArray[np.float32]] = {}
+    size = len(data) - _LENGTH_BYTES - length
     position = 0
-    entries = _read_header(data[_LENGTH_BYTES : _LENGTH_BYTES + length], name)
+    entries = _read_header(data[_LENGTH_BYTES : _LENGTH_BYTES + length], name, 0 if empty else 1)
     for key, (shape, start, end) in sorted(entries.items(), key=lambda entry: entry[1][1]):
-        if start != position or end > len(values):
-            _refuse(name, f'"{key}" is at bytes {start} to {end} of {len(values)}; expected it to begin at {position}')
+        if start != position or end > size:
+            _refuse(name, f'"{key}" is at bytes {start} to {end} of {size}; expected it to begin at {position}')
         if end - start != _FLOAT_BYTES * math.prod(shape):
             _refuse(name, f'"{key}" has {end - start} bytes; expected those of a float32 array {list(shape)}')
-        arrays[key] = np.frombuffer(values[start:end], "<f4").astype(np.float32).reshape(shape)
         position = end
-    if position != len(values):
-        _refuse(name, f"{len(values) - position} bytes follow its last array; expected none")
-    return arrays
+    if position != size:
+        _refuse(name, f"{size - position} bytes follow its last array; expected none")
+    return entries
 
 
-def _read_header(header: bytes, name: str) -> dict[str, tuple[tuple[int, ...], int, int]]:
+def _read_header(header: bytes, name: str, least: int) -> dict[str, tuple[tuple[int, ...], int, int]]:
     """Shape, first byte and end of every array."""
     try:
         entries = json.loads(header.decode(), object_pairs_hook=_unique, parse_int=_natural)
@@ -76,18 +89,18 @@ def _read_header(header: bytes, name: str) -> dict[str, tuple[tuple[int, ...], i
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _refuse(name, "its __metadata__ is not an object of texts")
-    return {key: _read_entry(entry, f'{name}: "{key}"') for key, entry in entries.items()}
+    return {key: _read_entry(entry, f'{name}: "{key}"', least) for key, entry in entries.items()}
 
 
-def _read_entry(entry: Any, name: str) -> tuple[tuple[int, ...], int, int]:
+def _read_entry(entry: Any, name: str, least: int) -> tuple[tuple[int, ...], int, int]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         _refuse(name, "it is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype != "F32":
         raise FormatError(f"{name} has the dtype {str(dtype)[:20]!r}; expected F32. Export the policy again.")
-    sizes = isinstance(shape, list) and len(shape) <= MAX_AXES and all(type(size) is int and size > 0 for size in shape)
-    if not sizes:
-        _refuse(name, f"its shape is {str(shape)[:60]}; expected at most {MAX_AXES} sizes of 1 or more")
+    sizes = isinstance(shape, list) and len(shape) <= MAX_AXES
+    if not sizes or not all(type(size) is int and size >= least for size in shape):
+        _refuse(name, f"its shape is {str(shape)[:60]}; expected at most {MAX_AXES} sizes of {least} or more")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
         _refuse(name, f"its data_offsets are {str(offsets)[:60]}; expected two numbers")
     return tuple(shape), offsets[0], offsets[1]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from meam_policy.errors import ActionError, ConfigError, DeviceError, FormatError, VersionError
 from meam_policy.graph.graph_check import GraphSummary, check_graph
+from meam_policy.graph.graph_identity import check_identity
 from meam_policy.inference.process import require_process
 from meam_policy.inference.providers import Device, import_onnxruntime, needs_gpu, provider_list, require_provider
 from meam_policy.inference.versions import load_failure
@@ -70,10 +71,12 @@ class PolicySession:
         tf32: Let CUDA round the inputs of float32 products to TF32.
         optimization: How far the graph may be rewritten.
         name: Name of the graph's file in error messages.
+        identity: What a graph that `meam export` wrote must carry as `spec_sha256`; None compares nothing.
 
     Raises:
         FormatError: the graph is not ONNX, holds something that no policy needs, has other inputs and outputs than
             those of the policy format, or names its numbers otherwise than the spec.
+        IntegrityError: it was exported with another config.json.
         VersionError: it needs a newer onnxruntime, or a newer meam-policy.
         DeviceError: the device is asked for by name, and not usable here.
         MissingExtraError: onnxruntime is not installed.
@@ -90,6 +93,7 @@ class PolicySession:
         tf32: bool = False,
         optimization: Optimization = "all",
         name: str = GRAPH_FILE,
+        identity: str | None = None,
     ) -> None:
         if threads < 1:
             raise ConfigError(f"threads is {threads}; expected 1 or more.")
@@ -102,6 +106,7 @@ class PolicySession:
         summary = check_graph(graph, name)
         names = names_metadata(spec.observation, spec.observation_names, spec.action_names, spec.observation_offset)
         check_names(names, summary.metadata, name)
+        check_identity(summary, identity, name)
         options = _options(threads, fixed_batch, spec.integration.best_of, optimization)
         if needs_gpu(device):
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if fixed_batch else "0")

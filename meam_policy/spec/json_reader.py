@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from meam_policy.errors import FormatError
 
-__all__ = ["JsonReader", "parse_object", "require", "with_new_names"]
+__all__ = ["JsonReader", "as_written", "parse_object", "require", "with_new_names"]
 
 MAX_CONFIG_BYTES = 64 * 2**20
 
@@ -25,6 +26,7 @@ def require(condition: bool, name: str, seen: object, expected: str) -> None:
 
 
 _RENAMED = {"flow_steps": "nfe", "inpainting": "takes_prefix"}
+"""Fields by the names that earlier versions wrote."""
 
 
 def with_new_names(data: Any) -> Any:
@@ -65,6 +67,18 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise FormatError(f"config.json holds a {type(data).__name__}; expected an object of settings.")
     return data
+
+
+def as_written(data: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Those fields of an object that a file has, under the names by which the file has them.
+
+    Args:
+        data: The object, with current names.
+        names: The names in the file, which an earlier version may have written.
+    """
+    earlier = {new: old for old, new in _RENAMED.items() if old in names}
+    written = {earlier.get(name, name): value for name, value in data.items()}
+    return {name: value for name, value in written.items() if name in names}
 
 
 class JsonReader:

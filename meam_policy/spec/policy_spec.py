@@ -16,7 +16,7 @@ from meam_policy.spec.acting import ActingRule, rule_name
 from meam_policy.spec.box import BoxSpec, read_box
 from meam_policy.spec.environment_spec import EnvironmentSpec
 from meam_policy.spec.integration import MAX_STEPS, Integration
-from meam_policy.spec.json_reader import JsonReader, parse_object, require, with_new_names
+from meam_policy.spec.json_reader import JsonReader, as_written, parse_object, require, with_new_names
 from meam_policy.spec.names import NamedNumber, named_numbers
 from meam_policy.spec.variant import VariantSpec
 
@@ -204,10 +204,24 @@ class PolicySpec:
     @property
     def identity(self) -> str:
         """SHA-256 (hex) of all fields but `acting`, `files` and `variants`; the policy's graphs carry it."""
+        return self._identity(None)
+
+    def identity_in(self, config: Mapping[str, Any]) -> str:
+        """The identity that the graphs carry beside a `config.json`, by which they were exported together.
+
+        Files of earlier versions lack fields, or have them under other names: what they do not have was not hashed.
+
+        Args:
+            config: The object in `config.json`; this spec was read from it, or is what one of its variants acts by.
+        """
+        return self._identity(config)
+
+    def _identity(self, config: Mapping[str, Any] | None) -> str:
         # Hashed after a round trip through JSON: 10 and 10.0 are the same rate, but different text.
         same = PolicySpec.from_json(replace(self, files={}, variants={}).to_json())
         data = json.loads(same.to_json())
         del data["acting"]  # whoever draws the noise follows it: no graph depends on it
+        data = data if config is None else as_written(data, config)
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def select(self, variant: str | None) -> tuple[PolicySpec, str]:

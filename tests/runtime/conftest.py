@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from meam_policy import BoxSpec, MeamPolicy, PolicySpec
 from meam_policy.folder.policy_folder import sha256
+from meam_policy.inference.session import PolicySession
 from meam_policy.spec import Integration, VariantSpec
 
 UNIT_BOX = BoxSpec(shape=(2,), dtype="float32", low=(-1.0, -1.0), high=(1.0, 1.0))
@@ -130,6 +131,10 @@ class LinearPolicy:
 
     def load(self, **arguments: Any) -> MeamPolicy:
         return MeamPolicy.from_pretrained(self.folder, **arguments)
+
+    def unchecked(self, **arguments: Any) -> MeamPolicy:
+        """The policy without the checks of its folder: with numbers that no folder may have."""
+        return MeamPolicy(self.spec, PolicySession(self.graph, self.spec), **arguments)
 
     def samples(self, rows: Any, noise: Any = 0.0) -> NDArray[np.float64]:
         """The chunks [batch, best_of, chunk_size, action_dim] for observation rows, in float64 and with NumPy."""

@@ -268,6 +268,7 @@ def test_an_existing_run_is_not_overwritten(dataset, make_config, tmp_path):
 def test_a_run_begun_when_settings_without_effect_were_accepted_goes_on(dataset, make_config, tmp_path):
     config = make_config(steps=3)
     last = train(config, dataset, tmp_path)
+    (last.path / "hashes.json").unlink()
     for file in (tmp_path / "config.json", last.path / "train_config.json"):
         written = json.loads(file.read_text())
         file.write_text(json.dumps({**written, "sde_steps": 5, "offline_share": 0.5, "edit_target_entropy": 3.0}))

@@ -11,7 +11,9 @@ from meam_export.triton.config_text import TritonDevice, config_text, is_as_writ
 from meam_export.triton.signature import Signature, Tensor, check_signature, read_signature
 from meam_policy.atomic_files import atomic_folder, given_folder, write_atomically
 from meam_policy.errors import ConfigError, OutputError
-from meam_policy.folder.policy_folder import GRAPH_FILE, locate_policy, read_graph, read_spec
+from meam_policy.folder.policy_folder import GRAPH_FILE, locate_policy, read_config, read_graph
+from meam_policy.graph.graph_check import check_graph
+from meam_policy.graph.graph_identity import check_identity
 
 __all__ = ["write_triton_repository"]
 
@@ -71,10 +73,11 @@ def write_triton_repository(
     if device not in get_args(TritonDevice):
         raise ConfigError(f"device is {device!r}; expected one of {', '.join(get_args(TritonDevice))}.")
     folder = locate_policy(policy_folder)
-    spec = read_spec(folder)
-    graph = read_graph(folder, spec)
+    config = read_config(folder)
+    spec, graph = config.spec, read_graph(folder, config.spec)
     signature = read_signature(graph, GRAPH_FILE)
     check_signature(signature, spec)
+    check_identity(check_graph(graph), config.graph_identity(None), GRAPH_FILE)
     model = given_folder("repository", repository).absolute() / _model_name(policy_folder, model_name)
     version = _next_version(model, signature)
     config = config_text(

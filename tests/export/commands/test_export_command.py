@@ -168,6 +168,7 @@ def test_episodes_need_variants_and_an_environment(
     text = refused(capsys, run_folder, "--output-dir", target, "--episodes", "-1", "--ladder")
     assert "episodes is -1; expected 0 or more" in text
     homeless = Path(shutil.copytree(checkpoint.path, tmp_path / "run/checkpoints" / checkpoint.path.name))
+    (homeless / "hashes.json").unlink()
     spec = replace(checkpoint.spec, environment_id=None)
     (homeless / "policy_spec.json").write_text(spec.to_json())
     text = refused(capsys, str(homeless), "--output-dir", target, "--episodes", "2", "--ladder")

@@ -59,6 +59,11 @@ Shape = Sequence[str | int]
 
 def make_policy(folder: Path, graph: bytes, **changes: Any) -> Path:
     folder.mkdir(parents=True)
+    model = onnx.load_from_string(graph) if changes else None
+    if model is not None:  # as if it had been exported so
+        for entry in model.metadata_props:
+            entry.value = replace(SPEC, **changes).identity if entry.key == "spec_sha256" else entry.value
+        graph = model.SerializeToString()
     spec = replace(SPEC, **changes, files={"policy.onnx": sha256(graph)})
     (folder / "policy.onnx").write_bytes(graph)
     (folder / "config.json").write_text(spec.to_json())

@@ -203,10 +203,10 @@ def test_chunk_that_is_not_finite_stops_only_its_slot(make_policy, through):
 
 def test_sums_that_overflow_are_not_taken_for_infinite_actions(make_policy):
     action = BoxSpec((2,), "float32", (-np.inf,) * 2, (np.inf,) * 2)
-    policy = make_policy(action=action, weight=np.full((3, 8), 1e38), noise_weight=np.zeros((8, 8))).load()
+    policy = make_policy(action=action, weight=np.full((3, 8), 1e38), noise_weight=np.zeros((8, 8))).unchecked()
     np.testing.assert_allclose(policy.act([1, 1, 1]), [3e38, 3e38], rtol=1e-6)
     # Infinities of both signs.
-    mixed = make_policy(action=action, weight=[[3e38, -3e38] * 4] * 3, noise_weight=np.zeros((8, 8))).load()
+    mixed = make_policy(action=action, weight=[[3e38, -3e38] * 4] * 3, noise_weight=np.zeros((8, 8))).unchecked()
     with pytest.raises(ActionError):
         mixed.act([1, 1, 1])
 
@@ -241,7 +241,7 @@ def test_nothing_but_finite_actions_within_the_bounds_leaves_a_policy(make_polic
     def check(batches, reactions, limit, rate):
         chosen = SafetySettings(*reactions, unfamiliarity_limit=limit, rate_limit=rate)
         if chosen not in policies:
-            policies[chosen] = linear.load(safety=chosen, seed=0)
+            policies[chosen] = linear.unchecked(safety=chosen, seed=0)
         policy = policies[chosen]
         policy.reset()
         for rows in batches:
@@ -262,7 +262,7 @@ def test_nothing_but_finite_actions_within_the_bounds_leaves_a_policy(make_polic
 
 
 def test_judging_warns_of_nothing(make_policy):
-    policy = make_policy(observation_std=(1e-300, 1.0, 1.0)).load(safety=HOLD)
+    policy = make_policy(observation_std=(1e-300, 1.0, 1.0)).unchecked(safety=HOLD)
     signalling = np.array([0, 0x7FA00000, 0], np.uint32).view(np.float32)
     np.testing.assert_array_equal(policy.act(signalling), [0, 0])
     policy.act([1e30, 0, 0])
@@ -286,7 +286,8 @@ def widest(dtype):
 
 
 def test_large_action_stays_finite_in_a_float16_box_without_bounds(make_policy):
-    policy = make_policy(action=widest("float16"), weight=np.full((3, 8), 1e6), noise_weight=np.zeros((8, 8))).load()
+    weights = {"weight": np.full((3, 8), 1e6), "noise_weight": np.zeros((8, 8))}
+    policy = make_policy(action=widest("float16"), **weights).unchecked()
     largest = np.finfo(np.float16).max
     np.testing.assert_array_equal(policy.act([1, 1, 1]), [largest, largest])
     policy.reset()

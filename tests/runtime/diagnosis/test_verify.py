@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -19,6 +20,7 @@ from meam_policy import (
     ParityError,
     PolicySpec,
     VersionError,
+    cli,
 )
 from meam_policy.commands.verify import run
 from meam_policy.diagnosis import verify
@@ -26,11 +28,14 @@ from meam_policy.diagnosis.verify import TOLERANCE, verify_policy
 from meam_policy.folder.golden import Golden
 from meam_policy.folder.policy_folder import sha256
 from meam_policy.inference.session import PolicySession
+from meam_policy.spec import ActingRule
 
 pytest.importorskip("onnxruntime")
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 COUNT = 5
+WEIGHTS = (2).to_bytes(8, "little") + b"{}"
+"""A safetensors file without arrays."""
 WIDE = BoxSpec(shape=(2,), dtype="float32", low=(-4.0, -4.0), high=(4.0, 4.0))
 
 
@@ -158,7 +163,7 @@ def test_tolerance_may_be_chosen(linear):
 
 @pytest.mark.parametrize("name", ["policy.onnx", "golden.safetensors", "model.safetensors"])
 def test_file_with_another_hash_is_refused_before_any_graph_is_loaded(linear, monkeypatch, name):
-    put(linear.folder, "model.safetensors", b"networks")
+    put(linear.folder, "model.safetensors", WEIGHTS)
     data = bytearray((linear.folder / name).read_bytes())
     data[-1] ^= 1
     (linear.folder / name).write_bytes(data)
@@ -278,7 +283,7 @@ def test_what_is_there_of_an_incomplete_folder_is_checked(make_policy):
 
 
 def test_missing_weights_and_card_are_named_and_no_failure(linear):
-    put(linear.folder, "model.safetensors", b"networks")
+    put(linear.folder, "model.safetensors", WEIGHTS)
     (linear.folder / "model.safetensors").unlink()
     report = verify_policy(linear.folder, calls=1)
     assert report.missing == ("model.safetensors", "README.md")
@@ -441,12 +446,76 @@ def test_variant_with_more_chunks_takes_noise_of_its_own(linear, make_policy):
     assert graph.batch_difference is not None
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_graph_that_was_exported_with_another_config_is_told(linear, same):
+def tell_identity(linear, identity):
     model = onnx.load_from_string(linear.graph)
-    onnx.helper.set_model_props(model, {"spec_sha256": linear.spec.identity if same else "0" * 64})
+    onnx.helper.set_model_props(model, {"spec_sha256": identity})
     put(linear.folder, "policy.onnx", model.SerializeToString())
-    assert verify_policy(linear.folder).graphs[0].same_spec is same
+
+
+def test_graph_that_was_exported_with_this_config_is_told(linear):
+    tell_identity(linear, linear.spec.identity)
+    assert verify_policy(linear.folder).graphs[0].same_spec is True
+
+
+def test_graph_that_was_exported_with_another_config_fails_and_is_not_run(linear, capfd):
+    tell_identity(linear, "0" * 64)
+    with pytest.raises(IntegrityError, match=r"policy.onnx was exported with another config.json: its spec_sha256"):
+        verify_policy(linear.folder)
+    with pytest.raises(IntegrityError, match=r"policy.onnx was exported with another config.json"):
+        linear.load()
+    (graph,) = verify_policy(linear.folder, strict=False).graphs
+    assert (graph.same_spec, graph.provider) == (False, None)
+    for command in ("verify", "info"):
+        assert cli.run([command, str(linear.folder)]) == 2
+        assert "was exported with another config.json" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"execute_steps": 3}, {"action_scale": (1.0, 5.0)}, {"control_rate_hz": 7.0}])
+def test_a_config_edited_since_the_export_is_refused_for_every_graph(linear, make_policy, change):
+    linear.add_variant("k9", linear.graph)
+    tell_identity(linear, linear.spec.identity)
+    config = linear.folder / "config.json"
+    edited = dataclasses.replace(PolicySpec.from_json(config.read_bytes()), **change)
+    config.write_text(edited.to_json())
+    with pytest.raises(IntegrityError, match="another config.json"):
+        linear.load()
+
+
+def test_an_edited_acting_rule_is_another_rule_for_the_same_graph(linear):
+    tell_identity(linear, linear.spec.identity)
+    config = linear.folder / "config.json"
+    edited = dataclasses.replace(PolicySpec.from_json(config.read_bytes()), acting=ActingRule(0.5))
+    config.write_text(edited.to_json())
+    assert linear.load().spec.acting.noise_scale == 0.5
+
+
+def test_folders_of_earlier_versions_carry_the_identity_of_the_fields_that_they_have(linear):
+    """As written before the number of evaluations was called nfe, and before acting rules and licences."""
+    data = json.loads((linear.folder / "config.json").read_bytes())
+    data["flow_steps"] = data.pop("nfe")
+    for later in ("acting", "license", "best_of"):
+        del data[later]
+    hashed = json.dumps({**data, "files": {}, "variants": {}}, sort_keys=True)
+    tell_identity(linear, hashlib.sha256(hashed.encode()).hexdigest())
+    data["files"] = json.loads((linear.folder / "config.json").read_bytes())["files"]
+    (linear.folder / "config.json").write_text(json.dumps(data))
+    assert verify_policy(linear.folder).graphs[0].same_spec is True
+    data["execute_steps"] = 3
+    (linear.folder / "config.json").write_text(json.dumps(data))
+    with pytest.raises(IntegrityError, match="another config.json"):
+        linear.load()
+
+
+@pytest.mark.parametrize(
+    "broken", [b"networks", b"\x80\x04pickle", WEIGHTS + b"x", (2**63).to_bytes(8, "little") + b"{}"]
+)
+def test_weights_that_are_no_safetensors_file_are_refused(linear, broken, capfd):
+    put(linear.folder, "model.safetensors", broken)
+    with pytest.raises(FormatError, match=r"model\.safetensors is not a valid safetensors file"):
+        verify_policy(linear.folder)
+    for command in ("verify", "info"):
+        assert cli.run([command, str(linear.folder)]) == 2
+        assert "model.safetensors" in capfd.readouterr().err
 
 
 class Clock:

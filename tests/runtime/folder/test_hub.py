@@ -1,175 +1,25 @@
-"""Loading from the Hub: the real client, against a server on the loopback interface that speaks its protocol."""
+"""Loading from the Hub: the real client, against the server of conftest.py."""
 
-import hashlib
-import json
-import re
+import logging
 import threading
+import time
 import traceback
 import warnings
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from meam_policy import ConfigError, FormatError, HubError, IntegrityError, MeamPolicy, NotFoundError
+from meam_policy import ConfigError, FormatError, HubError, IntegrityError, NotFoundError
 from meam_policy.folder import hub as hub_module
+from meam_policy.folder import policy_folder
 from meam_policy.folder.policy_folder import POLICY_FILES
 
 REPO = "robots/pockets"
 SHA, OTHER_SHA = "a1" * 20, "b2" * 20
 TOKEN = "hf_thisisnotarealtokenbutitissecret"
 OBSERVATION = np.array([0.5, -0.25, 1.0])
-
-
-def git_blob_id(content):
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-class Hub(ThreadingHTTPServer):
-    """Serves one repository; `fault` says how it misbehaves, `after` what happens once a file has been downloaded."""
-
-    daemon_threads = True
-
-    def __init__(self, commits, refs):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.commits = commits
-        self.refs = refs
-        self.fault = ""
-        self.requests = []
-        self.missing_status = 404
-        self.cuts = 0
-        self.after = {}
-        self.released = threading.Event()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, request, client_address):
-        """Stay silent: clients that give up close their connections."""
-
-    def stop(self):
-        self.released.set()
-        self.shutdown()
-        self.server_close()
-
-    def downloads(self):
-        return Counter(
-            path.split("/")[-1] for method, path, _ in self.requests if method == "GET" and "/resolve/" in path
-        )
-
-
-class Handler(BaseHTTPRequestHandler):
-    # One request a connection, so that none outlives the server.
-    protocol_version = "HTTP/1.0"
-    server: Hub  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def log_message(self, format, *args):
-        pass
-
-    def do_HEAD(self):
-        self.answer()
-
-    def do_GET(self):
-        self.answer()
-
-    def answer(self):
-        server = self.server
-        server.requests.append((self.command, self.path, self.headers.get("Authorization")))
-        if server.fault == "silent":
-            server.released.wait(120)
-            return
-        if server.fault == "portal":
-            self.reply(200, {"Content-Type": "text/html"}, b"<html>Please sign in to the hotel's network</html>")
-            return
-        if server.fault.isdigit():
-            self.reply(int(server.fault), {})
-            return
-        if server.fault == "gated":
-            self.reply(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to the model is restricted"})
-            return
-        if server.fault == "bad token":
-            self.reply(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
-            return
-        path = unquote(urlsplit(self.path).path).strip("/")
-        if path.startswith("api/models/"):
-            repo, kind, revision = re.fullmatch(r"api/models/([^/]+/[^/]+)/?(revision|tree|)/?(.*)", path).groups()  # pyright: ignore[reportOptionalMemberAccess]
-            name = ""
-        else:
-            repo, kind, rest = path.partition("/resolve/")
-            revision, _, name = rest.partition("/")
-        if repo != REPO:
-            self.reply(server.missing_status, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Not found"})
-            return
-        sha = server.refs.get(revision or "main", revision)
-        if sha not in server.commits:
-            self.reply(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
-            return
-        files = server.commits[sha]
-        if kind == "tree":
-            tree = [{"type": "file", "path": n, "size": len(b), "oid": git_blob_id(b)} for n, b in files.items()]
-            self.reply(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
-            return
-        if not name:
-            info = {"id": REPO, "sha": sha, "siblings": [{"rfilename": name} for name in files]}
-            self.reply(200, {"Content-Type": "application/json"}, json.dumps(info).encode())
-            return
-        if name not in files:
-            self.reply(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
-            return
-        self.send_file(name, files[name], {"X-Repo-Commit": sha, "ETag": f'"{git_blob_id(files[name])}"'})
-
-    def send_file(self, name, content, headers):
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        body = content[start:]
-        cut = self.command == "GET" and name == "policy.onnx" and self.server.cuts > 0
-        if cut:
-            self.server.cuts -= 1
-        self.reply(206 if start else 200, headers, body, send=(0 if start else len(body) // 2) if cut else None)
-        if self.command == "GET" and name in self.server.after:
-            self.server.after[name]()
-
-    def reply(self, status, headers, body=b"", send=None):
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[:send])
-
-
-@pytest.fixture
-def linear(make_policy):
-    return make_policy()
-
-
-@pytest.fixture
-def hub(linear, monkeypatch):
-    files = {path.name: path.read_bytes() for path in linear.folder.iterdir()}
-    files |= {"README.md": b"# Pockets", "pytorch_model.bin": b"\x80pickle", "policy.onnx.data": b"x", "run.py": b"1/0"}
-    hub = Hub({SHA: files}, {"main": SHA, "v1": SHA})
-    threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield hub
-    hub.stop()
-
-
-@pytest.fixture
-def load(hub, tmp_path):
-    def load(repo_id=REPO, **arguments):
-        return MeamPolicy.from_pretrained(repo_id, cache_dir=tmp_path / "cache", **arguments)
-
-    return load
 
 
 def hub_error(load, *arguments, **keywords):
@@ -458,6 +308,15 @@ def test_nothing_is_written_outside_the_cache(load, tmp_path, monkeypatch):
     assert list(Path().iterdir()) == []
 
 
+def test_that_a_name_was_taken_for_a_repository_is_logged_once(load, caplog):
+    policy_folder._log_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger="meam_policy"):
+        load()
+        load()
+    (record,) = [record for record in caplog.records if record.name.startswith("meam_policy")]
+    assert record.getMessage() == f"{REPO} is the repository on the Hub, at commit {SHA}; there is no such folder here."
+
+
 def test_two_threads_loading_the_same_repository_both_succeed(load, linear):
     policies = []
     threads = [threading.Thread(target=lambda: policies.append(load())) for _ in range(2)]
@@ -544,7 +403,7 @@ def test_variant_whose_graph_the_repository_lacks_is_not_found_by_name(load, hub
     with pytest.raises(NotFoundError) as caught:
         load(variant="k3")
     assert str(caught.value) == (
-        f"{REPO} at commit {SHA} lacks one of the graphs that its config.json names: k3.onnx. "
+        f"{REPO} at commit {SHA} lacks one of the files that its config.json names: k3.onnx. "
         "Upload the whole policy folder again."
     )
     assert acts_like(load(variant="k1"), variants["k1"])
@@ -556,22 +415,104 @@ def test_unknown_variant_is_refused_with_the_known_ones_and_downloads_nothing_fo
     assert set(hub.downloads()) == {"config.json", "policy.onnx", "README.md"}
 
 
-def test_variant_damaged_in_the_cache_is_an_integrity_error_until_it_is_downloaded_again(load, variants, tmp_path):
-    load(revision=SHA, variant="k3")
-    (cached,) = (tmp_path / "cache").rglob("snapshots/*/k3.onnx")
-    cached.resolve().write_bytes(b"damaged")
-    with pytest.raises(IntegrityError, match=r"k3\.onnx"):
-        load(revision=SHA, variant="k3")
-    assert acts_like(load(revision=SHA, variant="k3", force_download=True), variants["k3"])
+def damage(folder, name):
+    (cached,) = folder.rglob(f"snapshots/*/{name}")
+    data = cached.read_bytes()
+    cached.resolve().write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
-def test_latency_budget_downloads_every_variant_and_a_clash_with_a_variant_none(load, hub, variants, monkeypatch):
+@pytest.mark.parametrize("name", ["config.json", "policy.onnx", "k3.onnx", "README.md"])
+@pytest.mark.parametrize("revision", [None, SHA])
+def test_a_file_damaged_in_the_cache_heals_itself(load, hub, variants, tmp_path, name, revision):
+    load(revision=revision, variant="k3")
+    damage(tmp_path / "cache", name)
+    hub.requests.clear()
+    assert acts_like(load(revision=revision, variant="k3"), variants["k3"])
+    if revision is None or name != "README.md":  # a pinned commit is not asked for what acting does without
+        assert hub.downloads() == {name: 1}
+    hub.requests.clear()
+    assert acts_like(load(revision=revision, variant="k3"), variants["k3"])
+    assert hub.downloads() == {}
+
+
+def test_a_file_damaged_in_the_cache_is_an_integrity_error_without_a_network(load, variants, tmp_path):
+    load(variant="k3")
+    damage(tmp_path / "cache", "k3.onnx")
+    for arguments in ({"local_files_only": True}, {"local_files_only": True, "revision": SHA}):
+        with pytest.raises(IntegrityError, match=r"k3\.onnx"):
+            load(variant="k3", **arguments)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(hub_module, "METADATA_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(hub_module, "ANSWER_DEADLINE_S", 0.6)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+
+
+def newer_commit(hub, make_policy):
+    newer = make_policy(weight=np.ones((3, 8)) / 8)
+    hub.commits[OTHER_SHA] = {path.name: path.read_bytes() for path in newer.folder.iterdir()}
+    hub.refs["main"] = OTHER_SHA
+    return newer
+
+
+STALLS = {
+    "in the first header": lambda hub: setattr(hub, "fault", "drip"),
+    "in a later header": lambda hub: hub.after.update({"config.json": lambda: setattr(hub, "fault", "drip")}),
+    "before a later answer": lambda hub: hub.after.update({"config.json": lambda: setattr(hub, "fault", "silent")}),
+    "in the middle of config.json": lambda hub: hub.stalled.add("config.json"),
+    "in the middle of policy.onnx": lambda hub: hub.stalled.add("policy.onnx"),
+}
+
+
+@pytest.mark.parametrize("where", STALLS)
+def test_a_hub_that_stalls_is_given_up_and_the_last_commit_is_used(load, hub, linear, make_policy, impatient, where):
+    load()
+    newer = newer_commit(hub, make_policy)
+    STALLS[where](hub)
+    start = time.monotonic()
+    with pytest.warns(UserWarning, match=f"Using commit {SHA} from the cache"):
+        assert acts_like(load(), linear)
+    assert time.monotonic() - start < 10
+    # Nothing is forgotten: without a network, too, there is a whole policy.
+    assert acts_like(load(local_files_only=True), linear)
+    hub.fault, hub.after, hub.stalled = "", {}, set()
+    hub.released.set()
+    assert acts_like(load(), newer)
+    assert acts_like(load(local_files_only=True), newer)
+
+
+@pytest.mark.parametrize("where", STALLS)
+def test_a_hub_that_stalls_is_a_timeout_where_nothing_is_cached(load, hub, impatient, where):
+    STALLS[where](hub)
+    start = time.monotonic()
+    error = hub_error(load)
+    assert error.kind == "timeout"
+    assert "within 0.6 s, then 1.2 s for each file" in str(error)
+    assert "HF_HUB_DOWNLOAD_TIMEOUT" in str(error)
+    assert time.monotonic() - start < 10
+
+
+def test_the_longest_waits_are_those_of_the_documentation(monkeypatch):
+    monkeypatch.undo()
+    assert hub_module.ANSWER_DEADLINE_S == 30
+    assert hub_module.FILE_DEADLINE_SILENCES * constants.HF_HUB_DOWNLOAD_TIMEOUT == 120
+
+
+def test_latency_budget_downloads_variants_only_until_one_keeps_it(load, hub, variants, linear, monkeypatch):
     with pytest.raises(ConfigError, match="at most one"):
         load(variant="k3", latency_budget_ms=1)
     assert hub.requests == []
-    monkeypatch.setattr("meam_policy.inference.latency.answer_time_ms", lambda policy: 1.0)
-    assert load(latency_budget_ms=1).variant is None
-    assert set(hub.downloads()) == {"config.json", "policy.onnx", "README.md", "k1.onnx", "k3.onnx"}
+    for error, name in enumerate(variants, 1):
+        linear.add_variant(name, variants[name].graph, measured={"action_error": error})
+    hub.commits[SHA] |= {path.name: path.read_bytes() for path in linear.folder.iterdir()}
+    times = {None: 9.0, "k1": 1.0}
+    monkeypatch.setattr("meam_policy.inference.latency.answer_time_ms", lambda policy: times[policy.variant])
+    assert load(latency_budget_ms=10).variant is None
+    assert set(hub.downloads()) == {"config.json", "policy.onnx", "README.md"}
+    assert acts_like(load(latency_budget_ms=2), variants["k1"])
+    assert set(hub.downloads()) == {"config.json", "policy.onnx", "README.md", "k1.onnx"}
 
 
 CODE = """

@@ -1,3 +1,4 @@
+import logging
 import shutil
 from pathlib import Path
 
@@ -76,6 +77,20 @@ def test_existing_folder_wins_over_a_repo_id(make_policy, tmp_path, monkeypatch)
     shutil.copytree(make_policy().folder, tmp_path / "owner/name")
     assert locate_policy("owner/name") == Path("owner/name")
     assert MeamPolicy.from_pretrained("owner/name").spec.method == "by hand"
+
+
+def test_which_of_a_folder_and_a_repository_of_its_name_was_taken_is_logged_once(
+    make_policy, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(make_policy().folder, tmp_path / "owner/logged")
+    with caplog.at_level(logging.INFO, logger="meam_policy"):
+        for _ in range(3):
+            MeamPolicy.from_pretrained("owner/logged")
+            MeamPolicy.from_pretrained(tmp_path / "owner" / "logged")
+    where = tmp_path / "owner" / "logged"
+    expected = f"owner/logged is the folder {where} on this machine, not the Hub's repository of that name."
+    assert [record.getMessage() for record in caplog.records] == [expected]
 
 
 @pytest.mark.parametrize("as_text", [True, False])

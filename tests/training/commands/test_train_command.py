@@ -445,6 +445,7 @@ def test_an_empty_output_folder_is_refused_in_python_too(data, tmp_path, monkeyp
 
 def test_the_printed_exports_of_the_last_and_of_the_best_checkpoint_are_whole_commands(begun, capsys):
     state = begun / "checkpoints" / "step_00000003" / "trainer.json"
+    (state.parent / "hashes.json").unlink()
     state.write_text(json.dumps({**json.loads(state.read_text()), "score": 7.0}))
     os.rename(begun, begun.parent / "it's a run")
     capsys.readouterr()

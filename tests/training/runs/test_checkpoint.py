@@ -3,6 +3,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from meam_training.networks.meam_networks import build_networks
 from meam_training.runs.checkpoint import Checkpoint, TrainingState
 from meam_training.trainer import make_spec, train
 
-FILES = {"policy_spec.json", "train_config.json", "model.safetensors", "trainer.safetensors", "trainer.json"}
+HASHES = "hashes.json"
+FILES = {"policy_spec.json", "train_config.json", "model.safetensors", "trainer.safetensors", "trainer.json", HASHES}
 
 
 class Gadget:
@@ -153,8 +155,6 @@ def test_missing_and_broken_json_is_refused_with_the_folders_name(copy, name, co
         (copy / name).unlink()
     else:
         (copy / name).write_bytes(content)
-    if name == "train_config.json" and content == b"{}":
-        return  # all settings have defaults
     for path in (copy, copy.parent.parent):
         with pytest.raises(CheckpointError, match=f"checkpoint {copy} is broken"):
             Checkpoint.load(path)
@@ -195,6 +195,7 @@ def test_a_pickle_under_the_name_of_the_weights_is_refused_and_not_run(copy, dat
 
 
 def change_weights(copy, change):
+    (copy / HASHES).unlink()
     weights = load_file(copy / "model.safetensors")
     change(weights)
     save_file(weights, copy / "model.safetensors")
@@ -217,6 +218,7 @@ def test_weights_of_other_networks_are_refused(copy, change):
 
 @pytest.mark.parametrize("change", ["generator", "moments", "layout"])
 def test_an_optimiser_state_of_another_run_is_refused(copy, dataset, change):
+    (copy / HASHES).unlink()
     tensors, state = load_file(copy / "trainer.safetensors"), json.loads((copy / "trainer.json").read_text())
     if change == "generator":
         del tensors["generator"]
@@ -228,6 +230,35 @@ def test_an_optimiser_state_of_another_run_is_refused(copy, dataset, change):
     (copy / "trainer.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match="does not fit this run"):
         train(Checkpoint.load(copy).config, dataset, copy.parent.parent, resume=True)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_flipped_byte_is_found_on_resume_and_on_export_with_the_older_one_that_is_whole(
+    run, dataset, tmp_path, name, share
+):
+    shutil.copytree(run, tmp_path / "run")
+    newest, middle, oldest = (tmp_path / "run/checkpoints" / f"step_0000000{n}" for n in (5, 4, 2))
+    for folder in (newest, middle):
+        data = bytearray((folder / name).read_bytes())
+        data[int(share * len(data))] ^= 1
+        (folder / name).write_bytes(data)
+    expected = f"The newest older one that is whole is {oldest}: export that, or delete {newest} to resume from it."
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
+        train(Checkpoint.load(oldest).config, dataset, tmp_path / "run", resume=True)
+    if name != "trainer.safetensors":  # an export does without the optimiser
+        with pytest.raises(CheckpointError, match=re.escape(expected)):
+            Checkpoint.load(tmp_path / "run").load_networks()
+    for folder in (newest, middle):
+        shutil.rmtree(folder)
+    assert Checkpoint.load(tmp_path / "run").is_whole()
+
+
+def test_a_damaged_checkpoint_without_an_older_one_says_so(copy):
+    (copy / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=f"No older one is whole. Delete {copy}, and train anew"):
+        Checkpoint.load(copy).load_networks()
+    assert not Checkpoint.load(copy).is_whole()
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing_half_done(run, tmp_path):
@@ -356,6 +387,7 @@ def test_a_checkpoint_that_vanishes_while_it_is_opened_gives_way_to_a_newer_one(
 
 @pytest.mark.parametrize("score", ["high", [1.0], {}])
 def test_a_score_that_is_no_number_is_refused(copy, score):
+    (copy / HASHES).unlink()
     state = json.loads((copy / "trainer.json").read_text())
     (copy / "trainer.json").write_text(json.dumps({**state, "score": score}))
     with pytest.raises(CheckpointError, match="is broken"):
@@ -363,7 +395,8 @@ def test_a_score_that_is_no_number_is_refused(copy, score):
     assert Checkpoint.best(copy.parent.parent) is None
 
 
-def test_a_checkpoint_of_before_there_were_scores_opens(copy):
+def test_a_checkpoint_of_before_there_were_scores_and_hashes_opens(copy):
+    (copy / HASHES).unlink()
     state = json.loads((copy / "trainer.json").read_text())
     del state["score"]
     (copy / "trainer.json").write_text(json.dumps(state))
@@ -485,6 +518,7 @@ def test_a_run_of_an_earlier_version_is_loaded_and_resumed(dataset, make_config,
     settings = {"precondition": False, "normalise_values": False, "kl_budget": None}
     config = make_config(steps=3, pretrain_steps=0, objective="reweighted", **settings)
     last = train(config, dataset, tmp_path)
+    (last.path / HASHES).unlink()
     for file in (tmp_path / "config.json", last.path / "train_config.json"):
         written = json.loads(file.read_text())
         new = {*settings, "kl_dual", "switch_time", "bridge_adjoint", "layer_norm"}

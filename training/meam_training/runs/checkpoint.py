@@ -7,12 +7,14 @@ model.safetensors           all networks
 trainer.safetensors         Adam's moments and the generator's state
 trainer.json                step, score, fingerprint of the data, and the optimiser's parameter groups
 online.safetensors          transitions recorded online, if the run has begun online training
+hashes.json                 SHA-256 of all the others; earlier versions wrote none
 
 Only complete checkpoints have such a name: while being written or deleted, they have a hidden one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -25,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -41,6 +43,9 @@ __all__ = ["OBSERVATIONS_FILE", "Checkpoint", "TrainingState"]
 _SPEC, _CONFIG, _MODEL = "policy_spec.json", "train_config.json", "model.safetensors"
 _TRAINER, _STATE = "trainer.safetensors", "trainer.json"
 _ONLINE = "online.safetensors"
+_HASHES = "hashes.json"
+
+_BLOCK = 2**20
 
 OBSERVATIONS_FILE = "observations.safetensors"
 """File of the run's folder with a sample of the data's observations, on which the exported policy is checked."""
@@ -114,7 +119,8 @@ class Checkpoint:
 
         Raises:
             NotFoundError: there is no such folder, no checkpoint in it, or, for `best`, none with a score.
-            CheckpointError: a file is missing or broken.
+            CheckpointError: a file of these but the weights is missing, broken or damaged; the message names the newest
+                older checkpoint that is whole.
             ConfigError: `path` is empty, or no path.
         """
         folder = given_folder("path", path)
@@ -128,15 +134,27 @@ class Checkpoint:
                 raise NotFoundError(f"{folder} holds no checkpoint. Give the folder that `meam train` wrote.")
             return newest
         try:
-            state = json.loads((folder / _STATE).read_bytes())
-            config = TrainConfig.from_json((folder / _CONFIG).read_bytes())
-            spec = PolicySpec.from_json((folder / _SPEC).read_bytes())
-            return cls(folder, int(state["step"]), config, spec, str(state["data"]), _score(state))
+            return cls._open(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).rstrip(".").replace("config.json", _SPEC) or repr(error)
-            raise CheckpointError(
-                f"The checkpoint {folder} is broken ({reason}). Delete its folder to resume from the previous one."
-            ) from error
+            raise CheckpointError(f"The checkpoint {folder} is broken ({reason}). {_remedy(folder)}") from error
+
+    @classmethod
+    def _open(cls, folder: Path) -> Checkpoint:
+        state = json.loads(_checked(folder, _STATE).read_bytes())
+        config = TrainConfig.from_json(_checked(folder, _CONFIG).read_bytes())
+        spec = PolicySpec.from_json(_checked(folder, _SPEC).read_bytes())
+        return cls(folder, int(state["step"]), config, spec, str(state["data"]), _score(state))
+
+    def is_whole(self) -> bool:
+        """Whether every file can be read, and has the hash that was recorded when it was written."""
+        try:
+            for name in (_MODEL, _TRAINER, *([_ONLINE] if (self.path / _ONLINE).exists() else [])):
+                with safe_open(_checked(self.path, name), "pt"):
+                    pass
+        except (OSError, ValueError, SafetensorError):
+            return False
+        return True
 
     def read_observations(self) -> NDArray[np.float32] | None:
         """Read the sample of raw observations [n, obs] that the run saved; None if it saved none.
@@ -248,6 +266,8 @@ class Checkpoint:
                 (hidden / _CONFIG).write_text(state.config.to_json(), encoding="utf-8")
                 plain = {"step": state.step, "score": state.score, "data": state.data, "optimizer": layout}
                 (hidden / _STATE).write_text(json.dumps(plain), encoding="utf-8")
+                hashes = {path.name: _sha256(path) for path in sorted(hidden.iterdir())}
+                (hidden / _HASHES).write_text(json.dumps({"sha256": hashes}, indent=2), encoding="utf-8")
             flush_to_disk(folder.parent.parent)
         except (OSError, SafetensorError) as error:
             raise OutputError(
@@ -259,7 +279,7 @@ class Checkpoint:
         """Build the networks with the checkpoint's weights, on the CPU and in float32.
 
         Raises:
-            CheckpointError: the weights are missing, broken, or do not fit the networks.
+            CheckpointError: the weights are missing, broken, damaged, or do not fit the networks.
         """
         # Deployed policies always compute in float32.
         networks = build_networks(self.spec, replace(self.config, precision="float32"))
@@ -280,7 +300,7 @@ class Checkpoint:
             The state with the checkpoint's step, score and, if that step was online, the transitions recorded so far.
 
         Raises:
-            CheckpointError: a file is missing, broken, or of another run.
+            CheckpointError: a file is missing, broken, damaged, or of another run.
         """
         tensors, optimizer = self._read(_TRAINER), state.optimizer
         try:
@@ -300,18 +320,59 @@ class Checkpoint:
         """Read the state that `OnlineLearning.state` returned.
 
         Raises:
-            CheckpointError: the file is missing or broken.
+            CheckpointError: the file is missing, broken or damaged.
         """
         return self._read(_ONLINE)
 
     def _read(self, name: str) -> dict[str, Tensor]:
         try:
-            return load_file(self.path / name)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{self.path / name} is missing or broken ({error}). Delete {self.path} to resume from the previous "
-                "checkpoint."
-            ) from error
+            return load_file(_checked(self.path, name))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{self.path / name} is missing or broken ({error}). {_remedy(self.path)}") from error
+
+
+def _checked(folder: Path, name: str) -> Path:
+    """Path of a checkpoint's file, which has the hash that was recorded with it, if one was.
+
+    Raises:
+        ValueError: it has another one, or the hashes are broken.
+        OSError: it cannot be read.
+    """
+    file = folder / name
+    try:
+        hashes = json.loads((folder / _HASHES).read_bytes())["sha256"]
+        expected = hashes.get(name)
+    except FileNotFoundError:
+        return file  # of an earlier version
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{_HASHES} is no object of hashes") from error
+    seen = _sha256(file)
+    if seen != expected:
+        raise ValueError(
+            f"{name} has SHA-256 {seen[:16]}…, but {_HASHES} records {str(expected)[:16]}…: it was damaged or changed"
+        )
+    return file
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _remedy(folder: Path) -> str:
+    """What to do about a checkpoint that is broken: which older one is whole."""
+    older = [path for path in _numbered(folder.parent) if _number(path) < _number(folder)]
+    for path in reversed(older):
+        try:
+            whole = Checkpoint._open(path).is_whole()
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if whole:
+            return f"The newest older one that is whole is {path}: export that, or delete {folder} to resume from it."
+    return f"No older one is whole. Delete {folder}, and train anew."
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -346,8 +407,17 @@ def _checkpoints(output_dir: str | os.PathLike[str]) -> Path:
 
 def _folders(output_dir: str | os.PathLike[str]) -> list[Path]:
     """Folders of a run's checkpoints, oldest first."""
-    found = [path for path in _checkpoints(output_dir).glob("step_*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    return _numbered(_checkpoints(output_dir))
+
+
+def _numbered(checkpoints: Path) -> list[Path]:
+    return sorted((path for path in checkpoints.glob("step_*") if _NAME.fullmatch(path.name)), key=_number)
+
+
+def _number(folder: Path) -> int:
+    """The step in the name of a checkpoint's folder; 0 under another name."""
+    found = _NAME.fullmatch(folder.name)
+    return int(found[1]) if found else 0
 
 
 def _scores(output_dir: str | os.PathLike[str]) -> dict[Path, float]:
@@ -355,7 +425,7 @@ def _scores(output_dir: str | os.PathLike[str]) -> dict[Path, float]:
     scores = {}
     for folder in _folders(output_dir):
         try:
-            score = _score(json.loads((folder / _STATE).read_bytes()))
+            score = _score(json.loads(_checked(folder, _STATE).read_bytes()))
         except (OSError, ValueError, TypeError, AttributeError):
             continue  # broken or just deleted, so it cannot be the best
         if score is not None:
