@@ -236,7 +236,7 @@ def test_eval_shows_the_figures_as_a_table(capfd, swinger):
         (["--env-id", "Pendulum-v"], "Did you mean"),
         (["--episodes", "0"], "episodes is 0"),
         (["--variant", "k3"], 'no variant "k3"'),
-        (["--env-id", "os:path"], "names a module"),
+        (["--env-id", "os:path"], "There is no environment"),
     ],
 )
 def test_eval_reports_mistakes_in_one_line(capfd, swinger, arguments, fragment):

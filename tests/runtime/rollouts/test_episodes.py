@@ -4,6 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -311,7 +312,7 @@ def test_evaluate_policy_of_stable_baselines3_accepts_vector_environments(sb3, s
 @pytest.mark.parametrize("slots", [None, 2])
 def test_an_endless_episode_is_cut_off_with_a_warning(make_policy, slots):
     def endless():
-        return Corridor(length=None)
+        return Corridor(length=-1)
 
     env = endless() if slots is None else gymnasium.vector.SyncVectorEnv([endless] * slots, autoreset_mode="Disabled")
     with pytest.warns(UserWarning, match=r"3 of 3 episodes were cut off after 7 steps.*--max-episode-steps"):
@@ -322,11 +323,11 @@ def test_an_endless_episode_is_cut_off_with_a_warning(make_policy, slots):
 
 def test_the_longest_episode_is_that_of_the_environment_if_it_says_so(make_policy, monkeypatch):
     monkeypatch.setattr("meam_policy.rollouts.episodes.LONGEST_EPISODE", 4)
-    limited = gymnasium.wrappers.TimeLimit(Corridor(length=None), 6)
-    limited.unwrapped.spec = gymnasium.envs.registration.EnvSpec("tests/Corridor-v0", max_episode_steps=6)
+    limited = gymnasium.wrappers.TimeLimit(Corridor(length=-1), 6)
+    limited.unwrapped.spec = EnvSpec("tests/Corridor-v0", max_episode_steps=6)
     assert rollout(make_policy().load(), limited, 1, 0).lengths.tolist() == [6]
     with pytest.warns(UserWarning, match="1 of 1 episodes were cut off after 4 steps"):
-        assert rollout(make_policy().load(), Corridor(length=None), 1, 0).lengths.tolist() == [4]
+        assert rollout(make_policy().load(), Corridor(length=-1), 1, 0).lengths.tolist() == [4]
 
 
 def test_an_episode_that_ends_at_the_limit_is_not_cut_off(make_policy):
