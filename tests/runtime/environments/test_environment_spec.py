@@ -49,7 +49,7 @@ def test_given_arguments_take_the_place_of_recorded_ones():
     ("wrap", "name"),
     [
         (gymnasium.wrappers.ClipAction, "ClipAction"),
-        (lambda env: gymnasium.wrappers.RescaleAction(env, -1.0, 1.0), "RescaleAction"),
+        (lambda env: gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)), "RescaleAction"),
         (gymnasium.wrappers.TimeAwareObservation, "TimeAwareObservation"),
         (lambda env: gymnasium.wrappers.FrameStackObservation(env, 3), "FrameStackObservation"),
         (lambda env: gymnasium.wrappers.DelayObservation(env, 2), "DelayObservation"),
