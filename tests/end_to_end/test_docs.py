@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 import meam_export
 import meam_policy
 import meam_training
-from meam_policy import MeamPolicy, cli, errors
+from meam_policy import EnvironmentSpec, MeamPolicy, cli, errors
 from meam_training.commands import train as train_command
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +175,8 @@ def test_the_folder_page_describes_every_field(documented_world: Path) -> None:
     page = "docs/policy-folder.md"
     assert first_column(section(page, "`config.json`")) == list(data)
     assert first_column(section(page, "A box")) == list(data["action"])
+    recorded = EnvironmentSpec("meam/Pockets-v0", {"north": 2}).to_json()
+    assert first_column(section(page, "An environment")) == list(recorded)
     figures = {name for variant in data["variants"].values() for name in variant["measured"]}
     described = first_column(section(page, "A variant"))
     assert described[: len(data["variants"]["rtc"])] == list(data["variants"]["rtc"])

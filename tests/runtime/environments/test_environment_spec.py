@@ -44,12 +44,15 @@ def test_given_arguments_take_the_place_of_recorded_ones():
     assert length_of(env) == 7
 
 
+MINUS_ONE_TO_ONE: Any = (-1.0, 1.0)  # Gymnasium takes numbers, and declares arrays
+
+
 @pytest.mark.filterwarnings("ignore:.*precision lowered by casting")
 @pytest.mark.parametrize(
     ("wrap", "name"),
     [
         (gymnasium.wrappers.ClipAction, "ClipAction"),
-        (lambda env: gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)), "RescaleAction"),
+        (lambda env: gymnasium.wrappers.RescaleAction(env, *MINUS_ONE_TO_ONE), "RescaleAction"),
         (gymnasium.wrappers.TimeAwareObservation, "TimeAwareObservation"),
         (lambda env: gymnasium.wrappers.FrameStackObservation(env, 3), "FrameStackObservation"),
         (lambda env: gymnasium.wrappers.DelayObservation(env, 2), "DelayObservation"),
