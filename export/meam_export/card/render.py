@@ -69,7 +69,6 @@ def render_card(spec: PolicySpec, record: ExportRecord | None, evaluations: Sequ
             acting=_acting_rows(spec),
             evaluations=evaluations,
             results=[_result_row(evaluation, rule) for evaluation in evaluations for rule in evaluation.rules],
-            places=list(dict.fromkeys(map(_place, evaluations))),
             gains=any(rule.gain_low is not None for evaluation in evaluations for rule in evaluation.rules),
             variants=[_variant_row(name, variant) for name, variant in spec.variants.items()],
             figures=FIGURES,
@@ -146,11 +145,6 @@ def _results(evaluation: Evaluation, rule: Measured) -> list[EvalResult]:
             )
         )
     return found
-
-
-def _place(evaluation: Evaluation) -> str:
-    several = f", {evaluation.num_envs} environments at a time" if evaluation.num_envs > 1 else ""
-    return f"meam-policy {evaluation.version} on {evaluation.machine} ({evaluation.provider}{several})"
 
 
 def _result_row(evaluation: Evaluation, rule: Measured) -> dict[str, str]:
