@@ -35,13 +35,16 @@ _METHODS = {
 }
 
 
-def render_card(spec: PolicySpec, record: ExportRecord | None, evaluations: Sequence[Evaluation] = ()) -> str:
+def render_card(
+    spec: PolicySpec, record: ExportRecord | None, evaluations: Sequence[Evaluation] = (), missing: Sequence[str] = ()
+) -> str:
     """Fill in the model card's template: front matter, usage, inputs and outputs, results, variants and training.
 
     Args:
         spec: The policy's spec, with its variants.
         record: How it was exported; None if it has no record of that.
         evaluations: What `meam eval` measured of it.
+        missing: Files that were exported and are not in the folder.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -66,6 +69,7 @@ def render_card(spec: PolicySpec, record: ExportRecord | None, evaluations: Sequ
             ],
             settings=json.dumps(dict(spec.hyperparameters), indent=2),
             record=record,
+            missing=missing,
             acting=_acting_rows(spec),
             evaluations=evaluations,
             results=[_result_row(evaluation, rule) for evaluation in evaluations for rule in evaluation.rules],

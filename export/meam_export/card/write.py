@@ -47,7 +47,7 @@ def write_card(
             "on the Hub, write the card before it is pushed."
         )
     config = read_config(folder)
-    verify_files(folder, config.spec)
+    missing = [name for name in verify_files(folder, config.spec) if name in config.spec.files]
     if not results:
         raise ConfigError("No results are given; expected one or more files of `meam eval --json`. Give --results.")
     evaluations = tuple(read_evaluation(Path(file).expanduser(), config) for file in results)
@@ -64,7 +64,7 @@ def write_card(
                 f"{card} was changed since it was written, or an earlier version wrote it. Keep a copy of your own "
                 "words, and give --replace (replace=True) to write it anew."
             )
-        text = render_card(config.spec, ExportRecord.read(folder, config.spec), evaluations)
+        text = render_card(config.spec, ExportRecord.read(folder, config.spec), evaluations, missing)
         write_atomically(card, text)
     except OSError as error:
         if isinstance(error, MeamError):

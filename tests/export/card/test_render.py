@@ -84,6 +84,33 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
     assert "license" not in ModelCard(render(replace(SPEC, license=None))).data.to_dict()
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("tests/arm-v0", ["tests/arm-v0"]),
+        ("D4RL/pointmaze/umaze-v2", None),
+        ("/data/arm.hdf5", None),
+        ("tests/arm-v0 (3 of 5 episodes)", None),
+        (None, None),
+    ],
+)
+def test_a_data_set_that_the_hub_cannot_have_is_named_in_the_text_alone(
+    name: str | None, found: list[str] | None
+) -> None:
+    card = render(replace(SPEC, training_data=name))
+    assert ModelCard(card).data.to_dict().get("datasets") == found
+    assert name is None or f"on `{name}`" in card
+
+
+def test_only_a_policy_that_came_from_the_hub_is_a_base_model() -> None:
+    start = {"policy": "owner/arm", "method": "bc", "weights": "0" * 64, "statistics": "kept"}
+    card = render(replace(SPEC, started_from=start))
+    assert "base_model" not in ModelCard(card).data.to_dict()  # it may have been a folder of that name
+    card = render(replace(SPEC, started_from={**start, "commit": "c" * 40}))
+    assert ModelCard(card).data.to_dict()["base_model"] == "owner/arm"
+    assert f"weights of `owner/arm` at commit `{'c' * 40}` (bc;" in card
+
+
 def test_inputs_and_outputs_are_a_table_whatever_their_names() -> None:
     (table,) = tables(render())
     assert table[2:] == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from huggingface_hub import ModelCard
 import meam_export.card.write as write_module
 from meam_export import export_policy
 from meam_export.card.export_record import ExportRecord
+from meam_export.card.render import render_card
 from meam_export.card.write import write_card
 from meam_policy import ConfigError, FormatError, IntegrityError, MeamPolicy, NotFoundError, OutputError, __version__
 from meam_policy.cli import run
@@ -132,6 +134,26 @@ def test_the_snippet_of_a_written_card_acts(folder: Path, evaluated: Run, capfd:
     snippet = (folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     exec(compile(snippet.replace("episodes=20", "episodes=1"), "card", "exec"), {})
     assert "return_mean" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("environment", [True, False])
+def test_the_snippet_of_an_exported_card_acts(
+    folder: Path, environment: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    if not environment:
+        text = render_card(replace(read_config(folder).spec, environment_id=None), None)
+    snippet = text.split("```python\n")[1].split("```")[0].replace("path/or/repo-id", str(folder))
+    exec(compile(snippet.replace("episodes=20", "episodes=1"), "card", "exec"), {})
+    assert capfd.readouterr().out.strip()
+
+
+def test_what_is_not_in_the_folder_is_said(folder: Path, evaluated: Run) -> None:
+    evaluated()
+    (folder / "model.safetensors").unlink()
+    write_card(folder, ["r.json"])
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "Exported, but not in this folder: `model.safetensors`." in text
 
 
 def test_the_same_results_give_the_same_card(folder: Path, evaluated: Run) -> None:
