@@ -199,7 +199,8 @@ def export_policy(
         report(name, None)
         built.append(build_variant(name, networks, policy, rows, tolerance))
         report(name, built[-1])
-    record = ExportRecord(source.step, cpu_model(), __version__, policy.parity.rows)
+    measured_over = (task.episodes, task.seed) if built and task is not None else ()
+    record = ExportRecord(source.step, cpu_model(), __version__, policy.parity.rows, *measured_over)
     chooses = any(graph.spec.integration.best_of > 1 for graph in (policy, *built))
     files = {
         GRAPH_FILE: policy.graph,

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -53,7 +54,7 @@ def test_the_policy_loads_and_acts_as_it_was_exported(name: str) -> None:
 
 @policies
 def test_the_hub_reads_the_front_matter(name: str) -> None:
-    found = ModelCard(card(name)).data
+    found: Any = ModelCard(card(name)).data
     spec = MeamPolicy.from_pretrained(f"model_cards/{name}").spec
     assert (found.library_name, found.pipeline_tag, found.license) == ("meam-policy", "robotics", "apache-2.0")
     assert found.datasets == [spec.training_data]

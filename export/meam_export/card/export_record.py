@@ -28,12 +28,16 @@ class ExportRecord:
         machine: Processor of the machine that exported, and measured the variants.
         version: Version of this package that exported.
         parity: Differences of policy.onnx from PyTorch, by kind of inputs.
+        episodes: Episodes over which the return of every variant was measured; 0 for none.
+        seed: Seed of the first of them.
     """
 
     steps: int
     machine: str
     version: str
     parity: tuple[ParityRow, ...]
+    episodes: int = 0
+    seed: int = 0
 
     def to_metadata(self) -> dict[str, str]:
         """The metadata of the safetensors file."""
@@ -59,7 +63,8 @@ class ExportRecord:
             record = cls(**data, parity=rows)
             numbers = [value for row in rows for name, value in asdict(row).items() if name != "kind"]
             known = isinstance(record.machine, str) and isinstance(record.version, str) and len(rows) >= 1
-            whole = type(record.steps) is int and all(isinstance(row.kind, str) for row in rows)
+            counts = (record.steps, record.episodes, record.seed)
+            whole = all(type(count) is int for count in counts) and all(isinstance(row.kind, str) for row in rows)
             if not (known and whole and all(type(number) in (int, float) for number in numbers)):
                 raise TypeError("a field has another type")
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -81,11 +81,12 @@ def test_the_card_holds_what_was_measured_and_nothing_else_changes(folder: Path,
     after = contents(folder)
     assert {name for name in after if after[name] != before.get(name)} == {"README.md"}
     card = ModelCard.load(folder / "README.md")
+    front: Any = card.data
     interval = f"{found['return_mean']:.4g} ({found['ci_low']:.4g} … {found['ci_high']:.4g})"
     assert f"| Pendulum-v1 | sample | policy | 2 (seeds 7 … 8) | {interval} |" in card.text
     how = f"meam-policy {__version__}, CPUExecutionProvider on {cpu_model()}"
     assert f"\nmeam eval pendulum --episodes 2 --seed 7  # {how}\n" in card.text
-    (result,) = card.data.eval_results
+    (result,) = front.eval_results
     assert (result.task_type, result.dataset_type, result.metric_type) == (
         "reinforcement-learning",
         "Pendulum-v1",
@@ -94,7 +95,7 @@ def test_the_card_holds_what_was_measured_and_nothing_else_changes(folder: Path,
     assert result.metric_value == found["return_mean"]
     ends = {"confidence": 0.95, "low": found["ci_low"], "high": found["ci_high"]}
     assert result.metric_args == {"acting": "sample", "episodes": 2, "seed": 7, "version": __version__, **ends}
-    assert (card.data.datasets, card.data.license) == (["tests/pendulum-v0"], "mit")
+    assert (front.datasets, front.license) == (["tests/pendulum-v0"], "mit")
     assert MeamPolicy.from_pretrained(folder).config_sha256 == sha256(after["config.json"]) == found["config_sha256"]
 
 
@@ -110,7 +111,8 @@ def test_rules_and_variants_are_rows_of_one_table(folder: Path, evaluated: Run) 
     assert f"| {gain['gain_low']:.4g} … {gain['gain_high']:.4g} over sample |" in card
     assert "\nmeam eval pendulum --episodes 2 --seed 0 --acting sample zero best-of-2  #" in card
     assert "\nmeam eval pendulum --episodes 2 --seed 0 --variant k2  #" in card
-    assert len(ModelCard(card).data.eval_results) == 4
+    front: Any = ModelCard(card).data
+    assert len(front.eval_results) == 4
 
 
 def test_the_command_on_the_card_measures_the_same_again(
