@@ -85,7 +85,7 @@ def test_the_card_holds_what_was_measured_and_nothing_else_changes(folder: Path,
     interval = f"{found['return_mean']:.4g} ({found['ci_low']:.4g} … {found['ci_high']:.4g})"
     assert f"| Pendulum-v1 | sample | policy | 2 (seeds 7 … 8) | {interval} |" in card.text
     how = f"meam-policy {__version__}, CPUExecutionProvider on {cpu_model()}"
-    assert f"\nmeam eval pendulum --episodes 2 --seed 7  # {how}\n" in card.text
+    assert f"\n# {how}\nmeam eval pendulum --episodes 2 --seed 7\n" in card.text
     (result,) = front.eval_results
     assert (result.task_type, result.dataset_type, result.metric_type) == (
         "reinforcement-learning",
@@ -109,8 +109,8 @@ def test_rules_and_variants_are_rows_of_one_table(folder: Path, evaluated: Run) 
     assert "| Pendulum-v1 | sample | k2 | 2 (seeds 0 … 1) |" in card
     gain = rules["rules"][1]
     assert f"| {gain['gain_low']:.4g} … {gain['gain_high']:.4g} over sample |" in card
-    assert "\nmeam eval pendulum --episodes 2 --seed 0 --acting sample zero best-of-2  #" in card
-    assert "\nmeam eval pendulum --episodes 2 --seed 0 --variant k2  #" in card
+    assert "\nmeam eval pendulum --episodes 2 --seed 0 --acting sample zero best-of-2\n" in card
+    assert "\nmeam eval pendulum --episodes 2 --seed 0 --variant k2\n" in card
     front: Any = ModelCard(card).data
     assert len(front.eval_results) == 4
 
