@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from safetensors.numpy import load_file, save
 
 import meam_export.card.write as write_module
 from meam_export import export_policy
@@ -280,3 +281,26 @@ def test_the_export_is_recorded_in_the_golden_file(folder: Path) -> None:
     assert record is not None
     assert (record.steps, record.machine, record.version) == (2, cpu_model(), __version__)
     assert [row.kind for row in record.parity] == ["random", "recorded"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"steps": 1, "machine": "m", "version": "1", "parity": []}',
+        '{"parity": [{"kind": "random"}]}',
+    ],
+)
+def test_a_broken_record_of_the_export_is_refused(folder: Path, record: str) -> None:
+    golden = folder / "golden.safetensors"
+    golden.write_bytes(save(load_file(golden), {"export": record}))
+    spec = read_config(folder).spec
+    spec = replace(spec, files={**spec.files, golden.name: sha256(golden.read_bytes())})
+    with pytest.raises(FormatError, match="is not the record of an export"):
+        ExportRecord.read(folder, spec)
+    golden.write_bytes(save(load_file(golden)))
+    spec = replace(spec, files={**spec.files, golden.name: sha256(golden.read_bytes())})
+    assert ExportRecord.read(folder, spec) is None  # as earlier versions wrote it
