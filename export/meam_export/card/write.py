@@ -48,6 +48,8 @@ def write_card(
         )
     config = read_config(folder)
     missing = [name for name in verify_files(folder, config.spec) if name in config.spec.files]
+    if isinstance(results, (str, os.PathLike)):
+        raise ConfigError(f"results is {results!r}; expected a list of files, such as [{str(results)!r}].")
     if not results:
         raise ConfigError("No results are given; expected one or more files of `meam eval --json`. Give --results.")
     evaluations = tuple(read_evaluation(Path(file).expanduser(), config) for file in results)

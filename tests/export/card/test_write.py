@@ -232,6 +232,8 @@ def test_results_must_be_there_once(folder: Path, evaluated: Run) -> None:
         write_card(folder, ["r.json", "r.json"])
     with pytest.raises(ConfigError, match="No results are given"):
         write_card(folder, [])
+    with pytest.raises(ConfigError, match=r"expected a list of files, such as \['r.json'\]"):
+        write_card(folder, "r.json")
 
 
 def test_a_card_that_was_changed_by_hand_is_kept_unless_asked(folder: Path, evaluated: Run) -> None:
