@@ -38,6 +38,9 @@ COMMANDS = {
     "sweep": Command("meam_training.commands.sweep", "Train over tasks, seeds and settings.", "train"),
     "export": Command("meam_export.commands.export", "Export a checkpoint as a policy folder.", "cpu,train,export"),
     "eval": Command("meam_policy.commands.eval", "Run a policy in its environment.", "cpu"),
+    "card": Command(
+        "meam_export.commands.card", "Write what was measured on a policy's model card.", "cpu,train,export"
+    ),
     "push": Command("meam_policy.commands.push", "Publish a policy on the Hugging Face Hub.", "cpu"),
     "info": Command("meam_policy.commands.info", "Show what a policy is, or how a training run went.", "cpu"),
     "verify": Command("meam_policy.commands.verify", "Check a policy's files, and how it acts on this machine.", "cpu"),

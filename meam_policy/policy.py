@@ -206,6 +206,11 @@ class MeamPolicy:
         return self.session.provider
 
     @property
+    def config_sha256(self) -> str | None:
+        """SHA-256 (hex) of the `config.json` that it was loaded from; None if it was not loaded from a folder."""
+        return None if self._origin is None else self._origin.get("identity")
+
+    @property
     def inferences(self) -> int:
         """How often the network has been run to act (not by `sample`) since the policy was loaded."""
         return self._health.inferences

@@ -13,7 +13,8 @@ import safetensors.numpy
 import torch
 from safetensors.torch import save
 
-from meam_export.card import render_card
+from meam_export.card.export_record import ExportRecord
+from meam_export.card.render import render_card
 from meam_export.graph.parity import ParityReport, Rows, check_parity, draw_noise, random_observations, reference
 from meam_export.graph.policy_graph import build_graph
 from meam_export.variants.acting import AUTO, acting_by, acting_task, check_acting, single_sample
@@ -21,9 +22,13 @@ from meam_export.variants.build import BuiltVariant, build_variant
 from meam_export.variants.ladder import LadderTask, measure_ladder
 from meam_export.variants.ladder_figure import draw_ladder
 from meam_export.variants.names import check_variant
+from meam_policy import __version__
 from meam_policy.atomic_files import given_folder
+from meam_policy.diagnosis.machine import cpu_model
 from meam_policy.errors import ConfigError
+from meam_policy.folder.golden import GOLDEN_FILE
 from meam_policy.folder.policy_folder import (
+    CARD_FILE,
     CONFIG_FILE,
     GRAPH_FILE,
     LADDER_FILE,
@@ -194,11 +199,13 @@ def export_policy(
         report(name, None)
         built.append(build_variant(name, networks, policy, rows, tolerance))
         report(name, built[-1])
+    measured_over = (task.episodes, task.seed) if built and task is not None else ()
+    record = ExportRecord(source.step, cpu_model(), __version__, policy.parity.rows, *measured_over)
     chooses = any(graph.spec.integration.best_of > 1 for graph in (policy, *built))
     files = {
         GRAPH_FILE: policy.graph,
         "model.safetensors": _model(networks, chooses),
-        "golden.safetensors": _golden(policy.module, spec, rows),
+        GOLDEN_FILE: _golden(policy.module, spec, rows, record),
     }
     specs: dict[str, VariantSpec] = {}
     if built:
@@ -211,7 +218,7 @@ def export_policy(
     if specs:
         files[LADDER_FILE] = draw_ladder(specs)
     files[CONFIG_FILE] = spec.to_json().encode()
-    files["README.md"] = render_card(spec, source, policy.parity).encode()
+    files[CARD_FILE] = render_card(spec, record).encode()
     write_policy_files(folder, files)
     return Exported(folder, spec, policy.parity, {variant.name: variant.parity for variant in built})
 
@@ -250,7 +257,7 @@ def _model(networks: MeamNetworks, chooses: bool) -> bytes:
     return save(kept)
 
 
-def _golden(module: PolicyModule, spec: PolicySpec, observations: Rows | None) -> bytes:
+def _golden(module: PolicyModule, spec: PolicySpec, observations: Rows | None, record: ExportRecord) -> bytes:
     """Inputs with the actions that PyTorch computes from them, for checking the policy on any machine."""
     rows = random_observations(spec, GOLDEN_INPUTS, seed=1)
     if observations is not None:
@@ -259,4 +266,4 @@ def _golden(module: PolicyModule, spec: PolicySpec, observations: Rows | None) -
     with torch.no_grad():
         exact = reference(module)(*(torch.from_numpy(array).double() for array in (rows, noise)))
     arrays = {"observation": rows, "noise": noise, "actions": np.ascontiguousarray(exact.float().numpy())}
-    return safetensors.numpy.save(arrays)
+    return safetensors.numpy.save(arrays, record.to_metadata())

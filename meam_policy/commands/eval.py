@@ -10,11 +10,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from meam_policy import __version__
 from meam_policy.cli import Command, load_command
 from meam_policy.commands import parse
 from meam_policy.commands.acting_rules import loading_of
 from meam_policy.commands.environment_options import chosen_environment, environment_arguments, typed_environment
 from meam_policy.console import print_json, print_mapping, print_table, progress_bar
+from meam_policy.diagnosis.machine import cpu_model
 from meam_policy.environments.make import make_environment
 from meam_policy.environments.space_check import AnyEnv
 from meam_policy.environments.vector_environment import open_vector_environment
@@ -88,7 +90,7 @@ def evaluate(
             samples with the highest value, of a policy with a graph that chooses (meam export --variants best-of-4).
         device: Where to run the network; "cuda" and "tensorrt" fail rather than fall back.
         packages: Packages to import first, such as gymnasium_robotics, whose environments exist only then.
-        json: Print one line of JSON to stdout instead of a table.
+        json: Print one line of JSON to stdout instead of a table, of which `meam card` makes a model card.
     """
     env_id, packages = typed_environment(env_id, packages)
     arguments = environment_arguments(env_kwargs, max_episode_steps)
@@ -119,8 +121,11 @@ def evaluate(
                 where = {"root": root, "environment_id": name, "on_episode": count}
                 results[rule], folder = recording.record_rollouts(loaded, env, episodes, seed, record, **where)
     about = {"policy": policy, "variant": first.variant, "env_id": name, "seed": seed, "provider": first.provider}
+    # What a model card needs to say how this was measured, and of which policy.
+    how = {"num_envs": num_envs, "device": device, "revision": revision, "subfolder": subfolder, "packages": packages}
+    how |= {"machine": cpu_model(), "version": __version__, "config_sha256": first.config_sha256}
     if len(policies) > 1:
-        _report_rules({**about, "variant": variant}, results, policies, json)
+        _report_rules({**about, "variant": variant}, results, policies, how if json else None)
         return
     (rule, result), *_ = results.items()
     summary = {**about, "acting": rule, **result.summary()}
@@ -129,7 +134,7 @@ def evaluate(
     if folder is not None:
         summary["dataset"] = str(folder)
     if json:
-        print_json(summary)
+        print_json({**summary, **how})
         return
     if not acting:
         summary["acting"] = first.spec.acting.describe(first.spec.integration.best_of)
@@ -152,8 +157,12 @@ def _load(policy: str, acting: tuple[str, ...], *, variant: str | None, **option
 
 
 def _report_rules(
-    about: dict[str, Any], results: dict[str, RolloutResult], policies: dict[str, MeamPolicy], json: bool
+    about: dict[str, Any],
+    results: dict[str, RolloutResult],
+    policies: dict[str, MeamPolicy],
+    how: dict[str, Any] | None,
 ) -> None:
+    """Print one row for every rule; as JSON if it is given how they were measured."""
     baseline = BASELINE if BASELINE in results else next(iter(results))
     gains = {rule: gain_interval(result, results[baseline]) for rule, result in results.items() if rule != baseline}
     rows = [
@@ -166,8 +175,8 @@ def _report_rules(
         }
         for rule, result in results.items()
     ]
-    if json:
-        print_json({**about, "baseline": baseline, "rules": rows})
+    if how is not None:
+        print_json({**about, "baseline": baseline, **how, "rules": rows})
         return
     episodes = rows[0]["episodes"]
     print_table(

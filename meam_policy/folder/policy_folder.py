@@ -21,6 +21,7 @@ from meam_policy.spec.json_reader import parse_object
 from meam_policy.spec.sound_numbers import require_sound_numbers
 
 __all__ = [
+    "CARD_FILE",
     "CONFIG_FILE",
     "GRAPH_FILE",
     "LADDER_FILE",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from meam_policy.errors import FormatError
 
-__all__ = ["check_arrays", "read_arrays"]
+__all__ = ["check_arrays", "read_arrays", "read_metadata"]
 
 MAX_HEADER_BYTES = 2**20
 """Some hundreds of bytes describe an array."""
@@ -31,6 +31,13 @@ def read_arrays(data: bytes, name: str) -> dict[str, NDArray[np.float32]]:
         key: np.frombuffer(values[start:end], "<f4").astype(np.float32).reshape(shape)
         for key, (shape, start, end) in check_arrays(data, name).items()
     }
+
+
+def read_metadata(data: bytes, name: str) -> dict[str, str]:
+    """Read the texts that a safetensors file keeps beside its arrays, after `check_arrays`; empty if it has none."""
+    check_arrays(data, name)
+    header = data[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")]
+    return json.loads(header).get("__metadata__", {})
 
 
 def check_arrays(data: bytes, name: str, *, empty: bool = False) -> dict[str, tuple[tuple[int, ...], int, int]]:

@@ -61,7 +61,7 @@ class PolicySpec:
         environment: How it is made, if its id alone does not make it; None if that does.
         started_from: Where its training started, if from another policy's weights: `policy` (path or repo id),
             `method`, `weights` (SHA-256 of their file), `statistics` ("kept" or "renewed") and, if there are any,
-            `training_data` and `anew` (networks that it lacked).
+            `training_data`, `anew` (networks that it lacked) and `commit` (on the Hub, if it came from there).
         control_rate_hz: Rate at which actions were applied when the data was recorded.
         observation_names: Name of every number of an observation in the order of flattening, e.g. of its joint, and
             possibly a unit in square brackets; None if unknown.

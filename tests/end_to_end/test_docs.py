@@ -91,7 +91,7 @@ def test_every_python_block_has_a_name_by_which_it_is_run() -> None:
 
 
 def meam_lines() -> Iterator[Any]:
-    for page in PAGES:
+    for page in (*PAGES, "model_cards/README.md"):
         for _, body in fences(page, ""):
             for line in re.sub(r"\\\n", " ", body).splitlines():
                 found = re.match(r"(?:meam|torchrun .* -m meam_policy) (.*)", line)

@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+import meam_training.runs.trained_policy as trained_policy_module
 from meam_export import export_policy
 from meam_policy import CheckpointError, FormatError, MeamPolicy, NotFoundError
-from meam_policy.folder.policy_folder import sha256
+from meam_policy.folder.policy_folder import FoundPolicy, sha256
 from meam_training import Checkpoint, OfflineDataset, PolicyModule, TrainConfig, load_networks, train
+from meam_training.runs.starting_point import StartingPoint
 
 TINY = {"steps": 3, "hidden_dims": (8,), "critic_hidden_dims": (8,), "num_critics": 2, "batch_size": 8, "chunk_size": 2}
 METHODS = {
@@ -164,3 +166,13 @@ def test_a_published_policy_goes_on_with_other_data_and_its_successor_says_so(
     card = " ".join((successor / "README.md").read_text(encoding="utf-8").split())
     assert f"started from the weights of `{folder}` ({config.method}; SHA-256" in card
     assert "normalisation statistics were kept." in card
+
+
+def test_a_run_that_starts_from_the_hub_records_the_commit(
+    published: tuple[Checkpoint, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, folder = published
+    assert "commit" not in StartingPoint.load(folder, "kept").record(checkpoint.config)
+    monkeypatch.setattr(trained_policy_module, "find_policy", lambda name: FoundPolicy(folder, "c" * 40))
+    record = StartingPoint.load("owner/arm", "kept").record(checkpoint.config)
+    assert (record["policy"], record["commit"]) == ("owner/arm", "c" * 40)

@@ -495,7 +495,7 @@ def test_names_and_licence_are_in_the_folder_and_in_every_graph(checkpoint: Chec
     card = (folder / "README.md").read_text()
     for row in ("| in | 0 | arm | x |  |", "| in | 2 | ball | height | m |", "| out | 1 |  | knee |  |"):
         assert f"\n{row}\n" in card
-    assert ModelCard.load(folder / "README.md").data.to_dict()["license"] == "MIT"
+    assert ModelCard.load(folder / "README.md").data.to_dict()["license"] == "mit"
     for file in ("policy.onnx", "policy-k1.onnx"):
         metadata = {entry.key: entry.value for entry in onnx.load(folder / file).metadata_props}
         assert metadata["joint_names"] == metadata["action_names"] == "hip,knee"

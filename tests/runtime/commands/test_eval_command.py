@@ -8,8 +8,10 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from meam_policy import BoxSpec
+from meam_policy import BoxSpec, __version__
 from meam_policy.cli import run
+from meam_policy.diagnosis.machine import cpu_model
+from meam_policy.folder.policy_folder import sha256
 
 PENDULUM = BoxSpec((3,), "float32", (-1.0, -1.0, -8.0), (1.0, 1.0, 8.0))
 TORQUE = BoxSpec((1,), "float32", (-2.0,), (2.0,))
@@ -32,7 +34,19 @@ def figures(capfd, *arguments):
 
 
 def without_latency(summary):
-    return {name: value for name, value in summary.items() if not name.startswith("latency")}
+    """What does not depend on how many environments run at a time."""
+    return {name: value for name, value in summary.items() if not name.startswith(("latency", "num_envs"))}
+
+
+def test_the_figures_say_how_and_of_what_they_were_measured(capfd, swinger):
+    how = {"num_envs": 1, "device": "cpu", "revision": None, "subfolder": None, "packages": ["gymnasium"]}
+    how |= {"machine": cpu_model(), "version": __version__, "provider": "CPUExecutionProvider"}
+    how["config_sha256"] = sha256((swinger.folder / "config.json").read_bytes())
+    assert swinger.load().config_sha256 == how["config_sha256"]
+    assert swinger.unchecked().config_sha256 is None
+    one = figures(capfd, swinger.folder, "--episodes", 1, "--import", "gymnasium")
+    several = figures(capfd, swinger.folder, "--episodes", 1, "--acting", "sample", "zero", "--import", "gymnasium")
+    assert [{name: found[name] for name in how} for found in (one, several)] == [how, how]
 
 
 @pytest.mark.slow

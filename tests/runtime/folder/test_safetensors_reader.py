@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meam_policy import FormatError
-from meam_policy.folder.safetensors_reader import read_arrays
+from meam_policy.folder.safetensors_reader import read_arrays, read_metadata
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 NAME = "golden.safetensors"
@@ -105,6 +105,14 @@ ENTRIES = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "F16"]), "shap
 @given(st.dictionaries(st.text(max_size=2), ENTRIES | JSON, max_size=3) | JSON, st.integers(0, 16))
 def test_arbitrary_header_is_read_as_the_library_does_or_refused(header, size):
     agrees_or_refuses(file_of(header, bytes(size)))
+
+
+def test_the_texts_beside_the_arrays_are_read_after_the_same_checks():
+    texts = {"export": '{"steps": 1}', "é": ""}
+    assert read_metadata(safetensors_numpy.save(SMALL, texts), NAME) == texts
+    assert read_metadata(safetensors_numpy.save(SMALL), NAME) == {}
+    with pytest.raises(FormatError, match="__metadata__ is not"):
+        read_metadata(file_of({"__metadata__": {"a": 1}}), NAME)
 
 
 @pytest.mark.parametrize(

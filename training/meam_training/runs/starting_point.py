@@ -113,6 +113,7 @@ class StartingPoint:
             "one-step policy": config.distill_coef > 0 and source.one_step is None,
         }
         named = {"training_data": policy.spec.training_data, "anew": ", ".join(name for name in anew if anew[name])}
+        named["commit"] = policy.commit
         return {
             "policy": policy.name,
             "method": policy.config.method,

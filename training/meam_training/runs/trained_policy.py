@@ -13,7 +13,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from meam_policy.errors import ConfigError, FormatError
-from meam_policy.folder.policy_folder import MODEL_FILE, locate_policy, read_graph, read_spec, sha256
+from meam_policy.folder.policy_folder import MODEL_FILE, find_policy, read_graph, read_spec, sha256
 from meam_policy.spec import PolicySpec
 from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks, build_networks
@@ -35,6 +35,7 @@ class TrainedPolicy:
         config: The settings it was trained with.
         networks: Its networks, on the CPU and in float32.
         weights: SHA-256 of the file that holds its weights, in hexadecimal.
+        commit: The commit on the Hub that it is of; None if it was a folder on this machine.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TrainedPolicy:
     config: TrainConfig
     networks: MeamNetworks
     weights: str
+    commit: str | None = None
 
     def __repr__(self) -> str:
         """Short description; the weights would fill pages."""
@@ -66,11 +68,11 @@ class TrainedPolicy:
             networks = checkpoint.load_networks()
             weights = sha256((checkpoint.path / MODEL_FILE).read_bytes())
             return cls(str(policy_or_run), checkpoint.spec, checkpoint.config, networks, weights)
-        folder = locate_policy(policy_or_run)
+        folder, commit = find_policy(policy_or_run)
         spec = read_spec(folder)
         config = _settings(spec)
         networks = _networks(spec, config, _weights(folder, spec))
-        return cls(str(policy_or_run), spec, config, networks, spec.files[MODEL_FILE])
+        return cls(str(policy_or_run), spec, config, networks, spec.files[MODEL_FILE], commit)
 
 
 def load_networks(policy_or_run: str | os.PathLike[str]) -> MeamNetworks:
