@@ -92,6 +92,7 @@ def evaluate(
         packages: Packages to import first, such as gymnasium_robotics, whose environments exist only then.
         json: Print one line of JSON to stdout instead of a table, of which `meam card` makes a model card.
     """
+    typed = {"env_kwargs": env_kwargs, "max_episode_steps": max_episode_steps}
     env_id, packages = typed_environment(env_id, packages)
     arguments = environment_arguments(env_kwargs, max_episode_steps)
     if root is not None and record is None:
@@ -123,6 +124,10 @@ def evaluate(
     about = {"policy": policy, "variant": first.variant, "env_id": name, "seed": seed, "provider": first.provider}
     # What a model card needs to say how this was measured, and of which policy.
     how = {"num_envs": num_envs, "device": device, "revision": revision, "subfolder": subfolder, "packages": packages}
+    recorded = first.spec.recorded_environment
+    if recorded is None or environment != recorded.for_evaluation:
+        typed["named_environment"] = name
+    how |= {option: value for option, value in typed.items() if value is not None}
     how |= {"machine": cpu_model(), "version": __version__, "config_sha256": first.config_sha256}
     if len(policies) > 1:
         _report_rules({**about, "variant": variant}, results, policies, how if json else None)

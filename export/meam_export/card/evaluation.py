@@ -33,6 +33,8 @@ _SETTINGS = {
     "revision": _TEXT_OR_NULL,
     "subfolder": _TEXT_OR_NULL,
 }
+_OPTIONS = {"env_kwargs": _TEXT, "max_episode_steps": _COUNT, "named_environment": _TEXT}
+"""How another environment was made than the policy's own; absent unless asked for."""
 _FIGURES = {
     "acting": _TEXT,
     "variant": _TEXT_OR_NULL,
@@ -127,6 +129,7 @@ def read_evaluation(file: Path, config: Config) -> Evaluation:
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         _refuse(file, "rules", rows, "a list of figures by rule")
     settings = {name: _field(file, data, name, kind) for name, kind in _SETTINGS.items()}
+    settings |= {name: _field(file, data, name, kind) for name, kind in _OPTIONS.items() if name in data}
     packages = data.get("packages")
     if not isinstance(packages, list) or not all(_is(package, _TEXT) for package in packages):
         _refuse(file, "packages", packages, "a list of package names")
@@ -160,7 +163,9 @@ def _command(
     words = ["meam", "eval", settings["policy"]]
     for name in ("revision", "subfolder"):
         words += [f"--{name}", settings[name]] if settings[name] is not None else []
-    words += ["--env-id", settings["env_id"]] if settings["env_id"] != config.spec.environment_id else []
+    words += ["--env-id", settings["named_environment"]] if "named_environment" in settings else []
+    words += ["--env-kwargs", settings["env_kwargs"]] if "env_kwargs" in settings else []
+    words += ["--max-episode-steps", str(settings["max_episode_steps"])] if "max_episode_steps" in settings else []
     words += ["--episodes", str(rules[0].episodes), "--seed", str(settings["seed"])]
     words += ["--num-envs", str(settings["num_envs"])] if settings["num_envs"] != 1 else []
     words += ["--variant", variant] if variant is not None else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -116,12 +117,13 @@ def test_rules_and_variants_are_rows_of_one_table(folder: Path, evaluated: Run) 
     assert len(front.eval_results) == 4
 
 
+@pytest.mark.parametrize("options", [(), ("--max-episode-steps", "3", "--env-kwargs", '{"g": 2}')])
 def test_the_command_on_the_card_measures_the_same_again(
-    folder: Path, evaluated: Run, capfd: pytest.CaptureFixture[str]
+    folder: Path, options: tuple[str, ...], evaluated: Run, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    found = evaluated("r.json", "--acting", "best-of-2", "--num-envs", "2", "--seed", "3")
+    found = evaluated("r.json", "--acting", "best-of-2", "--num-envs", "2", "--seed", "3", *options)
     (evaluation,) = write_card(folder, ["r.json"])
-    assert run([*evaluation.command.split()[1:], "--json"]) == 0
+    assert run([*shlex.split(evaluation.command)[1:], "--json"]) == 0
     again = json.loads(capfd.readouterr().out)
     assert {**again, "latency_p50_ms": 0, "latency_p99_ms": 0, "variant": 0} == {
         **found,
