@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import gymnasium
 import minari
 import numpy as np
 import pytest
 
+import meam_training.collection.demonstrators.episode as episode_module
 from meam_export import export_policy
 from meam_policy import MeamPolicy
 from meam_policy.environments.make import make_environment
@@ -532,3 +534,12 @@ def test_empty_text_is_no_default(tmp_path, monkeypatch, given, message):
     with pytest.raises(ConfigError, match=message):
         collect(POCKETS, 10, **{"root": tmp_path, **given})
     assert not list(tmp_path.iterdir())
+
+
+def test_an_endless_episode_of_a_recording_is_cut_off_with_a_warning(monkeypatch):
+    monkeypatch.setattr(episode_module, "LONGEST_EPISODE", 7)
+    env = gymnasium.make("Pendulum-v1").unwrapped  # without its time limit
+    with pytest.warns(UserWarning, match="cut off after 7 steps"):
+        episode = episode_module.record_steps(env, lambda _: np.zeros(1, np.float32), 0)
+    assert len(episode.rewards) == 7
+    assert not episode.terminations.any()

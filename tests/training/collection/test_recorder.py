@@ -7,6 +7,7 @@ import sys
 import textwrap
 from typing import Any
 
+import gymnasium
 import minari
 import numpy as np
 import pytest
@@ -294,6 +295,20 @@ def test_what_cannot_be_recorded_is_refused_at_once(tmp_path, settings, error, r
     with pytest.raises(error, match=re.escape(reason)):
         Recorder(**given, root=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_environment_that_is_recorded_is_followed_if_it_is_given(tmp_path):
+    env = gymnasium.wrappers.ClipAction(gymnasium.make("Pendulum-v1", g=2.0, max_episode_steps=5))
+    spaces_ = env.observation_space, env.unwrapped.action_space
+    with Recorder("lab/swing-v0", *spaces_, environment=env, root=tmp_path) as recorder:
+        recorder.reset(env.reset(seed=0)[0])
+        while recorder.running:
+            observation, reward, terminated, truncated, _ = env.step(np.zeros(1, np.float32))
+            recorder.step(np.zeros(1, np.float32), observation, float(reward), terminated, truncated)
+        recorded = OfflineDataset.from_minari(recorder.finish()).environment
+    assert recorded is not None
+    assert (recorded.id, recorded.kwargs, recorded.max_episode_steps) == ("Pendulum-v1", {"g": 2.0}, 5)
+    assert [wrapper.name for wrapper in recorded.wrappers] == ["ClipAction"]
 
 
 def test_another_robot_does_not_continue_the_recording(tmp_path):

@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import ArrayLike, NDArray
 
+from meam_policy.environments.space_check import AnyEnv
 from meam_policy.errors import ConfigError, DatasetError
 from meam_policy.spec import BoxSpec
 from meam_training.collection.dataset_folder import new_dataset_folder
 from meam_training.collection.demonstrators.episode import Episode, stacked
-from meam_training.collection.minari_writer import Metadata, write_minari
+from meam_training.collection.minari_writer import DescribedEnvironment, Metadata, write_minari
 from meam_training.collection.partial_recording import PartialRecording
 from meam_training.data.row_check import RowCheck, action_box_spec, flags, numbers, observation_box_specs
 
@@ -41,10 +43,12 @@ class _Step(NamedTuple):
 
 
 class _Described(gymnasium.Env[Any, Any]):
-    """The spaces, which is all that Minari needs of an environment."""
+    """What Minari needs of an environment: the spaces, and how it is made, if that is known."""
 
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-        self.observation_space, self.action_space = observation_space, action_space
+    def __init__(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], spec: EnvSpec | None
+    ) -> None:
+        self.observation_space, self.action_space, self.spec = observation_space, action_space, spec
 
 
 class Recorder:
@@ -59,7 +63,10 @@ class Recorder:
         action_space: A Box of floats with finite bounds, in which every action must lie.
         root: Folder of the Minari data sets; None takes Minari's own.
         control_rate_hz: Rate at which actions are applied, Hz; None if there is none.
-        environment_id: Name that policies trained on the data will record; None for none.
+        environment: The environment of Gymnasium that is recorded, if it is one: its id, arguments, time limit and
+            wrappers are recorded, and policies trained on the data are evaluated in it. None for a robot.
+        environment_id: Name that policies trained on the data will record; None takes the environment's, if it is
+            given.
         success: Whether every step says whether the task has succeeded.
         resume: Continue the unfinished recording of this data set, if there is one.
 
@@ -77,7 +84,8 @@ class Recorder:
         MissingExtraError: minari is not installed.
 
     Example:
-        with Recorder("lab/arm-v0", env.observation_space, env.action_space, resume=True) as recorder:
+        spaces = env.observation_space, env.action_space
+        with Recorder("lab/arm-v0", *spaces, environment=env, resume=True) as recorder:
             while recorder.episodes < 50:
                 recorder.reset(env.reset()[0])
                 while recorder.running:
@@ -94,6 +102,7 @@ class Recorder:
         *,
         root: str | os.PathLike[str] | None = None,
         control_rate_hz: float | None = None,
+        environment: AnyEnv | None = None,
         environment_id: str | None = None,
         success: bool = False,
         resume: bool = False,
@@ -103,7 +112,8 @@ class Recorder:
         if control_rate_hz is not None and not 0 < control_rate_hz < math.inf:
             raise ConfigError(f"control_rate_hz is {control_rate_hz}; expected a rate above 0, or None.")
         self._check = RowCheck(self._boxes, self._action_box)
-        self._described = _Described(observation_space, action_space)
+        made_by = None if environment is None else DescribedEnvironment(environment).spec
+        self._described = _Described(observation_space, action_space, made_by)
         self._name, self._success = dataset_id, success
         about = {"meam_environment_id": environment_id, "control_rate_hz": control_rate_hz}
         self._about = {name: value for name, value in about.items() if value is not None}
@@ -113,6 +123,7 @@ class Recorder:
             "success": success,
             "observation_space": [box.to_json() for box in self._boxes],
             "action_space": self._action_box.to_json(),
+            **({} if made_by is None else {"environment": made_by.to_json()}),
         }
         self._opened = ExitStack()
         partial = PartialRecording.open(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -9,6 +10,9 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
+
+from meam_policy.environments.space_check import episode_limit
+from meam_policy.rollouts.episodes import LONGEST_EPISODE
 
 __all__ = ["Episode", "Observations", "episode_generator", "record_steps", "seeded_globally", "stacked"]
 
@@ -50,15 +54,16 @@ def seeded_globally(seed: int) -> Iterator[None]:
 
 
 def record_steps(env: gymnasium.Env[Any, Any], act: Callable[[Any], NDArray[Any]], seed: int) -> Episode:
-    """Act in an environment until it ends the episode.
+    """Act in an environment until it ends the episode, or for as many steps as `rollout` waits for that.
 
     Args:
-        env: Environment that ends its episodes by itself.
+        env: The environment.
         act: Maps an observation to an action.
         seed: Seed of the environment's reset.
     """
     observation, _ = env.reset(seed=seed)
     observations, actions, rewards, terminations, ended = [observation], [], [], [], False
+    longest = max(LONGEST_EPISODE, episode_limit(env) or 0)
     while not ended:
         actions.append(act(observation))
         observation, reward, terminated, truncated, _ = env.step(actions[-1])
@@ -66,6 +71,13 @@ def record_steps(env: gymnasium.Env[Any, Any], act: Callable[[Any], NDArray[Any]
         rewards.append(reward)
         terminations.append(terminated)
         ended = terminated or truncated
+        if not ended and len(actions) == longest:
+            warnings.warn(
+                f"An episode was cut off after {longest} steps, because the environment had not ended it. Set "
+                "max_episode_steps (--max-episode-steps) for another length.",
+                stacklevel=2,
+            )
+            ended = True
     return Episode(
         stacked(observations),
         np.stack(actions),
