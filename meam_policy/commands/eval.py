@@ -14,7 +14,12 @@ from meam_policy import __version__
 from meam_policy.cli import Command, load_command
 from meam_policy.commands import parse
 from meam_policy.commands.acting_rules import loading_of
-from meam_policy.commands.environment_options import chosen_environment, environment_arguments, typed_environment
+from meam_policy.commands.environment_options import (
+    chosen_environment,
+    environment_arguments,
+    typed_environment,
+    with_arguments,
+)
 from meam_policy.console import print_json, print_mapping, print_table, progress_bar
 from meam_policy.diagnosis.machine import cpu_model
 from meam_policy.environments.make import make_environment
@@ -144,7 +149,7 @@ def evaluate(
     if not acting:
         summary["acting"] = first.spec.acting.describe(first.spec.integration.best_of)
     shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in summary.items() if v is not None}
-    print_mapping(f"{policy} in {name}", shown)
+    print_mapping(f"{policy} in {with_arguments(environment, arguments)}", shown)
 
 
 def _advance(advance: Callable[..., None], before: int, episodes: int) -> None:

@@ -202,7 +202,7 @@ class DataReport:
 
     Attributes:
         dataset_id: Name of the data set, if known.
-        environment_id: Environment it was recorded in, if known.
+        environment: Environment it was recorded in, with what is beyond its id, if known.
         control_rate_hz: Rate at which actions were applied, Hz, if known.
         rows: Transitions.
         episodes: Recorded episodes.
@@ -224,7 +224,7 @@ class DataReport:
     """
 
     dataset_id: str | None
-    environment_id: str | None
+    environment: str | None
     control_rate_hz: float | None
     rows: int
     episodes: int
@@ -260,6 +260,7 @@ class DataReport:
             "returns": f"{_spread(self.returns, '.4g')} an episode",
             "actions": _numbers(self.actions, "clipped to the box"),
             "rate": rate,
+            "environment": self.environment or "not recorded",
         }
         clipped = {"to the box when read": self.clipped, "to the range of the others in training": self.outlying}
         said = [f"{each.fact(self.rows)} {where}" for where, each in clipped.items() if each is not None]
@@ -356,7 +357,7 @@ def data_report(
     repeated = (None, None) if quick else _repeated(dataset, starts)
     return DataReport(
         dataset_id=dataset.dataset_id,
-        environment_id=dataset.environment_id,
+        environment=None if dataset.recorded_environment is None else str(dataset.recorded_environment),
         control_rate_hz=dataset.control_rate_hz,
         rows=len(dataset),
         episodes=len(ends),
