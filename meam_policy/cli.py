@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from difflib import get_close_matches
 from types import ModuleType
 from typing import NamedTuple
@@ -57,7 +58,13 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line and exit: 0 for success, 2 for a user's mistake, 130 for Ctrl-C."""
+    warnings.showwarning = _say_warning
     sys.exit(run(sys.argv[1:]))
+
+
+def _say_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    """Say a warning as the commands say theirs; where it was raised helps whoever changes the code, not its users."""
+    print(f"Warning: {message}", file=sys.stderr, flush=True)
 
 
 def run(arguments: list[str]) -> int:

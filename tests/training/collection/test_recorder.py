@@ -311,6 +311,17 @@ def test_the_environment_that_is_recorded_is_followed_if_it_is_given(tmp_path):
     assert [wrapper.name for wrapper in recorded.wrappers] == ["ClipAction"]
 
 
+def test_an_environment_that_cannot_be_the_recorded_one_is_refused_and_one_without_a_recipe_told(tmp_path):
+    swing = gymnasium.make("Pendulum-v1")
+    robot = swing.observation_space, swing.action_space
+    with pytest.raises(ConfigError, match="environment is 'Pendulum-v1'; expected an environment of Gymnasium"):
+        Recorder("lab/swing-v0", *robot, environment="Pendulum-v1", root=tmp_path)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="environment has the observation space"):
+        Recorder("lab/swing-v0", *robot, environment=gymnasium.make("CartPole-v1"), root=tmp_path)
+    with pytest.warns(UserWarning, match="cannot be recorded"):
+        Recorder("lab/swing-v0", *robot, environment=gymnasium.make("Pendulum-v1", g=np.ones(1)), root=tmp_path).close()
+
+
 def test_another_robot_does_not_continue_the_recording(tmp_path):
     with Recorder("lab/arm-v0", BOX, ACTIONS, root=tmp_path, control_rate_hz=50) as recorder:
         record(recorder, drawn_episodes(BOX, (2,)))

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from meam_policy.cli import run as meam
+from meam_training.commands.data import _row
+from meam_training.data.data_report import NumberRange
 
 
 @pytest.fixture
@@ -86,3 +88,32 @@ def test_training_says_the_same_before_it_starts(data, tmp_path, capsys, monkeyp
     before = said.partition("Training bc")[0]
     assert "a whole chunk of 5 starts at 16 rows; the other 34 (68%)" in before
     assert "68% of the rows are within 4 steps of an episode's end" in before
+
+
+def test_what_is_refused_can_be_looked_at_with_the_options_that_the_message_names(data, tmp_path, capsys):
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "wide.npz", **{**arrays, "actions": arrays["actions"] * 3})
+    wide = str(tmp_path / "wide.npz")
+    assert meam(["data", wide]) == 2
+    assert "--clip-actions" in capsys.readouterr().err
+    assert meam(["data", wide, "--clip-actions"]) == 0
+    assert "clipped" in capsys.readouterr().out
+    assert meam(["data", wide, "--clip-actions", "--episodes", "0:2"]) == 0
+    assert "6 in 2 episodes" in capsys.readouterr().out
+
+
+def test_several_data_sets_are_shown_together(data, capsys):
+    assert meam(["data", data, data, "--shares", "0.5", "0.5"]) == 0
+    assert "100 in 22 episodes" in capsys.readouterr().out
+    assert meam(["data"]) == 2
+    assert "expected meam data DATA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("least", "greatest", "shown"), [(5500000.25, 5500012.5, ["5500000.25", "5500012.5"]), (-1, 1, ["-1", "1"])]
+)
+def test_numbers_far_from_zero_are_shown_with_the_digits_that_move(least, greatest, shown):
+    number = NumberRange(
+        "x", None, None, least, greatest, 0.0, 0.0, outside=0, still=False, counts=np.zeros(0, np.int64)
+    )
+    assert _row(number)[1:3] == shown

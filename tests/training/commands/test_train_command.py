@@ -7,6 +7,7 @@ import sys
 from io import StringIO
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -481,3 +482,30 @@ def test_packages_are_imported_first_and_again_when_the_run_is_resumed(data, tmp
     monkeypatch.delitem(sys.modules, "fieldbots")
     meam(["train", "--resume", "--output-dir", output, "--steps", "3"])
     assert (tmp_path / "seen").read_text() == "xx"
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--env-id", "Pendulm-v1"], 'There is no environment "Pendulm-v1"'),
+        (["--env-id", "CartPole-v1"], "has shape (4,)"),
+        (["--env-id", "Pendulum-v1", "--env-kwargs", '{"gee": 2}'], "cannot be made with these arguments: gee=2"),
+    ],
+)
+def test_an_environment_that_is_typed_is_made_before_anything_is_written(make_minari, tmp_path, capsys, typed, message):
+    generator = np.random.default_rng(0)
+    boxes = [gymnasium.spaces.Box(-size, size, (dim,), np.float32) for dim, size in ((3, 8.0), (1, 2.0))]
+    episode = {
+        "id": 0,
+        "observations": generator.uniform(-1, 1, (11, 3)).astype(np.float32),
+        "actions": generator.uniform(-1, 1, (10, 1)).astype(np.float32),
+        "rewards": np.zeros(10),
+        "terminations": np.zeros(10, bool),
+        "truncations": np.arange(10) == 9,
+        "infos": {},
+    }
+    folder = make_minari(tmp_path / "data", "tests/swing-v0", [episode], *boxes).parent
+    run = tmp_path / "run"
+    assert meam(["train", "bc", "--data", str(folder), "--output-dir", str(run), *TINY.split()[:2], *typed]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not run.exists()

@@ -112,7 +112,7 @@ class Recorder:
         if control_rate_hz is not None and not 0 < control_rate_hz < math.inf:
             raise ConfigError(f"control_rate_hz is {control_rate_hz}; expected a rate above 0, or None.")
         self._check = RowCheck(self._boxes, self._action_box)
-        made_by = None if environment is None else DescribedEnvironment(environment).spec
+        made_by = None if environment is None else _specification(environment, observation_space)
         self._described = _Described(observation_space, action_space, made_by)
         self._name, self._success = dataset_id, success
         about = {"meam_environment_id": environment_id, "control_rate_hz": control_rate_hz}
@@ -330,3 +330,27 @@ def _converted(values: ArrayLike, box: BoxSpec, name: str) -> NDArray[Any]:
     if copy.dtype.kind != "f" and not np.array_equal(copy, array):
         raise DatasetError(f"{name} has numbers that are no {box.dtype}; expected whole numbers, as its space says.")
     return copy.reshape(box.shape)
+
+
+def _specification(environment: AnyEnv, observation_space: spaces.Space[Any]) -> EnvSpec | None:
+    """How an environment is made, as far as it can be recorded.
+
+    Raises:
+        ConfigError: it is no environment, or its observations are not those that are recorded.
+    """
+    if not isinstance(environment, (gymnasium.Env, gymnasium.vector.VectorEnv)):
+        raise ConfigError(f"environment is {environment!r}; expected an environment of Gymnasium, or None for a robot.")
+    described = DescribedEnvironment(environment)
+    if described.observation_space != observation_space:
+        raise ConfigError(
+            f"environment has the observation space {described.observation_space}, but {observation_space} is to be "
+            "recorded; expected the environment whose observations are recorded, with its wrappers."
+        )
+    if described.spec is None:
+        warnings.warn(
+            f"How {environment} is made cannot be recorded: gymnasium.make did not make it, or its arguments are not "
+            "plain numbers, texts, lists and dicts. Policies trained on the data will not say where to be evaluated, "
+            "unless environment_id does.",
+            stacklevel=3,
+        )
+    return described.spec

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,53 +13,60 @@ from meam_policy.atomic_files import write_atomically
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_mapping, print_table, say
 from meam_policy.errors import ConfigError
+from meam_training.commands.source_options import SourceOptions
 from meam_training.data.data_figure import draw_report
 from meam_training.data.data_report import NumberRange, data_report
-from meam_training.data.opening import DataArguments, open_dataset
+from meam_training.data.opening import open_dataset
 
-__all__ = ["data_command", "run"]
+__all__ = ["DataCommandArguments", "run"]
 
 MOST_ROWS = 40
 """Numbers of the observation that the table shows; the picture and --json have all of them."""
 
 
-def data_command(
-    data: Annotated[str, tyro.conf.Positional],
-    env_id: str | None = None,
-    chunk_size: int = 1,
-    pad_chunks: bool = True,
-    output: Path | None = None,
-    json: bool = False,
-) -> None:
-    """Look through a data set before learning from it.
+DESCRIPTION = """Look through a data set before learning from it.
 
-    Shows what is in it, how many of its rows chunks of actions can be learned from, what the numbers of the actions and
-    the observations do, and in plain words what may be wrong.
+Shows what is in it, how many of its rows chunks of actions can be learned from, what the numbers of the actions and
+the observations do, and in plain words what may be wrong. It takes what `meam train --data` takes, with its options.
 
-    Example: meam data data/meam/pockets-v0 --chunk-size 5 --output pockets.png
+Example: meam data data/meam/pockets-v0 --chunk-size 5 --output pockets.png"""
 
-    Args:
-        data: What `meam train --data` takes: a Minari id or folder, OGBench .npz, HDF5 file of D4RL or robomimic, or
-            folder of a LeRobot data set.
-        env_id: For an .npz file: OGBench single-task name, from whose goal rewards are computed. For HDF5 and LeRobot:
-            the environment they were recorded in.
-        chunk_size: Actions in a chunk, as it will be in training.
-        pad_chunks: Whether chunks that cross the end of their episode will be learned from (not with the presets qam,
-            qam-edit and trqam).
-        output: Picture to write, a .png file.
-        json: Print one line of JSON to stdout.
-    """
-    if chunk_size < 1:
-        raise ConfigError(f"--chunk-size is {chunk_size}; expected 1 or more.")
-    if output is not None and output.suffix != ".png":
-        raise ConfigError(f"--output is {output}; expected a file that ends in .png.")
-    report = data_report(open_dataset(DataArguments((data,), env_id=env_id)), chunk_size, pad_chunks)
-    if output is not None:
-        write_atomically(output, draw_report(report))
-    if json:
+
+@dataclass(frozen=True, kw_only=True)
+class DataCommandArguments(SourceOptions):
+    """Arguments of `meam data`."""
+
+    data: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Minari id or folder, OGBench .npz, HDF5 file of D4RL or robomimic, or folder of a LeRobot data set; or several,
+    which are joined."""
+    chunk_size: int = 1
+    """Actions in a chunk, as it will be in training."""
+    pad_chunks: bool = True
+    """Whether chunks that cross the end of their episode will be learned from (not with the presets qam, qam-edit and
+    trqam)."""
+    output: Path | None = None
+    """Picture to write, a .png file."""
+    json: bool = False
+    """Print one line of JSON to stdout."""
+
+
+def run(arguments: list[str], prog: str = "meam data") -> None:
+    """Run the command with command-line arguments; see `--help`."""
+    parsed = parse(DataCommandArguments, arguments, prog, description=DESCRIPTION)
+    if not parsed.data:
+        raise ConfigError("There is no data set to look through; expected meam data DATA.")
+    if parsed.chunk_size < 1:
+        raise ConfigError(f"--chunk-size is {parsed.chunk_size}; expected 1 or more.")
+    if parsed.output is not None and parsed.output.suffix != ".png":
+        raise ConfigError(f"--output is {parsed.output}; expected a file that ends in .png.")
+    named, _ = parsed.named(parsed.data)
+    report = data_report(open_dataset(named), parsed.chunk_size, parsed.pad_chunks)
+    if parsed.output is not None:
+        write_atomically(parsed.output, draw_report(report))
+    if parsed.json:
         print_json(report.to_dict())
         return
-    print_mapping(report.dataset_id or data, report.facts)
+    print_mapping(report.dataset_id or " + ".join(parsed.data), report.facts)
     assert report.observations is not None  # this report is not a quick one
     columns = ["", "least", "greatest", "low", "high", "at low", "at high"]
     print_table("\nActions", columns, [_row(number) for number in report.actions])
@@ -67,21 +76,19 @@ def data_command(
         print(f"and {len(report.observations) - len(shown)} more")
     for warning in report.warnings:
         say(f"Warning: {warning}")
-    if output is not None:
-        say(f"Wrote {output}")
-
-
-def run(arguments: list[str], prog: str = "meam data") -> None:
-    """Run the command with command-line arguments; see `--help`."""
-    parse(data_command, arguments, prog)
+    if parsed.output is not None:
+        say(f"Wrote {parsed.output}")
 
 
 def _row(number: NumberRange) -> list[str]:
     bounds = ["none" if bound is None else f"{bound:.4g}" for bound in (number.low, number.high)]
+    # Four digits of what moves: of a position in map coordinates, those behind the first six.
+    size, width = max(abs(number.least), abs(number.greatest)), number.greatest - number.least
+    digits = 4 + (min(12, max(0, math.floor(math.log10(size / width)))) if 0 < width < size else 0)
     return [
         number.name,
-        f"{number.least:.4g}",
-        f"{number.greatest:.4g}",
+        f"{number.least:.{digits}g}",
+        f"{number.greatest:.{digits}g}",
         *bounds,
         f"{number.at_low:.1%}",
         f"{number.at_high:.1%}",

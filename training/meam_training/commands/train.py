@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from shlex import quote
@@ -13,10 +14,13 @@ from typing import Annotated, Any
 import tyro
 
 from meam_policy.commands import parse, refuse_empty
-from meam_policy.commands.environment_options import typed_environment
 from meam_policy.console import print_json, progress_bar, say, say_mapping
-from meam_policy.errors import ConfigError, DatasetError, NotFoundError
+from meam_policy.environments.make import make_environment
+from meam_policy.environments.space_check import check_spaces
+from meam_policy.errors import ConfigError, DatasetError, MissingExtraError, NotFoundError
+from meam_training.commands.source_options import SourceOptions
 from meam_training.config import PRESETS, Method, TrainConfig
+from meam_training.data.dataset import OfflineDataset
 from meam_training.data.opening import DataArguments, absolute, open_dataset
 from meam_training.learning.update_cost import RunStart, UpdateCost
 from meam_training.runs.checkpoint import Checkpoint
@@ -24,7 +28,7 @@ from meam_training.runs.options import flag
 from meam_training.runs.run_folder import RunRecord, load_settings
 from meam_training.runs.run_report import opening, run_facts
 from meam_training.runs.starting_point import StartingPoint, Statistics
-from meam_training.trainer import EVALUATION_SECONDS, train
+from meam_training.trainer import EVALUATION_SECONDS, make_spec, train
 
 __all__ = ["TrainArguments", "run"]
 
@@ -52,8 +56,8 @@ class _Draft(TrainConfig):
         """Check nothing."""
 
 
-@dataclass(frozen=True)
-class TrainArguments:
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments(SourceOptions):
     """Arguments of `meam train`, after the preset."""
 
     data: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="TEXT...")]
@@ -62,38 +66,15 @@ class TrainArguments:
     output_dir: Path
     """Folder of the run."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="", constructor=_Draft)]
-    env_id: str | None = None
-    """For an .npz file: OGBench single-task name, from whose goal rewards are computed. For other data: the environment
-    they were recorded in, as it is registered, or module:id; by default what the data records."""
     env_kwargs: str | None = None
     """Arguments of the environment, as in '{"g": 2}', in place of recorded ones; kept in the policy."""
     max_episode_steps: int | None = None
     """Time limit of the environment, steps, likewise; by default as recorded or registered."""
-    shares: tuple[float, ...] = ()
-    """With several data sets: the share of a batch that each has. Empty gives every row the same chance."""
-    episodes: tuple[str, ...] = ()
-    """Range of episodes of each data set, such as 0:100, or : for all."""
-    observation_keys: tuple[str, ...] = ()
-    """Keys of the observation, in the order of flattening; empty takes all that hold numbers."""
-    action_key: str | None = None
-    """For robomimic and LeRobot: key of the actions."""
-    reward: str | None = None
-    """For robomimic and LeRobot: key of the rewards; or end, 1 at the end of every episode; or none."""
-    termination: str | None = None
-    """For robomimic and LeRobot: key of the flags that are true where the task ended."""
     start_from: Annotated[str | None, tyro.conf.arg(name="from", metavar="TEXT")] = None
     """Start from the weights of a policy folder, a Hub repo id, a run or a checkpoint, and with its settings unless
     others are given."""
     statistics: Statistics = "kept"
     """With --from: normalisation kept from the policy, or renewed from the data."""
-    action_low: tuple[float, ...] | None = None
-    """Lower bounds of the actions, where the data has none: one number, or one for each number of an action."""
-    action_high: tuple[float, ...] | None = None
-    """Upper bounds, likewise."""
-    clip_actions: bool = False
-    """Clip recorded actions to the bounds, as many simulators do, rather than refuse those beyond."""
-    packages: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
-    """Packages to import first, such as gymnasium_robotics, whose environments exist only then."""
     resume: bool = False
     """Resume from the newest checkpoint in the output folder, with the run's data and settings unless others are
     given."""
@@ -105,9 +86,11 @@ def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and train."""
     parsed = _parse(arguments, prog)
     assert parsed.data is not None  # otherwise _parse refuses
-    env_id, packages = typed_environment(parsed.env_id, parsed.packages)
-    named = DataArguments(**{**{name: getattr(parsed, name) for name in _DATA}, "env_id": env_id})
+    environment = {"env_kwargs": parsed.env_kwargs, "max_episode_steps": parsed.max_episode_steps}
+    named, packages = parsed.named(parsed.data, **environment)
     dataset = open_dataset(named)
+    if not parsed.resume and any(value is not None for value in (named.env_id, *environment.values())):
+        _check_environment(parsed.config, dataset)
     origin = named.absolute.to_json() | ({"import": list(packages)} if packages else {})
     if parsed.start_from is not None:
         origin |= {"from": absolute(parsed.start_from), "statistics": parsed.statistics}
@@ -159,6 +142,26 @@ def run(arguments: list[str], prog: str) -> None:
             f"The best return, {best.score:.4g}, was that of update {best.step}: "
             f"meam export {quote(str(parsed.output_dir / 'checkpoints' / 'best'))} --output-dir policies/best"
         )
+
+
+def _check_environment(config: TrainConfig, dataset: OfflineDataset) -> None:
+    """Refuse an environment that was typed and cannot be made, or is not the data's, before anything is written.
+
+    Where it needs something that is not installed, as on a machine that only trains, that is only said.
+
+    Raises:
+        NotFoundError: there is no such environment.
+        ConfigError: it refuses its arguments.
+        SpaceError: its spaces are not the data's.
+    """
+    environment = dataset.recorded_environment
+    if environment is None:
+        return
+    try:
+        with closing(make_environment(environment.for_evaluation)) as env:
+            check_spaces(make_spec(config, dataset), env)
+    except MissingExtraError as error:
+        say(f"Whether the policy fits {environment} is not known here: {error}")
 
 
 class _Progress:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from meam_policy.commands.environment_options import environment_arguments
+from meam_policy.console import say
 from meam_policy.errors import ConfigError, DatasetError
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.lerobot_source import is_lerobot
@@ -131,6 +132,12 @@ def open_dataset(arguments: DataArguments) -> OfflineDataset:
         (dataset,) = opened
     else:
         dataset = OfflineDataset.joined(opened, a.shares or None, environment_id=a.env_id)
+    recorded = dataset.recorded_environment
+    if a.env_id is not None and recorded is not None and recorded.id == a.env_id != str(recorded):
+        say(
+            f"{a.env_id} is named, so it is made as it is registered. The data's is {recorded}: leave --env-id out to "
+            "have that."
+        )
     if a.env_id is not None:  # a data set that records its environment, too
         dataset = replace(dataset, environment_id=a.env_id, environment=None)
     return _with_arguments(dataset, environment_arguments(a.env_kwargs, a.max_episode_steps))

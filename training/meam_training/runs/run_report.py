@@ -54,7 +54,11 @@ def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> di
     report = data_report(
         dataset, config.chunk_size, config.pad_chunks, quick=True, action_scaling=config.action_scaling
     )
-    facts |= {name: report.facts[name] for name in ("chunks", "rewards", "actions", "clipped") if name in report.facts}
+    facts |= {
+        name: report.facts[name]
+        for name in ("environment", "chunks", "rewards", "actions", "clipped")
+        if name in report.facts
+    }
     if start.reach < WHOLE:
         facts["reach"] = _reach(start.reach, config.online_steps > 0)
     if report.warnings:
