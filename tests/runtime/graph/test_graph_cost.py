@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from typing import Any
 
 import numpy as np
 import onnx
@@ -78,11 +79,11 @@ def computed(graph, sizes):
         open_sizes = itertools.chain([sizes.rows], itertools.repeat(sizes.others))
         shape = [n if isinstance(n, int) else m for n, m in zip(value.shape, open_sizes, strict=False)]
         feeds[value.name] = np.ones(shape, np.float32)
-    return dict(zip(names, (np.shape(array) for array in session.run(None, feeds)), strict=True))
+    return dict(zip(names, (np.shape(np.asarray(array)) for array in session.run(None, feeds)), strict=True))
 
 
 PACKED = {"packed": np.zeros((8, 1, 16), np.uint8), "scales": np.ones(8, np.float32)}
-NODES = {
+NODES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
     "ArgMax": ([node("ArgMax", "x", axis=1, keepdims=0)], {}),
     "ArgMin": ([node("ArgMin", "x", axis=-1)], {}),
     "CastLike": ([node("CastLike", "x k")], {"k": ints(1)}),
@@ -239,7 +240,7 @@ def chain(operator, count, **attributes):
     return [node(operator, f"v{i} v{i}", f"v{i + 1}", **attributes) for i in range(count)]
 
 
-EXPLODING = {
+EXPLODING: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], dict[str, Any] | None]] = {
     "outer products": (
         [node("Reshape", "x column", "a"), node("Reshape", "x row", "b"), node("Mul", "a b")],
         {"column": ints(-1, 1), "row": ints(1, -1)},
