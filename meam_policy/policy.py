@@ -504,7 +504,7 @@ class MeamPolicy:
                 draws = np.random.default_rng(seed).standard_normal((len(rows), self._noise_dim), np.float32)
             else:
                 draws = self._execution.noise.draw_rows(len(rows))
-        return self._finished(self.session.run_all(rows, draws)["actions"], batched)
+        return self._finished(self._shell.bound_chunks(self.session.run_all(rows, draws)["actions"]), batched)
 
     def _finished(self, chunks: NDArray[np.float32], batched: bool) -> NDArray[np.float32]:
         require_finite_chunks(chunks)
@@ -567,7 +567,7 @@ class MeamPolicy:
         found = self.session.run_all(rows, noise, *(given or ()))
         if "value" in found:
             self._health.note_values(found["value"], found["disagreement"])
-        return found["actions"]
+        return self._shell.bound_chunks(found["actions"])
 
 
 def _drawing(spec: PolicySpec, best_of: int | None, noise_scale: float | None) -> PolicySpec:

@@ -21,6 +21,8 @@ class Health:
         inferences: Runs of the network, each for all slots that needed one.
         bad_observations: Observations with NaN or infinity.
         bad_actions: Chunks with NaN or infinity.
+        out_of_bounds: Chunks with an action beyond the bounds, which was clamped: a graph that was exported returns
+            none.
         unfamiliar: Observations above `unfamiliarity_limit`.
         rate_limited: Actions that the rate limit changed.
         replaced: Actions that were held or neutral in place of the policy's.
@@ -36,6 +38,7 @@ class Health:
     inferences: int = 0
     bad_observations: int = 0
     bad_actions: int = 0
+    out_of_bounds: int = 0
     unfamiliar: int = 0
     rate_limited: int = 0
     replaced: int = 0

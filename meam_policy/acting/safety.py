@@ -79,6 +79,8 @@ class SafetyShell:
         self._dtype = np.dtype(space.dtype)
         # Without infinity, to which a large action of a float16 box would be rounded.
         self._low, self._high = (np.nan_to_num(bounds).reshape(-1) for bounds in (space.low, space.high))
+        with np.errstate(over="ignore"):
+            self._chunk_bounds = [np.array(bounds).astype(np.float32) for bounds in (spec.action.low, spec.action.high)]
         self._neutral = np.clip(np.zeros(spec.action_dim), self._low, self._high)
         self._rate = None if settings.rate_limit is None else _rate_limit(settings.rate_limit, spec.action_dim)
         self.reset()
@@ -132,6 +134,18 @@ class SafetyShell:
         if settings.on_unfamiliar is not None:
             stopped |= dict.fromkeys(strange.nonzero()[0].tolist(), settings.on_unfamiliar)
         return stopped
+
+    def bound_chunks(self, chunks: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Bring the finite numbers of chunks [k, chunk_size, action_dim] within the bounds, and count the chunks.
+
+        What is not finite stays: it is no action that was merely too large.
+        """
+        low, high = self._chunk_bounds
+        outside = ((chunks < low) | (chunks > high)) & np.isfinite(chunks)
+        if not outside.any():
+            return chunks
+        self._health.out_of_bounds += int(outside.any(axis=(1, 2)).sum())
+        return np.where(outside, np.clip(chunks, low, high), chunks)
 
     def check_chunks(self, slots: NDArray[np.intp], chunks: NDArray[np.float32]) -> dict[int, Reaction]:
         """Judge the chunks [k, chunk_size, action_dim] of slots [k].

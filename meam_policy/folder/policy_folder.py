@@ -16,8 +16,9 @@ from meam_policy.atomic_files import atomic_folder
 from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoundError, OutputError
 from meam_policy.folder.hub import download_policy
 from meam_policy.folder.safetensors_reader import check_arrays
+from meam_policy.graph.graph_check import MAX_BYTES
 from meam_policy.spec import GRAPH_FILE, PolicySpec
-from meam_policy.spec.json_reader import parse_object
+from meam_policy.spec.json_reader import MAX_CONFIG_BYTES, parse_object
 from meam_policy.spec.sound_numbers import require_sound_numbers
 
 __all__ = [
@@ -53,6 +54,9 @@ POLICY_FILES = (CONFIG_FILE, GRAPH_FILE, MODEL_FILE, "golden.safetensors", CARD_
 
 _UNHASHED = (CONFIG_FILE, CARD_FILE, LADDER_FILE)
 """Files whose hashes `config.json` cannot or does not record: itself, and what people may edit."""
+
+_MAX_BYTES = {CONFIG_FILE: MAX_CONFIG_BYTES, CARD_FILE: 2**24, LADDER_FILE: 2**26}
+"""Of the files that no hash vouches for; of the others as of a graph."""
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -350,8 +354,15 @@ def sha256(data: bytes) -> str:
 
 
 def _read(folder: Path, name: str) -> bytes:
+    most = _MAX_BYTES.get(name, MAX_BYTES)
     try:
-        return (folder / name).read_bytes()
+        with (folder / name).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise FormatError(
+                    f"{folder / name} has {size} bytes; expected at most {most}. Download or export the policy again."
+                )
+            return file.read(most + 1)  # no more, whatever becomes of the file meanwhile
     except FileNotFoundError as error:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
         if name in (CONFIG_FILE, GRAPH_FILE):

@@ -5,13 +5,13 @@ ask for, while loading already. So a graph is walked here first, with a reader o
 only the messages of ONNX which a policy can need. Everything else is refused, unknown fields included: onnxruntime
 would either ignore them, and run another graph than was exported, or give them a meaning that nobody checked.
 
-Bounded are the file (2 GiB), its protobuf fields, its nodes, every dimension of inputs, outputs and named values, and
-the memory of everything that depends on constants alone, which onnxruntime computes while it loads. Nesting is bounded
-because no message that can hold itself is entered.
+Bounded are the file (2 GiB), its protobuf fields, its texts and metadata, its nodes, every dimension of inputs, outputs
+and named values, the memory of everything that depends on constants alone, which onnxruntime computes while it loads,
+and the memory and the multiplications of an inference, which follow from the shapes. Nesting is bounded because no
+message that can hold itself is entered.
 
-Not bounded is what a graph computes from its inputs by ordinary arithmetic: outer products, a value concatenated with
-itself again and again. Finding that takes the shape inference of a whole operator set; a folder whose origin you do
-not trust still needs a process with a memory limit.
+The shapes are followed for two sizes of the batch, not for all. onnxruntime may also have faults of its own: a folder
+whose origin you do not trust is first looked at in a process with limits, by `meam verify --untrusted`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from importlib import metadata
 from typing import Any, NoReturn
 
 from meam_policy.errors import FormatError, VersionError
+from meam_policy.graph.graph_cost import Cost, Sizes
 from meam_policy.graph.graph_growth import Growth
 from meam_policy.graph.onnx_tensor import MAX_AXES, Tensor, holds_infinity_or_nan, read_tensor
 from meam_policy.graph.onnx_wire import (
@@ -64,6 +65,9 @@ MAX_DIMENSION = 2**20
 
 _SUBGRAPH_OPERATORS = (b"If", b"Loop", b"Scan", b"SequenceMap")
 _BOUNDS = (b"Clip", b"Max", b"Min")
+
+_SIZES = (Sizes(rows=1, others=1), Sizes(rows=16, others=4))
+"""Where the costs of an inference are bounded: for one observation, and for a batch, in proportion to it."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +121,12 @@ class _GraphCheck:
     def __init__(self, data: bytes, name: str) -> None:
         self.reader = WireReader(data, name)
         self.growth = Growth(self.reader)
+        self.costs = [Cost(self.reader, sizes) for sizes in _SIZES]
         self.operators: Counter[bytes] = Counter()
         self.infinite: set[bytes] = set()
         self.defined: set[bytes] = set()
         # Read once: the same few serve for all steps of an unrolled graph.
-        self.types: dict[bytes, tuple[int, ...]] = {}
+        self.types: dict[bytes, tuple[int | None, ...] | None] = {}
         self.dimensions: dict[bytes, int | None] = {}
         self.attributes: dict[bytes, dict[str, Any]] = {}
 
@@ -208,7 +213,9 @@ class _GraphCheck:
         for value in graph.get("input", ()):
             name, dimensions = self._check_value_info(value)
             self._define([name])
-            self.growth.add_input(dimensions)
+            self.growth.add_input([size for size in dimensions or () if size is not None])
+            for cost in self.costs:
+                cost.add_input(name, dimensions)
         for value in (*graph.get("output", ()), *graph.get("value_info", ())):
             self._check_value_info(value)
         weights = [read_tensor(reader, span) for span in initializers]
@@ -216,6 +223,8 @@ class _GraphCheck:
         for tensor in weights:
             self._check_finite(tensor, tensor.name)
             self.growth.add_weight(tensor)
+            for cost in self.costs:
+                cost.add_weight(tensor)
         read = [self._check_node(node) for node in nodes]
         if self.infinite:
             for operator, inputs in read:
@@ -229,30 +238,29 @@ class _GraphCheck:
                 self.reader.invalid(f"{quote(name)} is defined twice")
             self.defined.add(name)
 
-    def _check_value_info(self, span: Span) -> tuple[bytes, tuple[int, ...]]:
-        """The name of a value and its static dimensions."""
+    def _check_value_info(self, span: Span) -> tuple[bytes, tuple[int | None, ...] | None]:
+        """The name of a value, and its dimensions: None where they are open, or all of them if it declares none."""
         reader = self.reader
         fields = reader.read(span, VALUE_INFO)
         kind = reader.bytes(fields.get("type"))
         if kind not in self.types:
-            self.types[kind] = self._static_dimensions(fields)
+            self.types[kind] = self._read_dimensions(fields)
         return reader.bytes(fields.get("name")), self.types[kind]
 
-    def _static_dimensions(self, value: dict[str, Any]) -> tuple[int, ...]:
+    def _read_dimensions(self, value: dict[str, Any]) -> tuple[int | None, ...] | None:
         reader, name = self.reader, self.reader.bytes(value.get("name"))
-        if "type" not in value:
-            return ()
-        kind = reader.read(value["type"], TYPE, name)
+        kind = reader.read(value["type"], TYPE, name) if "type" in value else {}
         tensor = reader.read(kind["tensor_type"], TENSOR_TYPE, name) if "tensor_type" in kind else {}
-        spans = reader.read(tensor["shape"], SHAPE, name).get("dim", []) if "shape" in tensor else []
+        if "shape" not in tensor:
+            return None
+        spans = reader.read(tensor["shape"], SHAPE, name).get("dim", [])
         if len(spans) > MAX_AXES:
             reader.refuse(f"has {len(spans)} axes in the shape of {quote(name)}; expected at most {MAX_AXES}")
-        sizes = [self._dimension(span, name) for span in spans]
-        static = tuple(size for size in sizes if size is not None)
-        for size in static:
-            if not 0 <= size <= MAX_DIMENSION:
+        sizes = tuple(self._dimension(span, name) for span in spans)
+        for size in sizes:
+            if size is not None and not 0 <= size <= MAX_DIMENSION:
                 reader.refuse(f"has the dimension {size} in {quote(name)}; expected 0 to {MAX_DIMENSION}")
-        return static
+        return sizes
 
     def _dimension(self, span: Span, name: bytes) -> int | None:
         key = self.reader.bytes(span)
@@ -281,6 +289,8 @@ class _GraphCheck:
         attributes = self._read_attributes(node.get("attribute", ()), qualified, outputs)
         self._check_signature(signature, qualified.decode(), inputs, outputs, attributes)
         self.growth.add_node(operator, inputs, outputs, attributes)
+        for cost in self.costs:
+            cost.add_node(operator, inputs, outputs, attributes)
         return operator, inputs
 
     def _read_attributes(

@@ -56,16 +56,21 @@ class Tensor(NamedTuple):
     Attributes:
         name: As in the file; constants of nodes mostly have none.
         data_type: The number of TensorProto.DataType.
-        elements: How many there are.
+        dims: Its shape.
         field: The field of TensorProto that holds them; None where there are none.
         span: Where they are in the file.
     """
 
     name: bytes
     data_type: int
-    elements: int
+    dims: tuple[int, ...]
     field: str | None
     span: Span
+
+    @property
+    def elements(self) -> int:
+        """How many there are."""
+        return math.prod(self.dims)
 
     @property
     def bytes(self) -> int:
@@ -97,7 +102,7 @@ def read_tensor(reader: WireReader, span: Span) -> Tensor:
     if len(held) > 1 or field not in (None, "raw_data", element.typed):
         shown = f"{quote(name)} of the element type {data_type} in {' and '.join(held)}"
         reader.refuse(f"has the elements of {shown}; expected raw_data")
-    tensor = Tensor(name, data_type, math.prod(dims), field, fields[field] if field else (0, 0))
+    tensor = Tensor(name, data_type, tuple(dims), field, fields[field] if field else (0, 0))
     if not _is_complete(reader, tensor):
         reader.invalid(f"{quote(name)} does not have the {tensor.elements} elements that its shape {dims} needs")
     return tensor

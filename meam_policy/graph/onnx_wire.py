@@ -39,6 +39,10 @@ __all__ = [
 MAX_FIELDS = 2**21
 """Protobuf fields of a file; bounds the time of the walk to about a second. A node with its types has about ten."""
 
+MAX_TEXT_BYTES = 2**23
+"""Texts of a file together: names, metadata, attributes. A hundred thousand nodes need about 3 million bytes, the names
+of an observation of 28,000 pixels another."""
+
 
 class Message(NamedTuple):
     """A protobuf message.
@@ -122,12 +126,12 @@ ATTRIBUTE = _message(
         "name": _text(1),
         "f": _Field(2, _FIXED32),
         "i": _varint(3),
-        "s": _length(4),
+        "s": _text(4),
         "t": _length(5),
         "doc_string": _text(13),
         "type": _varint(20),
     },
-    {"floats": _Field(7, _FIXED32), "ints": _varint(8), "strings": _length(9)},
+    {"floats": _Field(7, _FIXED32), "ints": _varint(8), "strings": _text(9)},
 )
 TENSOR = _message(
     "TensorProto",
@@ -197,6 +201,10 @@ _REFUSED = {
 }
 
 
+_BYTES = ("s", "strings")
+"""Texts of attributes, which ONNX does not require to be UTF-8."""
+
+
 class WireReader:
     """Reads protobuf messages out of the bytes of a file; strict where parsers are known to differ."""
 
@@ -204,6 +212,7 @@ class WireReader:
         self.data = data
         self.name = name
         self._turns = itertools.repeat(None, MAX_FIELDS)  # of the loop below, whichever message it reads
+        self._text_bytes = 0
 
     def refuse(self, text: str) -> NoReturn:
         """Raise FormatError: the file is ONNX, but not a policy."""
@@ -272,7 +281,10 @@ class WireReader:
             self.invalid(f"{message.name} is cut short at byte {min(end, len(data))} of {len(data)}")
         for name in message.texts & found.keys():
             for start, end in found[name] if isinstance(found[name], list) else [found[name]]:
-                if not data[start:end].isascii():
+                self._text_bytes += end - start
+                if self._text_bytes > MAX_TEXT_BYTES:
+                    self.refuse(f"has more than {MAX_TEXT_BYTES} bytes of names and metadata, which no policy needs")
+                if name not in _BYTES and not data[start:end].isascii():
                     self.text((start, end))
         if "metadata_props" in found:
             for entry in found["metadata_props"]:  # nobody looks at most of them, but they must be sound

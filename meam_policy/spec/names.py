@@ -23,6 +23,8 @@ _UNIT = re.compile(r"(?P<name>.*?\S)\s*\[(?P<unit>[^\[\]]*[^\W\d_][^\[\]]*|°|%)
 
 _SHOWN = 6
 """Longest list of placeholders in a message."""
+_SHOWN_TEXT = 200
+"""Longest text of a file in a message, characters."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ def check_names(expected: Mapping[str, str], metadata: Mapping[str, str], file: 
             continue
         if metadata.get(name, "") != value:
             raise FormatError(
-                f"{file}: its {name} are {metadata.get(name) or 'missing'}, but config.json says {value or 'nothing'}. "
+                f"{file}: its {name} are {_brief(metadata.get(name, '')) or 'missing'}, but config.json says "
+                f"{_brief(value) or 'nothing'}. "
                 "A number would be taken for another one: export the policy again, with the right names."
             )
     by_key = "observation_sizes" in metadata or not expected["observation_sizes"]
@@ -200,6 +203,10 @@ def _checked(box: BoxSpec, names: Sequence[str], field: str) -> tuple[str, ...]:
 def _split(name: str) -> tuple[str, str | None]:
     found = _UNIT.fullmatch(name)
     return (name, None) if found is None else (found["name"], found["unit"])
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1] + "…"
 
 
 def _placeholders(size: int) -> str:

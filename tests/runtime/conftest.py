@@ -163,6 +163,13 @@ class LinearPolicy:
         spec = dataclasses.replace(spec, variants=variants, files=files)
         (self.folder / "config.json").write_text(spec.to_json())
 
+    def leave_out_bounds(self, through: str = "Identity") -> None:
+        """Put a graph into the folder that returns actions of any size."""
+        free = np.full(self.spec.action_dim, np.inf)
+        shape = (self.spec.chunk_size, self.spec.action_dim)
+        graph = linear_graph(self.weight, self.noise_weight, shape, -free, free, {}, through=through)
+        self.replace_graph(graph)
+
     def replace_graph(self, graph: bytes) -> None:
         """Put another graph into the folder, with a config.json that vouches for it."""
         (self.folder / "policy.onnx").write_bytes(graph)

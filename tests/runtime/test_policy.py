@@ -12,6 +12,7 @@ from meam_policy import (
     ActionError,
     BoxSpec,
     ConfigError,
+    ControlLoop,
     FormatError,
     Health,
     IntegrityError,
@@ -895,3 +896,45 @@ def test_use_after_a_fork_is_refused_in_the_child_and_the_parent_goes_on(linear,
     script.write_text(FORKED)
     result = run_python("-W", "ignore::DeprecationWarning", str(script), str(linear.folder), how, timeout=30)
     assert (result.returncode, result.stdout) == (0, "0\nTrue\n"), result.stderr
+
+
+@pytest.fixture
+def unbounded(make_policy):
+    """A policy whose graph returns actions of any size, where -1 to 1 are allowed."""
+    linear = make_policy(weight=np.eye(3, 8), noise_weight=np.zeros((8, 8)))
+    linear.leave_out_bounds()
+    return linear.load(safety=SafetySettings(unfamiliarity_limit=np.inf))
+
+
+@pytest.mark.parametrize("way", ["act", "select_action", "predict", "sample", "predict_action_chunk"])
+def test_actions_beyond_the_bounds_are_clamped_and_counted_in_every_path(unbounded, way):
+    observation = np.array([3.0, -7.0, 0.5], np.float32)
+    assert unbounded.health().out_of_bounds == 0
+    found = getattr(unbounded, way)(observation)
+    found = found[0] if way == "predict" else found
+    np.testing.assert_array_equal(found if found.ndim == 1 else found[0], [1, -1])
+    assert unbounded.health().out_of_bounds == 1
+    getattr(unbounded, way)(np.stack([observation, observation / 100]) if way == "sample" else observation)
+    assert unbounded.health().out_of_bounds == (1 if way in ("act", "select_action", "predict") else 2)
+
+
+def test_actions_within_the_bounds_are_not_counted(linear):
+    policy = linear.load()
+    policy.sample(OBSERVATIONS[:, 0])
+    act_along(policy, OBSERVATIONS[:, 0])
+    assert policy.health().out_of_bounds == 0
+
+
+def test_control_loop_counts_actions_beyond_the_bounds_too(unbounded):
+    with ControlLoop(unbounded, 10, chunking="naive", simulated_delay=0) as loop:
+        np.testing.assert_array_equal(loop.step(np.array([3.0, -7.0, 0.5], np.float32)), [1, -1])
+    assert unbounded.health().out_of_bounds == 1
+
+
+def test_infinity_is_refused_not_clamped(make_policy):
+    linear = make_policy(weight=np.eye(3, 8), noise_weight=np.zeros((8, 8)))
+    linear.leave_out_bounds(through="Exp")
+    policy = linear.load(safety=SafetySettings(unfamiliarity_limit=np.inf))
+    for way in (policy.act, policy.sample, policy.predict_action_chunk):
+        with pytest.raises(ActionError, match="infinity"):
+            way(np.array([1000.0, 0, 0], np.float32))

@@ -1,5 +1,6 @@
 import logging
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -235,3 +236,24 @@ def test_an_empty_revision_is_refused_before_the_hub_is_asked(revision):
 def test_a_revision_of_a_folder_on_this_machine_is_refused(make_policy):
     with pytest.raises(ConfigError, match='revision is "v1", but .* is a folder on this machine'):
         MeamPolicy.from_pretrained(make_policy().folder, revision="v1")
+
+
+def test_config_of_50_megabytes_is_refused_unread(make_policy):
+    policy = make_policy()
+    with (policy.folder / "config.json").open("wb") as file:
+        file.truncate(50 * 10**6)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match="50000000 bytes; expected at most 4194304"):
+            policy.load()
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
+def test_graph_above_what_protobuf_can_hold_is_refused_unread(make_policy):
+    policy = make_policy()
+    with (policy.folder / "policy.onnx").open("wb") as file:
+        file.truncate(2**31)
+    with pytest.raises(FormatError, match="2147483648 bytes"):
+        policy.load()
