@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ from meam_policy.environments.make import make_environment
 from meam_policy.environments.space_check import AnyEnv
 from meam_policy.environments.vector_environment import open_vector_environment
 from meam_policy.environments.video import make_filmed_environment
-from meam_policy.errors import ConfigError
+from meam_policy.errors import ConfigError, MeamError
 from meam_policy.folder.policy_folder import locate_policy, read_spec
 from meam_policy.inference.providers import Device
 from meam_policy.policy import MeamPolicy
@@ -121,11 +121,12 @@ def evaluate(
         for rule, loaded in policies.items():
             done = episodes * len(results)
             count = partial(_advance, advance, done)
-            if recording is None:
-                results[rule] = rollout(loaded, env, episodes, seed, on_episode=count)
-            else:
-                where = {"root": root, "environment_id": name, "on_episode": count}
-                results[rule], folder = recording.record_rollouts(loaded, env, episodes, seed, record, **where)
+            with _named_failures(with_arguments(environment, arguments)):
+                if recording is None:
+                    results[rule] = rollout(loaded, env, episodes, seed, on_episode=count)
+                else:
+                    where = {"root": root, "environment_id": name, "on_episode": count}
+                    results[rule], folder = recording.record_rollouts(loaded, env, episodes, seed, record, **where)
     about = {"policy": policy, "variant": first.variant, "env_id": name, "seed": seed, "provider": first.provider}
     # What a model card needs to say how this was measured, and of which policy.
     how = {"num_envs": num_envs, "device": device, "revision": revision, "subfolder": subfolder, "packages": packages}
@@ -150,6 +151,22 @@ def evaluate(
         summary["acting"] = first.spec.acting.describe(first.spec.integration.best_of)
     shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in summary.items() if v is not None}
     print_mapping(f"{policy} in {with_arguments(environment, arguments)}", shown)
+
+
+@contextmanager
+def _named_failures(environment: EnvironmentSpec) -> Iterator[None]:
+    """Name an environment with arguments of its own that fails while it runs: some refuse them only then."""
+    try:
+        yield
+    except MeamError:
+        raise
+    except Exception as error:  # whatever an environment raises
+        if not environment.kwargs:
+            raise
+        raise ConfigError(
+            f"{environment} failed while it ran: {type(error).__name__}: {str(error)[:200]}. Check its arguments "
+            "(--env-kwargs), or the environment itself."
+        ) from error
 
 
 def _advance(advance: Callable[..., None], before: int, episodes: int) -> None:

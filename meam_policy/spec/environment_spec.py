@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -55,8 +56,8 @@ _PASSIVE = frozenset(
 _RESERVED = frozenset({"disable_env_checker", "id", "max_episode_steps", "render_mode"})
 """Arguments of `gymnasium.make` itself, and how to draw: not part of the environment."""
 
-_COUNTS = ("delay", "num_repeats", "repeat_action_duration", "skip", "stack_size")
-"""Arguments of wrappers that multiply memory or time."""
+_COUNTS = ("delay", "frame_skip", "num_repeats", "repeat_action_duration", "skip", "stack_size")
+"""Arguments of wrappers and environments that multiply memory or time."""
 
 MAX_COUNT = 1000
 MAX_STEPS = 10**9
@@ -122,10 +123,10 @@ class EnvironmentSpec:
             require(size <= MAX_TEXT, f"{name}.name", f"{size} characters", f"at most {MAX_TEXT}")
             unfit = unfit_argument(wrapper.kwargs)
             require(unfit is None, f"{name}.kwargs", *(unfit or ("", "")))
-            for key in _COUNTS:
-                number = wrapper.kwargs.get(key, 0)
-                good = not isinstance(number, (int, float)) or number <= MAX_COUNT
-                require(good, f"{name}.kwargs.{key}", number, f"at most {MAX_COUNT}")
+            _require_counts(wrapper.kwargs, f"{name}.kwargs")
+        _require_counts(self.kwargs, "environment.kwargs")
+        product = math.prod(max([1, *_counts(wrapper.kwargs)]) for wrapper in self.wrappers)
+        require(product <= MAX_COUNT, "environment.wrappers", f"{product} times the work", f"at most {MAX_COUNT} times")
         nested = self.evaluation is not None and self.evaluation.evaluation is not None
         require(not nested, "environment.evaluation", "one with an evaluation of its own", "one without")
 
@@ -174,7 +175,7 @@ class EnvironmentSpec:
             elif wrapper.name not in WRAPPERS:
                 found.append(f"the wrapper {wrapper.name}, which is not one of those that are followed")
         for name, value in self.kwargs.items():
-            if any(set(text) & set("/\\:") for text in _texts(value)):
+            if any(set(text) & set("/\\:") or text.startswith(".") or text.endswith(".xml") for text in _texts(value)):
                 found.append(f"the argument {name}={_cut(repr(value))}, which could name a file or a module")
         return tuple(found)
 
@@ -225,6 +226,23 @@ class EnvironmentSpec:
         if nested.data.get("evaluation") is not None:  # not read: each would hold another
             nested.fail("evaluation", "an object", "null")
         return replace(spec, evaluation=cls.from_json(evaluation, f"{name}.evaluation"))
+
+
+def _counts(kwargs: Mapping[str, Any]) -> list[Any]:
+    """What multiplies memory or time; a range of counts, as of StickyAction, is a list."""
+    given = [kwargs[key] for key in _COUNTS if kwargs.get(key) is not None]
+    return [number for value in given for number in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+def _require_counts(kwargs: Mapping[str, Any], name: str) -> None:
+    for number in _counts(kwargs):
+        good = type(number) is int and 0 <= number <= MAX_COUNT
+        require(
+            good,
+            f"{name}, {', '.join(key for key in _COUNTS if key in kwargs)}",
+            _cut(repr(number)),
+            f"0 to {MAX_COUNT}",
+        )
 
 
 def unfit_argument(kwargs: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -227,3 +227,21 @@ def test_processes_of_a_vector_environment_make_the_recorded_one_after_their_imp
         assert steps == [[False, False]] * 2 + [[True, True]]
     finally:
         gymnasium.registry.pop("MeamSwing-v0", None)
+
+
+@pytest.mark.parametrize(
+    "wrappers",
+    [
+        [EnvironmentWrapper("FrameStackObservation", {"stack_size": 100})] * 2,
+        [EnvironmentWrapper("StickyAction", {"repeat_action_probability": 0.5, "repeat_action_duration": [1, 10**12]})],
+        [EnvironmentWrapper("DelayObservation", {"delay": "9" * 20})],
+    ],
+)
+def test_wrappers_multiply_memory_and_time_by_no_more_than_a_thousand(wrappers):
+    with pytest.raises(FormatError, match="expected (0 to|at most) 1000"):
+        EnvironmentSpec("Pendulum-v1", wrappers=tuple(wrappers))
+
+
+def test_an_environment_does_not_skip_frames_without_end():
+    with pytest.raises(FormatError, match="frame_skip is 10000000; expected 0 to 1000"):
+        EnvironmentSpec("Hopper-v5", {"frame_skip": 10**7})

@@ -113,7 +113,5 @@ def test_several_data_sets_are_shown_together(data, capsys):
     ("least", "greatest", "shown"), [(5500000.25, 5500012.5, ["5500000.25", "5500012.5"]), (-1, 1, ["-1", "1"])]
 )
 def test_numbers_far_from_zero_are_shown_with_the_digits_that_move(least, greatest, shown):
-    number = NumberRange(
-        "x", None, None, least, greatest, 0.0, 0.0, outside=0, still=False, counts=np.zeros(0, np.int64)
-    )
+    number = NumberRange("x", None, None, least, greatest, 0.0, 0.0, outside=0, still=False, counts=())
     assert _row(number)[1:3] == shown
