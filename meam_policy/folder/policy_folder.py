@@ -361,7 +361,7 @@ def _read(folder: Path, name: str) -> bytes:
                 raise FormatError(
                     f"{folder / name} has {size} bytes; expected at most {most}. Download or export the policy again."
                 )
-            return file.read(most + 1)  # no more, whatever becomes of the file meanwhile
+            return file.read(size + 1)  # no more, whatever becomes of the file meanwhile
     except FileNotFoundError as error:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
         if name in (CONFIG_FILE, GRAPH_FILE):
