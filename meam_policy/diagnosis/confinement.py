@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import meam_policy
 from meam_policy.console import terminal_width
 from meam_policy.errors import ConfigError, DeviceError, FormatError
 
@@ -79,7 +78,7 @@ def run_confined(arguments: Sequence[str], policy: Path, memory_gb: float, cpu_s
         encoding="utf-8",
         errors="replace",
         # Not the current folder: Python would import modules that lie in it, and it may be the policy's.
-        cwd=Path(meam_policy.__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env=environment,
     ) as process:
         try:
