@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ __all__ = [
     "given_folder",
     "move_folder",
     "write_atomically",
+    "write_failure",
 ]
 
 
@@ -39,6 +41,21 @@ def given_folder(name: str, folder: str | os.PathLike[str]) -> Path:
     return Path(folder).expanduser()
 
 
+def write_failure(error: OSError, folder: Path, needed: int) -> str:
+    """Why something could not be written; of a full disk also how many bytes it needs.
+
+    Args:
+        error: What the system said.
+        folder: Where it was to be written; need not exist.
+        needed: Size of what was to be written, bytes.
+    """
+    reason = str(error.strerror or error)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return reason
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return f"{reason}: {needed} bytes are needed, and {shutil.disk_usage(there).free} are free"
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file that always has either its old or its new content.
 
@@ -57,11 +74,16 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         OSError: it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     flush_to_disk(path.parent)
 
 
@@ -70,6 +92,9 @@ def atomic_folder(folder: Path, *, replace: bool = False, last: str = "") -> Ite
     """Make a hidden folder beside `folder`, which takes its place when the block ends without an exception.
 
     If `folder` exists and is empty (it may be a working directory), the contents are moved into it one by one.
+
+    Whatever fails, at whatever step, `folder` is afterwards what it was: absent, empty, or with its old contents. Only
+    a process that is killed while it moves contents into an empty folder leaves some of them there, without `last`.
 
     Args:
         folder: Folder to create, with its parents.
@@ -83,22 +108,59 @@ def atomic_folder(folder: Path, *, replace: bool = False, last: str = "") -> Ite
         OSError: something cannot be written, or the place is taken.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
+    new_parents = [parent for parent in folder.absolute().parents if not parent.exists()]
+    with contextlib.ExitStack() as undo:
+        for parent in reversed(new_parents):
+            undo.callback(_attempt, parent.rmdir)
         shutil.rmtree(temporary, ignore_errors=True)
+        undo.callback(shutil.rmtree, temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        _flush_all(temporary)  # before anything is deleted for it
+        _flush_all(temporary)  # before anything is moved away for it
         if folder.is_dir() and not any(folder.iterdir()):
-            for path in sorted(temporary.iterdir(), key=lambda path: path.name == last):
-                path.rename(folder / path.name)
-            flush_to_disk(folder)
+            _fill(folder, temporary, last, undo)
         else:
-            if replace and folder.is_dir():
-                delete_folder(folder)
-            temporary.rename(folder)
+            _put_in_place(folder, temporary, replace, undo)
         flush_to_disk(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        undo.pop_all()
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(_aside(folder), ignore_errors=True)
+
+
+def _fill(folder: Path, temporary: Path, last: str, undo: contextlib.ExitStack) -> None:
+    """Move the contents of one folder into another one, which is empty."""
+    for path in sorted(temporary.iterdir(), key=lambda path: path.name == last):
+        path.rename(folder / path.name)
+        undo.callback(_attempt, _delete, folder / path.name)  # only now: it is not somebody else's
+    flush_to_disk(folder)
+
+
+def _put_in_place(folder: Path, temporary: Path, replace: bool, undo: contextlib.ExitStack) -> None:
+    """Rename a folder, where there is none or in place of one that is kept beside it."""
+    if replace and folder.is_dir():
+        aside = _aside(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        undo.callback(_attempt, aside.rename, folder)
+    temporary.rename(folder)
+    undo.callback(_attempt, folder.rename, temporary)
+
+
+def _attempt(action: Callable[..., object], *arguments: object) -> None:
+    with contextlib.suppress(OSError):
+        action(*arguments)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _aside(folder: Path) -> Path:
+    """Where a folder is renamed to before it is deleted."""
+    return folder.with_name(f".{folder.name}.deleted")
 
 
 def move_folder(folder: Path, destination: Path) -> None:
@@ -118,7 +180,7 @@ def delete_folder(folder: Path) -> None:
     Raises:
         OSError: it cannot be deleted.
     """
-    hidden = folder.with_name(f".{folder.name}.deleted")
+    hidden = _aside(folder)
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
     shutil.rmtree(hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import tyro
@@ -11,8 +12,11 @@ from rich.text import Text
 
 from meam_policy.commands import parse
 from meam_policy.console import print_json
+from meam_policy.diagnosis.confinement import Confined, run_confined
 from meam_policy.diagnosis.verify import TOLERANCE, verify_policy
 from meam_policy.diagnosis.verify_report import GraphReport, VerifyReport
+from meam_policy.errors import ConfigError, FormatError
+from meam_policy.folder.policy_folder import locate_policy
 from meam_policy.inference.providers import Device
 
 __all__ = ["run", "verify"]
@@ -27,6 +31,9 @@ def verify(
     threads: int = 1,
     tolerance: float = TOLERANCE,
     json: bool = False,
+    untrusted: bool = False,
+    memory_gb: float = 2.0,
+    cpu_seconds: int = 60,
 ) -> None:
     """Check that a policy is intact, and that it acts on this machine as it did on the one that exported it.
 
@@ -43,7 +50,12 @@ def verify(
     between a batch and single inputs, "again" between two runs of the same input. Times are the median and the 99th
     percentile of calls for one observation, with pauses between them.
 
+    With --untrusted all of that, the loading of the graphs and their first inference included, is done in a process of
+    its own with limits of memory and CPU time. What it runs into is named, and nothing is loaded here. Limits are no
+    sandbox. Only on Linux, and on the CPU.
+
     Example: meam verify policies/pockets --device cuda
+    Example: meam verify owner/arm --untrusted
 
     Args:
         policy: Policy folder, or Hub repo id owner/name.
@@ -54,7 +66,19 @@ def verify(
         threads: Threads per inference.
         tolerance: Largest accepted difference from the golden actions.
         json: Print one line of JSON to stdout instead of tables.
+        untrusted: Verify in a process with limits, for a policy of unknown origin.
+        memory_gb: With --untrusted: memory that it may allocate beyond its libraries, GB.
+        cpu_seconds: With --untrusted: CPU time that it may take, seconds.
     """
+    if untrusted:
+        if device != "cpu":
+            raise ConfigError(f"--untrusted verifies on the CPU, and --device is {device}. Leave --device out.")
+        variants = None if variant is None else (variant,)
+        folder = locate_policy(policy, revision=revision, subfolder=subfolder, variants=variants)
+        options = ["--threads", str(threads), "--tolerance", str(tolerance)]
+        options += ([] if variant is None else ["--variant", variant]) + (["--json"] if json else [])
+        _relay(run_confined(options, folder, memory_gb, cpu_seconds))
+        return
     report = verify_policy(
         policy,
         revision=revision,
@@ -70,6 +94,15 @@ def verify(
     else:
         _print_report(policy, report)
     report.check()
+
+
+def _relay(confined: Confined) -> None:
+    """Print what a confined process printed; raise what it refused."""
+    sys.stdout.write(confined.output)
+    sys.stdout.flush()
+    if confined.code:
+        raise FormatError(confined.complaint.strip().splitlines()[-1] if confined.complaint.strip() else "It failed.")
+    sys.stderr.write(confined.complaint)
 
 
 def _plain(report: VerifyReport) -> dict[str, Any]:

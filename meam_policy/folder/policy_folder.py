@@ -12,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
-from meam_policy.atomic_files import atomic_folder
+from meam_policy.atomic_files import atomic_folder, write_failure
 from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoundError, OutputError
 from meam_policy.folder.hub import download_policy
 from meam_policy.folder.safetensors_reader import check_arrays
@@ -330,7 +330,8 @@ def write_policy_files(folder: Path, files: Mapping[str, bytes]) -> None:
             for name, data in files.items():
                 (hidden / name).write_bytes(data)
     except OSError as error:
-        raise OutputError(f"The policy folder {folder} cannot be written: {error.strerror or error}.") from error
+        reason = write_failure(error, folder, sum(map(len, files.values())))
+        raise OutputError(f"The policy folder {folder} cannot be written: {reason}.") from error
 
 
 def _read_checked(folder: Path, name: str, expected: str | None) -> bytes:
@@ -362,7 +363,7 @@ def _read(folder: Path, name: str) -> bytes:
                 raise FormatError(
                     f"{folder / name} has {size} bytes; expected at most {most}. Download or export the policy again."
                 )
-            return file.read(most + 1)  # no more, whatever becomes of the file meanwhile
+            return file.read(size + 1)  # no more, whatever becomes of the file meanwhile
     except FileNotFoundError as error:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
         if name in (CONFIG_FILE, GRAPH_FILE):

@@ -422,6 +422,8 @@ def _transposed(values: Sequence[_Value], attributes: _Attributes, outputs: int)
 def _unsqueezed(values: Sequence[_Value], attributes: _Attributes, outputs: int) -> _Shape:
     shape, axes = _known(values[0]), values[1].numbers or _fail()
     new, sizes = _within(axes, len(shape) + len(axes)), iter(shape)
+    if len(new) < len(axes):
+        raise ValueError
     return tuple(1 if axis in new else next(sizes) for axis in range(len(shape) + len(axes)))
 
 

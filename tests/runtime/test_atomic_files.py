@@ -1,10 +1,11 @@
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from meam_policy import atomic_files
-from meam_policy.atomic_files import atomic_folder, delete_folder, given_folder, write_atomically
+from meam_policy.atomic_files import atomic_folder, delete_folder, given_folder, write_atomically, write_failure
 from meam_policy.errors import ConfigError
 
 
@@ -92,6 +93,95 @@ def test_a_folder_is_never_seen_half_deleted(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.rmtree", lambda path, **kwargs: None)  # killed before the first file is gone
     delete_folder(folder)
     assert not folder.exists()
+
+
+class Faults:
+    """Counts what is asked of the file system, and has one of the calls fail."""
+
+    def __init__(self, monkeypatch, kind=OSError):
+        self.calls, self.fails, self.kind = 0, None, kind
+        places = [(Path, "rename"), (Path, "write_bytes"), (Path, "mkdir"), (os, "fsync")]
+        for owner, name in places:
+            monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
+
+    def _counted(self, call):
+        def counted(*arguments, **options):
+            self.calls += 1
+            if self.calls - 1 == self.fails:
+                raise self.kind(errno.EIO, "injected")
+            return call(*arguments, **options)
+
+        return counted
+
+    def begin(self, fails):
+        self.calls, self.fails = 0, fails
+
+
+def tree(folder):
+    """Everything below a folder: files with their contents, and folders."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+    }
+
+
+NEW = {"config.json": b"{}", "policy.onnx": b"graph", "model.safetensors": b"weights"}
+
+
+def write_new(folder, replace):
+    with atomic_folder(folder, replace=replace, last="config.json") as hidden:
+        for name, data in NEW.items():
+            (hidden / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("before", ["absent", "absent with its parent", "empty", "full"])
+def test_whichever_call_fails_the_target_is_what_it_was_and_the_next_write_succeeds(
+    tmp_path, monkeypatch, before, kind
+):
+    faults = Faults(monkeypatch, kind)
+
+    def prepare(number):
+        place = tmp_path / str(number)
+        place.mkdir()
+        folder = place / "above" / "folder" if before == "absent with its parent" else place / "folder"
+        if before in ("empty", "full"):
+            folder.mkdir()
+        if before == "full":
+            (folder / "old").write_bytes(b"old")
+        return place, folder
+
+    _, folder = prepare("whole")
+    faults.begin(None)
+    write_new(folder, before == "full")
+    assert tree(folder) == NEW
+    count = faults.calls
+    assert count >= 10
+    for number in range(count):
+        faults.begin(None)
+        place, folder = prepare(number)
+        was, inode = tree(place), folder.stat().st_ino if folder.exists() else None
+        faults.begin(number)
+        with pytest.raises(kind, match="injected"):
+            write_new(folder, before == "full")
+        assert tree(place) == was, number
+        assert inode == (folder.stat().st_ino if folder.exists() else None)
+        faults.begin(None)
+        write_new(folder, before == "full")
+        assert tree(folder) == NEW
+
+
+def test_a_file_that_cannot_be_put_in_place_leaves_no_other_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        write_atomically(tmp_path / "file", "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_said_with_the_bytes_that_are_needed(tmp_path):
+    full = write_failure(OSError(errno.ENOSPC, "No space left on device"), tmp_path / "a" / "b", 12_345)
+    assert full.startswith("No space left on device: 12345 bytes are needed, and ")
+    assert full.endswith(" are free")
+    assert write_failure(OSError(errno.EACCES, "Permission denied"), tmp_path, 1) == "Permission denied"
 
 
 @pytest.mark.parametrize("folder", ["", "  ", None, 3])

@@ -9,7 +9,7 @@ from typing import get_args
 
 from meam_export.triton.config_text import TritonDevice, config_text, is_as_written
 from meam_export.triton.signature import Signature, Tensor, check_signature, read_signature
-from meam_policy.atomic_files import atomic_folder, given_folder, write_atomically
+from meam_policy.atomic_files import atomic_folder, given_folder, write_atomically, write_failure
 from meam_policy.errors import ConfigError, OutputError
 from meam_policy.folder.policy_folder import GRAPH_FILE, locate_policy, read_config, read_graph
 from meam_policy.graph.graph_check import check_graph
@@ -181,4 +181,5 @@ def _write(model: Path, version: int, graph: bytes, config: bytes) -> None:
         if version > 1:
             write_atomically(model / _CONFIG, config)
     except OSError as error:
-        raise OutputError(f"The Triton model {model} cannot be written: {error.strerror or error}.") from error
+        reason = write_failure(error, model, len(graph) + len(config))
+        raise OutputError(f"The Triton model {model} cannot be written: {reason}.") from error

@@ -1,3 +1,4 @@
+import errno
 import logging
 import shutil
 import tracemalloc
@@ -7,7 +8,16 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from meam_policy import ConfigError, FormatError, HubError, IntegrityError, MeamError, MeamPolicy, NotFoundError
+from meam_policy import (
+    ConfigError,
+    FormatError,
+    HubError,
+    IntegrityError,
+    MeamError,
+    MeamPolicy,
+    NotFoundError,
+    OutputError,
+)
 from meam_policy.folder.policy_folder import locate_policy, read_graph, read_spec, sha256
 
 
@@ -257,3 +267,25 @@ def test_graph_above_what_protobuf_can_hold_is_refused_unread(make_policy):
         file.truncate(2**31)
     with pytest.raises(FormatError, match="2147483648 bytes"):
         policy.load()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_policy_that_does_not_fit_on_the_disk_is_said_with_its_size(make_policy, tmp_path, monkeypatch, there):
+    policy, target = make_policy().load(), tmp_path / "copy"
+    if there:
+        target.mkdir()
+    rename = Path.rename
+
+    def fill(self, to):
+        if self.name == "config.json" or self.name.startswith(".copy"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fill)
+    with pytest.raises(OutputError, match=r"No space left on device: \d{4} bytes are needed, and \d+ are free\."):
+        policy.save_pretrained(target)
+    assert [path.name for path in tmp_path.iterdir()] == (["copy"] if there else [])
+    assert not there or not list(target.iterdir())
+    monkeypatch.undo()
+    assert policy.save_pretrained(target) == target
+    assert MeamPolicy.from_pretrained(target).spec == policy.spec

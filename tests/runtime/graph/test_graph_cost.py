@@ -323,6 +323,22 @@ def test_gathering_a_value_several_times_is_counted():
     assert "numbers" in refusal(graph_of(nodes, {"k": k}))
 
 
+NOT_ALLOWED = {
+    "an axis twice": ([node("Unsqueeze", "x k")], {"k": ints(0, 0)}),
+    "an axis that is not there": ([node("Transpose", "x", perm=[0, 5])], {}),
+    "sizes that do not fit": ([node("Add", "x k")], {"k": np.ones((3, 3), np.float32)}),
+    "a step of zero": ([node("Slice", "x a b c d")], {"a": ints(0), "b": ints(1), "c": ints(0), "d": ints(0)}),
+    "a negative size": ([node("TopK", "x k", "y z")], {"k": ints(-3)}),
+    "more parts than there are": ([node("Split", "x k", "y z", axis=1)], {"k": ints(3, 3)}),
+}
+
+
+@pytest.mark.parametrize("name", NOT_ALLOWED)
+def test_nodes_that_onnx_does_not_allow_are_left_to_onnxruntime(name):
+    nodes, weights = NOT_ALLOWED[name]
+    check_graph(graph_of(nodes, weights))
+
+
 def test_a_thousand_evaluations_of_a_wide_network_are_allowed():
     nodes = [node("MatMul", "x first", "v0")]
     for i in range(4000):
