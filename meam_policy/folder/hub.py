@@ -18,7 +18,7 @@ from huggingface_hub import errors as hub_errors
 from meam_policy.errors import HubError, MeamError, NotFoundError
 from meam_policy.folder.patience import within
 
-__all__ = ["Snapshot", "download_policy", "git_hash"]
+__all__ = ["COMMIT", "REPO_ID", "Snapshot", "answer_status", "download_policy", "git_hash"]
 
 METADATA_TIMEOUT_S = 10.0
 """Longest silence of the Hub before it begins to send a file, seconds."""
@@ -29,7 +29,8 @@ ANSWER_DEADLINE_S = 30.0
 FILE_DEADLINE_SILENCES = 12
 """Time within which a file must have arrived, in units of HF_HUB_DOWNLOAD_TIMEOUT, the client's own longest silence."""
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+REPO_ID, COMMIT = re.compile(r"[\w.-]+/[\w.-]+"), re.compile(r"[0-9a-f]{40}")
+"""What the id of a repository, and the full hash of a commit, look like."""
 
 
 class Snapshot(NamedTuple):
@@ -104,9 +105,7 @@ def download_policy(
     try:
         cached = cached_files()
         complete = len(cached) == len(required)
-        forbidden = local_files_only or hub_constants.HF_HUB_OFFLINE
-        pinned = _COMMIT.fullmatch(revision or "") is not None and not any(map(_is_damaged, cached))
-        if complete and (local_files_only or ((forbidden or pinned) and not force_download)):
+        if complete and (local_files_only or (not force_download and _need_no_request(revision, cached))):
             return Snapshot.around(cached[0], subfolder)
         if local_files_only:
             raise hub_errors.OfflineModeIsEnabled("local_files_only=True")
@@ -151,6 +150,13 @@ def download_policy(
         raise problem from error
 
 
+def _need_no_request(revision: str | None, cached: Sequence[Path]) -> bool:
+    """Whether cached files are those of the revision whatever the Hub says, or the Hub may not be asked."""
+    if hub_constants.HF_HUB_OFFLINE:
+        return True
+    return COMMIT.fullmatch(revision or "") is not None and not any(map(_is_damaged, cached))
+
+
 def _is_damaged(file: Path) -> bool:
     """Whether a file of the cache is not what it is called there: the contents' SHA-256, or git's SHA-1 of them."""
     if not file.is_symlink() or not file.is_file():
@@ -158,7 +164,7 @@ def _is_damaged(file: Path) -> bool:
     name, data = file.resolve().name, file.read_bytes()
     if re.fullmatch(r"[0-9a-f]{64}", name):
         return hashlib.sha256(data).hexdigest() != name
-    return _COMMIT.fullmatch(name) is not None and git_hash(data) != name
+    return COMMIT.fullmatch(name) is not None and git_hash(data) != name
 
 
 def git_hash(data: bytes) -> str:
@@ -174,6 +180,11 @@ def _cached(
     return [Path(path) for path in found if isinstance(path, str)]
 
 
+def answer_status(error: BaseException) -> int | None:
+    """HTTP status of the answer that an error is about; None without one."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
 def _explain(error: Exception, repo_id: str, revision: str | None, subfolder: str | None) -> MeamError:
     where = repo_id + (f" at revision {revision}" if revision else "")
     # hf_hub_download reports "not in the cache either" and keeps why it could not ask as the cause.
@@ -181,7 +192,7 @@ def _explain(error: Exception, repo_id: str, revision: str | None, subfolder: st
     if isinstance(error, hub_errors.LocalEntryNotFoundError) and isinstance(cause, Exception):
         error = cause
     name = type(error).__name__
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = answer_status(error)
     if isinstance(error, hub_errors.RevisionNotFoundError):
         return HubError(f"{repo_id} on the Hub has no revision {revision!r}. Check the name.", "access")
     if isinstance(error, hub_errors.GatedRepoError):

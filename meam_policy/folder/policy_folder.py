@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from meam_policy.atomic_files import atomic_folder, write_failure
 from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoundError, OutputError
-from meam_policy.folder.hub import download_policy
+from meam_policy.folder.hub import REPO_ID, download_policy
 from meam_policy.folder.safetensors_reader import check_arrays
 from meam_policy.graph.graph_check import MAX_BYTES
 from meam_policy.spec import GRAPH_FILE, PolicySpec
@@ -57,8 +57,6 @@ _UNHASHED = (CONFIG_FILE, CARD_FILE, LADDER_FILE)
 
 _MAX_BYTES = {CONFIG_FILE: MAX_CONFIG_BYTES, CARD_FILE: 2**24, LADDER_FILE: 2**26}
 """Of the files that no hash vouches for; of the others as of a graph."""
-
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +123,7 @@ def find_policy(
     path = root / (subfolder or "")
     _refuse_training(path)
     text = path_or_repo_id if isinstance(path_or_repo_id, str) else ""
-    either = _REPO_ID.fullmatch(text) is not None and root.parent.name not in ("", ".", "..")
+    either = REPO_ID.fullmatch(text) is not None and root.parent.name not in ("", ".", "..")
     if root.is_dir() and path.is_dir():
         if revision is not None:
             raise ConfigError(

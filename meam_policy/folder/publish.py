@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from meam_policy.errors import ConfigError, FormatError, HubError, MeamError
 from meam_policy.folder import patience
-from meam_policy.folder.hub import git_hash
+from meam_policy.folder.hub import COMMIT, REPO_ID, answer_status, git_hash
 from meam_policy.folder.policy_folder import CARD_FILE, checked_subfolder
 
 __all__ = ["MESSAGE", "PushSettings", "Pushed", "push_files"]
@@ -31,8 +30,6 @@ DEADLINE_S, SLOWEST_BYTES_PER_S = 120.0, 20_000
 
 _NEWEST_REQUESTS = 20
 """Pull requests that are searched for the one whose answer was lost."""
-
-_REPO_ID, _COMMIT = re.compile(r"[\w.-]+/[\w.-]+"), re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class PushSettings:
         if self.private is not None and not isinstance(self.private, bool):
             raise ConfigError(f"private is {self.private!r}; expected True, False, or None for the Hub's default.")
         parent = self.parent_commit
-        if parent is not None and not (isinstance(parent, str) and _COMMIT.fullmatch(parent)):
+        if parent is not None and not (isinstance(parent, str) and COMMIT.fullmatch(parent)):
             raise ConfigError(f"parent_commit is {parent!r}; expected a commit's 40 hexadecimal digits, or None.")
         if self.create_pr and self.tag is not None:
             raise ConfigError(
@@ -125,7 +122,7 @@ def push_files(files: Mapping[str, bytes], repo_id: str, settings: PushSettings,
         HubError: the Hub did not take it; `kind` "conflict" if the branch, or the tag, is elsewhere.
     """
     settings.check()
-    if not isinstance(repo_id, str) or _REPO_ID.fullmatch(repo_id) is None:
+    if not isinstance(repo_id, str) or REPO_ID.fullmatch(repo_id) is None:
         raise ConfigError(f'repo_id is {repo_id!r}; expected "owner/name", with your name or an organisation\'s.')
     _check_card(files)
     secret = token if isinstance(token, str) else huggingface_hub.get_token()
@@ -282,7 +279,7 @@ class _Push:
         except Exception as error:
             if isinstance(error, ValueError) and "Invalid metadata" in str(error):
                 raise _invalid_card(str(error)) from error
-            status = _status(error)
+            status = answer_status(error)
             if status in (409, 412):
                 raise self._conflict("moved while this was pushed: somebody else committed") from error
             if status is not None and 400 <= status < 500 and status not in (408, 429):
@@ -391,16 +388,12 @@ def _server_text(text: str) -> str:
         return text[:200]
 
 
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
 def _explain(error: Exception, repo_id: str) -> HubError:
     # The client wraps what went wrong with an upload.
     cause: BaseException = error
     while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
         cause = cause.__cause__
-    status, name = _status(cause), type(cause).__name__
+    status, name = answer_status(cause), type(cause).__name__
     if isinstance(cause, hub_errors.OfflineModeIsEnabled):
         return HubError(f"HF_HUB_OFFLINE in the environment forbids to push {repo_id}. Unset it.", "offline")
     if isinstance(cause, hub_errors.LocalTokenNotFoundError) or (
