@@ -103,7 +103,7 @@ def verify_policy(
         except (NotFoundError, FormatError) as error:
             graphs.append(_unloaded_graph(folder, config, name, error))
         else:
-            graphs.append(_measure_graph(folder, spec, name, session, golden, tolerance, calls))
+            graphs.append(_measure_graph(spec, name, session, golden, tolerance, calls))
     report = VerifyReport(
         folder=folder,
         files=tuple(name for name in spec.files if name not in missing),
@@ -147,7 +147,6 @@ def _unloaded_graph(folder: Path, config: Config, variant: str | None, failure: 
 
 
 def _measure_graph(
-    folder: Path,
     spec: PolicySpec,
     variant: str | None,
     session: PolicySession,
@@ -156,7 +155,7 @@ def _measure_graph(
     calls: int,
 ) -> GraphReport:
     selected, file = spec.select(variant)
-    structure = check_graph(read_graph(folder, spec, file), file)
+    structure = session.structure
     actions = _Actions(session, spec, selected, golden, tolerance)
     compared = golden.actions is not None and _acts_as_trained(spec, variant)
     precision = spec.variants[variant].precision if variant else "fp32"

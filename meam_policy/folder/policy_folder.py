@@ -227,9 +227,10 @@ class Config(NamedTuple):
 def read_config(folder: Path) -> Config:
     """Read the folder's `config.json`, with the same errors as `read_spec`."""
     text = _read(folder, CONFIG_FILE)
-    spec = PolicySpec.from_json(text)
+    data = parse_object(text)
+    spec = PolicySpec.from_object(data)
     require_sound_numbers(spec)
-    return Config(spec, parse_object(text), text)
+    return Config(spec, data, text)
 
 
 def read_graph(folder: Path, spec: PolicySpec, file: str = GRAPH_FILE) -> bytes:

@@ -58,6 +58,7 @@ class PolicySession:
 
     Attributes:
         takes_prefix: Whether the graph takes a prefix: the actions that the new chunk must continue.
+        structure: What the check of the graph found in it.
 
     Args:
         graph: Contents of the ONNX file.
@@ -103,7 +104,7 @@ class PolicySession:
             raise ConfigError(f"optimization is {optimization!r}; expected one of {', '.join(get_args(Optimization))}.")
         self._spec, self._name, self._fixed_batch = spec, name, fixed_batch
         providers = provider_list(device, fixed_batch=fixed_batch is not None, tf32=tf32)
-        summary = check_graph(graph, name)
+        self.structure = summary = check_graph(graph, name)
         names = names_metadata(spec.observation, spec.observation_names, spec.action_names, spec.observation_offset)
         check_names(names, summary.metadata, name)
         check_identity(summary, identity, name)

@@ -283,7 +283,11 @@ class PolicySpec:
             VersionError: `format_version` is not the one this package reads.
             FormatError: the text is not JSON, or a field is missing, unknown, of the wrong type or out of range.
         """
-        data = parse_object(text)
+        return cls.from_object(parse_object(text))
+
+    @classmethod
+    def from_object(cls, data: dict[str, Any]) -> PolicySpec:
+        """Read the object in `config.json`, with the same errors as `from_json`."""
         version = data.get("format_version")
         if type(version) is not int or version != FORMAT_VERSION:
             raise VersionError(
