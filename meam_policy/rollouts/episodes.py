@@ -19,10 +19,15 @@ from meam_policy.rollouts.episode_log import ActingPolicy, EpisodeLog, Trajector
 from meam_policy.rollouts.result import RolloutResult
 from meam_policy.rollouts.vector_episodes import vector_episodes
 
-__all__ = ["LONGEST_EPISODE", "rollout"]
+__all__ = ["LONGEST_EPISODE", "longest_episode", "rollout"]
 
 LONGEST_EPISODE = 10_000
 """Steps after which an episode is cut off where neither the environment nor the user says when."""
+
+
+def longest_episode(env: AnyEnv) -> int:
+    """Steps after which an episode is cut off: `LONGEST_EPISODE`, or the environment's own limit if that is longer."""
+    return max(LONGEST_EPISODE, episode_limit(env) or 0)
 
 
 def rollout(
@@ -71,7 +76,7 @@ def rollout(
     check_env(policy.spec, env)
     latencies: list[float] = []
     keep = record or on_trajectory is not None
-    longest = max_episode_steps or max(LONGEST_EPISODE, episode_limit(env) or 0)
+    longest = max_episode_steps or longest_episode(env)
     arguments: dict[str, Any] = {"longest": longest, "keep": keep, "latencies": latencies}
     if isinstance(env, gymnasium.vector.VectorEnv):
         run = vector_episodes(policy, env, episodes, seed, **arguments)

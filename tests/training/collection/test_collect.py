@@ -14,7 +14,6 @@ import minari
 import numpy as np
 import pytest
 
-import meam_training.collection.demonstrators.episode as episode_module
 from meam_export import export_policy
 from meam_policy import MeamPolicy
 from meam_policy.environments.make import make_environment
@@ -24,6 +23,7 @@ from meam_training.collection.collect import collect
 from meam_training.collection.dataset_folder import default_dataset_id
 from meam_training.collection.demonstrators import Episode, PocketsDemonstrator, PointmazeDemonstrator
 from meam_training.collection.demonstrators import pointmaze as pointmaze_module
+from meam_training.collection.demonstrators.episode import record_steps
 from meam_training.commands import collect as command
 from meam_training.commands import train as train_command
 from meam_training.data.dataset import OfflineDataset
@@ -537,9 +537,9 @@ def test_empty_text_is_no_default(tmp_path, monkeypatch, given, message):
 
 
 def test_an_endless_episode_of_a_recording_is_cut_off_with_a_warning(monkeypatch):
-    monkeypatch.setattr(episode_module, "LONGEST_EPISODE", 7)
+    monkeypatch.setattr("meam_policy.rollouts.episodes.LONGEST_EPISODE", 7)
     env = gymnasium.make("Pendulum-v1").unwrapped  # without its time limit
     with pytest.warns(UserWarning, match="cut off after 7 steps"):
-        episode = episode_module.record_steps(env, lambda _: np.zeros(1, np.float32), 0)
+        episode = record_steps(env, lambda _: np.zeros(1, np.float32), 0)
     assert len(episode.rewards) == 7
     assert not episode.terminations.any()

@@ -100,7 +100,7 @@ def collect(
         with PartialRecording.open(folder.with_name(f".{folder.name}.partial"), settings, resume=resume) as recording:
             _record(source, recording, transitions, on_progress)
             about = _metadata(recorded.id, env, seed, source)
-            recording.finish(write_minari(recording, name, DescribedEnvironment(env), about), folder)
+            recording.finish(write_minari(recording, name, DescribedEnvironment.of(env), about), folder)
     return folder
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from meam_policy.environments.space_check import AnyEnv
@@ -72,13 +73,20 @@ def write_minari(recording: PartialRecording, name: str, env: gymnasium.Env[Any,
 
 
 class DescribedEnvironment(gymnasium.Env[Any, Any]):
-    """The parts of an environment that Minari records; it does not accept vector environments themselves."""
+    """What Minari records of an environment, or of a robot: its spaces, and how it is made, if that is known."""
 
-    def __init__(self, env: AnyEnv) -> None:
-        vector = isinstance(env, gymnasium.vector.VectorEnv)
-        self.observation_space = env.single_observation_space if vector else env.observation_space
-        self.action_space = env.single_action_space if vector else env.action_space
-        self.spec = _plain(_made_by(env))
+    def __init__(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], spec: EnvSpec | None
+    ) -> None:
+        self.observation_space, self.action_space, self.spec = observation_space, action_space, spec
+
+    @classmethod
+    def of(cls, env: AnyEnv) -> DescribedEnvironment:
+        """Describe an environment, or one of a vector environment, which Minari itself does not accept."""
+        spec = _plain(_made_by(env))
+        if isinstance(env, gymnasium.vector.VectorEnv):
+            return cls(env.single_observation_space, env.single_action_space, spec)
+        return cls(env.observation_space, env.action_space, spec)
 
 
 def _made_by(env: AnyEnv) -> EnvSpec | None:

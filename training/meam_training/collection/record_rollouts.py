@@ -64,7 +64,7 @@ def record_rollouts(
     identity = hashlib.sha256(policy.spec.to_json().encode()).hexdigest()
     settings = {"environment_id": name, "policy": identity, "seed": seed, "episodes": episodes}
     # Before the rollout: an interrupt may leave a vector environment in the middle of a step.
-    described, about = DescribedEnvironment(env), _metadata(name, env, seed, identity)
+    described, about = DescribedEnvironment.of(env), _metadata(name, env, seed, identity)
     with PartialRecording.open(folder.with_name(f".{folder.name}.partial"), settings, resume=False) as recording:
         ordered = _Ordered(recording)
         try:

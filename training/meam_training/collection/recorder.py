@@ -42,15 +42,6 @@ class _Step(NamedTuple):
     success: bool
 
 
-class _Described(gymnasium.Env[Any, Any]):
-    """What Minari needs of an environment: the spaces, and how it is made, if that is known."""
-
-    def __init__(
-        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], spec: EnvSpec | None
-    ) -> None:
-        self.observation_space, self.action_space, self.spec = observation_space, action_space, spec
-
-
 class Recorder:
     """Records an environment or robot of one's own into a local Minari data set, without a simulator.
 
@@ -113,7 +104,7 @@ class Recorder:
             raise ConfigError(f"control_rate_hz is {control_rate_hz}; expected a rate above 0, or None.")
         self._check = RowCheck(self._boxes, self._action_box)
         made_by = None if environment is None else _specification(environment, observation_space)
-        self._described = _Described(observation_space, action_space, made_by)
+        self._described = DescribedEnvironment(observation_space, action_space, made_by)
         self._name, self._success = dataset_id, success
         about = {"meam_environment_id": environment_id, "control_rate_hz": control_rate_hz}
         self._about = {name: value for name, value in about.items() if value is not None}
@@ -340,7 +331,7 @@ def _specification(environment: AnyEnv, observation_space: spaces.Space[Any]) ->
     """
     if not isinstance(environment, (gymnasium.Env, gymnasium.vector.VectorEnv)):
         raise ConfigError(f"environment is {environment!r}; expected an environment of Gymnasium, or None for a robot.")
-    described = DescribedEnvironment(environment)
+    described = DescribedEnvironment.of(environment)
     if described.observation_space != observation_space:
         raise ConfigError(
             f"environment has the observation space {described.observation_space}, but {observation_space} is to be "

@@ -11,8 +11,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from meam_policy.environments.space_check import episode_limit
-from meam_policy.rollouts.episodes import LONGEST_EPISODE
+from meam_policy.rollouts.episodes import longest_episode
 
 __all__ = ["Episode", "Observations", "episode_generator", "record_steps", "seeded_globally", "stacked"]
 
@@ -63,7 +62,7 @@ def record_steps(env: gymnasium.Env[Any, Any], act: Callable[[Any], NDArray[Any]
     """
     observation, _ = env.reset(seed=seed)
     observations, actions, rewards, terminations, ended = [observation], [], [], [], False
-    longest = max(LONGEST_EPISODE, episode_limit(env) or 0)
+    longest = longest_episode(env)
     while not ended:
         actions.append(act(observation))
         observation, reward, terminated, truncated, _ = env.step(actions[-1])
