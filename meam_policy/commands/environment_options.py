@@ -13,7 +13,7 @@ from meam_policy.errors import ConfigError
 from meam_policy.spec import EnvironmentSpec, PolicySpec
 from meam_policy.spec.environment_spec import MAX_STEPS, unfit_argument
 
-__all__ = ["chosen_environment", "environment_arguments", "typed_environment", "with_arguments"]
+__all__ = ["chosen_environment", "environment_arguments", "say_as_registered", "typed_environment", "with_arguments"]
 
 
 def typed_environment(env_id: str | None, packages: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
@@ -52,12 +52,23 @@ def chosen_environment(env_id: str | None, spec: PolicySpec) -> EnvironmentSpec:
     if env_id is None:
         assert recorded is not None
         return recorded.for_evaluation
-    if recorded is not None and env_id == recorded.for_evaluation.id != str(recorded.for_evaluation):
-        say(
-            f"{env_id} is named, so it is made as it is registered. The policy's is {recorded.for_evaluation}: leave "
-            "the name out to have that."
-        )
+    say_as_registered(env_id, None if recorded is None else recorded.for_evaluation, "The policy's")
     return EnvironmentSpec(env_id)
+
+
+def say_as_registered(env_id: str, recorded: EnvironmentSpec | None, whose: str) -> None:
+    """Say that the name of an environment is all that is taken of it, where more is recorded.
+
+    Args:
+        env_id: --env-id, without a module.
+        recorded: The recorded environment; None if there is none.
+        whose: Whose it is: "The policy's" or "The data's".
+    """
+    if recorded is not None and env_id == recorded.id != str(recorded):
+        say(
+            f"{env_id} is named, so it is made as it is registered. {whose} is {recorded}: leave the name out to have "
+            "that."
+        )
 
 
 def environment_arguments(env_kwargs: str | None, max_episode_steps: int | None) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def evaluate(
     policies = _load(policy, acting, revision=revision, subfolder=subfolder, variant=variant, device=device)
     first = next(iter(policies.values()))
     environment = chosen_environment(env_id, first.spec)
-    name = environment.id
+    name, made = environment.id, with_arguments(environment, arguments)
     results: dict[str, RolloutResult] = {}
     folder = None
     with (
@@ -121,7 +121,7 @@ def evaluate(
         for rule, loaded in policies.items():
             done = episodes * len(results)
             count = partial(_advance, advance, done)
-            with _named_failures(with_arguments(environment, arguments)):
+            with _named_failures(made):
                 if recording is None:
                     results[rule] = rollout(loaded, env, episodes, seed, on_episode=count)
                 else:
@@ -150,7 +150,7 @@ def evaluate(
     if not acting:
         summary["acting"] = first.spec.acting.describe(first.spec.integration.best_of)
     shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in summary.items() if v is not None}
-    print_mapping(f"{policy} in {with_arguments(environment, arguments)}", shown)
+    print_mapping(f"{policy} in {made}", shown)
 
 
 @contextmanager

@@ -89,7 +89,8 @@ def run(arguments: list[str], prog: str) -> None:
     environment = {"env_kwargs": parsed.env_kwargs, "max_episode_steps": parsed.max_episode_steps}
     named, packages = parsed.named(parsed.data, **environment)
     dataset = open_dataset(named)
-    if not parsed.resume and any(value is not None for value in (named.env_id, *environment.values())):
+    typed = any(value is not None for value in (named.env_id, *environment.values()))
+    if typed and not parsed.resume and not parsed.config.evaluate_every:  # evaluations make it before the run begins
         _check_environment(parsed.config, dataset)
     origin = named.absolute.to_json() | ({"import": list(packages)} if packages else {})
     if parsed.start_from is not None:

@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from meam_policy.commands.environment_options import environment_arguments
-from meam_policy.console import say
+from meam_policy.commands.environment_options import environment_arguments, say_as_registered, with_arguments
 from meam_policy.errors import ConfigError, DatasetError
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.lerobot_source import is_lerobot
 from meam_training.data.selection import episode_range
 
-__all__ = ["DataArguments", "absolute", "open_dataset"]
+__all__ = ["DataArguments", "DataChoices", "absolute", "open_dataset"]
 
 OTHER_SUFFIXES = {
     ".bag": "a ROS 1 bag",
@@ -53,40 +52,43 @@ OTHER_FOLDERS = {
 KINDS = "a Minari data set, an OGBench .npz, an HDF5 file of D4RL or robomimic, or the folder of a LeRobot data set"
 
 
-@dataclass(frozen=True)
-class DataArguments:
-    """Which data, and what of it; the arguments of `meam train` by their names.
+@dataclass(frozen=True, kw_only=True)
+class DataChoices:
+    """What of the data is taken, and how it is read: options of every command that opens data."""
 
-    Attributes:
-        data: Sources: Minari ids, folders or files.
-        shares: Share of a batch for each source; empty gives every row the same chance.
-        episodes: Range of episodes for each source, such as 0:100; empty takes all.
-        env_id: Environment the data was recorded in, as it is registered; for an `.npz` file, the OGBench task whose
-            rewards are computed. None takes the recorded one.
-        env_kwargs: Arguments of the environment, a JSON object; in place of recorded ones.
-        max_episode_steps: Steps after which an episode is cut off; None as recorded or registered.
-        observation_keys: Keys of the observation, in the order of flattening; empty takes the default.
-        action_key: Key of the actions.
-        reward: Key of the rewards, or "end" or "none".
-        termination: Key of the terminations.
-        action_low: Lower bounds of the actions: one number, or one for each number of an action; None for the data's.
-        action_high: Upper bounds, likewise.
-        clip_actions: Clip recorded actions to the bounds.
-    """
+    env_id: str | None = None
+    """For an .npz file: OGBench single-task name, from whose goal rewards are computed. For other data: the environment
+    they were recorded in, as it is registered, or module:id; by default what the data records."""
+    shares: tuple[float, ...] = ()
+    """With several data sets: the share of a batch that each has. Empty gives every row the same chance."""
+    episodes: tuple[str, ...] = ()
+    """Range of episodes of each data set, such as 0:100, or : for all."""
+    observation_keys: tuple[str, ...] = ()
+    """Keys of the observation, in the order of flattening; empty takes all that hold numbers."""
+    action_key: str | None = None
+    """For robomimic and LeRobot: key of the actions."""
+    reward: str | None = None
+    """For robomimic and LeRobot: key of the rewards; or end, 1 at the end of every episode; or none."""
+    termination: str | None = None
+    """For robomimic and LeRobot: key of the flags that are true where the task ended."""
+    action_low: tuple[float, ...] | None = None
+    """Lower bounds of the actions, where the data has none: one number, or one for each number of an action."""
+    action_high: tuple[float, ...] | None = None
+    """Upper bounds, likewise."""
+    clip_actions: bool = False
+    """Clip recorded actions to the bounds, as many simulators do, rather than refuse those beyond."""
+
+
+@dataclass(frozen=True)
+class DataArguments(DataChoices):
+    """Which data, and what of it; the arguments of `meam train` by their names."""
 
     data: tuple[str, ...]
-    shares: tuple[float, ...] = ()
-    episodes: tuple[str, ...] = ()
-    env_id: str | None = None
+    """Sources: Minari ids, folders or files."""
     env_kwargs: str | None = None
+    """Arguments of the environment, a JSON object; in place of recorded ones."""
     max_episode_steps: int | None = None
-    observation_keys: tuple[str, ...] = ()
-    action_key: str | None = None
-    reward: str | None = None
-    termination: str | None = None
-    action_low: tuple[float, ...] | None = None
-    action_high: tuple[float, ...] | None = None
-    clip_actions: bool = False
+    """Steps after which an episode is cut off; None as recorded or registered."""
 
     @property
     def absolute(self) -> DataArguments:
@@ -132,13 +134,8 @@ def open_dataset(arguments: DataArguments) -> OfflineDataset:
         (dataset,) = opened
     else:
         dataset = OfflineDataset.joined(opened, a.shares or None, environment_id=a.env_id)
-    recorded = dataset.recorded_environment
-    if a.env_id is not None and recorded is not None and recorded.id == a.env_id != str(recorded):
-        say(
-            f"{a.env_id} is named, so it is made as it is registered. The data's is {recorded}: leave --env-id out to "
-            "have that."
-        )
     if a.env_id is not None:  # a data set that records its environment, too
+        say_as_registered(a.env_id, dataset.recorded_environment, "The data's")
         dataset = replace(dataset, environment_id=a.env_id, environment=None)
     return _with_arguments(dataset, environment_arguments(a.env_kwargs, a.max_episode_steps))
 
@@ -153,13 +150,8 @@ def _with_arguments(dataset: OfflineDataset, arguments: dict[str, Any]) -> Offli
             f"--env-kwargs or --max-episode-steps is given, but {dataset.dataset_id} names no environment. Name it, "
             "--env-id, or leave them out."
         )
-    limit = arguments.pop("max_episode_steps", None)
-    made = [
-        replace(each, kwargs={**each.kwargs, **arguments}, max_episode_steps=limit or each.max_episode_steps)
-        for each in (replace(recorded, evaluation=None), recorded.evaluation)
-        if each is not None
-    ]
-    return replace(dataset, environment=replace(made[0], evaluation=made[1] if len(made) > 1 else None))
+    evaluation = None if recorded.evaluation is None else with_arguments(recorded.evaluation, arguments)
+    return replace(dataset, environment=replace(with_arguments(recorded, arguments), evaluation=evaluation))
 
 
 def _open(name: str, a: DataArguments) -> OfflineDataset:
