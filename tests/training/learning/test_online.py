@@ -326,7 +326,7 @@ def test_an_environment_with_other_spaces_is_refused(make_config, leftward):
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["me-am", "qam-edit"])
 def test_a_run_goes_online_and_a_resumed_one_equals_an_uninterrupted_one(make_config, leftward, tmp_path, preset):
-    config = make_config(preset, online_steps=3 * HORIZON, online_warmup=4)
+    config = make_config(preset, online_steps=3 * HORIZON, online_warmup=4, action_scaling="box")
     whole = train(config, leftward, tmp_path / "whole", online_env=Line())
     # Interrupted while offline, then at an episode's end.
     train(config.changed(online_steps=0), leftward, tmp_path / "parts")
@@ -343,7 +343,7 @@ def test_a_run_goes_online_and_a_resumed_one_equals_an_uninterrupted_one(make_co
 
 @pytest.mark.slow
 def test_a_run_that_is_online_keeps_its_number_of_offline_updates(make_config, leftward, tmp_path):
-    config = make_config(online_steps=HORIZON)
+    config = make_config(online_steps=HORIZON, action_scaling="box")
     train(config, leftward, tmp_path, online_env=Line())
     with pytest.raises(CheckpointError, match="began online training after 12 updates"):
         train(dataclasses.replace(config, steps=20), leftward, tmp_path, resume=True, online_env=Line())
@@ -386,8 +386,10 @@ def test_online_learning_takes_a_policy_far_beyond_its_data(make_config, leftwar
 
 @pytest.mark.slow
 def test_an_offline_run_may_still_choose_how_it_goes_online(make_config, leftward, tmp_path):
-    train(make_config(), leftward, tmp_path)
-    config = make_config(online_steps=HORIZON, online_warmup=2, offline_share=0.5, updates_per_step=2)
+    train(make_config(action_scaling="box"), leftward, tmp_path)
+    config = make_config(
+        online_steps=HORIZON, online_warmup=2, offline_share=0.5, updates_per_step=2, action_scaling="box"
+    )
     train(config, leftward, tmp_path, resume=True, online_env=Line())
     changed = dataclasses.replace(config, offline_share=None, online_steps=2 * HORIZON)
     with pytest.raises(CheckpointError, match=r"offline_share: 0.5 there, None now"):
