@@ -459,7 +459,7 @@ def test_the_printed_exports_of_the_last_and_of_the_best_checkpoint_are_whole_co
 
 
 def test_packages_are_imported_first_and_again_when_the_run_is_resumed(data, tmp_path, monkeypatch):
-    (tmp_path / "fieldbots.py").write_text(
+    (tmp_path / "robots_of_a_run.py").write_text(
         "import pathlib\nwith pathlib.Path(__file__).with_name('seen').open('a') as file:\n    file.write('x')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -476,10 +476,10 @@ def test_packages_are_imported_first_and_again_when_the_run_is_resumed(data, tmp
             "2",
             *TINY.split(),
             "--import",
-            "fieldbots",
+            "robots_of_a_run",
         ]
     )
-    monkeypatch.delitem(sys.modules, "fieldbots")
+    monkeypatch.delitem(sys.modules, "robots_of_a_run")
     meam(["train", "--resume", "--output-dir", output, "--steps", "3"])
     assert (tmp_path / "seen").read_text() == "xx"
 
