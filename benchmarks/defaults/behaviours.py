@@ -21,7 +21,7 @@ from meam_training.collection.demonstrators.episode import episode_generator, re
 from meam_training.collection.minari_writer import Metadata, write_minari
 from meam_training.collection.partial_recording import PartialRecording
 
-__all__ = ["Behaviour", "evolve", "guess", "reach", "record"]
+__all__ = ["Behaviour", "evolve", "guess", "reach", "record", "swing"]
 
 Array = NDArray[np.float64]
 Env = gymnasium.Env[Any, Any]
@@ -140,6 +140,35 @@ def guess(good: float, spread: float) -> Behaviour:
         def draw(generator: np.random.Generator) -> Act:
             side = GOAL_DISTANCE if generator.random() < good else -GOAL_DISTANCE
             return lambda seen: _clipped(env, side * seen + spread * generator.standard_normal(len(seen)))
+
+        return draw
+
+    return prepare
+
+
+def swing(skill: tuple[float, float], noise: tuple[float, float]) -> Behaviour:
+    """Swing a pendulum up: pump energy, and hold it where it stands upright.
+
+    Each episode draws how much of the torque asked for it gives, and a level of noise.
+
+    Args:
+        skill: Range of the share of the torque; a negative one brakes.
+        noise: Range of the standard deviation of the noise on the torque.
+    """
+
+    def prepare(env: Env, _: np.random.Generator) -> Callable[[np.random.Generator], Act]:
+        def draw(generator: np.random.Generator) -> Act:
+            share, spread = generator.uniform(*skill), generator.uniform(*noise)
+
+            def act(observation: Any) -> NDArray[np.float32]:
+                cosine, sine, speed = observation
+                upright = cosine > 0.95
+                # The energy is speed^2 / 2 + 15 cosine, and 15 upright at rest.
+                lacking = 15 - speed**2 / 2 - 15 * cosine
+                torque = -15 * sine - 3 * speed if upright else np.sign(speed) * lacking
+                return _clipped(env, np.clip(share * torque, -2, 2) + spread * generator.standard_normal(1))
+
+            return act
 
         return draw
 

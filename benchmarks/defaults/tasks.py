@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
-from behaviours import Behaviour, evolve, guess, reach, record
+from behaviours import Behaviour, evolve, guess, reach, record, swing
 
 from meam_training import OfflineDataset, collect
 
@@ -122,6 +122,14 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 "linear gaits that a short random search went through, from bad to good, with noise",
                 evolve(60, step_size=0.1, horizon=300, noise=0.2, after=0.3),
                 episodes=20,
+            ),
+            Task(
+                "pendulum",
+                "development",
+                "Pendulum-v1",
+                20_000,
+                "pumping energy and holding the pendulum upright, some of it against the right direction, with noise",
+                swing(skill=(-0.3, 0.6), noise=(0.3, 1.5)),
             ),
             Task(
                 "pockets",

@@ -310,9 +310,12 @@ def test_the_total_is_the_sum_of_the_losses_and_metrics_are_named(make_config, m
     assert set(m) == named <= set(METRICS)
 
 
-def test_the_penalty_is_how_far_the_policys_actions_are_valued_above_the_datas(make_config, make_networks):
-    plain, penalised = (make_config("me-am", value_penalty=weight) for weight in (0.0, 0.7))
+@pytest.mark.parametrize("budget", [{"kl_budget": None, "inverse_temperature": 5.0}, {"kl_budget": 1.0}])
+def test_the_penalty_is_how_far_the_policys_actions_are_valued_above_the_datas(make_config, make_networks, budget):
+    plain, penalised = (make_config("me-am", value_penalty=weight, **budget) for weight in (0.0, 0.7))
     networks, batch, noise = make_networks(penalised), random_batch(), noise_for(penalised)
+    if networks.trust_region is not None:
+        networks.trust_region.unit_cost.fill_(0.3)
     found = [compute_losses(networks, batch, noise, config).metrics for config in (plain, penalised)]
     with torch.no_grad():
         features = networks.encoder(batch.observations)
@@ -320,7 +323,16 @@ def test_the_penalty_is_how_far_the_policys_actions_are_valued_above_the_datas(m
         excess = ((acted - networks.critic(features, batch.actions)) * batch.valid).mean()
     assert found[1]["value_excess"].item() == pytest.approx(excess.item(), rel=1e-9)
     added = found[1]["critic_loss"] - found[0]["critic_loss"]
-    assert added.item() == pytest.approx(0.7 * excess.item() / networks.critic.scale.item(), rel=1e-6)
+    tau = float(networks.tilt(penalised).inverse_temperature)
+    assert added.item() == pytest.approx(0.7 * excess.item() / (tau * networks.critic.scale.item() ** 2), rel=1e-6)
+
+
+def test_while_nothing_is_known_of_the_values_nothing_is_penalised(make_config, make_networks):
+    for budget in ({"kl_budget": None, "inverse_temperature": 0.0}, {"kl_budget": 1.0}):
+        plain, penalised = (make_config("me-am", value_penalty=weight, **budget) for weight in (0.0, 0.7))
+        networks, batch, noise = make_networks(penalised), random_batch(), noise_for(penalised)
+        found = [compute_losses(networks, batch, noise, config).metrics for config in (plain, penalised)]
+        assert found[0]["critic_loss"] == found[1]["critic_loss"]
 
 
 def metrics_of(make_config, make_networks, method, **changes):
@@ -646,8 +658,9 @@ def test_the_td_target_acts_as_the_policy_does(make_config, make_networks):
 
 def test_the_critics_learn_in_units_of_the_datas_returns_and_speak_in_units_of_reward(make_config, dataset):
     """With rewards and values in other units, the same networks have the same loss and gradients."""
-    config, units = make_config(pessimism=0.7), []
+    units = []
     for offset, scale in ((0.0, 1.0), (-30.0, 8.0)):
+        config = make_config(pessimism=0.7, value_penalty=0.3, inverse_temperature=2 / scale)
         known = DataStatistics(value_offset=offset, value_scale=scale)
         networks = build_networks(make_spec(config, dataset), config, known).double()
         batch, discount = random_batch(), config.discount**config.chunk_size

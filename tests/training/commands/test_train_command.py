@@ -210,12 +210,16 @@ def test_an_interrupted_run_says_how_to_resume_once_it_has_begun(begun, data, tm
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_command, "train", interrupt)
+    monkeypatch.chdir(tmp_path)
     os.rename(begun, tmp_path / "it's a run")
     capsys.readouterr()
     assert meam(["train", "--resume", "--output-dir", "it's a run"]) == 130
-    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Resume with: ")]
-    assert train_command._parse(shlex.split(line)[4:], "meam train").output_dir == Path("it's a run")
-    assert shlex.split(line)[2:] == ["meam", "train", "--resume", "--output-dir", "it's a run"]
+    kept = Checkpoint.latest(Path("it's a run"))
+    assert kept is not None
+    said, _, line = capsys.readouterr().err.splitlines()[0].partition("Resume with: ")
+    assert said == f"Stopped after update {kept.step}, which is kept. "
+    assert train_command._parse(shlex.split(line)[2:], "meam train").output_dir == Path("it's a run")
+    assert shlex.split(line) == ["meam", "train", "--resume", "--output-dir", "it's a run"]
     assert meam(["train", "--data", str(data), "--output-dir", "new"]) == 130
     assert "Resume with" not in capsys.readouterr().err
 

@@ -149,6 +149,15 @@ def test_a_budget_that_is_not_used_is_warned_of():
     assert [each.name for each in warnings_of(config, history(kl_average=0.8))] == ["KL budget missed"]
 
 
+@pytest.mark.parametrize(
+    ("gain", "penalty", "remedy"), [(-2.0, 0.1, "value_penalty"), (-2.0, 0.0, "steps"), (2.0, 0.1, "steps")]
+)
+def test_a_budget_that_the_penalty_takes_away_names_the_penalty(gain, penalty, remedy):
+    config = CONFIG.changed(kl_budget=0.5, value_penalty=penalty)
+    [warning] = warnings_of(config, history(kl_average=0.1, value_gain=gain))
+    assert f"{{{remedy}}}" in warning.remedy
+
+
 def test_a_temperature_that_is_found_in_training_is_the_one_that_is_judged():
     idle = {"effective_samples": None, "value_spread": 0.01}
     assert [each.name for each in warnings_of(CONFIG, history(**idle))] == ["tau does nothing"]

@@ -5,10 +5,14 @@ The loss is the mean over critics and rows, where chunks without a target (see
 
     ((Q_i(s, a) - y) / scale)^2,    y = r + gamma^H mask (mean_j Q'_j(s', a') - pessimism std_j Q'_j(s', a')),
 
-plus `value_penalty` times the mean of (Q_i(s, a_policy) - Q_i(s, a)) / scale, which keeps the policy's actions from
-being valued above the data's for nothing. Here scale is the standard deviation of the data's returns with
+plus `value_penalty` times the mean of (Q_i(s, a_policy) - Q_i(s, a)) / (tau scale^2), which keeps the policy's actions
+from being valued above the data's for nothing. Here scale is the standard deviation of the data's returns with
 `normalise_values`, else 1, a is a chunk of H actions, r its discounted reward, s' the state after it, a' and a_policy
-are chunks chosen by the policy at s' and s, and Q' the target critics.
+are chunks chosen by the policy at s' and s, Q' the target critics, and tau the inverse temperature.
+
+At its minimum Q_i is y - c / (2 tau) (pi(a | s) / pi_data(a | s) - 1) with c = `value_penalty`: the policy's exponent
+tau Q loses c / 2 nats per multiple of the data's density, whatever the scale of rewards, and however little of the
+returns' spread an action decides.
 
 References:
     Dong et al., Q-Learning with Scalar Adjoint Matching, arXiv:2610.10437 (the penalty). Kumar et al., Conservative
@@ -83,7 +87,7 @@ def critic_loss(
         with torch.no_grad():
             acted = n.act(features, noise.acted_x_0, noise.acted_edit if config.edit_scale else None)
         excess = ((n.critic(features, acted) - values) * batch.valid).mean()
-        loss = loss + config.value_penalty * excess / n.critic.scale
+        loss = loss + config.value_penalty * n.tilt(config).temperature * excess / n.critic.scale**2
         metrics["value_excess"] = excess
     return loss, metrics
 

@@ -126,7 +126,9 @@ def run(arguments: list[str], prog: str) -> None:
             )
         except KeyboardInterrupt:
             if first and RunRecord.load(parsed.output_dir) is not None:  # otherwise the run had not begun
-                say(f"Resume with: meam train --resume --output-dir {quote(str(parsed.output_dir))}")
+                kept = Checkpoint.latest(parsed.output_dir)
+                done = "before its first checkpoint" if kept is None else f"after update {kept.step}, which is kept"
+                say(f"Stopped {done}. Resume with: meam train --resume --output-dir {quote(str(parsed.output_dir))}")
             raise
     if not first:
         return

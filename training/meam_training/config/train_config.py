@@ -227,8 +227,9 @@ class TrainConfig:
     pessimism: Annotated[float, Range(least=0), TRAINS_POLICY, HAS_SEVERAL_CRITICS] = 0.5
     """Pessimism rho: values are the ensemble's mean minus rho times its standard deviation."""
     value_penalty: Annotated[float, Range(least=0), TRAINS_POLICY] = 0.0
-    """Weight c of the penalty c (Q(s, a_policy) - Q(s, a_data)) in the critics' loss, in units of the data's returns
-    with normalise_values: it keeps the policy's actions from being valued above the data's for nothing."""
+    """Weight c of the penalty c (Q(s, a_policy) - Q(s, a_data)) / inverse_temperature in the critics' loss, which keeps
+    the policy's actions from being valued above the data's for nothing: c / 2 nats for each multiple of the data's
+    density by which the policy exceeds it."""
     learning_rate: Annotated[float, Range(above=0)] = 3e-4
     """Adam's learning rate, for all networks."""
     gradient_clip: Annotated[float, Range(least=0)] = 1.0
@@ -319,7 +320,10 @@ class TrainConfig:
         if self.method == "trqam" and self.kl_budget is None:
             raise ConfigError("kl_budget is None; expected a number above 0 for trqam. Without one, take qam.")
         if self.pretraining >= self.steps:
-            raise ConfigError(f"pretrain_steps is {self.pretrain_steps}; expected fewer than steps = {self.steps}.")
+            raise ConfigError(
+                f"pretrain_steps is {self.pretrain_steps}; expected fewer than steps = {self.steps}. Raise steps, or "
+                "lower pretrain_steps in a new run: a resumed one keeps what it began with."
+            )
         joint = self.steps - self.pretraining
         if self.mirror_stages > joint:
             raise ConfigError(

@@ -22,7 +22,7 @@ from meam_training.data.discounted_returns import DiscountedReturns, discounted_
 from meam_training.learning.chunk_source import HostChunks
 from meam_training.networks.meam_networks import MeamNetworks
 
-__all__ = ["CALIBRATION_METRICS", "KNOWN_TAIL", "Calibration", "value_limits"]
+__all__ = ["CALIBRATION_METRICS", "Calibration", "value_limits"]
 
 CALIBRATION_METRICS = (
     "calibration_correlation",

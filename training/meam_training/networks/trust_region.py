@@ -79,6 +79,14 @@ class Tilt(NamedTuple):
     inverse_temperature: float | Tensor
     entropy_coef: float | Tensor
 
+    @property
+    def temperature(self) -> float | Tensor:
+        """Temperature 1 / tau, unit of value; 0 where tau is 0 and the policy stays at the prior."""
+        tau = self.inverse_temperature
+        if isinstance(tau, Tensor):
+            return torch.where(tau > 0, 1 / tau, 0)
+        return 1 / tau if tau > 0 else 0.0
+
 
 class TrustRegion(nn.Module):
     """Dual variables of a KL budget; buffers, so that checkpoints hold them and captured updates change them in place.

@@ -335,11 +335,13 @@ def _missed_budget(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -> 
     share, (least, most) = used / budget, BUDGET_SHARES
     if least <= share <= most:
         return
-    remedy = (
-        "The policy lags behind its target: raise {steps} or {learning_rate}"
-        if share < least
-        else "The policy is further from its prior than allowed: raise {steps}, or {kl_budget} if this is wanted"
-    )
+    gain = next((row["value_gain"] for row in reversed(rows) if "value_gain" in row), 0.0)
+    if share > most:
+        remedy = "The policy is further from its prior than allowed: raise {steps}, or {kl_budget} if this is wanted"
+    elif config.value_penalty and gain < 0:
+        remedy = f"Its actions are worth {-gain:.3g} less than the data's to the critics: lower {{value_penalty}}"
+    else:
+        remedy = "The policy lags behind its target: raise {steps} or {learning_rate}"
     yield RunWarning(
         "KL budget missed",
         int(rows[-1]["step"]),
