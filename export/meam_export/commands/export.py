@@ -195,7 +195,7 @@ def _report(arguments: ExportArguments, exported: Exported, served: Path | None)
     print_numbers(exported.spec)
     if variants:
         _print_ladder(variants)
-    say(f"\nExported {exported}\nTry it with: meam eval {quote(str(arguments.output_dir))}")
+    say("", f"Exported {exported}", f"Try it with: meam eval {quote(str(arguments.output_dir))}")
     if served is not None:
         say(f"Serve it with: tritonserver --model-repository {quote(str(served.parent))}")
 
