@@ -22,11 +22,11 @@ from meam_policy.commands.environment_options import (
 )
 from meam_policy.console import print_json, print_mapping, print_table, progress_bar, say, say_mapping
 from meam_policy.diagnosis.machine import cpu_model
-from meam_policy.environments.make import make_environment
+from meam_policy.environments.make import make_environment, named_failures
 from meam_policy.environments.space_check import AnyEnv
 from meam_policy.environments.vector_environment import open_vector_environment
 from meam_policy.environments.video import make_filmed_environment
-from meam_policy.errors import ConfigError, MeamError, WorkerError
+from meam_policy.errors import ConfigError, WorkerError
 from meam_policy.folder.policy_folder import locate_policy, read_spec
 from meam_policy.inference.providers import Device
 from meam_policy.policy import MeamPolicy
@@ -123,7 +123,7 @@ def evaluate(
         for rule, loaded in policies.items():
             done = episodes * len(results)
             count = partial(_advance, advance, done)
-            with _named_failures(made), _partial_results(about, results, rule, episodes, json):
+            with named_failures(made), _partial_results(about, results, rule, episodes, json):
                 if recording is None:
                     results[rule] = rollout(loaded, env, episodes, seed, on_episode=count)
                 else:
@@ -152,22 +152,6 @@ def evaluate(
         summary["acting"] = first.spec.acting.describe(first.spec.integration.best_of)
     shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in summary.items() if v is not None}
     print_mapping(f"{policy} in {made}", shown)
-
-
-@contextmanager
-def _named_failures(environment: EnvironmentSpec) -> Iterator[None]:
-    """Name an environment with arguments of its own that fails while it runs: some refuse them only then."""
-    try:
-        yield
-    except MeamError:
-        raise
-    except Exception as error:  # whatever an environment raises
-        if not environment.kwargs:
-            raise
-        raise ConfigError(
-            f"{environment} failed while it ran: {type(error).__name__}: {str(error)[:200]}. Check its arguments "
-            "(--env-kwargs), or the environment itself."
-        ) from error
 
 
 @contextmanager

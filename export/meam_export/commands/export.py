@@ -17,7 +17,12 @@ from meam_export.triton import TritonDevice, write_triton_repository
 from meam_export.variants.build import BuiltVariant
 from meam_export.variants.ladder import LadderTask
 from meam_policy.commands import parse
-from meam_policy.commands.environment_options import chosen_environment, environment_arguments, typed_environment
+from meam_policy.commands.environment_options import (
+    chosen_environment,
+    environment_arguments,
+    typed_environment,
+    with_arguments,
+)
 from meam_policy.commands.numbers import numbers_as_json, print_numbers
 from meam_policy.console import print_json, print_table, say
 from meam_policy.environments.make import make_environment
@@ -128,7 +133,7 @@ def export(arguments: ExportArguments) -> None:
                 )
             environment = chosen_environment(env_id, checkpoint.spec)
             env = stack.enter_context(contextlib.closing(make_environment(environment, **environment_kwargs)))
-            task = LadderTask(env, a.episodes, seed=0)
+            task = LadderTask(env, a.episodes, 0, with_arguments(environment, environment_kwargs))
         elif env_id is not None or environment_kwargs:
             raise ConfigError(
                 "--env-id, --env-kwargs and --max-episode-steps have no effect without --episodes: they are those of "
