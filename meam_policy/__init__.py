@@ -24,6 +24,7 @@ from meam_policy.errors import (
     ParityError,
     SpaceError,
     VersionError,
+    WorkerError,
 )
 from meam_policy.folder.publish import Pushed
 from meam_policy.loop.control_loop import ControlLoop, StampedObservation
@@ -68,6 +69,7 @@ __all__ = [
     "SpaceError",
     "StampedObservation",
     "VersionError",
+    "WorkerError",
     "make_environment",
     "register_environments",
     "rollout",

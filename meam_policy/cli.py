@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -11,6 +12,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from meam_policy.errors import ConfigError, MeamError, MissingExtraError
+from meam_policy.terminal_text import printable
 
 __all__ = ["Command", "load_command", "main", "run"]
 
@@ -59,12 +61,15 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line and exit: 0 for success, 2 for a user's mistake, 130 for Ctrl-C."""
     warnings.showwarning = _say_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an accent in a path is no reason to fail where all is ASCII
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
 def _say_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
     """Say a warning as the commands say theirs; where it was raised helps whoever changes the code, not its users."""
-    print(f"Warning: {message}", file=sys.stderr, flush=True)
+    print(f"Warning: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def run(arguments: list[str]) -> int:
@@ -76,7 +81,7 @@ def run(arguments: list[str]) -> int:
             # Here, not at exit, where a closed pipe can no longer be caught.
             sys.stdout.flush()
     except MeamError as error:
-        sys.stderr.write(f"meam: {error}\n")
+        sys.stderr.write(f"meam: {printable(error)}\n")
         return USER_ERROR
     except KeyboardInterrupt:
         sys.stderr.write("meam: interrupted; what was finished is kept.\n")
@@ -86,7 +91,7 @@ def run(arguments: list[str]) -> int:
         return 0
     except OSError as error:  # the machine's refusals: permissions, a full disk
         place = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"meam: {place}{error.strerror or error}.\n")
+        sys.stderr.write(f"meam: {printable(f'{place}{error.strerror or error}.')}\n")
         return USER_ERROR
 
 

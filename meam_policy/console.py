@@ -1,4 +1,7 @@
-"""What the commands print: progress and errors to stderr, results to stdout."""
+"""What the commands print: progress and errors to stderr, results to stdout.
+
+All text is made `printable` here, as one line. What has several gives a list of them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +27,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from meam_policy.terminal_text import printable
+
 SILENCE = 600.0
 """Longest silence on a stderr that is no terminal, seconds."""
 SHORT = 32
@@ -31,20 +37,37 @@ SHORT = 32
 __all__ = [
     "duration",
     "print_json",
+    "print_lines",
     "print_mapping",
     "print_table",
     "progress_bar",
+    "readable",
     "say",
     "say_mapping",
     "terminal_width",
 ]
 
 
-def say(message: str) -> None:
-    """Print a progress message to stderr."""
+def readable(value: object) -> Text:
+    """A value as plain text: rich takes what stands in square brackets for its markup. A list is one of lines."""
+    return Text("\n".join(map(printable, value if isinstance(value, list) else [value])))
+
+
+def say(*lines: str) -> None:
+    """Print lines to stderr: a progress message."""
+    _say_drawn(map(printable, lines))
+
+
+def _say_drawn(lines: Iterable[str]) -> None:
     # Not by a console of its own, which would write into the line of a progress bar that is being shown.
-    sys.stderr.write(message + "\n")
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
     sys.stderr.flush()
+
+
+def print_lines(*lines: str) -> None:
+    """Print lines to stdout."""
+    sys.stdout.writelines(f"{printable(line)}\n" for line in lines)
+    sys.stdout.flush()
 
 
 def say_mapping(rows: Mapping[str, object]) -> None:
@@ -54,10 +77,10 @@ def say_mapping(rows: Mapping[str, object]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, Text(str(value)))
+        table.add_row(readable(name), readable(value))
     with console.capture() as captured:
         console.print(table)
-    say("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    _say_drawn(line.rstrip() for line in captured.get().splitlines())
 
 
 def duration(seconds: float) -> str:
@@ -92,16 +115,18 @@ def print_table(
         folded: Columns whose cells are folded, between words if possible, where the table is wider than the terminal.
     """
     console = Console(highlight=False)
-    # As plain text: rich takes what stands in square brackets for its markup.
-    table = Table(title=Text(title), title_justify="left", show_header=any(columns), show_edge=False, pad_edge=False)
+    table = Table(
+        title=readable(title), title_justify="left", show_header=any(columns), show_edge=False, pad_edge=False
+    )
+    cells = [[readable(cell) for cell in row] for row in rows]
     folds = False
     for index, column in enumerate(columns):
-        numeric = all(str(row[index])[:1] in "-0123456789" for row in rows)
-        short = column not in folded and all(cell_len(str(row[index])) <= SHORT for row in rows)
+        numeric = all(row[index].plain[:1] in "-0123456789" for row in cells)
+        short = column not in folded and all(cell_len(row[index].plain) <= SHORT for row in cells)
         folds |= not short
         table.add_column(column, justify="right" if index and numeric else "left", overflow="fold", no_wrap=short)
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+    for row in cells:
+        table.add_row(*row)
     if (folded or not folds) and _unfolded(table) > console.width:
         table.padding = 0
         if not folds:
@@ -142,12 +167,12 @@ def progress_bar(description: str, total: int, *, done: int = 0, quiet: bool = F
         _TimeLeft(),
     )
     with _NotedProgress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
-        task = progress.add_task(description, total=total, completed=done, note="", left=None)
+        task = progress.add_task(escape(printable(description)), total=total, completed=done, note="", left=None)
         tenths, reported = 10 * done // max(total, 1), time.monotonic()
 
         def advance(done: int, note: str = "", left: float | None = None) -> None:
             nonlocal tenths, reported
-            progress.update(task, completed=done, note=note, left=left)
+            progress.update(task, completed=done, note=printable(note), left=left)
             due = 10 * done // total > tenths or time.monotonic() - reported > SILENCE
             if progress.disable and not quiet and due:
                 tenths, reported = 10 * done // total, time.monotonic()

@@ -14,6 +14,7 @@ Every message states what was wrong (the value seen), what was expected, and wha
     ├── ActionError(RuntimeError)           the policy produced an action that must not be executed
     ├── DeviceError(RuntimeError)           the requested execution provider is not usable here
     ├── ForkError(RuntimeError)             a policy was loaded before the process was forked
+    ├── WorkerError(RuntimeError)           a worker of a vector environment died; see `.worker` and `.partial`
     ├── DatasetError(ValueError)            training data is broken
     ├── ConfigError(ValueError)             a setting is unknown or out of range
     ├── OutputError(OSError)                an output folder cannot be used
@@ -26,7 +27,7 @@ Every message states what was wrong (the value seen), what was expected, and wha
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 __all__ = [
     "ActionError",
@@ -48,6 +49,7 @@ __all__ = [
     "ParityError",
     "SpaceError",
     "VersionError",
+    "WorkerError",
 ]
 
 
@@ -112,6 +114,23 @@ class ForkError(MeamError, RuntimeError):
     The parent may go on with it. The child must leave by `os._exit`, as those of `multiprocessing` do: its normal exit
     would hang in onnxruntime.
     """
+
+
+class WorkerError(MeamError, RuntimeError):
+    """A worker process of a vector environment died, by a signal or by what its environment raised.
+
+    Attributes:
+        worker: Its index; None if that is not known.
+        partial: The `RolloutResult` of the episodes that were finished, with `partial` true; None if there are none.
+    """
+
+    def __init__(self, message: str, worker: int | None = None, partial: Any = None) -> None:
+        super().__init__(message)
+        self.worker, self.partial = worker, partial
+
+    def __reduce__(self) -> tuple[type[WorkerError], tuple[str, int | None, Any]]:
+        """Pickle with the attributes, so that worker processes can report it."""
+        return WorkerError, (str(self), self.worker, self.partial)
 
 
 class DatasetError(MeamError, ValueError):

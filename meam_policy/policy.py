@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from meam_policy.acting.arguments import checked_noise, checked_prefix, checked_seeds, checked_starts
 from meam_policy.acting.chunk_execution import ChunkExecution
 from meam_policy.acting.health import Health
-from meam_policy.acting.observation import flatten_observation
+from meam_policy.acting.observation import flatten_observation, lost_digits
 from meam_policy.acting.rehearsal import rehearse
 from meam_policy.acting.safety import SafetySettings, SafetyShell, require_finite_chunks
 from meam_policy.atomic_files import given_folder
@@ -91,6 +91,7 @@ class MeamPolicy:
         self._health = Health()
         self._shell = SafetyShell(spec, safety or SafetySettings(), self._health)
         self._origin = origin
+        self._watches_digits = any(spec.observation_offset)
         self._process, self._lock = os.getpid(), threading.RLock()
         self._execution = ChunkExecution(spec, self._shell)
         self.reset(seed=seed)
@@ -410,7 +411,7 @@ class MeamPolicy:
             ActionError: the network produced NaN or infinity.
             ForkError: the policy was loaded before a fork.
         """
-        rows, batched = flatten_observation(self.spec, observation)
+        rows, batched = self._rows(observation)
         given = None
         if prefix is not None or prefix_weight is not None:
             if not self.takes_prefix:
@@ -431,7 +432,7 @@ class MeamPolicy:
         noise_scale: float = 1.0,
         episode_start: ArrayLike | None = None,
     ) -> NDArray[Any]:
-        rows, batched = flatten_observation(self.spec, observation, finite=False)
+        rows, batched = self._rows(observation, finite=False)
         draws = None if noise is None else checked_noise(self.spec, noise, len(rows), batched)
         start = None if episode_start is None else checked_starts(episode_start, len(rows))
         with self._turn:
@@ -471,7 +472,7 @@ class MeamPolicy:
         Raises:
             ObservationError: it does not fit, or the reaction is to raise.
         """
-        rows, _ = flatten_observation(self.spec, observation, finite=False)
+        rows, _ = self._rows(observation, finite=False)
         return not self._shell.judge(rows)
 
     def sample(self, observation: Any, noise: ArrayLike | None = None, seed: int | None = None) -> NDArray[np.float32]:
@@ -492,7 +493,7 @@ class MeamPolicy:
 
         What `SafetySettings` puts in place of an error concerns actions, not chunks.
         """
-        rows, batched = flatten_observation(self.spec, observation)
+        rows, batched = self._rows(observation)
         if seed is not None:
             checked_seeds([seed])
         if noise is not None and seed is not None:
@@ -546,6 +547,14 @@ class MeamPolicy:
                 stacklevel=2,
             )
         return self._act(observation, noise_scale=scale, episode_start=episode_start), None
+
+    def _rows(self, observation: Any, *, finite: bool = True) -> tuple[NDArray[np.float32], bool]:
+        """Flatten observations, and warn once of digits that they lost before they came."""
+        rows, batched = flatten_observation(self.spec, observation, finite=finite)
+        if self._watches_digits and (lost := lost_digits(self.spec, observation)) is not None:
+            self._watches_digits = False
+            warnings.warn(lost, RuntimeWarning, stacklevel=3)
+        return rows, batched
 
     def _noise_scale(self, deterministic: bool | None) -> float:
         """What the drawn noise is multiplied by, 0 to 1."""

@@ -16,7 +16,7 @@ PACKAGES = {
 
 STOREYS = {
     "meam_policy": (
-        {"errors"},
+        {"errors", "terminal_text"},
         {"spec", "graph", "atomic_files", "console"},
         {"inference", "folder", "acting", "environments", "loop"},
         {"policy", "rollouts", "diagnosis"},

@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from meam_policy.acting.arrays import array_of
 from meam_policy.errors import ObservationError
 from meam_policy.spec import BoxSpec, PolicySpec
+from meam_policy.spec.names import named_numbers
 
-__all__ = ["flatten_observation", "require_finite"]
+__all__ = ["flatten_observation", "lost_digits", "require_finite"]
+
+LOST = 0.01
+"""Step between neighbouring numbers, in standard deviations of the training data, above which digits are lost."""
 
 
 def flatten_observation(spec: PolicySpec, observation: Any, *, finite: bool = True) -> tuple[NDArray[np.float32], bool]:
@@ -47,6 +51,41 @@ def flatten_observation(spec: PolicySpec, observation: Any, *, finite: bool = Tr
     if finite:
         require_finite(spec, flat)
     return flat, batched
+
+
+def lost_digits(spec: PolicySpec, observation: Any) -> str | None:
+    """What an observation has lost before it came, by its type, of a number that has an offset.
+
+    Args:
+        spec: The policy's spec.
+        observation: One that `flatten_observation` takes.
+
+    Returns:
+        A sentence that names the number that has lost most, how far apart its values are in that type, and what to do;
+        None if the steps are below `LOST` standard deviations.
+    """
+    worst, sentence, start = LOST, None, 0
+    for box in spec.observation:
+        part = observation if box.key is None else observation[box.key]
+        kind, end = array_of(part, _name(box), "numbers").dtype, start + box.size
+        offset, deviation = np.array(spec.observation_offset[start:end]), np.array(spec.observation_std[start:end])
+        if offset.any() and kind.kind == "f" and kind.itemsize < 8:
+            # Beyond the range of the type the step is NaN, and the observation is refused.
+            with np.errstate(all="ignore"):
+                steps = np.where(offset == 0, 0.0, np.spacing(np.abs(offset).astype(kind)).astype(np.float64))
+            index = int(np.argmax(steps / deviation))
+            if steps[index] / deviation[index] > worst:
+                worst = steps[index] / deviation[index]
+                number = named_numbers(spec.observation, spec.observation_names)[start + index]
+                where = f"index {index}" if number.name is None else f'index {index}, "{number.name}",'
+                sentence = (
+                    f"{_name(box)} is {kind}, in which the number at {where} near {offset[index]:.10g} has steps of "
+                    f"{steps[index]:.3g}{'' if number.unit is None else f' {number.unit}'}: {worst:.2g} standard "
+                    "deviations of the training data. The policy cannot tell smaller differences. Give observations in "
+                    "float64, from the sensor on."
+                )
+        start = end
+    return sentence
 
 
 def require_finite(spec: PolicySpec, rows: NDArray[np.float32]) -> None:

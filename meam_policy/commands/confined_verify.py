@@ -11,6 +11,7 @@ from meam_policy.commands import verify
 from meam_policy.diagnosis.confinement import OUT_OF_MEMORY, confine
 from meam_policy.errors import MeamError
 from meam_policy.inference.providers import import_onnxruntime
+from meam_policy.terminal_text import printable
 
 __all__ = ["main"]
 
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
     except (MeamError, MemoryError) as error:
         if _is_out_of_memory(error):
             return OUT_OF_MEMORY
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{printable(error)}\n")
         return 2
     return 0
 

@@ -7,10 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from meam_policy.commands import parse
-from meam_policy.console import print_json
+from meam_policy.console import print_json, readable
 from meam_policy.diagnosis.doctor import Finding, Level, diagnose
 from meam_policy.errors import DeviceError
 from meam_policy.inference.providers import Device
+from meam_policy.terminal_text import printable
 
 __all__ = ["doctor", "run"]
 
@@ -45,10 +46,10 @@ def doctor(device: Device = "cpu", rate_hz: float = 50.0, json: bool = False) ->
 def _print_findings(findings: list[Finding]) -> None:
     table = Table.grid(padding=(0, 2))
     for finding in findings:
-        text = Text(finding.seen)
+        text = readable(finding.seen)
         if finding.remedy:
-            text.append(f"\n{finding.remedy}", style="dim")
-        table.add_row(Text(finding.level, style=_STYLES[finding.level]), Text(finding.name), text)
+            text.append(f"\n{printable(finding.remedy)}", style="dim")
+        table.add_row(Text(finding.level, style=_STYLES[finding.level]), readable(finding.name), text)
     Console(highlight=False).print(table)
 
 

@@ -20,13 +20,13 @@ from meam_policy.commands.environment_options import (
     typed_environment,
     with_arguments,
 )
-from meam_policy.console import print_json, print_mapping, print_table, progress_bar
+from meam_policy.console import print_json, print_mapping, print_table, progress_bar, say, say_mapping
 from meam_policy.diagnosis.machine import cpu_model
-from meam_policy.environments.make import make_environment
+from meam_policy.environments.make import make_environment, named_failures
 from meam_policy.environments.space_check import AnyEnv
 from meam_policy.environments.vector_environment import open_vector_environment
 from meam_policy.environments.video import make_filmed_environment
-from meam_policy.errors import ConfigError, MeamError
+from meam_policy.errors import ConfigError, WorkerError
 from meam_policy.folder.policy_folder import locate_policy, read_spec
 from meam_policy.inference.providers import Device
 from meam_policy.policy import MeamPolicy
@@ -95,7 +95,8 @@ def evaluate(
             samples with the highest value, of a policy with a graph that chooses (meam export --variants best-of-4).
         device: Where to run the network; "cuda" and "tensorrt" fail rather than fall back.
         packages: Packages to import first, such as gymnasium_robotics, whose environments exist only then.
-        json: Print one line of JSON to stdout instead of a table, of which `meam card` makes a model card.
+        json: Print one line of JSON to stdout instead of a table, of which `meam card` makes a model card; with
+            "partial" in it if a worker of --async-envs died.
     """
     typed = {"env_kwargs": env_kwargs, "max_episode_steps": max_episode_steps}
     env_id, packages = typed_environment(env_id, packages)
@@ -114,6 +115,7 @@ def evaluate(
     name, made = environment.id, with_arguments(environment, arguments)
     results: dict[str, RolloutResult] = {}
     folder = None
+    about = {"policy": policy, "variant": first.variant, "env_id": name, "seed": seed, "provider": first.provider}
     with (
         _open_environment(environment, arguments, packages, num_envs, async_envs, video) as env,
         progress_bar(f"Episodes in {name}", episodes * len(policies), quiet=json) as advance,
@@ -121,13 +123,12 @@ def evaluate(
         for rule, loaded in policies.items():
             done = episodes * len(results)
             count = partial(_advance, advance, done)
-            with _named_failures(made):
+            with named_failures(made), _partial_results(about, results, rule, episodes, json):
                 if recording is None:
                     results[rule] = rollout(loaded, env, episodes, seed, on_episode=count)
                 else:
                     where = {"root": root, "environment_id": name, "on_episode": count}
                     results[rule], folder = recording.record_rollouts(loaded, env, episodes, seed, record, **where)
-    about = {"policy": policy, "variant": first.variant, "env_id": name, "seed": seed, "provider": first.provider}
     # What a model card needs to say how this was measured, and of which policy.
     how = {"num_envs": num_envs, "device": device, "revision": revision, "subfolder": subfolder, "packages": packages}
     recorded = first.spec.recorded_environment
@@ -154,19 +155,22 @@ def evaluate(
 
 
 @contextmanager
-def _named_failures(environment: EnvironmentSpec) -> Iterator[None]:
-    """Name an environment with arguments of its own that fails while it runs: some refuse them only then."""
+def _partial_results(
+    about: dict[str, Any], results: dict[str, RolloutResult], rule: str, episodes: int, json: bool
+) -> Iterator[None]:
+    """Show what was finished, marked as partial, before the error of a worker that died."""
     try:
         yield
-    except MeamError:
-        raise
-    except Exception as error:  # whatever an environment raises
-        if not environment.kwargs:
+    except WorkerError as error:
+        finished = results | ({} if error.partial is None else {rule: error.partial})
+        rows = [{"acting": each, **result.summary()} for each, result in finished.items()]
+        if json:
+            print_json({**about, "partial": True, "rules": rows})
             raise
-        raise ConfigError(
-            f"{environment} failed while it ran: {type(error).__name__}: {str(error)[:200]}. Check its arguments "
-            "(--env-kwargs), or the environment itself."
-        ) from error
+        for row in rows:
+            say(f"{about['policy']} in {about['env_id']}, partial: {row['episodes']} of {episodes} episodes finished")
+            say_mapping({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items() if v is not None})
+        raise
 
 
 def _advance(advance: Callable[..., None], before: int, episodes: int) -> None:

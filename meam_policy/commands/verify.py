@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from meam_policy.commands import parse
-from meam_policy.console import print_json
+from meam_policy.console import print_json, print_lines, readable, say
 from meam_policy.diagnosis.confinement import Confined, run_confined
 from meam_policy.diagnosis.verify import TOLERANCE, verify_policy
 from meam_policy.diagnosis.verify_report import GraphReport, VerifyReport
@@ -98,11 +96,10 @@ def verify(
 
 def _relay(confined: Confined) -> None:
     """Print what a confined process printed; raise what it refused."""
-    sys.stdout.write(confined.output)
-    sys.stdout.flush()
+    print_lines(*confined.output.splitlines())
     if confined.code:
         raise FormatError(confined.complaint.strip().splitlines()[-1] if confined.complaint.strip() else "It failed.")
-    sys.stderr.write(confined.complaint)
+    say(*confined.complaint.splitlines())
 
 
 def _plain(report: VerifyReport) -> dict[str, Any]:
@@ -134,7 +131,7 @@ def _print_report(policy: str, report: VerifyReport) -> None:
         [_structure(graph) for graph in report.graphs],
         left=("graph", "operators"),
     )
-    print()
+    print_lines("")
     _print_table(
         f"{report.inputs} {'drawn' if report.uncompared else 'golden'} inputs: differences, at most "
         f"{report.tolerance:g}, and times in ms",
@@ -142,16 +139,18 @@ def _print_report(policy: str, report: VerifyReport) -> None:
         [_figures(graph) for graph in report.graphs],
         left=("graph", "on", ""),
     )
-    print(f"acts by: {report.acting}")
+    print_lines(f"acts by: {report.acting}")
     if report.missing:
-        print(f"missing: {', '.join(report.missing)}")
+        print_lines(f"missing: {', '.join(report.missing)}")
     for graph in report.graphs:
         if graph.provider is None:
-            print(f"{graph.file} was not run: {graph.failure}")
+            print_lines(f"{graph.file} was not run: {graph.failure}")
         if graph.near_ties:
-            print(f"{graph.file}: {graph.near_ties} inputs left out; their best two chunks are worth nearly the same.")
+            print_lines(
+                f"{graph.file}: {graph.near_ties} inputs left out; their best two chunks are worth nearly the same."
+            )
     if not report.uncompared and not all(graph.compared for graph in report.graphs if graph.provider):
-        print("* acts differently on purpose: so it may differ from the golden actions")
+        print_lines("* acts differently on purpose: so it may differ from the golden actions")
 
 
 def _counted(files: int) -> str:
@@ -179,11 +178,11 @@ def _figures(graph: GraphReport) -> list[str]:
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]], left: tuple[str, ...]) -> None:
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(title=readable(title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(readable, row))
     Console(highlight=False).print(table)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
@@ -14,10 +14,10 @@ import gymnasium
 import numpy as np
 
 from meam_policy.environments.headless import disable_dm_control_drawing
-from meam_policy.errors import ConfigError, MissingExtraError, NotFoundError
+from meam_policy.errors import ConfigError, MeamError, MissingExtraError, NotFoundError
 from meam_policy.spec import EnvironmentSpec
 
-__all__ = ["beyond_id", "import_packages", "make_environment"]
+__all__ = ["beyond_id", "import_packages", "make_environment", "named_failures"]
 
 _OGBENCH_FAMILIES = ("pointmaze", "antmaze", "humanoidmaze", "antsoccer", "cube", "scene", "puzzle")
 _DM_CONTROL_FAMILIES = ("cube", "scene", "puzzle")
@@ -52,10 +52,11 @@ def make_environment(environment: str | EnvironmentSpec, **kwargs: Any) -> gymna
     recorded = beyond_id(replace(spec, kwargs={k: v for k, v in spec.kwargs.items() if k not in kwargs}))
     if recorded.refused:
         raise ConfigError(
-            f"{spec.id} was recorded with {'; and '.join(recorded.refused)}. So it is not made. In Python, make it "
-            "yourself and give it: rollout(policy, env), train(env=...). Of wrappers, without them: name the "
-            f"environment, --env-id {spec.id}; the policy then meets other observations or rewards than it was trained "
-            "with. Of arguments, give them: --env-kwargs."
+            f"{spec.id} was recorded with {'; and '.join(recorded.refused)}. So it is not made. To have it as it is "
+            f"registered, name it: --env-id {spec.id} (meam collect {spec.id}); without its wrappers it gives other "
+            "observations or rewards than the policy was trained with. Or record the data again without them. Of "
+            "arguments, give others: --env-kwargs. In Python, make it yourself and give it: rollout(policy, env), "
+            "train(env=...)."
         )
     arguments = {**recorded.kwargs, **kwargs}
     if recorded.max_episode_steps is not None:
@@ -75,6 +76,29 @@ def make_environment(environment: str | EnvironmentSpec, **kwargs: Any) -> gymna
                 f"{dict(wrapper.kwargs)}: {error}. Record the data again, or give the environment in Python."
             ) from error
     return env
+
+
+@contextlib.contextmanager
+def named_failures(environment: EnvironmentSpec | None) -> Iterator[None]:
+    """Name an environment with arguments of its own that fails while it runs: some refuse them only then.
+
+    Args:
+        environment: What runs; None for an environment that was made by hand, whose errors pass as they are.
+
+    Raises:
+        ConfigError: it failed.
+    """
+    try:
+        yield
+    except MeamError:
+        raise
+    except Exception as error:  # whatever an environment raises
+        if environment is None or not environment.kwargs:
+            raise
+        raise ConfigError(
+            f"{environment} failed while it ran: {type(error).__name__}: {str(error)[:200]}. Check its arguments "
+            "(--env-kwargs), or the environment itself."
+        ) from error
 
 
 def beyond_id(spec: EnvironmentSpec) -> EnvironmentSpec:

@@ -69,6 +69,11 @@ class ControlLoop:
     - "zero": zero, or the number within the action bounds closest to it; for velocities and torques.
     - "stop": raises; the loop then gives no action until it is reset.
 
+    Between two calls of `step` more than a tick may pass: a pause of two periods or more skips the ticks that passed,
+    with their actions, as in `run`. After one as long as a chunk, or where the clock has gone backwards, so that nobody
+    knows how much has passed, nothing that is queued or under way belongs to now: a new chunk is asked for, and until
+    it arrives there is no action. In a simulation ticks are the clock.
+
     The first action of an episode is waited for, and a failure there is raised, whatever `overrun` is: nothing has
     been executed that could be held. Later a failed inference is counted and asked for again in the next tick, while
     the running chunk goes on; only "stop" raises it. A tick whose observation is too old gives what an overrun gives.
@@ -163,6 +168,7 @@ class ControlLoop:
         self._schedule = ChunkSchedule(chunking, chunk_size, policy.spec.action_dim, steps)
         self._recorder = HealthRecorder()
         self._tick, self._closed = 0, False
+        self._given_at: float | None = None
         self._stopped: str | None = None
         self._inference = (
             BackgroundInference(policy, clock)
@@ -198,6 +204,12 @@ class ControlLoop:
             MeamError: the inference failed, in the first tick of an episode or with `overrun` "stop".
         """
         self._require_running()
+        if self._given_at is not None:
+            self._skip_pause((self._clock() - self._given_at) * self._rate_hz)
+        return self._give(observation, timestamp)
+
+    def _give(self, observation: Any, timestamp: float | None = None) -> NDArray[Any]:
+        """Give the action of the present tick."""
         fresh = self._is_fresh(timestamp)
         usable = fresh and self._is_accepted(observation)
         if self._schedule.empty:
@@ -210,7 +222,19 @@ class ControlLoop:
         self._last = self._limit(self._choose(fresh, usable))
         self._tick += 1
         self._recorder.count("ticks")
+        self._given_at = None if self._simulated else self._clock()
         return self._last.copy()
+
+    def _skip_pause(self, periods: float) -> None:
+        """Skip the ticks that have passed since the last action, so many periods ago; before it, if it is negative."""
+        if 0 <= periods < 2:
+            return
+        chunk_size = self._policy.spec.chunk_size
+        skipped = int(periods) - 1 if periods > 0 else chunk_size
+        self._recorder.count("missed_deadlines", skipped if periods > 0 else 1)
+        self._tick += skipped
+        if skipped >= chunk_size:
+            self._inference.discard()
 
     def run(
         self,
@@ -326,7 +350,7 @@ class ControlLoop:
 
     def _begin_episode(self) -> None:
         self._schedule.clear()
-        self._tick = 0
+        self._tick, self._given_at = 0, None
 
     def _is_fresh(self, timestamp: float | None) -> bool:
         if timestamp is None or self._max_age is None:
@@ -427,13 +451,13 @@ class ControlLoop:
     def _step_stamped(self, read_observation: Callable[[], Any]) -> NDArray[Any]:
         reading = read_observation()
         if isinstance(reading, StampedObservation):
-            return self.step(reading.observation, reading.timestamp)
+            return self._give(reading.observation, reading.timestamp)
         if self._max_age is not None and not self._simulated:
             raise ObservationError(
                 f"max_observation_age_s is {self._max_age:g}, but the observation has no timestamp. Return a "
                 "StampedObservation from read_observation."
             )
-        return self.step(reading)
+        return self._give(reading)
 
     def _wait_for_slot(self, start: float, slot: int) -> int:
         """Sleep until a deadline, or take the newest of those that have passed."""

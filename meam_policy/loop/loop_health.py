@@ -29,7 +29,8 @@ class LoopHealth:
         inferences: Chunks that arrived, with those that open an episode.
         failed_inferences: Inferences that ended in an error; `last_error` has the newest.
         overruns: Ticks without an action from a chunk, because none had arrived or its actions were used up.
-        missed_deadlines: Deadlines of `run` that passed before their tick began, and simulated ticks of waiting.
+        missed_deadlines: Deadlines that passed before their tick began: of `run`, in a pause between two calls of
+            `step`, and one for a clock that has gone backwards; and simulated ticks of waiting.
         stale_observations: Ticks whose observation was too old to act on.
         latency_last_ms: Duration of the newest inference; None before the first and in a simulation. The inference
             that opens an episode, which the loop waits for, does not count.

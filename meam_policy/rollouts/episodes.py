@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from meam_policy.acting.observation import flatten_observation
 from meam_policy.environments.space_check import AnyEnv, check_env, episode_limit
-from meam_policy.errors import ConfigError
+from meam_policy.errors import ConfigError, WorkerError
 from meam_policy.rollouts.episode_log import ActingPolicy, EpisodeLog, Trajectory, timed_act
 from meam_policy.rollouts.result import RolloutResult
 from meam_policy.rollouts.vector_episodes import vector_episodes
@@ -65,6 +65,8 @@ def rollout(
         SpaceError: the policy cannot act in the environment, see `check_env`; or a reward is not one number.
         ConfigError: episodes, seed or max_episode_steps is out of range, or the vector environment cannot reset slots
             one by one.
+        WorkerError: a process of an `AsyncVectorEnv` died, which is closed then; its `partial` has the result of the
+            episodes that were finished, which are not a fair sample: short ones finish first.
 
     Warns:
         UserWarning: episodes were cut off.
@@ -86,15 +88,19 @@ def rollout(
     raw = replace(policy.spec, observation_offset=())
     figures: dict[int, tuple[float, int, bool | None]] = {}
     paths: dict[int, NDArray[np.float32]] = {}
-    for index, log in run:
-        cut += log.cut
-        figures[index] = sum(log.rewards), len(log.rewards), log.success
-        if record:
-            paths[index] = flatten_observation(raw, log.trajectory().observations)[0]
-        if on_trajectory is not None:
-            on_trajectory(index, log.trajectory())
-        if on_episode is not None:
-            on_episode(len(figures))
+    try:
+        for index, log in run:
+            cut += log.cut
+            figures[index] = sum(log.rewards), len(log.rewards), log.success
+            if record:
+                paths[index] = flatten_observation(raw, log.trajectory().observations)[0]
+            if on_trajectory is not None:
+                on_trajectory(index, log.trajectory())
+            if on_episode is not None:
+                on_episode(len(figures))
+    except WorkerError as error:
+        error.partial = replace(_result(figures, paths, latencies), partial=True) if figures else None
+        raise
     if cut:
         warnings.warn(
             f"{cut} of {episodes} episodes were cut off after {longest} steps, because the environment had not ended "
@@ -102,6 +108,15 @@ def rollout(
             UserWarning,
             stacklevel=2,
         )
+    return _result(figures, paths, latencies)
+
+
+def _result(
+    figures: Mapping[int, tuple[float, int, bool | None]],
+    paths: Mapping[int, NDArray[np.float32]],
+    latencies: list[float],
+) -> RolloutResult:
+    """The result of episodes by index, of which each has return, length and success."""
     returns, lengths, successes = zip(*(figures[index] for index in sorted(figures)), strict=True)
     return RolloutResult(
         returns=np.array(returns),

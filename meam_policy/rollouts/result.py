@@ -23,6 +23,8 @@ class RolloutResult:
         latencies: Seconds of every `act` call that ran the network, in a vector environment for all slots that needed
             it; the calls in between only take queued actions.
         observations: The observations of every episode, each [steps + 1, observation_dim], if they were recorded.
+        partial: Whether these are only those of the episodes that were finished before an error, short ones rather than
+            long ones.
     """
 
     returns: NDArray[np.float64]
@@ -30,13 +32,14 @@ class RolloutResult:
     successes: NDArray[np.bool_] | None
     latencies: NDArray[np.float64]
     observations: list[NDArray[np.float32]] = field(default_factory=list)
+    partial: bool = False
 
     def __repr__(self) -> str:
         """One line: how many episodes, and their means."""
         success = "None" if self.success_rate is None else f"{self.success_rate:.4g}"
         return (
             f"RolloutResult(episodes={len(self.returns)}, return_mean={self.return_mean:.4g}, "
-            f"success_rate={success}, length_mean={self.lengths.mean():.4g})"
+            f"success_rate={success}, length_mean={self.lengths.mean():.4g}{', partial' * self.partial})"
         )
 
     @property
@@ -59,7 +62,7 @@ class RolloutResult:
         return float(np.percentile(self.latencies, percentile) * 1e3)
 
     def summary(self) -> dict[str, Any]:
-        """The figures as JSON data: return, success and action latency."""
+        """The figures as JSON data: return, success and action latency; and that they are partial, if they are."""
         low, high = self.return_interval
         return {
             "episodes": len(self.returns),
@@ -70,6 +73,7 @@ class RolloutResult:
             "length_mean": float(self.lengths.mean()),
             "latency_p50_ms": self.latency_ms(50),
             "latency_p99_ms": self.latency_ms(99),
+            **({"partial": True} if self.partial else {}),
         }
 
 

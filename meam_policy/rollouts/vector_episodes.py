@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from meam_policy.environments.vector_environment import named_workers
 from meam_policy.errors import ConfigError
 from meam_policy.rollouts.episode_log import ActingPolicy, EpisodeLog, timed_act
 
@@ -42,31 +43,33 @@ def vector_episodes(
 
     Raises:
         ConfigError: the environment cannot reset some slots and leave the others alone.
+        WorkerError: a process of an `AsyncVectorEnv` died.
     """
     _check_resets(env)
-    number = np.arange(env.num_envs)
-    seeds = [seed + int(i) for i in number]
-    policy.reset(seed=seeds)
-    observation, _ = env.reset(seed=seeds)  # pyright: ignore[reportArgumentType]
-    logs = [EpisodeLog(_row(observation, slot) if keep else None) for slot in range(env.num_envs)]
-    while True:
-        actions = timed_act(policy, observation, latencies)
-        observation, rewards, terminated, truncated, info = env.step(actions)
-        ended = np.logical_or(terminated, truncated)
-        for slot in np.flatnonzero(number < episodes).tolist():
-            seen = _last_observation(observation, info, slot) if keep else None
-            logs[slot].add(actions[slot], seen, rewards[slot], terminated[slot], _flag(info, slot))
-            logs[slot].cut = len(logs[slot].rewards) >= longest and not ended[slot]
-            ended[slot] |= logs[slot].cut
-        for slot in np.flatnonzero(ended & (number < episodes)).tolist():
-            yield int(number[slot]), logs[slot]
-        number[ended] += env.num_envs
-        if (number >= episodes).all():
-            return
-        if ended.any():
-            observation = _begin(policy, env, observation, ended, [seed + int(i) for i in number])
-        for slot in np.flatnonzero(ended).tolist():
-            logs[slot] = EpisodeLog(_row(observation, slot) if keep else None)
+    with named_workers(env):
+        number = np.arange(env.num_envs)
+        seeds = [seed + int(i) for i in number]
+        policy.reset(seed=seeds)
+        observation, _ = env.reset(seed=seeds)  # pyright: ignore[reportArgumentType]
+        logs = [EpisodeLog(_row(observation, slot) if keep else None) for slot in range(env.num_envs)]
+        while True:
+            actions = timed_act(policy, observation, latencies)
+            observation, rewards, terminated, truncated, info = env.step(actions)
+            ended = np.logical_or(terminated, truncated)
+            for slot in np.flatnonzero(number < episodes).tolist():
+                seen = _last_observation(observation, info, slot) if keep else None
+                logs[slot].add(actions[slot], seen, rewards[slot], terminated[slot], _flag(info, slot))
+                logs[slot].cut = len(logs[slot].rewards) >= longest and not ended[slot]
+                ended[slot] |= logs[slot].cut
+            for slot in np.flatnonzero(ended & (number < episodes)).tolist():
+                yield int(number[slot]), logs[slot]
+            number[ended] += env.num_envs
+            if (number >= episodes).all():
+                return
+            if ended.any():
+                observation = _begin(policy, env, observation, ended, [seed + int(i) for i in number])
+            for slot in np.flatnonzero(ended).tolist():
+                logs[slot] = EpisodeLog(_row(observation, slot) if keep else None)
 
 
 def _check_resets(env: VectorEnv) -> None:

@@ -39,6 +39,7 @@ def test_the_wheel_acts_in_mujoco_without_torch(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"{package}/py.typed" for package in ("meam_policy", "meam_training", "meam_export")} <= names
+    assert "meam_command.py" in names
     assert {"meam_export/model_card_template.md", "meam_export/demo/report.html"} <= names
 
     dataset = OfflineDataset.from_minari(collect("meam/Pockets-v0", 100, root=tmp_path / "data"))

@@ -282,8 +282,9 @@ def _evaluator(
     elif spec.recorded_environment is None:
         yield DataEvaluator(chunks, config, device)
     else:
-        with contextlib.closing(make_environment(spec.recorded_environment.for_evaluation)) as made:
-            yield EnvironmentEvaluator(made, spec, config.evaluate_episodes)
+        environment = spec.recorded_environment.for_evaluation
+        with contextlib.closing(make_environment(environment)) as made:
+            yield EnvironmentEvaluator(made, spec, config.evaluate_episodes, environment)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +27,7 @@ from meam_export.benchmark import (
 )
 from meam_export.benchmark.report import BRIEF, COLUMNS, cells, markdown, notes, paced_calls, sizes, summarise, to_json
 from meam_policy.commands import parse
-from meam_policy.console import print_json, print_table, progress_bar, say
+from meam_policy.console import print_json, print_lines, print_table, progress_bar, say
 from meam_policy.errors import ConfigError, MeamError, NotFoundError, OutputError
 
 __all__ = ["BenchInferArguments", "run"]
@@ -193,6 +192,4 @@ def _show(parsed: BenchInferArguments, outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         columns, *rows = [[line[i] for i in BRIEF] for line in (COLUMNS, *map(cells, summarise(outcome)))]
         print_table(outcome.setting.name, columns, rows)
-        lines = [sizes(outcome, conditions), *notes(outcome, conditions), ""]
-        sys.stdout.writelines(f"{line}\n" for line in lines)
-        sys.stdout.flush()
+        print_lines(sizes(outcome, conditions), *notes(outcome, conditions), "")

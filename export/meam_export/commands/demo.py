@@ -56,10 +56,11 @@ def demo(
         [cells(result.labels[row["method"]], row) for row in result.table],
     )
     say(result.about_returns)
-    say(f"\nReport: {report}\nPolicy: {result.policy}\nTry:    meam eval {quote(str(result.policy))} --episodes 50")
+    say("", f"Report: {report}", f"Policy: {result.policy}")
+    say(f"Try:    meam eval {quote(str(result.policy))} --episodes 50")
 
 
-def cells(label: str, row: dict[str, Any]) -> list[str]:
+def cells(label: str, row: dict[str, Any]) -> list[Any]:
     """The cells of a row of the printed table, in the order of `COLUMNS`.
 
     Args:
@@ -71,7 +72,9 @@ def cells(label: str, row: dict[str, Any]) -> list[str]:
         return "" if row[name] is None else format(row[name], form)
 
     return [
-        label.replace(" (", "\n("),  # with the settings on a line of their own, the table is 80 characters wide
+        label.replace(" (", "\n(").split(
+            "\n"
+        ),  # with the settings on a line of their own, the table is 80 characters wide
         number("return_mean", ".2f"),
         f"{row['ci_low']:.2f} … {row['ci_high']:.2f}",
         number("success", ".0%"),

@@ -17,7 +17,12 @@ from meam_export.triton import TritonDevice, write_triton_repository
 from meam_export.variants.build import BuiltVariant
 from meam_export.variants.ladder import LadderTask
 from meam_policy.commands import parse
-from meam_policy.commands.environment_options import chosen_environment, environment_arguments, typed_environment
+from meam_policy.commands.environment_options import (
+    chosen_environment,
+    environment_arguments,
+    typed_environment,
+    with_arguments,
+)
 from meam_policy.commands.numbers import numbers_as_json, print_numbers
 from meam_policy.console import print_json, print_table, say
 from meam_policy.environments.make import make_environment
@@ -128,7 +133,7 @@ def export(arguments: ExportArguments) -> None:
                 )
             environment = chosen_environment(env_id, checkpoint.spec)
             env = stack.enter_context(contextlib.closing(make_environment(environment, **environment_kwargs)))
-            task = LadderTask(env, a.episodes, seed=0)
+            task = LadderTask(env, a.episodes, 0, with_arguments(environment, environment_kwargs))
         elif env_id is not None or environment_kwargs:
             raise ConfigError(
                 "--env-id, --env-kwargs and --max-episode-steps have no effect without --episodes: they are those of "
@@ -195,7 +200,7 @@ def _report(arguments: ExportArguments, exported: Exported, served: Path | None)
     print_numbers(exported.spec)
     if variants:
         _print_ladder(variants)
-    say(f"\nExported {exported}\nTry it with: meam eval {quote(str(arguments.output_dir))}")
+    say("", f"Exported {exported}", f"Try it with: meam eval {quote(str(arguments.output_dir))}")
     if served is not None:
         say(f"Serve it with: tritonserver --model-repository {quote(str(served.parent))}")
 

@@ -13,7 +13,6 @@ from meam_policy.errors import ConfigError, NotFoundError
 from meam_policy.inference.session import PolicySession
 from meam_policy.policy import MeamPolicy
 from meam_policy.rollouts.comparison import best_rule, measurement
-from meam_policy.rollouts.episodes import rollout
 from meam_policy.rollouts.result import RolloutResult
 from meam_policy.spec import ActingRule, PolicySpec, checked_noise_scale, parse_acting, rule_name
 
@@ -81,11 +80,12 @@ def acting_task(acting: str | float | None, spec: PolicySpec, task: LadderTask |
         yield task
         return
     try:
-        env = make_environment(spec.recorded_environment.for_evaluation)
+        environment = spec.recorded_environment.for_evaluation
+        env = make_environment(environment)
     except (NotFoundError, ConfigError) as error:
         raise type(error)(f'acting is "auto", and rules cannot be measured: {error} {_REMEDY}') from error
     with contextlib.closing(env):
-        yield LadderTask(env, EPISODES, ACTING_SEED)
+        yield LadderTask(env, EPISODES, ACTING_SEED, environment)
 
 
 def _fitting_scale(acting: str | float, best_of: int) -> float:
@@ -138,4 +138,4 @@ def acting_by(
 def _measure(graph: BuiltVariant, scale: float, task: LadderTask) -> RolloutResult:
     spec = replace(graph.policy_spec, acting=ActingRule(scale))
     policy = MeamPolicy(spec, PolicySession(graph.graph, spec, name=graph.spec.file))
-    return rollout(policy, task.env, task.episodes, ACTING_SEED)
+    return task.run(policy, ACTING_SEED)

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from meam_export.graph.parity import Rows, draw_noise, random_observations
 from meam_export.variants.build import BuiltVariant
+from meam_policy.environments.make import named_failures
 from meam_policy.inference.session import PolicySession
 from meam_policy.policy import MeamPolicy
 from meam_policy.rollouts.episodes import rollout
-from meam_policy.spec import Integration, PolicySpec
+from meam_policy.rollouts.result import RolloutResult
+from meam_policy.spec import EnvironmentSpec, Integration, PolicySpec
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.policy_module import PolicyModule
 
@@ -51,11 +53,22 @@ class LadderTask:
         env: The environment.
         episodes: Episodes per variant, and per acting rule.
         seed: Seed of a variant's first episode; acting rules are compared from `acting.ACTING_SEED` on.
+        environment: How it was made, to be named where it fails; None if it was made by hand.
     """
 
     env: gymnasium.Env[Any, Any]
     episodes: int
     seed: int
+    environment: EnvironmentSpec | None = None
+
+    def run(self, policy: MeamPolicy, seed: int) -> RolloutResult:
+        """Run the episodes of a policy, from a seed on.
+
+        Raises:
+            ConfigError: an environment with arguments of its own failed while it ran.
+        """
+        with named_failures(self.environment):
+            return rollout(policy, self.env, self.episodes, seed)
 
 
 def measure_ladder(
@@ -103,7 +116,7 @@ def measure_ladder(
         figures |= latencies[variant.name]
         if task is not None:
             acting = MeamPolicy(variant.policy_spec, session)
-            result = rollout(acting, task.env, task.episodes, task.seed)
+            result = task.run(acting, task.seed)
             low, high = result.return_interval
             figures |= {"return_mean": result.return_mean, "return_low": low, "return_high": high}
             if result.success_rate is not None:

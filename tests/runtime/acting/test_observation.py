@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from meam_policy import BoxSpec, ObservationError, PolicySpec
-from meam_policy.acting.observation import flatten_observation, require_finite
+from meam_policy.acting.observation import LOST, flatten_observation, lost_digits, require_finite
 from meam_policy.spec import Integration
 
 UNIT = BoxSpec((1,), "float32", (-1.0,), (1.0,))
@@ -116,6 +116,39 @@ def test_an_offset_is_taken_off_before_digits_are_rounded_away(box_spec, dict_sp
     spec = replace(dict_spec, observation_offset=(0.0, 1e9, 0.0, 0.0, 0.0, 0.0, 0.0, -0.75))
     rows, _ = flatten_observation(spec, dict_observation(arm=[0.5, 1e9 + 1.5, 2.5]))
     np.testing.assert_array_equal(rows, [[0.5, 1.5, 2.5, 0, 1, 2, 3, 1.0]])
+
+
+def test_the_number_whose_digits_are_lost_is_named_with_its_step_and_unit(box_spec, dict_spec):
+    offset = (0.0, 447_120.0, 5_411_840.0, 0.0, 0.0, 0.0)
+    spec = replace(box_spec, observation_offset=offset, observation_std=(1.0, 2.0, 3.0, 1.0, 1.0, 1.0))
+    here = PLAIN + np.array(offset).reshape(2, 3)
+    lost = lost_digits(spec, here.astype(np.float32))
+    assert lost == (
+        "Observation is float32, in which the number at index 2 near 5411840 has steps of 0.5: 0.17 standard "
+        "deviations of the training data. The policy cannot tell smaller differences. Give observations in "
+        "float64, from the sensor on."
+    )
+    named = replace(spec, observation_names=("a", "east [m]", "north [m]", "d", "e", "f"))
+    lost = lost_digits(named, here[None].astype(">f4"))
+    assert lost is not None
+    assert 'index 2, "north", near 5411840 has steps of 0.5 m:' in lost
+    for enough in (here, here.tolist(), here.astype(np.int64), here.astype(">f8")):
+        assert lost_digits(spec, enough) is None
+    assert lost_digits(box_spec, here.astype(np.float32)) is None
+    spec = replace(dict_spec, observation_offset=(0.0, 1e9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
+    assert lost_digits(spec, dict_observation(gripper=np.float32(0.25))) is None
+    lost = lost_digits(spec, dict_observation(arm=np.array([0.5, 1e9, 2.5], np.float32)))
+    assert lost is not None
+    assert lost.startswith(
+        'Observation "arm" is float32, in which the number at index 1 near 1000000000 has steps of 64'
+    )
+
+
+@given(st.floats(1e-3, 1e3), st.floats(1e2, 1e9))
+def test_digits_are_lost_where_the_next_number_is_a_hundredth_of_a_deviation_away(deviation, place):
+    spec = replace(PLAIN_SPEC, observation_offset=(place,) * 6, observation_std=(deviation,) * 6)
+    step = float(np.nextafter(np.float32(place), np.float32(np.inf))) - float(np.float32(place))
+    assert (lost_digits(spec, np.full((2, 3), place, np.float32)) is not None) == (step / deviation > LOST)
 
 
 def test_dict_of_batches_is_a_batch(dict_spec):

@@ -133,6 +133,43 @@ def test_videos_are_written_beside_the_figures(capfd, run_python, make_policy, t
     assert sorted(os.listdir(tmp_path / "videos")) == ["rollout-episode-0.mp4", "rollout-episode-1.mp4"]
 
 
+MORTAL = """
+import os, signal
+import gymnasium
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+
+class Mortal(PendulumEnv):
+    def reset(self, *, seed=None, options=None):
+        if seed == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().reset(seed=seed, options=options)
+
+gymnasium.register("Mortal-v0", Mortal, max_episode_steps=5)
+"""
+
+
+@pytest.mark.parametrize("rules", [[], ["--acting", "zero", "sample"]])
+@pytest.mark.parametrize("json_line", [False, True])
+def test_a_worker_that_dies_leaves_the_finished_episodes_marked_as_partial(
+    capfd, swinger, tmp_path, monkeypatch, rules, json_line
+):
+    (tmp_path / "mortal.py").write_text(MORTAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ["eval", str(swinger.folder), "--env-id", "mortal:Mortal-v0", "--episodes", "10", "--num-envs", "2"]
+    assert run([*arguments, "--async-envs", *rules, *(["--json"] if json_line else [])]) == 2
+    output = capfd.readouterr()
+    assert "meam: Worker 0 of the 2 of the vector environment was killed by SIGKILL." in output.err
+    if json_line:
+        partial = json.loads(output.out)
+        assert (partial["partial"], partial["env_id"]) == (True, "Mortal-v0")
+        assert [(row["acting"], row["episodes"]) for row in partial["rules"]] == [("zero" if rules else "sample", 6)]
+        assert partial["rules"][0]["partial"] is True
+    else:
+        assert output.out == ""
+        assert "in Mortal-v0, partial: 6 of 10 episodes finished" in output.err
+        assert "return_mean" in output.err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--num-envs", "2"], ["--num-envs", "2", "--async-envs"]])
 def test_interrupt_of_several_environments_ends_without_a_traceback(swinger, options):

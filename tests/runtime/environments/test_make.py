@@ -6,8 +6,16 @@ import gymnasium
 import numpy as np
 import pytest
 
-from meam_policy import MissingExtraError, NotFoundError, make_environment, register_environments
-from meam_policy.environments.make import import_packages
+from meam_policy import (
+    ConfigError,
+    EnvironmentSpec,
+    MissingExtraError,
+    NotFoundError,
+    SpaceError,
+    make_environment,
+    register_environments,
+)
+from meam_policy.environments.make import import_packages, named_failures
 
 
 def ogbench_environment(name):
@@ -167,3 +175,19 @@ def test_packages_that_register_environments_are_imported_by_name(tmp_path, monk
             MissingExtraError, match=rf"package '{name}', which is to be imported.*(Zero|ModuleNotFound)"
         ):
             import_packages([name])
+
+
+def test_an_environment_with_arguments_that_fails_while_it_runs_is_named():
+    environment = EnvironmentSpec("Pendulum-v1", {"g": 2.0})
+    with (
+        pytest.raises(
+            ConfigError, match=r"Pendulum-v1 with g=2.0 failed while it ran: ZeroDivisionError: .*--env-kwargs"
+        ),
+        named_failures(environment),
+    ):
+        raise ZeroDivisionError("by the pole")
+    for plain in (None, EnvironmentSpec("Pendulum-v1")):  # there is nothing to name that the user could change
+        with pytest.raises(ZeroDivisionError), named_failures(plain):
+            raise ZeroDivisionError
+    with pytest.raises(SpaceError), named_failures(environment):
+        raise SpaceError("ours")

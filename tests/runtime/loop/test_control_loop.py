@@ -100,7 +100,7 @@ def make_loop():
     made = []
 
     def make(policy, rate_hz=100, **arguments):
-        loop = ControlLoop(policy, rate_hz, **{"chunking": "naive", **arguments})
+        loop = ControlLoop(policy, rate_hz, **{"chunking": "naive", "clock": Clock(), **arguments})
         made.append((loop, policy))
         return loop
 
@@ -454,7 +454,7 @@ def test_old_first_observation_is_refused_since_nothing_can_be_held(overrun):
 
 def test_age_is_measured_on_the_clock_and_without_a_timestamp_is_none(make_loop):
     clock = Clock()
-    loop = make_loop(NumberedPolicy(), max_observation_age_s=0.5, clock=clock, overrun="zero")
+    loop = make_loop(NumberedPolicy(), 1, max_observation_age_s=0.5, clock=clock, overrun="zero")
     loop.step(OBSERVATION, 999.75)
     clock.passes(0.5)
     assert loop.step(OBSERVATION, 999.75).tolist() == [0, 0]
@@ -1087,3 +1087,107 @@ def test_an_age_limit_wants_timestamps(make_policy):
 def test_ticks_are_whole(make_policy, name):
     with pytest.raises(ConfigError, match=f"{name} is 1.5; expected .*whole"):
         ControlLoop(make_policy().load(), 50, chunking="naive", **cast(Any, {name: 1.5}))
+
+
+# Pauses between two calls of `step`, and clocks that jump.
+
+
+@pytest.fixture
+def timed_loop(make_loop):
+    """A loop of 100 Hz on a clock of ours, whose chunks of 4 actions are executed whole, and its policy."""
+
+    def make(**arguments):
+        policy, clock = NumberedPolicy(make_spec(chunk_size=4, execute_steps=4), gated=True), Clock()
+        return make_loop(policy, clock=clock, **{"expected_delay": 0, **arguments}), policy, clock
+
+    return make
+
+
+def test_ticks_at_the_rate_follow_each_other(timed_loop):
+    loop, _, clock = timed_loop()
+    found = pairs(loop, 1)
+    for period in (0.01, 0.019, 0.0):
+        clock.passes(period)
+        found += pairs(loop, 1)
+    assert found == [(1, 0), (1, 1), (1, 2), (1, 3)]
+    assert loop.health().missed_deadlines == 0
+
+
+def test_a_pause_skips_the_actions_whose_time_has_passed(timed_loop):
+    loop, _, clock = timed_loop()
+    pairs(loop, 1)
+    clock.passes(0.0301)
+    assert pairs(loop, 1) == [(1, 3)]
+    assert (loop.health().missed_deadlines, loop.health().overruns) == (2, 0)
+
+
+@pytest.mark.parametrize(("jump", "missed"), [(0.0501, 4), (3600.001, 359_999), (-0.01, 1), (-3600.0, 1)])
+@pytest.mark.parametrize("overrun", ["hold", "zero", "repeat", "stop"])
+def test_after_a_long_pause_or_a_jump_nothing_that_is_queued_is_executed(timed_loop, jump, missed, overrun):
+    loop, policy, clock = timed_loop(overrun=overrun)
+    assert pairs(loop, 2) == [(1, 0), (1, 1)]
+    clock.passes(jump)
+    if overrun == "stop":
+        with pytest.raises(ActionError, match="used up"):
+            loop.step(OBSERVATION)
+        assert loop.health().stopped
+    elif overrun == "repeat":
+        assert pairs(loop, 1)[0][0] == 1
+    else:
+        assert pairs(loop, 1) == [(1, 1) if overrun == "hold" else (0, 0)]
+    assert (loop.health().missed_deadlines, loop.health().overruns) == (missed, 1)
+    if overrun != "stop":
+        let_arrive(loop, policy)
+        assert pairs(loop, 1) == [(2, 1)]  # asked for in the tick after the jump
+
+
+def test_a_chunk_that_was_under_way_before_a_jump_is_not_executed(timed_loop):
+    loop, policy, clock = timed_loop(expected_delay=3)
+    pairs(loop, 2)  # the second asks for a chunk
+    assert all(policy.entered.acquire(timeout=WAIT_S) for _ in range(2))
+    clock.passes(-1.0)
+    assert pairs(loop, 1) == [(1, 1)]
+    let_arrive(loop, policy, 2)
+    assert pairs(loop, 1) == [(3, 1)]
+    assert loop.health().inferences == 2
+
+
+def test_a_pause_is_no_delay_of_an_inference(timed_loop):
+    loop, policy, clock = timed_loop(expected_delay=None)
+    pairs(loop, 4)
+    clock.passes(10.0)
+    pairs(loop, 1)
+    let_arrive(loop, policy, 2)
+    pairs(loop, 1)
+    assert loop.health().delay_ticks == 1
+
+
+def test_blocking_chunks_begin_anew_after_a_pause(timed_loop):
+    loop, policy, clock = timed_loop(chunking="blocking")
+    pairs(loop, 2)
+    clock.passes(1.0)
+    policy.gate.release()
+    assert pairs(loop, 2) == [(2, 0), (2, 1)]
+
+
+def test_an_episode_begins_without_the_pause_before_it(timed_loop):
+    loop, policy, clock = timed_loop()
+    pairs(loop, 2)
+    loop.reset()
+    clock.passes(60.0)
+    policy.gate.release()
+    assert pairs(loop, 2) == [(2, 0), (2, 1)]
+    assert loop.health().missed_deadlines == 0
+
+
+@given(st.lists(st.floats(-0.1, 0.1) | st.floats(-1e6, 1e6), max_size=20))
+def test_no_action_is_executed_later_than_half_the_rate_would_be(jumps):
+    clock, began, last = Clock(), 0.0, 0
+    with ControlLoop(NumberedPolicy(), 100, chunking="blocking", execute_steps=4, clock=clock) as loop:
+        for jump in [0.0, *jumps]:
+            clock.passes(jump)
+            ((chunk, index),) = pairs(loop, 1)
+            if chunk > last:
+                assert index == 0
+                began, last = clock.now, chunk
+            assert -1e-6 <= (clock.now - began) * 100 <= 2 * index + 1e-6

@@ -1,3 +1,8 @@
+import os
+import pickle
+import signal
+import threading
+from contextlib import closing
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -10,7 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meam_policy import BoxSpec, ConfigError, SpaceError, rollout
+from meam_policy import ActionError, BoxSpec, ConfigError, SpaceError, WorkerError, rollout
 from meam_policy.acting.action_queue import ActionChunkQueue
 from meam_policy.rollouts.episode_log import Trajectory
 
@@ -313,3 +318,81 @@ def test_episodes_of_a_slot_follow_each_other_in_steps_of_the_number_of_slots(wa
     for slot in range(3):
         own = [index for index in order if index % 3 == slot]
         assert all(later - earlier == 3 for earlier, later in pairwise(own))
+
+
+class Unpicklable(Exception):
+    """An exception that no process can send to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class Demanding(Exception):
+    """An exception that can be sent, and not be received."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+class Doomed(Corridor):
+    """A corridor of five steps that fails at a step, counted over all episodes."""
+
+    def __init__(self, fails_at=None, way=None):
+        super().__init__(5, 5)
+        self.left, self.way = fails_at, way
+
+    def step(self, action):
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                if self.way is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                else:
+                    raise self.way
+        return super().step(action)
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        (None, "was killed by SIGKILL"),
+        (ValueError("the arm\nis stuck"), "failed: ValueError: the arm\nis stuck"),
+        (Unpicklable(), "ended with exit code 0, without a report that could be read"),
+        (Demanding(1, 2), "ended with exit code 0, without a report that could be read"),
+        (ActionError("no action"), "failed: ActionError: no action"),
+    ],
+)
+def test_a_worker_that_dies_is_named_with_the_episodes_that_were_finished(walker, monkeypatch, way, said):
+    monkeypatch.setattr("meam_policy.environments.vector_environment.REPORT_S", 2.0)
+    whole = rollout(walker.load(), SyncVectorEnv([Doomed] * 3), 9, seed=4)
+    # The first step of its slot's third episode, when two episodes of every slot are finished.
+    env = AsyncVectorEnv([Doomed, partial(Doomed, 11, way), Doomed], context="fork", autoreset_mode="Disabled")
+    with pytest.raises(WorkerError) as caught:
+        rollout(walker.load(), env, 9, seed=4)
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert error.worker == 1
+    assert f"Worker 1 of the 3 of the vector environment {said}. " in str(error)
+    assert error.partial.partial
+    assert error.partial.summary()["partial"] is True
+    assert "partial" in repr(error.partial)
+    np.testing.assert_array_equal(error.partial.returns, whole.returns[:6])
+    assert "partial" not in whole.summary()
+    assert env.closed
+    env.close()
+    assert not any(process.is_alive() for process in env.processes)
+
+
+def test_a_worker_that_dies_before_any_episode_is_finished_leaves_no_result(walker):
+    env = AsyncVectorEnv([partial(Doomed, 1), Doomed], context="fork", autoreset_mode="Disabled")
+    with pytest.raises(WorkerError, match="Worker 0 of the 2") as caught:
+        rollout(walker.load(), env, 4, seed=0)
+    assert caught.value.partial is None
+
+
+def test_a_failure_that_is_no_workers_is_not_blamed_on_one(walker):
+    policy = walker.load()
+    policy.act = lambda observation: (_ for _ in ()).throw(ZeroDivisionError("of the policy"))
+    env = AsyncVectorEnv([Doomed] * 2, context="fork", autoreset_mode="Disabled")
+    with pytest.raises(ZeroDivisionError, match="of the policy"), closing(env):
+        rollout(policy, env, 2, seed=0)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import gymnasium
 import minari
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from meam_export import export_policy
@@ -202,3 +204,45 @@ def test_a_run_resumes_whatever_is_known_of_its_environment(slow_swing, tmp_path
     assert train(tiny(steps=4), data, tmp_path / "run", resume=True).spec.environment is not None
     with pytest.raises(CheckpointError):
         train(tiny(steps=5), replace(data, environment_id="x", environment=None), tmp_path / "run", resume=True)
+
+
+def test_an_environment_that_fails_while_it_runs_is_named_by_all_that_run_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    data = OfflineDataset.from_minari(record_swing(swing(g=3.0, max_episode_steps=5)))
+
+    def fall(*_):
+        raise ZeroDivisionError("by the pole")
+
+    monkeypatch.setattr(PendulumEnv, "step", fall)
+    said = r"Pendulum-v1 with g=3\.0, max_episode_steps=5 failed while it ran: ZeroDivisionError: by the pole"
+    with pytest.raises(ConfigError, match=said):
+        train(tiny(evaluate_every=3), data, tmp_path / "evaluated")
+    with pytest.raises(ZeroDivisionError):  # made by hand
+        train(tiny(evaluate_every=3), data, tmp_path / "by-hand", env=swing(g=3.0))
+    checkpoint = train(tiny(), data, tmp_path / "run")
+    with pytest.raises(ConfigError, match=said):
+        export_policy(checkpoint, tmp_path / "auto", acting="auto")
+    folder = str(export_policy(checkpoint, tmp_path / "policy"))
+    commands = [
+        ["eval", folder],
+        ["collect", "--policy", folder, "--root", str(tmp_path / "data")],
+        ["export", str(tmp_path / "run"), "--output-dir", str(tmp_path / "k1"), "--variants", "k1", "--episodes", "1"],
+    ]
+    for command in commands:
+        capsys.readouterr()
+        assert run(command) == 2
+        assert re.search(f"meam: {said}", capsys.readouterr().err)
+
+
+def test_commands_that_refuse_a_wrapper_say_what_to_type(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    with pytest.warns(UserWarning, match=r"Name one as it is registered \(--env-id\)"):
+        data = OfflineDataset.from_minari(record_swing(gymnasium.wrappers.NormalizeObservation(swing())))
+    folder = str(export_policy(train(tiny(), data, tmp_path / "run"), tmp_path / "policy"))
+    for command in (["collect", "--policy", folder, "--root", str(tmp_path / "data")], ["eval", folder]):
+        capsys.readouterr()
+        assert run(command) == 2
+        assert "name it: --env-id Pendulum-v1 (meam collect Pendulum-v1)" in capsys.readouterr().err
+    named = ["collect", "Pendulum-v1", "--policy", folder, "--root", str(tmp_path / "data"), "--transitions", "10"]
+    assert run(named) == 0
+    assert run(["eval", folder, "--env-id", "Pendulum-v1", "--episodes", "1"]) == 0

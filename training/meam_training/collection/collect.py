@@ -12,7 +12,8 @@ from typing import Any
 
 import gymnasium
 
-from meam_policy.environments.make import make_environment
+from meam_policy.commands.environment_options import with_arguments
+from meam_policy.environments.make import make_environment, named_failures
 from meam_policy.environments.space_check import control_rate
 from meam_policy.errors import ConfigError
 from meam_policy.folder.policy_folder import locate_policy, read_spec
@@ -98,7 +99,8 @@ def collect(
             "mode_shares": None if mode_shares is None else dict(mode_shares),
         }
         with PartialRecording.open(folder.with_name(f".{folder.name}.partial"), settings, resume=resume) as recording:
-            _record(source, recording, transitions, on_progress)
+            with named_failures(with_arguments(recorded, env_kwargs or {})):
+                _record(source, recording, transitions, on_progress)
             about = _metadata(recorded.id, env, seed, source)
             recording.finish(write_minari(recording, name, DescribedEnvironment.of(env), about), folder)
     return folder

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from meam_policy.commands import parse
-from meam_policy.console import print_json, print_table, progress_bar
+from meam_policy.console import print_json, print_lines, print_table, progress_bar
 from meam_policy.errors import ConfigError, OutputError
 from meam_training.benchmark.contestants import Device, check_reference, make_contestants, worker_environment
 from meam_training.benchmark.race import Outcome, race
@@ -133,5 +132,4 @@ def _show(parsed: BenchTrainArguments, outcomes: Sequence[Outcome]) -> None:
         return
     for outcome in outcomes:
         print_table(outcome.setting.name, COLUMNS, [cells(row) for row in summarise(outcome)])
-        sys.stdout.writelines(f"{note}\n" for note in [*notes(outcome), ""])
-        sys.stdout.flush()
+        print_lines(*notes(outcome), "")

@@ -79,7 +79,7 @@ def collect_command(
     if json:
         print_json({"dataset": str(folder)})
     else:
-        say(f"Recorded {folder}\nTrain with: meam train me-am --data {quote(str(folder))} --output-dir runs/first")
+        say(f"Recorded {folder}", f"Train with: meam train me-am --data {quote(str(folder))} --output-dir runs/first")
 
 
 def _with_rate(advance: Callable[..., None]) -> Callable[[int, int], None]:

@@ -11,7 +11,7 @@ import tyro
 
 from meam_policy.atomic_files import write_atomically
 from meam_policy.commands import parse
-from meam_policy.console import print_json, print_mapping, print_table, say
+from meam_policy.console import print_json, print_lines, print_mapping, print_table, say
 from meam_policy.errors import ConfigError
 from meam_training.commands.source_options import SourceOptions
 from meam_training.data.data_figure import draw_report
@@ -69,11 +69,13 @@ def run(arguments: list[str], prog: str = "meam data") -> None:
     print_mapping(report.dataset_id or " + ".join(parsed.data), report.facts)
     assert report.observations is not None  # this report is not a quick one
     columns = ["", "least", "greatest", "low", "high", "at low", "at high"]
-    print_table("\nActions", columns, [_row(number) for number in report.actions])
+    print_lines("")
+    print_table("Actions", columns, [_row(number) for number in report.actions])
     shown = report.observations[:MOST_ROWS]
-    print_table("\nObservations", columns[:5], [_row(number)[:5] for number in shown])
+    print_lines("")
+    print_table("Observations", columns[:5], [_row(number)[:5] for number in shown])
     if len(report.observations) > len(shown):
-        print(f"and {len(report.observations) - len(shown)} more")
+        print_lines(f"and {len(report.observations) - len(shown)} more")
     for warning in report.warnings:
         say(f"Warning: {warning}")
     if parsed.output is not None:

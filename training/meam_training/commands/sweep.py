@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from meam_policy.commands import parse
-from meam_policy.console import print_json, print_table, say, terminal_width
+from meam_policy.console import print_json, print_lines, print_table, say, terminal_width
 from meam_training.runs.csv_file import read_rows
 from meam_training.runs.run_log import EVALUATIONS_FILE, METRICS_FILE
 from meam_training.runs.sweep import Outcome, SweepRun, read_sweep, run_sweep
@@ -80,7 +79,7 @@ def sweep_command(
         print_json({"runs": [{**_named(run), "command": run.command} for run in runs]})
         return
     if print_:
-        sys.stdout.writelines(f"{run.command}\n" for run in runs)
+        print_lines(*(run.command for run in runs))
         return
     outcomes = run_sweep(runs, workers, say)
     if json:
@@ -154,7 +153,7 @@ def _show_failures(outcomes: Sequence[Outcome]) -> None:
     for run, state in outcomes:
         if state == "failed":
             tail = run.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-            say("\n".join([f"\nFailed: {run.name}; the end of {run.log}:", *(f"  {line}" for line in tail)]))
+            say("", f"Failed: {run.name}; the end of {run.log}:", *(f"  {line}" for line in tail))
 
 
 def run(arguments: list[str], prog: str) -> None:

@@ -287,8 +287,8 @@ class OfflineDataset:
         if dataset.not_followed:
             warnings.warn(
                 f"{dataset.dataset_id} was recorded with {'; and '.join(dataset.not_followed)}. So its environment, "
-                f"{dataset.environment_id}, is not made for evaluation. Give the right one in Python: train(env=...), "
-                "rollout(policy, env); or name one as it is registered: --env-id.",
+                f"{dataset.environment_id}, is not made for evaluation. Name one as it is registered (--env-id), or "
+                "record the data again without that; in Python give one: train(env=...), rollout(policy, env).",
                 UserWarning,
                 stacklevel=2,
             )

@@ -11,10 +11,11 @@ import gymnasium
 import torch
 from torch import Tensor
 
+from meam_policy.environments.make import named_failures
 from meam_policy.environments.space_check import check_spaces
 from meam_policy.policy import MeamPolicy
 from meam_policy.rollouts.episodes import rollout
-from meam_policy.spec import PolicySpec
+from meam_policy.spec import EnvironmentSpec, PolicySpec
 from meam_training.algorithm.batch import ChunkBatch
 from meam_training.algorithm.critic_loss import td_target
 from meam_training.config import TrainConfig
@@ -80,13 +81,21 @@ class EnvironmentEvaluator:
         env: The environment.
         spec: Specification of the policy.
         episodes: Episodes per evaluation, the same ones each time.
+        environment: How it was made, to be named where it fails; None if it was made by hand.
 
     Raises:
         SpaceError: the environment's spaces are not the policy's.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], spec: PolicySpec, episodes: int) -> None:
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        spec: PolicySpec,
+        episodes: int,
+        environment: EnvironmentSpec | None = None,
+    ) -> None:
         check_spaces(spec, env)
+        self._environment = environment
         self._env, self._spec, self._episodes = env, spec, episodes
 
     def __call__(self, networks: MeamNetworks, stop: Callable[[], object]) -> Evaluation | None:
@@ -98,7 +107,8 @@ class EnvironmentEvaluator:
 
         policy = MeamPolicy(self._spec, NetworkSession(networks, self._spec))
         try:
-            result = rollout(policy, self._env, self._episodes, SEED, on_episode=check)
+            with named_failures(self._environment):
+                result = rollout(policy, self._env, self._episodes, SEED, on_episode=check)
         except _Stopped:
             return None
         metrics = {
@@ -158,5 +168,5 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
     return (values * weight).sum() / weight.sum().clamp(min=1)
 
 
-class _Stopped(Exception):
+class _Stopped(BaseException):
     """The evaluation was stopped before its end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def own_options(config: TrainConfig) -> str:
     return f"{config.method} with {' '.join(own)}" if own else f"{config.method}, all settings as preset"
 
 
-def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> dict[str, str]:
+def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> dict[str, Any]:
     """What a run is, on what it is trained, where, and how long it will take.
 
     Args:
@@ -44,7 +45,7 @@ def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> di
     if start.processes > 1:
         where += f", {start.processes} processes"
     kept = "in the device's memory" if start.resident else "read batch by batch, as it does not fit into memory"
-    facts = {
+    facts: dict[str, Any] = {
         "method": own_options(config),
         "data": f"{dataset.dataset_id or 'arrays'}: {len(dataset)} transitions in {episodes} episodes, observations "
         f"of {dataset.observation_dim} numbers, actions of {dataset.action_dim}, {kept}",
@@ -62,7 +63,7 @@ def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> di
     if start.reach < WHOLE:
         facts["reach"] = _reach(start.reach, config.online_steps > 0)
     if report.warnings:
-        facts["check"] = "\n".join(report.warnings)
+        facts["check"] = list(report.warnings)
     facts["device"] = where
     if config.compile:
         again = ", and as long again after pretraining" if config.pretraining else ""
