@@ -128,7 +128,7 @@ def test_the_gradient_of_every_parameter_agrees(case):
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_parameters_after_updates_agree(case, fused):
     trained = [p for p in case.networks.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=case.config.learning_rate, fused=fused)
+    optimizer = torch.optim.Adam(trained, lr=case.config.adam_rate, fused=fused)
     for update in (1, 2, 3):
         optimizer.zero_grad()
         total_loss(case).total.backward()

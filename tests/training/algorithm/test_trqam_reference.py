@@ -166,7 +166,7 @@ def test_the_dual_step_agrees(case):
 def test_three_updates_agree(case):
     n, config = case.networks, case.config
     trained = [p for p in n.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(trained, lr=config.adam_rate, fused=True)
     held = {"lambda_path": [n.trust_region.nu.clone()], "kl_ema_path": [n.trust_region.kl_average.clone()]}
     found: dict[str, list[Tensor]] = {"path_kl_steps": [], "total_loss_steps": []}
     for update in (1, 2, 3):

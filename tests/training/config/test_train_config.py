@@ -172,7 +172,7 @@ def test_an_unknown_method_names_the_nearest():
 
 def test_every_number_has_a_range_that_is_tested():
     numbers = {f.name for f in dataclasses.fields(TrainConfig) if type(f.default) in (int, float)}
-    assert numbers == set(WHOLE) | set(REAL)
+    assert numbers | {"learning_rate"} == set(WHOLE) | set(REAL)  # its number is that of the method and the sizes
 
 
 @pytest.mark.parametrize("field", WHOLE)
@@ -195,7 +195,7 @@ def test_a_number_must_lie_in_its_range(field):
     method = "qam-edit" if field == "edit_scale" else "me-am"
     for value in accepted:
         assert getattr(TrainConfig.preset(method, **{**EFFECTIVE.get(field, {}), field: value}), field) == value
-    optional = field == "observation_limit"
+    optional = field in ("observation_limit", "learning_rate")
     for value in [*refused, "0.5", True, *([] if optional else [None])]:
         with pytest.raises(ConfigError, match=f"{field} is {value!r}; expected a number"):
             TrainConfig.preset(method, **{field: value})
@@ -206,6 +206,25 @@ def test_a_number_that_is_accepted_is_accepted_as_an_integer_too(field):
     method = "qam-edit" if field == "edit_scale" else "me-am"
     settings = {**EFFECTIVE.get(field, {}), field: 1}
     assert getattr(TrainConfig.preset(method, **settings), field) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "hidden", "critic_hidden", "rate"),
+    [
+        ("me-am", (255, 8), (64,), 1e-3),
+        ("me-am", (8, 256), (64,), 3e-4),
+        ("me-am", (8,), (64, 256), 3e-4),
+        ("qam", (8,), (8,), 3e-4),
+        ("bc", (8,), (64,), 3e-4),
+    ],
+)
+def test_small_networks_of_me_am_learn_at_a_larger_rate(method, hidden, critic_hidden, rate):
+    sizes = {"hidden_dims": hidden, "critic_hidden_dims": critic_hidden}
+    config = TrainConfig.preset(method, sizes, steps=10)
+    assert config.adam_rate == config.resolved().learning_rate == rate
+    assert config.changed(learning_rate=0.02).adam_rate == 0.02
+    # A run goes on with the rate that it began with.
+    assert config.resolved(config.changed(learning_rate=0.02)).learning_rate == 0.02
 
 
 CHOICES = {
@@ -500,7 +519,7 @@ def test_a_method_fixes_the_coefficients_that_it_lacks(method, field):
             "steps": st.integers(10, 10**9),
             "seed": st.integers(0, 2**63 - 1),
             "hidden_dims": st.lists(st.integers(1, 4096), min_size=1, max_size=6).map(tuple),
-            "learning_rate": st.floats(1e-12, 10),
+            "learning_rate": st.none() | st.floats(1e-12, 10),
             "chunk_size": st.integers(3, 50),
             "execute_steps": st.none() | st.integers(1, 3),
             "device": st.text(),

@@ -65,7 +65,7 @@ def test_a_checkpoint_is_a_folder_of_plain_files(run):
 
 def test_a_training_folder_opens_at_its_newest_checkpoint(run, dataset, make_config):
     checkpoint = Checkpoint.load(run)
-    config = make_config(steps=5, pretrain_steps=0, checkpoint_every=2, fourier_features=4)
+    config = make_config(steps=5, pretrain_steps=0, checkpoint_every=2, fourier_features=4).resolved()
     assert checkpoint == Checkpoint.load(run / "checkpoints/step_00000005") == Checkpoint.latest(run)
     assert (checkpoint.step, checkpoint.config, checkpoint.spec) == (5, config, make_spec(config, dataset))
     assert Checkpoint.load(run / "checkpoints/step_00000002").step == 2
@@ -133,7 +133,7 @@ def test_optimiser_and_generator_come_back_as_they_were(run, dataset):
     assert (restored.networks, restored.optimizer, restored.generator) == (state.networks, optimizer, generator)
     saved = load_file(checkpoint.path / "trainer.safetensors")
     assert torch.equal(generator.get_state(), saved["generator"])
-    assert optimizer.param_groups[0]["lr"] == checkpoint.config.learning_rate
+    assert optimizer.param_groups[0]["lr"] == checkpoint.config.adam_rate
     for i, parameter in enumerate(trained):
         assert optimizer.state[parameter]["step"] == 5
         for name in ("exp_avg", "exp_avg_sq"):
@@ -528,6 +528,6 @@ def test_a_run_of_an_earlier_version_is_loaded_and_resumed(dataset, make_config,
         for name in load_file(last.path / "model.safetensors")
         if name.endswith((".offset", ".scale")) or "preconditioner" in name or "trust_region" in name
     ]
-    assert Checkpoint.load(tmp_path).config == config
+    assert Checkpoint.load(tmp_path).config == config.resolved()
     assert Checkpoint.load(tmp_path).load_networks().prior.preconditioner is None
     assert train(config.changed(steps=5), dataset, tmp_path, resume=True).step == 5

@@ -37,6 +37,10 @@ Logger = Literal["tensorboard", "wandb"]
 PRETRAINING_SHARE = 0.3
 """Share of the updates that pretrain, unless `pretrain_steps` says otherwise."""
 
+RATE, SMALL_RATE, WIDE = 3e-4, 1e-3, 256
+"""Learning rates, unless `learning_rate` says otherwise: the published one, and that of me-am where all layers are
+narrower than `WIDE`."""
+
 
 # Conditions under which settings have an effect. Where a field has several, an error names the first one that fails.
 TRAINS_POLICY = OnlyIf("method", lambda c: c.method != "bc", "take another method")
@@ -230,8 +234,9 @@ class TrainConfig:
     """Weight c of the penalty c (Q(s, a_policy) - Q(s, a_data)) / inverse_temperature in the critics' loss, which keeps
     the policy's actions from being valued above the data's for nothing: c / 2 nats for each multiple of the data's
     density by which the policy exceeds it."""
-    learning_rate: Annotated[float, Range(above=0)] = 3e-4
-    """Adam's learning rate, for all networks."""
+    learning_rate: Annotated[float | None, Range(above=0)] = None
+    """Adam's learning rate, for all networks. None takes 3e-4, and in me-am 1e-3 if no layer has 256 units or more:
+    small networks learn too slowly otherwise to follow a target that moves."""
     gradient_clip: Annotated[float, Range(least=0)] = 1.0
     """Largest norm of the gradients; 0 for no clipping."""
     joint_clip: Annotated[bool, TRAINS_POLICY, CLIPS] = False
@@ -343,6 +348,14 @@ class TrainConfig:
         return self.pretrain_steps
 
     @property
+    def adam_rate(self) -> float:
+        """Adam's learning rate: `learning_rate`, or what it stands for."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        small = max(*self.hidden_dims, *self.critic_hidden_dims) < WIDE
+        return SMALL_RATE if small and self.method == "me-am" else RATE
+
+    @property
     def pretrains_critics(self) -> bool:
         """Whether there are updates that train the critics on the data's returns."""
         return self.trains_policy and self.pretrain_critics and self.pretraining > 0
@@ -375,14 +388,16 @@ class TrainConfig:
         return {name: value for name, value in vars(self.resolved()).items() if name not in free}
 
     def resolved(self, begun: TrainConfig | None = None) -> TrainConfig:
-        """The settings with `pretrain_steps` as a number, which then stays when `steps` changes.
+        """The settings with `learning_rate` and `pretrain_steps` as numbers, which stay when `steps` changes.
 
         Args:
-            begun: Settings of the run to be resumed, whose pretraining stays where `pretrain_steps` is None.
+            begun: Settings of the run to be resumed, whose numbers stay where these are None.
         """
-        if not self.trains_policy or self.pretrain_steps is not None:
-            return self
-        return dataclasses.replace(self, pretrain_steps=(begun or self).pretraining)
+        source = begun or self
+        found: dict[str, Any] = {} if self.learning_rate is not None else {"learning_rate": source.adam_rate}
+        if self.trains_policy and self.pretrain_steps is None:
+            found["pretrain_steps"] = source.pretraining
+        return dataclasses.replace(self, **found) if found else self
 
     @classmethod
     def preset(cls, name: str, shared: Mapping[str, Any] | None = None, /, **overrides: Any) -> TrainConfig:
@@ -495,7 +510,7 @@ _SCHEMES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "qam": _PUBLISHED,
         "qam-edit": {**_PUBLISHED, "edit_scale": 0.1},
         "trqam": {**_PUBLISHED, "kl_budget": 1.0, "kl_dual": "reference", "pretrain_steps": None},
-        "me-am": {"kl_budget": 1.0, "value_penalty": 0.1},
+        "me-am": {"kl_budget": 1.0, "value_penalty": 1.0},
     }
 )
 

@@ -78,7 +78,7 @@ class Learner:
         # Capturing NCCL operations should work as well, but is untested.
         self._captures = config.compile and device.type == "cuda" and self.group.size == 1
         self._trained = [p for p in self.networks.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self._trained, lr=config.learning_rate, fused=True, capturable=self._captures)
+        self.optimizer = torch.optim.Adam(self._trained, lr=config.adam_rate, fused=True, capturable=self._captures)
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self._stage_starts = _stage_starts(config)
         stages: tuple[Stage, ...] = get_args(Stage)
