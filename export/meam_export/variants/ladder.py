@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from meam_export.graph.parity import Rows, draw_noise, random_observations
 from meam_export.variants.build import BuiltVariant
+from meam_policy.errors import ConfigError
 from meam_policy.inference.session import PolicySession
 from meam_policy.policy import MeamPolicy
 from meam_policy.rollouts.episodes import rollout
 from meam_policy.spec import Integration, PolicySpec
+from meam_policy.typed import typed_fields
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.policy_module import PolicyModule
 
@@ -56,6 +58,18 @@ class LadderTask:
     env: gymnasium.Env[Any, Any]
     episodes: int
     seed: int
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a field is of another type, or out of range.
+        """
+        typed_fields(self)
+        if self.episodes < 1 or self.seed < 0:
+            raise ConfigError(
+                f"episodes is {self.episodes} and seed is {self.seed}; expected episodes >= 1 and seed >= 0."
+            )
 
 
 def measure_ladder(

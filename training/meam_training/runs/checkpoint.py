@@ -35,6 +35,7 @@ from torch import Tensor
 from meam_policy.atomic_files import atomic_folder, delete_folder, flush_to_disk, given_folder, write_failure
 from meam_policy.errors import CheckpointError, ConfigError, NotFoundError, OutputError
 from meam_policy.spec import PolicySpec
+from meam_policy.typed import typed
 from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks, build_networks
 
@@ -221,6 +222,7 @@ class Checkpoint:
         return cls.load(max(scores, key=lambda folder: scores[folder])) if scores else None
 
     @classmethod
+    @typed("output_dir")
     def prune(cls, output_dir: str | os.PathLike[str], keep: int) -> None:
         """Delete all checkpoints except the newest `keep` and the best one, and remnants of killed processes.
 
@@ -245,6 +247,7 @@ class Checkpoint:
             raise OutputError(f"An old checkpoint cannot be deleted: {error}. Delete it manually.") from error
 
     @classmethod
+    @typed("output_dir")
     def save(cls, output_dir: str | os.PathLike[str], state: TrainingState) -> Checkpoint:
         """Write a checkpoint, which appears complete and flushed to disk, or not at all. Earlier ones are untouched.
 
@@ -297,6 +300,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.path / _MODEL} does not fit its settings: {error}") from error
         return networks
 
+    @typed()
     def restore(self, state: TrainingState) -> TrainingState:
         """Resume from the checkpoint: restore the state of a run's networks, optimiser and generator.
 
@@ -308,6 +312,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: a file is missing, broken, damaged, or of another run.
+            ConfigError: an argument has another type.
         """
         tensors, optimizer = self._read(_TRAINER), state.optimizer
         try:
