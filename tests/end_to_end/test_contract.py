@@ -64,7 +64,7 @@ WRONG: Mapping[str, Any] = {
 LONGEST_S = 30
 """After this long a call hangs."""
 
-LEAST_CALLS = 1500
+LEAST_CALLS = 5000
 """Calls of the fast walk."""
 
 Case = tuple[Callable[..., Any], dict[str, Any]]
