@@ -19,6 +19,7 @@ __all__ = [
     "flush_to_disk",
     "given_folder",
     "move_folder",
+    "size_of",
     "write_atomically",
     "write_failure",
 ]
@@ -41,19 +42,25 @@ def given_folder(name: str, folder: str | os.PathLike[str]) -> Path:
     return Path(folder).expanduser()
 
 
-def write_failure(error: OSError, folder: Path, needed: int) -> str:
+def write_failure(error: Exception, folder: Path, needed: int) -> str:
     """Why something could not be written; of a full disk also how many bytes it needs.
 
     Args:
-        error: What the system said.
+        error: What the system said, or a library that repeats it in its own words.
         folder: Where it was to be written; need not exist.
         needed: Size of what was to be written, bytes.
     """
-    reason = str(error.strerror or error)
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return reason
+    said, code = str(error), getattr(error, "errno", None)
+    full = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT) if code == n or os.strerror(n) in said]
+    if not full:
+        return str(getattr(error, "strerror", None) or error)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return f"{reason}: {needed} bytes are needed, and {shutil.disk_usage(there).free} are free"
+    return f"{full[0]}: {needed} bytes are needed, and {shutil.disk_usage(there).free} are free"
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder and in those below it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

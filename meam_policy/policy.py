@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from meam_policy.acting.arguments import checked_noise, checked_prefix, checked_seeds, checked_starts
+from meam_policy.acting.arrays import array_of
 from meam_policy.acting.chunk_execution import ChunkExecution
-from meam_policy.acting.health import Health
+from meam_policy.acting.health import Health, note_values
 from meam_policy.acting.observation import flatten_observation, lost_digits
 from meam_policy.acting.rehearsal import rehearse
 from meam_policy.acting.safety import SafetySettings, SafetyShell, require_finite_chunks
@@ -40,6 +41,7 @@ from meam_policy.inference.process import require_process
 from meam_policy.inference.providers import Device
 from meam_policy.inference.session import PolicySession, Session
 from meam_policy.spec import MAX_STEPS, ActingRule, PolicySpec, checked_noise_scale
+from meam_policy.typed import as_annotated, typed
 
 __all__ = ["MeamPolicy"]
 
@@ -76,6 +78,7 @@ class MeamPolicy:
         >>> action = policy.act(observation)  # doctest: +SKIP
     """
 
+    @typed()
     def __init__(
         self,
         spec: PolicySpec,
@@ -97,6 +100,7 @@ class MeamPolicy:
         self.reset(seed=seed)
 
     @classmethod
+    @typed("path_or_repo_id", "noise_scale")
     def from_pretrained(
         cls,
         path_or_repo_id: str | os.PathLike[str],
@@ -240,6 +244,7 @@ class MeamPolicy:
             )
         return _load_again, (dict(self._origin),)
 
+    @typed("folder")
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the policy folder that this policy was loaded from, with all its variants, to another place.
 
@@ -260,6 +265,7 @@ class MeamPolicy:
         write_policy_files(to, self._read_files())
         return to
 
+    @typed()
     def push_to_hub(
         self,
         repo_id: str,
@@ -362,6 +368,7 @@ class MeamPolicy:
             ObservationError: the observation does not fit, is not finite, or has another batch size than before.
             ActionError: the network produced NaN or infinity.
             ForkError: the policy was loaded before a fork.
+            ConfigError: `deterministic` is none of these.
 
         `SafetySettings` may put a hold or a neutral action in place of the first two.
         """
@@ -406,7 +413,7 @@ class MeamPolicy:
             prefix_weight: How strongly it must equal each of them [(batch,) chunk_size], 0 (not at all) to 1.
 
         Raises:
-            ConfigError: the graph takes no prefix.
+            ConfigError: the graph takes no prefix, or `deterministic` is not as in `act`.
             ObservationError: an array does not fit, or is not finite.
             ActionError: the network produced NaN or infinity.
             ForkError: the policy was loaded before a fork.
@@ -456,8 +463,9 @@ class MeamPolicy:
             ForkError: the policy was loaded before a fork.
         """
         require_process(self._process)
-        given = np.asarray(action)
-        if given.shape != self._action_shape or not np.isfinite(given).all():
+        given = array_of(action, "The action", f"finite numbers of shape {self._action_shape}", ActionError)
+        real = given.dtype.kind in "fiub"
+        if not real or given.shape != self._action_shape or not np.isfinite(given).all():
             raise ActionError(f"The action is {given}; expected finite numbers of shape {self._action_shape}.")
         return self._shell.limit(given.reshape(1, -1)).reshape(self._action_shape)
 
@@ -511,6 +519,7 @@ class MeamPolicy:
         require_finite_chunks(chunks)
         return chunks if batched else chunks[0]
 
+    @typed()
     def predict(
         self,
         observation: Any,
@@ -536,6 +545,7 @@ class MeamPolicy:
 
         Raises:
             ObservationError: as `act`; and `episode_start` has another length than the batch.
+            ConfigError: an argument has another type.
         """
         scale = self._noise_scale(None if deterministic else deterministic)
         if deterministic and scale:
@@ -544,7 +554,7 @@ class MeamPolicy:
                 "noise: True is stable-baselines3's default, and zero noise is another policy. Pass "
                 "deterministic=False to sample, or load the policy with noise_scale=0 for zero noise.",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return self._act(observation, noise_scale=scale, episode_start=episode_start), None
 
@@ -558,7 +568,9 @@ class MeamPolicy:
 
     def _noise_scale(self, deterministic: bool | None) -> float:
         """What the drawn noise is multiplied by, 0 to 1."""
-        return self.spec.acting.noise_scale if deterministic is None else float(not deterministic)
+        if deterministic is None:
+            return self.spec.acting.noise_scale
+        return float(not as_annotated("deterministic", deterministic, bool))
 
     @property
     def _turn(self) -> threading.RLock:
@@ -575,7 +587,7 @@ class MeamPolicy:
         self._health.inferences += 1
         found = self.session.run_all(rows, noise, *(given or ()))
         if "value" in found:
-            self._health.note_values(found["value"], found["disagreement"])
+            note_values(self._health, found["value"], found["disagreement"])
         return self._shell.bound_chunks(found["actions"])
 
 

@@ -17,6 +17,7 @@ PACKAGES = {
 STOREYS = {
     "meam_policy": (
         {"errors", "terminal_text"},
+        {"typed"},
         {"spec", "graph", "atomic_files", "console"},
         {"inference", "folder", "acting", "environments", "loop"},
         {"policy", "rollouts", "diagnosis"},

@@ -23,6 +23,7 @@ from meam_export.variants.ladder import LadderTask, measure_ladder
 from meam_export.variants.ladder_figure import draw_ladder
 from meam_export.variants.names import check_variant
 from meam_policy import __version__
+from meam_policy.acting.arrays import array_of
 from meam_policy.atomic_files import given_folder
 from meam_policy.diagnosis.machine import cpu_model
 from meam_policy.errors import ConfigError
@@ -39,6 +40,7 @@ from meam_policy.folder.policy_folder import (
 from meam_policy.spec import PolicySpec, Solver, VariantSpec
 from meam_policy.spec.names import Names, names_of
 from meam_policy.spec.sound_numbers import require_sound_numbers
+from meam_policy.typed import typed
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.policy_module import PolicyModule
 from meam_training.runs.checkpoint import Checkpoint
@@ -82,6 +84,7 @@ class Exported(os.PathLike[str]):
         return self.folder / name
 
 
+@typed("output_dir", "action_names", "observation_names")
 def export_policy(
     checkpoint: Checkpoint | str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
@@ -236,8 +239,8 @@ def _checked(observations: Rows, spec: PolicySpec) -> Rows:
     Raises:
         ConfigError: they are not shaped [n, obs] with n >= 1, or not finite.
     """
-    given = np.asarray(observations)
-    fits = given.ndim == 2 and given.shape[1] == spec.observation_dim and len(given) > 0
+    given = array_of(observations, "observations", f"finite numbers [n, {spec.observation_dim}]", ConfigError)
+    fits = given.dtype.kind in "fiu" and given.ndim == 2 and given.shape[1] == spec.observation_dim and len(given) > 0
     if not fits or not np.isfinite(given).all():
         raise ConfigError(
             f"observations is an array {given.shape}; expected finite numbers [n, {spec.observation_dim}]."

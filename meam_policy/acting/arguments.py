@@ -39,7 +39,7 @@ def checked_mask(mask: ArrayLike, counts: Mapping[str, int]) -> NDArray[np.bool_
     Raises:
         ConfigError: it is not of truth values, or has another length.
     """
-    chosen = np.asarray(mask)
+    chosen = array_of(mask, "mask", "true or false for each slot", ConfigError)
     if chosen.dtype != bool:
         raise ConfigError(f"mask has type {chosen.dtype}; expected true or false for each slot.")
     if chosen.ndim != 1 or not chosen.size or set(counts.values()) - {chosen.size}:
@@ -54,7 +54,7 @@ def checked_starts(episode_start: ArrayLike, rows: int) -> NDArray[np.bool_]:
     Raises:
         ObservationError: it has another length.
     """
-    start = np.atleast_1d(np.asarray(episode_start, dtype=bool))
+    start = np.atleast_1d(array_of(episode_start, "episode_start", "true or false for each slot").astype(bool))
     if start.shape != (rows,):
         raise ObservationError(f"episode_start has shape {start.shape}, expected ({rows},).")
     return start

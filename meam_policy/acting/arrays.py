@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from meam_policy.errors import ObservationError
+from meam_policy.errors import MeamError, ObservationError
 
 __all__ = ["array_of"]
 
 
-def array_of(value: Any, name: str, expected: str) -> NDArray[Any]:
+def array_of(
+    value: Any, name: str, expected: str, error: Callable[[str], MeamError] = ObservationError
+) -> NDArray[Any]:
     """Convert an array-like to an array; a tensor must be on the CPU, and loses its gradient.
 
     Args:
         value: Array-like, or an object of another library that NumPy can read.
         name: Name in messages.
         expected: What is expected, for messages.
+        error: What to raise.
 
     Raises:
-        ObservationError: it is ragged, on another device, or nothing that NumPy can read.
+        ObservationError: it is ragged, on another device, or nothing that NumPy can read; or `error` instead.
     """
     if hasattr(value, "detach"):  # PyTorch's, which is not imported here
         value = value.detach()
         if str(value.device) != "cpu":
-            raise ObservationError(
+            raise error(
                 f"{name} is a tensor on {value.device}; expected {expected} on the CPU, where policies take their "
                 "observations: give tensor.cpu()."
             )
@@ -34,11 +38,11 @@ def array_of(value: Any, name: str, expected: str) -> NDArray[Any]:
             value = value.float()
     try:
         return np.asarray(value)
-    except ValueError as error:
-        raise ObservationError(f"{name} is ragged; expected {expected}.") from error
-    except (TypeError, RuntimeError) as error:
+    except ValueError as refusal:
+        raise error(f"{name} is ragged; expected {expected}.") from refusal
+    except (TypeError, RuntimeError) as refusal:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise ObservationError(
-            f"{name} is a {kind}, which NumPy cannot read ({str(error)[:200]}); expected {expected}. Convert it to a "
+        raise error(
+            f"{name} is a {kind}, which NumPy cannot read ({str(refusal)[:200]}); expected {expected}. Convert it to a "
             "NumPy array first."
-        ) from error
+        ) from refusal

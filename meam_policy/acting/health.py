@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Health"]
+__all__ = ["Health", "note_values"]
 
 
 @dataclass
@@ -47,13 +47,14 @@ class Health:
     value: float | None = None
     disagreement: float | None = None
 
-    def note_values(self, values: NDArray[np.float32], disagreements: NDArray[np.float32]) -> None:
-        """Record the values of the chosen chunks [slots], and how far the critics disagree about each [slots]."""
-        self.value, self.disagreement = _finite(values.min()), _finite(disagreements.max())
-
     def to_json(self) -> dict[str, float | int | None]:
         """The fields as JSON data; what is not known is null."""
         return asdict(self)
+
+
+def note_values(health: Health, values: NDArray[np.float32], disagreements: NDArray[np.float32]) -> None:
+    """Record the values of the chosen chunks [slots], and how far the critics disagree about each [slots]."""
+    health.value, health.disagreement = _finite(values.min()), _finite(disagreements.max())
 
 
 def _finite(number: np.float32) -> float | None:

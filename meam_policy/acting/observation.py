@@ -43,11 +43,14 @@ def flatten_observation(spec: PolicySpec, observation: Any, *, finite: bool = Tr
             "expected the observation alone: `observation, info = env.reset()`."
         )
     box = spec.observation[0]
-    if box.key is None:
-        wide, batched = _rows_of_box(box, observation)
-        flat = _in_float32(wide, spec.observation_offset)
-    else:
-        flat, batched = _rows_of_mapping(spec, observation)
+    try:
+        if box.key is None:
+            wide, batched = _rows_of_box(box, observation)
+            flat = _in_float32(wide, spec.observation_offset)
+        else:
+            flat, batched = _rows_of_mapping(spec, observation)
+    except MemoryError as error:
+        raise ObservationError(f"The batch is too large for this machine ({error}); expected fewer rows.") from error
     if finite:
         require_finite(spec, flat)
     return flat, batched

@@ -15,6 +15,7 @@ from meam_policy.acting.health import Health
 from meam_policy.acting.observation import require_finite
 from meam_policy.errors import ActionError, ConfigError, ObservationError
 from meam_policy.spec import PolicySpec
+from meam_policy.typed import typed_fields
 
 __all__ = ["Reaction", "SafetySettings", "SafetyShell", "require_finite_chunks"]
 
@@ -49,6 +50,7 @@ class SafetySettings:
         Raises:
             ConfigError: a field is out of range.
         """
+        typed_fields(self, "rate_limit")
         for name in ("on_bad_observation", "on_bad_action", "on_unfamiliar"):
             value = getattr(self, name)
             if value not in get_args(Reaction) and not (name == "on_unfamiliar" and value is None):

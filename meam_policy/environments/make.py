@@ -16,6 +16,7 @@ import numpy as np
 from meam_policy.environments.headless import disable_dm_control_drawing
 from meam_policy.errors import ConfigError, MeamError, MissingExtraError, NotFoundError
 from meam_policy.spec import EnvironmentSpec
+from meam_policy.typed import typed
 
 __all__ = ["beyond_id", "import_packages", "make_environment", "named_failures"]
 
@@ -23,6 +24,7 @@ _OGBENCH_FAMILIES = ("pointmaze", "antmaze", "humanoidmaze", "antsoccer", "cube"
 _DM_CONTROL_FAMILIES = ("cube", "scene", "puzzle")
 
 
+@typed()
 def make_environment(environment: str | EnvironmentSpec, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     """Make an environment from a Gymnasium id, an OGBench data-set name, or what a policy or data set records.
 

@@ -68,7 +68,7 @@ def load_within(budget_ms: float, spec: PolicySpec, load: Callable[[str | None],
             continue  # this device cannot run the variant's operators
         except VersionError as error:
             too_new = too_new or error
-            warnings.warn(f"{error} It is left out.", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"{error} It is left out.", RuntimeWarning, stacklevel=4)
             continue
         seen[name or "policy.onnx"] = answer_time_ms(policy)
         if seen[name or "policy.onnx"] <= budget_ms:

@@ -18,6 +18,7 @@ from meam_policy.inference.providers import Device, import_onnxruntime, needs_gp
 from meam_policy.inference.versions import load_failure
 from meam_policy.spec import GRAPH_FILE, PolicySpec
 from meam_policy.spec.names import check_names, names_metadata
+from meam_policy.typed import typed
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -26,6 +27,12 @@ __all__ = ["Optimization", "PolicySession", "Session"]
 
 Optimization = Literal["none", "basic", "extended", "all"]
 """How far onnxruntime may rewrite the graph; policies act with "all", the others serve to check it."""
+
+MAX_THREADS = 1024
+"""More than any machine has cores; each is started at once, spins, and has a stack."""
+
+MAX_BATCH = 2**16
+"""Of a graph that is prepared for one batch size, whose buffers are allocated at once."""
 
 _MAX_BINDINGS = 8
 """Batch sizes for which buffers are kept."""
@@ -83,6 +90,7 @@ class PolicySession:
         MissingExtraError: onnxruntime is not installed.
     """
 
+    @typed()
     def __init__(
         self,
         graph: bytes,
@@ -96,10 +104,10 @@ class PolicySession:
         name: str = GRAPH_FILE,
         identity: str | None = None,
     ) -> None:
-        if threads < 1:
-            raise ConfigError(f"threads is {threads}; expected 1 or more.")
-        if fixed_batch is not None and fixed_batch < 1:
-            raise ConfigError(f"fixed_batch is {fixed_batch}; expected 1 or more, or None.")
+        if not 1 <= threads <= MAX_THREADS:
+            raise ConfigError(f"threads is {threads}; expected 1 to {MAX_THREADS}.")
+        if fixed_batch is not None and not 1 <= fixed_batch <= MAX_BATCH:
+            raise ConfigError(f"fixed_batch is {fixed_batch}; expected 1 to {MAX_BATCH}, or None.")
         if optimization not in get_args(Optimization):
             raise ConfigError(f"optimization is {optimization!r}; expected one of {', '.join(get_args(Optimization))}.")
         self._spec, self._name, self._fixed_batch = spec, name, fixed_batch

@@ -87,6 +87,11 @@ def checks_of(policy: ChunkPolicy | UncheckedPolicy, unchecked: bool) -> PolicyC
     Raises:
         ConfigError: it lacks something.
     """
+    if not (hasattr(policy, "spec") and hasattr(policy, "predict_action_chunk")):
+        raise ConfigError(
+            f"The policy is a {type(policy).__name__}; expected a MeamPolicy, or another with spec and "
+            "predict_action_chunk."
+        )
     missing = [name for name in PolicyChecks._fields if not hasattr(policy, name)]
     if missing and not unchecked:
         name = type(policy).__name__

@@ -20,6 +20,7 @@ from meam_policy.loop.chunk_inference import BackgroundInference, ChunkAnswer, C
 from meam_policy.loop.chunk_policy import ChunkPolicy, UncheckedPolicy, checks_of
 from meam_policy.loop.chunk_schedule import Chunking, ChunkSchedule
 from meam_policy.loop.loop_health import HealthRecorder, LoopHealth
+from meam_policy.typed import typed
 
 __all__ = ["ControlLoop", "Overrun", "StampedObservation"]
 
@@ -107,6 +108,7 @@ class ControlLoop:
         ...     loop.run(robot.read, robot.send, steps=1000)
     """
 
+    @typed("policy")
     def __init__(
         self,
         policy: ChunkPolicy | UncheckedPolicy,
@@ -129,12 +131,12 @@ class ControlLoop:
         _check_choice("chunking", chunking, get_args(Chunking))
         _check_choice("overrun", overrun, get_args(Overrun))
         _check(rate_hz > 0 and math.isfinite(rate_hz), "rate_hz", rate_hz, "ticks a second, above 0")
-        fits = isinstance(steps, int) and 1 <= steps <= chunk_size
+        fits = 1 <= steps <= chunk_size
         _check(fits, "execute_steps", steps, f"a whole number, 1 to chunk_size, {chunk_size}")
         age = max_observation_age_s
         _check(age is None or age > 0, "max_observation_age_s", age, "seconds above 0, or None")
         for name, delay in (("expected_delay", expected_delay), ("simulated_delay", simulated_delay)):
-            whole = delay is None or (isinstance(delay, int) and delay >= 0)
+            whole = delay is None or delay >= 0
             _check(whole, name, delay, "whole ticks, 0 or more, or None")
         # A thread answers in the next tick at best.
         least = max(1 if simulated_delay is None else simulated_delay, expected_delay or 0)
@@ -236,6 +238,7 @@ class ControlLoop:
         if skipped >= chunk_size:
             self._inference.discard()
 
+    @typed()
     def run(
         self,
         read_observation: Callable[[], Any],
@@ -269,6 +272,7 @@ class ControlLoop:
 
         Raises:
             MeamError: as `step`.
+            ConfigError: an argument has another type.
         """
         self._require_running()
         self._begin_episode()
@@ -301,6 +305,7 @@ class ControlLoop:
             if not self._simulated:
                 self._sleep(1 / self._rate_hz)
 
+    @typed()
     def reset(self, seed: int | None = None) -> None:
         """Start a new episode, also after a stop: drop every action of the old one, with those still being computed.
 
@@ -323,13 +328,19 @@ class ControlLoop:
         """How the loop is doing; from any thread, at any time."""
         return self._recorder.read(delay_ticks=self._delay, stopped=self._stopped is not None or self._closed)
 
+    @typed()
     def close(self, timeout_s: float = 1.0) -> None:
         """End the thread; the loop gives no more actions.
 
         Args:
             timeout_s: Seconds to wait for a running inference. One that hangs is left behind in its daemon thread,
                 which uses the policy until it returns.
+
+        Raises:
+            ConfigError: the time is below 0, or longer than the system can wait.
         """
+        waits = 0 <= timeout_s <= threading.TIMEOUT_MAX
+        _check(waits, "timeout_s", timeout_s, f"seconds from 0 to {threading.TIMEOUT_MAX:g}")
         self._closed = True
         self._inference.close(timeout_s)
 

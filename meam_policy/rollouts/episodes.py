@@ -18,6 +18,7 @@ from meam_policy.errors import ConfigError, WorkerError
 from meam_policy.rollouts.episode_log import ActingPolicy, EpisodeLog, Trajectory, timed_act
 from meam_policy.rollouts.result import RolloutResult
 from meam_policy.rollouts.vector_episodes import vector_episodes
+from meam_policy.typed import typed
 
 __all__ = ["LONGEST_EPISODE", "longest_episode", "rollout"]
 
@@ -25,11 +26,16 @@ LONGEST_EPISODE = 10_000
 """Steps after which an episode is cut off where neither the environment nor the user says when."""
 
 
+MOST_EPISODES = 10**7
+"""Episodes of one rollout: the figures of more are too many to be kept."""
+
+
 def longest_episode(env: AnyEnv) -> int:
     """Steps after which an episode is cut off: `LONGEST_EPISODE`, or the environment's own limit if that is longer."""
     return max(LONGEST_EPISODE, episode_limit(env) or 0)
 
 
+@typed("env")
 def rollout(
     policy: ActingPolicy,
     env: AnyEnv,
@@ -52,7 +58,7 @@ def rollout(
     Args:
         policy: A `MeamPolicy`, or anything with its `act`, `reset`, `spec` and `inferences`.
         env: One environment, or a Gymnasium vector environment of any autoreset mode.
-        episodes: Number of episodes, at least 1.
+        episodes: Number of episodes, 1 to `MOST_EPISODES`.
         seed: Seed of the first episode, at least 0.
         record: Keep the observations.
         max_episode_steps: Steps after which an episode that the environment has not ended is cut off, as by a time
@@ -73,8 +79,10 @@ def rollout(
     """
     if max_episode_steps is not None and max_episode_steps < 1:
         raise ConfigError(f"max_episode_steps is {max_episode_steps}; expected 1 or more.")
-    if episodes < 1 or seed < 0:
-        raise ConfigError(f"episodes is {episodes} and seed is {seed}; expected episodes >= 1 and seed >= 0.")
+    if not 1 <= episodes <= MOST_EPISODES or seed < 0:
+        raise ConfigError(
+            f"episodes is {episodes} and seed is {seed}; expected episodes from 1 to {MOST_EPISODES} and seed >= 0."
+        )
     check_env(policy.spec, env)
     latencies: list[float] = []
     keep = record or on_trajectory is not None
@@ -106,7 +114,7 @@ def rollout(
             f"{cut} of {episodes} episodes were cut off after {longest} steps, because the environment had not ended "
             "them by then. Choose another limit: max_episode_steps= (--max-episode-steps).",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return _result(figures, paths, latencies)
 

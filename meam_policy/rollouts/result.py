@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from meam_policy.errors import ConfigError
+from meam_policy.typed import typed
+
 __all__ = ["RolloutResult", "mean_interval"]
 
 
@@ -57,8 +60,15 @@ class RolloutResult:
         """Share of episodes with success, or None if the environment never reports it."""
         return None if self.successes is None else float(self.successes.mean())
 
+    @typed()
     def latency_ms(self, percentile: float) -> float:
-        """A percentile (0 to 100) of the inference latency, in milliseconds."""
+        """A percentile (0 to 100) of the inference latency, in milliseconds.
+
+        Raises:
+            ConfigError: the percentile is out of range.
+        """
+        if not 0 <= percentile <= 100:
+            raise ConfigError(f"percentile is {percentile}; expected 0 to 100.")
         return float(np.percentile(self.latencies, percentile) * 1e3)
 
     def summary(self) -> dict[str, Any]:

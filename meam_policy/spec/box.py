@@ -10,8 +10,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from meam_policy.errors import SpaceError
+from meam_policy.errors import FormatError, SpaceError
 from meam_policy.spec.json_reader import JsonReader, require
+from meam_policy.typed import typed_fields
 
 __all__ = ["BoxSpec", "read_box"]
 
@@ -59,6 +60,7 @@ class BoxSpec:
         Raises:
             FormatError: a dimension is out of range, a list of bounds has the wrong length, or low > high.
         """
+        typed_fields(self, error=FormatError)
         name = "the box" if self.key is None else f'the box "{self.key}"'
         require(len(self.shape) <= MAX_AXES, f"shape of {name}", f"{len(self.shape)} axes", f"at most {MAX_AXES}")
         for size in self.shape:

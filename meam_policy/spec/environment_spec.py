@@ -6,12 +6,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gymnasium.envs.registration import EnvSpec
+
+from meam_policy.errors import FormatError
 from meam_policy.spec.json_reader import JsonReader, require
-
-if TYPE_CHECKING:
-    from gymnasium.envs.registration import EnvSpec
+from meam_policy.typed import typed, typed_fields
 
 __all__ = ["WRAPPERS", "EnvironmentSpec", "EnvironmentWrapper", "unfit_argument"]
 
@@ -82,6 +83,14 @@ class EnvironmentWrapper:
     name: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Check the types of the fields.
+
+        Raises:
+            FormatError: one is of another type.
+        """
+        typed_fields(self, error=FormatError)
+
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
@@ -110,11 +119,12 @@ class EnvironmentSpec:
         Raises:
             FormatError: it is not.
         """
+        typed_fields(self, error=FormatError, prefix="config.json: environment.")
         require(len(self.id) <= MAX_TEXT, "environment.id", f"{len(self.id)} characters", f"at most {MAX_TEXT}")
         unfit = unfit_argument(self.kwargs)
         require(unfit is None, "environment.kwargs", *(unfit or ("", "")))
         limit = self.max_episode_steps
-        good = limit is None or (type(limit) is int and 1 <= limit <= MAX_STEPS)
+        good = limit is None or 1 <= limit <= MAX_STEPS
         require(good, "environment.max_episode_steps", repr(limit), f"1 to {MAX_STEPS}, or null")
         count = len(self.wrappers)
         require(count <= MAX_WRAPPERS, "environment.wrappers", f"{count} wrappers", f"at most {MAX_WRAPPERS}")
@@ -131,6 +141,7 @@ class EnvironmentSpec:
         require(not nested, "environment.evaluation", "one with an evaluation of its own", "one without")
 
     @classmethod
+    @typed()
     def of(cls, recorded: EnvSpec, environment_id: str | None = None) -> EnvironmentSpec:
         """What Gymnasium records of an environment, without what changes nothing, such as how it is drawn.
 
@@ -140,6 +151,7 @@ class EnvironmentSpec:
 
         Raises:
             FormatError: it is not plain data of a bounded size.
+            ConfigError: an argument has another type.
         """
         kwargs, steps = recorded.kwargs, recorded.max_episode_steps
         require(isinstance(kwargs, dict), "environment.kwargs", type(kwargs).__name__, "an object")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from meam_policy.errors import ConfigError, FormatError
@@ -186,7 +186,7 @@ def check_names(expected: Mapping[str, str], metadata: Mapping[str, str], file: 
 
 def _checked(box: BoxSpec, names: Sequence[str], field: str) -> tuple[str, ...]:
     where = field if box.key is None else f'{field} of "{box.key}"'
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    if isinstance(names, str) or not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{where} is {names!r}; expected a list of {box.size} texts.")
     if len(names) != box.size:
         raise ConfigError(f"{where} is {len(names)} names ({', '.join(names)}); expected {box.size} names.")

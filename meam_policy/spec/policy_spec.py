@@ -11,7 +11,7 @@ from typing import Any
 
 from gymnasium import spaces
 
-from meam_policy.errors import ConfigError, VersionError
+from meam_policy.errors import ConfigError, FormatError, VersionError
 from meam_policy.spec.acting import ActingRule, rule_name
 from meam_policy.spec.box import BoxSpec, read_box
 from meam_policy.spec.environment_spec import EnvironmentSpec
@@ -19,6 +19,7 @@ from meam_policy.spec.integration import MAX_STEPS, Integration
 from meam_policy.spec.json_reader import JsonReader, as_written, parse_object, require, with_new_names
 from meam_policy.spec.names import NamedNumber, named_numbers
 from meam_policy.spec.variant import VariantSpec
+from meam_policy.typed import typed, typed_fields
 
 __all__ = ["FORMAT_VERSION", "PolicySpec"]
 
@@ -103,6 +104,7 @@ class PolicySpec:
         Raises:
             FormatError: a number is out of range or a list has the wrong length.
         """
+        typed_fields(self, error=FormatError)
         require(len(self.observation) >= 1, "observation", "no boxes", "at least one box")
         keys = [box.key for box in self.observation]
         single = keys == [None]
@@ -206,6 +208,7 @@ class PolicySpec:
         """SHA-256 (hex) of all fields but `acting`, `files` and `variants`; the policy's graphs carry it."""
         return self._identity(None)
 
+    @typed()
     def identity_in(self, config: Mapping[str, Any]) -> str:
         """The identity that the graphs carry beside a `config.json`, by which they were exported together.
 
@@ -213,6 +216,9 @@ class PolicySpec:
 
         Args:
             config: The object in `config.json`; this spec was read from it, or is what one of its variants acts by.
+
+        Raises:
+            ConfigError: an argument has another type.
         """
         return self._identity(config)
 
@@ -224,6 +230,7 @@ class PolicySpec:
         data = data if config is None else as_written(data, config)
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
+    @typed()
     def select(self, variant: str | None) -> tuple[PolicySpec, str]:
         """The spec with which a variant acts, and the file of its graph.
 
@@ -240,11 +247,15 @@ class PolicySpec:
             raise ConfigError(f'The policy has no variant "{variant}"; it has: {names}.')
         return self.acting_as(self.variants[variant]), self.variants[variant].file
 
+    @typed()
     def acting_as(self, variant: VariantSpec) -> PolicySpec:
         """This spec with a variant's integration.
 
         The variant acts by the policy's rule, though that was not measured with it. One with another number of samples
         per decision samples: what is best for one chunk says nothing about several to choose from.
+
+        Raises:
+            ConfigError: an argument has another type.
         """
         same = variant.integration.best_of == self.integration.best_of
         acting = ActingRule(self.acting.noise_scale) if same else ActingRule()
@@ -276,16 +287,19 @@ class PolicySpec:
         return json.dumps(ordered, indent=2, allow_nan=False) + "\n"
 
     @classmethod
+    @typed()
     def from_json(cls, text: str | bytes) -> PolicySpec:
         """Read the text of `config.json`.
 
         Raises:
             VersionError: `format_version` is not the one this package reads.
             FormatError: the text is not JSON, or a field is missing, unknown, of the wrong type or out of range.
+            ConfigError: an argument has another type.
         """
         return cls.from_object(parse_object(text))
 
     @classmethod
+    @typed()
     def from_object(cls, data: dict[str, Any]) -> PolicySpec:
         """Read the object in `config.json`, with the same errors as `from_json`."""
         version = data.get("format_version")

@@ -181,6 +181,8 @@ def test_a_full_disk_is_said_with_the_bytes_that_are_needed(tmp_path):
     full = write_failure(OSError(errno.ENOSPC, "No space left on device"), tmp_path / "a" / "b", 12_345)
     assert full.startswith("No space left on device: 12345 bytes are needed, and ")
     assert full.endswith(" are free")
+    repeated = write_failure(ValueError("I/O error: No space left on device (os error 28)"), tmp_path, 5)
+    assert repeated.startswith("No space left on device: 5 bytes are needed, and ")
     assert write_failure(OSError(errno.EACCES, "Permission denied"), tmp_path, 1) == "Permission denied"
 
 

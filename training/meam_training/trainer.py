@@ -19,6 +19,7 @@ from meam_policy.atomic_files import given_folder
 from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError
 from meam_policy.spec import EnvironmentSpec, PolicySpec
+from meam_policy.typed import typed
 from meam_training.config import TrainConfig
 from meam_training.data.action_range import action_range
 from meam_training.data.data_report import ChunkCoverage
@@ -62,6 +63,7 @@ Progress = Callable[[int, dict[str, float]], None]
 """Called with the number of steps completed and the latest metrics."""
 
 
+@typed("output_dir")
 def train(
     config: TrainConfig,
     dataset: OfflineDataset,
@@ -121,8 +123,8 @@ def train(
 
     Raises:
         ConfigError: the known value does not return one differentiable value per row, or the known prior a velocity,
-            or they cannot be combined with the settings; the output folder's name is empty; or Weights & Biases does
-            not start.
+            or they cannot be combined with the settings; the output folder's name is empty; Weights & Biases does
+            not start; or memory is not enough for the sizes of networks and batches.
         OutputError: the folder cannot be written, or holds a run although `resume` is false; or the disk is full.
         LockedError: another process is training into the folder.
         CheckpointError: the run in the folder has other settings, or is broken.
@@ -151,6 +153,7 @@ def train(
         check_known_prior(prior, chunks, config, device)
     steps = config.steps + config.online_steps
     with (
+        _memory_is_enough(config),
         process_group(config, device) as group,
         _evaluator(config, spec, chunks, device, env, group) as evaluator,
         _online_env(config, spec, online_env) as online_env,
@@ -160,7 +163,7 @@ def train(
     ):
         if on_start is None and group.is_first:
             for text in _unsaid(config, dataset, spec):
-                warnings.warn(text, RuntimeWarning, stacklevel=2)
+                warnings.warn(text, RuntimeWarning, stacklevel=3)
         learner = Learner(spec, config, device, value, group, data_statistics(config, dataset, spec), prior)
         if start is not None:
             start.initialise(learner.networks)  # a checkpoint then replaces them
@@ -207,6 +210,22 @@ def train(
     finished = Checkpoint.latest(folder)
     assert finished is not None  # there is at least one step, and the last one saves a checkpoint
     return finished
+
+
+@contextlib.contextmanager
+def _memory_is_enough(config: TrainConfig) -> Iterator[None]:
+    """Say which settings ask for more memory than there is."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has a type of its own for GPUs only.
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error):
+            sizes = ("batch_size", "chunk_size", "candidates", "hidden_dims", "critic_hidden_dims", "num_critics")
+            given = ", ".join(f"{name} = {getattr(config, name)}" for name in sizes)
+            raise ConfigError(
+                f"Memory is not enough for {given} ({str(error).splitlines()[0][:200]}). Make one of them smaller."
+            ) from error
+        raise
 
 
 def make_spec(config: TrainConfig, dataset: OfflineDataset) -> PolicySpec:
@@ -366,7 +385,7 @@ def _reach(spec: PolicySpec) -> float:
 
 
 def _warn(warning: RunWarning) -> None:
-    warnings.warn(warning.text(str), RuntimeWarning, stacklevel=3)
+    warnings.warn(warning.text(str), RuntimeWarning, stacklevel=4)
 
 
 def _report(callback: Progress | None, step: int, row: dict[str, float]) -> None:

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from meam_export.graph.parity import Rows, draw_noise, random_observations
 from meam_export.variants.build import BuiltVariant
 from meam_policy.environments.make import named_failures
+from meam_policy.errors import ConfigError
 from meam_policy.inference.session import PolicySession
 from meam_policy.policy import MeamPolicy
 from meam_policy.rollouts.episodes import rollout
 from meam_policy.rollouts.result import RolloutResult
 from meam_policy.spec import EnvironmentSpec, Integration, PolicySpec
+from meam_policy.typed import typed_fields
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.policy_module import PolicyModule
 
@@ -60,6 +62,18 @@ class LadderTask:
     episodes: int
     seed: int
     environment: EnvironmentSpec | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: a field is of another type, or out of range.
+        """
+        typed_fields(self)
+        if self.episodes < 1 or self.seed < 0:
+            raise ConfigError(
+                f"episodes is {self.episodes} and seed is {self.seed}; expected episodes >= 1 and seed >= 0."
+            )
 
     def run(self, policy: MeamPolicy, seed: int) -> RolloutResult:
         """Run the episodes of a policy, from a seed on.

@@ -20,6 +20,7 @@ from meam_policy import (
     PolicySpec,
     SafetySettings,
 )
+from meam_policy.acting.health import note_values
 from meam_policy.acting.safety import SafetyShell
 from meam_policy.spec import Integration
 
@@ -55,7 +56,8 @@ def with_nan(observations, *where):
 @pytest.mark.parametrize("name", ["on_bad_observation", "on_bad_action", "on_unfamiliar"])
 @pytest.mark.parametrize("value", ["stop", "", 1, ["hold"]])
 def test_unknown_reaction_is_refused(name, value):
-    with pytest.raises(ConfigError, match=re.escape(f"{name} is {value!r}; expected one of raise, hold, neutral")):
+    seen = re.escape(f"{name} is {value!r}")
+    with pytest.raises(ConfigError, match=rf"{seen}( \(\w+\))?; expected one of raise, hold, neutral"):
         SafetySettings(**{name: value})
 
 
@@ -484,9 +486,9 @@ def test_health_as_a_dictionary_is_json_before_and_after_acting(linear, make_pol
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_value_that_is_not_finite_is_none(value):
     health = Health(value=1.0, disagreement=1.0)
-    health.note_values(np.array([1, value, -value], np.float32), np.array([value], np.float32))
+    note_values(health, np.array([1, value, -value], np.float32), np.array([value], np.float32))
     assert (health.value, health.disagreement) == (None, None)
-    health.note_values(np.array([1, 2], np.float32), np.array([0.5, 0.25], np.float32))
+    note_values(health, np.array([1, 2], np.float32), np.array([0.5, 0.25], np.float32))
     assert (health.value, health.disagreement) == (1.0, 0.5)
 
 

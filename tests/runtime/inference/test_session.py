@@ -332,8 +332,8 @@ def test_eight_threads_at_once_get_the_results_of_one(network, fixed_batch):
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        ({"threads": 0}, "threads is 0; expected 1 or more"),
-        ({"fixed_batch": 0}, "fixed_batch is 0; expected 1 or more, or None"),
+        ({"threads": 0}, "threads is 0; expected 1 to 1024"),
+        ({"fixed_batch": 0}, "fixed_batch is 0; expected 1 to 65536, or None"),
         ({"fixed_batch": -3}, "fixed_batch is -3"),
         ({"optimization": "most"}, "optimization is 'most'; expected one of none, basic, extended, all"),
     ],

@@ -1,5 +1,7 @@
 """Recording one's own robot step by step; Minari itself reads it back."""
 
+import errno
+import os
 import re
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from gymnasium import spaces
 
 from meam_policy import ConfigError, DatasetError, LockedError, OutputError
 from meam_training import OfflineDataset, Recorder
+from meam_training.collection import partial_recording
 
 BOX = spaces.Box(-10, 10, (3,))
 KEYED = spaces.Dict([("tool", spaces.Box(-10, 10, (1, 2))), ("arm", BOX), ("mode", spaces.Box(0, 3, (1,), np.uint8))])
@@ -350,3 +353,23 @@ def test_map_coordinates_are_recorded_with_their_digits_in_a_space_that_holds_th
     assert len(told) == 1
     with pytest.warns(UserWarning, match="recorded as float32, which rounds them by up to"):
         OfflineDataset.from_minari(folder)
+
+
+def record_one_step(recorder: Recorder) -> None:
+    recorder.step(np.zeros(2), np.zeros(3), 1.0, False, True)
+    recorder.finish()
+
+
+@pytest.mark.parametrize("broken", ["shard", "data set", "move"])
+def test_a_full_disk_is_said_with_the_bytes_that_are_needed_and_loses_nothing(tmp_path, monkeypatch, broken):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    place = {"shard": (np, "savez"), "data set": (minari, "create_dataset_from_buffers")}
+    recorder = Recorder("lab/arm-v0", BOX, ACTIONS, root=tmp_path)
+    recorder.reset(np.zeros(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(*place.get(broken, (partial_recording, "move_folder")), full)
+        with pytest.raises(OutputError, match=r"No space left on device: \d{3,} bytes are needed, and \d+ are free\."):
+            record_one_step(recorder)
+    assert len(OfflineDataset.from_minari(recorder.finish())) == 1

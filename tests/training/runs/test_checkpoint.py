@@ -499,7 +499,7 @@ def test_a_disk_that_turns_out_full_only_when_it_is_flushed_spares_the_old_check
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match="No space left on device"):
+    with pytest.raises(OutputError, match=r"No space left on device: \d{4,} bytes are needed, and \d+ are free\."):
         save(tmp_path, Checkpoint.load(run), 2)
     assert steps(tmp_path) == [1]
 
@@ -531,3 +531,11 @@ def test_a_run_of_an_earlier_version_is_loaded_and_resumed(dataset, make_config,
     assert Checkpoint.load(tmp_path).config == config.resolved()
     assert Checkpoint.load(tmp_path).load_networks().prior.preconditioner is None
     assert train(config.changed(steps=5), dataset, tmp_path, resume=True).step == 5
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_at_least_one_checkpoint_is_kept(run, tmp_path, keep):
+    save(tmp_path, Checkpoint.load(run), 1)
+    with pytest.raises(ConfigError, match=f"keep is {keep}; expected 1 or more"):
+        Checkpoint.prune(tmp_path, keep)
+    assert steps(tmp_path) == [1]

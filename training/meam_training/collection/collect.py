@@ -18,6 +18,7 @@ from meam_policy.environments.space_check import control_rate
 from meam_policy.errors import ConfigError
 from meam_policy.folder.policy_folder import locate_policy, read_spec
 from meam_policy.spec import EnvironmentSpec
+from meam_policy.typed import typed
 from meam_training.collection.dataset_folder import default_dataset_id, new_dataset_folder
 from meam_training.collection.episode_source import EpisodeSource, episode_source
 from meam_training.collection.minari_writer import DescribedEnvironment, Metadata, write_minari
@@ -25,10 +26,14 @@ from meam_training.collection.partial_recording import PartialRecording
 
 __all__ = ["collect"]
 
+MOST_TRANSITIONS = 10**10
+"""Transitions of one recording: years of them at any rate."""
+
 Progress = Callable[[int, int], None]
 """Called with the number of transitions recorded so far, and the total."""
 
 
+@typed()
 def collect(
     environment_id: str | EnvironmentSpec | None,
     transitions: int,
@@ -53,7 +58,7 @@ def collect(
             puzzle with a fixed task, such as "pointmaze-medium-navigate-singletask-task3-v0" or
             "cube-single-play-singletask-task1-v0". For a policy, any environment that ends its episodes by itself; None
             takes that in which its own data was recorded.
-        transitions: Number of transitions to record, at least 1.
+        transitions: Number of transitions to record, 1 to `MOST_TRANSITIONS`.
         seed: Seed of the environment and the demonstrator; the same seed gives the same data.
         policy: Policy folder, or Hub repo id, to run with sampled noise instead of the scripted demonstrator.
         dataset_id: Minari id; None takes `default_dataset_id`.
@@ -77,8 +82,11 @@ def collect(
         DatasetError: the unfinished recording is broken.
         MissingExtraError: minari, the simulator or onnxruntime is not installed.
     """
-    if transitions < 1 or seed < 0:
-        raise ConfigError(f"transitions is {transitions} and seed is {seed}; expected transitions >= 1 and seed >= 0.")
+    if not 1 <= transitions <= MOST_TRANSITIONS or seed < 0:
+        raise ConfigError(
+            f"transitions is {transitions} and seed is {seed}; expected transitions from 1 to {MOST_TRANSITIONS} and "
+            "seed >= 0."
+        )
     recorded = _environment(environment_id, policy, env_kwargs)
     name = default_dataset_id(recorded.id) if dataset_id is None else dataset_id
     with warnings.catch_warnings(), ExitStack() as opened:

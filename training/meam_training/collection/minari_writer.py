@@ -15,6 +15,7 @@ import gymnasium
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from meam_policy.atomic_files import size_of, write_failure
 from meam_policy.environments.space_check import AnyEnv
 from meam_policy.errors import OutputError
 from meam_training.collection.demonstrators import Episode
@@ -68,7 +69,9 @@ def write_minari(recording: PartialRecording, name: str, env: gymnasium.Env[Any,
             dataset.storage.update_episodes(_buffers(episodes))
         dataset.storage.update_metadata(metadata.further)
     except OSError as error:
-        raise OutputError(f"The data set {name} cannot be written into {staging}: {error}.") from error
+        shutil.rmtree(staging, ignore_errors=True)
+        reason = write_failure(error, staging, size_of(recording.folder))  # the shards have as many numbers
+        raise OutputError(f"The data set {name} cannot be written into {staging}: {reason}.") from error
     return staging / name
 
 

@@ -23,7 +23,7 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from meam_policy.atomic_files import atomic_file, move_folder
+from meam_policy.atomic_files import atomic_file, move_folder, size_of, write_failure
 from meam_policy.errors import ConfigError, DatasetError, LockedError, OutputError
 from meam_training.collection.demonstrators import Episode
 
@@ -131,7 +131,8 @@ class PartialRecording:
             with atomic_file(self.folder / f"{saved.episodes:08d}.npz") as file:
                 np.savez(file, about=np.array(about), **arrays)  # pyright: ignore[reportArgumentType]
         except OSError as error:
-            raise OutputError(f"The recording {self.folder} cannot be written: {error.strerror}.") from error
+            reason = write_failure(error, self.folder, len(about) + sum(array.nbytes for array in arrays.values()))
+            raise OutputError(f"The recording {self.folder} cannot be written: {reason}.") from error
         self._state = (progress, [])
 
     def shards(self) -> Iterator[list[Episode]]:
@@ -150,7 +151,8 @@ class PartialRecording:
             for file in _shards(self.folder):
                 file.unlink()
         except OSError as error:
-            raise OutputError(f"The data set {destination} cannot be written: {error}.") from error
+            reason = write_failure(error, destination, size_of(self.folder))
+            raise OutputError(f"The data set {destination} cannot be written: {reason}.") from error
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from meam_policy.environments.space_check import AnyEnv
 from meam_policy.errors import ConfigError, DatasetError
 from meam_policy.spec import BoxSpec
+from meam_policy.typed import typed
 from meam_training.collection.dataset_folder import new_dataset_folder
 from meam_training.collection.demonstrators.episode import Episode, stacked
 from meam_training.collection.minari_writer import DescribedEnvironment, Metadata, write_minari
@@ -85,6 +86,7 @@ class Recorder:
             folder = recorder.finish()
     """
 
+    @typed("environment")
     def __init__(
         self,
         dataset_id: str,
@@ -342,6 +344,6 @@ def _specification(environment: AnyEnv, observation_space: spaces.Space[Any]) ->
             f"How {environment} is made cannot be recorded: gymnasium.make did not make it, or its arguments are not "
             "plain numbers, texts, lists and dicts. Policies trained on the data will not say where to be evaluated, "
             "unless environment_id does.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return described.spec

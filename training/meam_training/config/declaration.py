@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from meam_policy.errors import ConfigError
 
-__all__ = ["Field", "HowItRuns", "OnlyIf", "Range", "Text", "check_fields", "fields_of", "unknown"]
+__all__ = ["Field", "HowItRuns", "OnlyIf", "Range", "Text", "as_plain", "check_fields", "fields_of", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ class Range:
     Attributes:
         above, least: Lower bound, exclusive or inclusive.
         below, most: Upper bound, exclusive or inclusive.
+        cap: What is far more than is of use, and only named where it is exceeded.
     """
 
     above: float | None = None
     least: float | None = None
     below: float | None = None
     most: float | None = None
+    cap: float | None = None
 
     def __contains__(self, value: float) -> bool:
         """Whether a number lies in the range; NaN and infinity lie in none."""
@@ -45,7 +49,12 @@ class Range:
             and (self.least is None or value >= self.least)
             and (self.below is None or value < self.below)
             and (self.most is None or value <= self.most)
+            and not self.is_absurd(value)
         )
+
+    def is_absurd(self, value: float) -> bool:
+        """Whether a number is above the cap."""
+        return self.cap is not None and value > self.cap
 
     def __str__(self) -> str:
         """Describe the range, as in "above 0, at most 1", "0 or more" or "from 0 to 1"; empty without bounds."""
@@ -141,9 +150,16 @@ def check_fields(fields: Mapping[str, Field], values: Mapping[str, Any]) -> None
                 if get_origin(member.kind) is Literal:
                     _check(name.removesuffix("s"), each, member)
                 elif not _fits(each, member):
-                    raise ConfigError(f"{name} is {value!r}; expected a tuple of {plural}.")
+                    raise ConfigError(f"{name} is {value!r}; expected a tuple of {plural}{_limit(each, member)}.")
         else:
             _check(name, value, field)
+
+
+def as_plain(value: Any) -> Any:
+    """Python's number in place of NumPy's, alone or in a tuple; everything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(as_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
@@ -171,9 +187,16 @@ def _check(name: str, value: object, field: Field) -> None:
     if get_origin(field.kind) is Literal:
         raise ConfigError(unknown(name, str(value), get_args(field.kind)))
     expected = _expected(field) + (", or None" if field.optional else "")
-    if type(value) is int and value >= _TOO_LARGE and field.kind is int:
-        expected += f", below {_TOO_LARGE} = 2^63"
-    raise ConfigError(f"{name} is {value!r}; expected {expected}.")
+    raise ConfigError(f"{name} is {value!r}; expected {expected}{_limit(value, field)}.")
+
+
+def _limit(value: object, field: Field) -> str:
+    """The largest whole number that is taken, of one that is larger."""
+    if type(value) is not int or field.kind is not int:
+        return ""
+    if field.range.is_absurd(value):
+        return f", at most {field.range.cap}"
+    return f", below {_TOO_LARGE} = 2^63" if value >= _TOO_LARGE else ""
 
 
 _TOO_LARGE = 2**63

@@ -10,13 +10,15 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Annotated, Any, Literal, get_origin
 
 from meam_policy.errors import ConfigError
-from meam_policy.spec import EVALUATIONS, Integration, Solver
+from meam_policy.spec import EVALUATIONS, MAX_STEPS, Integration, Solver
+from meam_policy.typed import typed
 from meam_training.config.declaration import (
     Field,
     HowItRuns,
     OnlyIf,
     Range,
     Text,
+    as_plain,
     check_fields,
     fields_of,
     unknown,
@@ -33,6 +35,9 @@ Precision = Literal["float32", "bf16"]
 ActionScaling = Literal["data", "box"]
 Logger = Literal["tensorboard", "wandb"]
 
+
+_ROWS, _WIDE, _CRITICS, _THREADS = 2**24, 2**16, 2**10, 2**10
+"""Of what takes memory or threads: far more than is of use, and few enough that a slip of the finger is named."""
 
 PRETRAINING_SHARE = 0.3
 """Share of the updates that pretrain, unless `pretrain_steps` says otherwise."""
@@ -97,13 +102,13 @@ class TrainConfig:
     pretrain_critics: Annotated[bool, TRAINS_POLICY, PRETRAINS] = True
     """Train the critics on the data's discounted returns (Monte Carlo) in pretraining, at most until they have seen the
     data five times, so that they start from the behaviour's values."""
-    batch_size: Annotated[int, Range(least=1)] = 256
+    batch_size: Annotated[int, Range(least=1, cap=_ROWS)] = 256
     """Action chunks in a batch."""
     seed: Annotated[int, Range(least=0)] = 0
     """Seed of the initial weights, the batches and all noise."""
     device: Annotated[str, Text('"auto", "cpu", "cuda" or "cuda:N"'), HowItRuns()] = "auto"
     """Device to train on: auto (CUDA if available), cpu, cuda or cuda:N."""
-    threads: Annotated[int | None, Range(least=1), HowItRuns()] = None
+    threads: Annotated[int | None, Range(least=1, cap=_THREADS), HowItRuns()] = None
     """CPU threads; None leaves the choice to PyTorch. For small networks one thread is just as fast, and does not stall
     on a busy machine."""
     precision: Precision = "float32"
@@ -112,14 +117,14 @@ class TrainConfig:
     compile: Annotated[bool, HowItRuns()] = False
     """Compile the update (and on CUDA capture it as one graph): training starts a minute or two later, then runs
     faster. Without a C++ compiler, training warns and runs uncompiled."""
-    hidden_dims: Annotated[tuple[int, ...], Range(least=1)] = (512, 512, 512, 512)
+    hidden_dims: Annotated[tuple[int, ...], Range(least=1, cap=_WIDE)] = (512, 512, 512, 512)
     """Widths of the hidden layers of the two velocity fields, and of the edit and one-step policies."""
     layer_norm: bool = False
     """Normalise the hidden layers of the two velocity fields (LayerNorm after the activation), as those of the critics
     always are; TRQAM does so in its large networks, of width 1024."""
-    critic_hidden_dims: Annotated[tuple[int, ...], Range(least=1), TRAINS_POLICY] = (512, 512, 512, 512)
+    critic_hidden_dims: Annotated[tuple[int, ...], Range(least=1, cap=_WIDE), TRAINS_POLICY] = (512, 512, 512, 512)
     """Widths of the hidden layers of each critic."""
-    num_critics: Annotated[int, Range(least=1), TRAINS_POLICY] = 10
+    num_critics: Annotated[int, Range(least=1, cap=_CRITICS), TRAINS_POLICY] = 10
     """Number of critics in the ensemble."""
     observation_limit: Annotated[float | None, Range(above=0)] = 10.0
     """Bound on each number of a normalised observation, standard deviations, in training and in the exported graph: far
@@ -134,27 +139,27 @@ class TrainConfig:
     normalise_values: Annotated[bool, TRAINS_POLICY] = True
     """Put the critics' outputs in units of the data's discounted returns: values start at their mean, and the loss does
     not depend on the scale of the rewards. Reported values stay in units of reward."""
-    fourier_features: Annotated[int, Range(least=0)] = 0
+    fourier_features: Annotated[int, Range(least=0, cap=_WIDE)] = 0
     """Random Fourier features of the normalised observation, cosines and sines together; an even number, 0 for none.
     They let small networks represent sharp changes, like those at the walls of a maze."""
     fourier_scale: Annotated[float, Range(above=0), HAS_FOURIER_FEATURES] = 1.0
     """Standard deviation of the Fourier frequencies, in radians per standard deviation of an observation."""
-    nfe: Annotated[int, Range(least=1)] = 10
+    nfe: Annotated[int, Range(least=1, cap=MAX_STEPS)] = 10
     """Number of function evaluations K of the velocity from noise to action, in training and by default in the
     exported policy."""
     solver: Solver = "midpoint"
     """ODE solver: euler takes K steps, midpoint K / 2 second-order steps at the same cost."""
     confine: bool = True
     """Clip the denoised action at each evaluation to the action box, which contains the mean of any actions."""
-    best_of: Annotated[int, Range(least=1), TRAINS_POLICY] = 1
+    best_of: Annotated[int, Range(least=1, cap=MAX_STEPS), TRAINS_POLICY] = 1
     """Best-of-N sampling: number of chunks drawn for TD targets and for acting; the one of highest value is used."""
-    chunk_size: Annotated[int, Range(least=1)] = 1
+    chunk_size: Annotated[int, Range(least=1, cap=MAX_STEPS)] = 1
     """Actions in a chunk, predicted by one inference."""
     pad_chunks: Annotated[bool, HAS_CHUNKS] = True
     """Learn from every row: of a chunk that crosses the end of its episode, the prior learns the actions within it, and
     the critics its rewards if the task ended there. Otherwise such chunks are left out, as in the published scheme, and
     with them all of every episode shorter than a chunk."""
-    execute_steps: Annotated[int | None, Range(least=1)] = None
+    execute_steps: Annotated[int | None, Range(least=1, cap=MAX_STEPS)] = None
     """Execution horizon: actions of a chunk executed before the next inference; None executes the whole chunk."""
     discount: Annotated[float, Range(above=0, most=1), TRAINS_POLICY] = 0.99
     """Discount gamma per environment step."""
@@ -183,15 +188,15 @@ class TrainConfig:
     sde: Annotated[Scheme, TRAINS_POLICY, FOLLOWS_SDE] = "ancestral"
     """Discretisation of the adjoint objective's SDE: ancestral (exact linear part), or reference (Euler-Maruyama, as
     published)."""
-    sde_steps: Annotated[int | None, Range(least=1), TRAINS_POLICY, FOLLOWS_SDE] = None
+    sde_steps: Annotated[int | None, Range(least=1, cap=MAX_STEPS), TRAINS_POLICY, FOLLOWS_SDE] = None
     """SDE steps of the adjoint objective; None takes nfe."""
-    candidates: Annotated[int, Range(least=1), TRAINS_POLICY, WEIGHS] = 8
+    candidates: Annotated[int, Range(least=1, cap=_WIDE), TRAINS_POLICY, WEIGHS] = 8
     """Weighted samples per observation, 4 or more; a quarter of them come from the prior in the reweighted objective,
     an eighth in two_scale. An update draws batch_size of them in total, two_scale half as many. Few candidates bias the
     policy towards the prior, in proportion to 1 / candidates."""
-    likelihood_steps: Annotated[int, Range(least=1), TRAINS_POLICY, WEIGHS] = 5
+    likelihood_steps: Annotated[int, Range(least=1, cap=MAX_STEPS), TRAINS_POLICY, WEIGHS] = 5
     """Midpoint steps for the log densities of the weighted samples."""
-    divergence_probes: Annotated[int, Range(least=1), TRAINS_POLICY, WEIGHS] = 2
+    divergence_probes: Annotated[int, Range(least=1, cap=_WIDE), TRAINS_POLICY, WEIGHS] = 2
     """Directions along which the divergence in these log densities is evaluated; exact if there are as many as
     components in an action chunk."""
     mirror_stages: Annotated[int, Range(least=1), TRAINS_POLICY] = 1
@@ -209,12 +214,12 @@ class TrainConfig:
     adaptive_mixture: Annotated[bool, TRAINS_POLICY, MIXES_PRIOR, HAS_SEVERAL_CRITICS] = False
     """Keep a Q-maximised action only with probability min(1, v / v_Q), where v is the critics' mean variance at the
     data's actions and v_Q their variance at the Q-maximised one. This distrusts actions unlike those in the data."""
-    ascent_starts: Annotated[int, Range(least=1), TRAINS_POLICY, MIXES_PRIOR] = 4
+    ascent_starts: Annotated[int, Range(least=1, cap=_WIDE), TRAINS_POLICY, MIXES_PRIOR] = 4
     """Starts of the gradient ascent to Q-maximised actions: the data's action, then alternately samples of the prior
     and copies of the data's action perturbed by ascent_spread."""
     ascent_spread: Annotated[float, Range(least=0), TRAINS_POLICY, MIXES_PRIOR, PERTURBS_STARTS] = 0.2
     """Standard deviation of the perturbed starts, normalised action units."""
-    ascent_steps: Annotated[int, Range(least=0), TRAINS_POLICY, MIXES_PRIOR] = 5
+    ascent_steps: Annotated[int, Range(least=0, cap=MAX_STEPS), TRAINS_POLICY, MIXES_PRIOR] = 5
     """Ascent steps (projected gradient ascent) to Q-maximised actions."""
     ascent_step_size: Annotated[float, Range(above=0), TRAINS_POLICY, MIXES_PRIOR, ASCENDS] = 0.05
     """Length of the first ascent step, root mean square per action component, normalised action units; the length
@@ -272,6 +277,8 @@ class TrainConfig:
             ConfigError: a field is out of range, conflicts with another, or has no effect but is not at its preset's
                 default.
         """
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, as_plain(value))
         fields, values = fields_of(type(self)), vars(self)
         check_fields(fields, values)
         for name, value in _FIXED[self.method].items():
@@ -387,11 +394,15 @@ class TrainConfig:
             free |= {name for name, field in fields_of(type(self)).items() if LEARNS_ONLINE in field.conditions}
         return {name: value for name, value in vars(self.resolved()).items() if name not in free}
 
+    @typed()
     def resolved(self, begun: TrainConfig | None = None) -> TrainConfig:
         """The settings with `learning_rate` and `pretrain_steps` as numbers, which stay when `steps` changes.
 
         Args:
             begun: Settings of the run to be resumed, whose numbers stay where these are None.
+
+        Raises:
+            ConfigError: an argument has another type.
         """
         source = begun or self
         found: dict[str, Any] = {} if self.learning_rate is not None else {"learning_rate": source.adam_rate}
@@ -400,6 +411,7 @@ class TrainConfig:
         return dataclasses.replace(self, **found) if found else self
 
     @classmethod
+    @typed()
     def preset(cls, name: str, shared: Mapping[str, Any] | None = None, /, **overrides: Any) -> TrainConfig:
         """Settings of a method, with overrides.
 
@@ -546,6 +558,7 @@ def _reset_without_effect(
     fields: Mapping[str, Field], values: Mapping[str, Any], given: Collection[str] = ()
 ) -> dict[str, Any]:
     """Reset values without effect to their preset's defaults, except those that were given explicitly."""
+    values = {name: as_plain(value) for name, value in values.items()}
     check_fields(fields, values)
     idle, defaults = _without_effect(fields, values).keys() - set(given), _defaults(values["method"])
     return {name: defaults[name] if name in idle else value for name, value in values.items()}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from meam_policy.typed import typed
 from meam_training.data.action_range import action_range
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.dataset_cache import array_blocks, moments, rows_per_block
@@ -324,6 +325,7 @@ class DataReport:
         return {**data, "warnings": list(self.warnings)}
 
 
+@typed()
 def data_report(
     dataset: OfflineDataset,
     chunk_size: int = 1,
@@ -340,6 +342,9 @@ def data_report(
         pad_chunks: Whether chunks that cross the end of their episode are learned from; see `TrainConfig.pad_chunks`.
         quick: Leave out the observations, which are most of the data, and the search for repeated rows.
         action_scaling: How actions will be scaled; see `TrainConfig.action_scaling`.
+
+    Raises:
+        ConfigError: an argument has another type.
     """
     boxes, offset = dataset.observation_boxes, dataset.observation_offset
     names = [

@@ -18,8 +18,9 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from meam_policy.environments.make import beyond_id
-from meam_policy.errors import DatasetError, NotFoundError
+from meam_policy.errors import ConfigError, DatasetError, NotFoundError
 from meam_policy.spec import BoxSpec, EnvironmentSpec
+from meam_policy.typed import typed
 from meam_training.data.action_chunk import ActionChunkSampler, check_chunk_size
 from meam_training.data.clipped_actions import ClippedEpisode, clipped_in
 from meam_training.data.dataset_cache import (
@@ -163,6 +164,7 @@ class OfflineDataset:
         return _with_parts(_with_offset(numbers, self.observation_offset), self.parts)
 
     @classmethod
+    @typed()
     def from_arrays(
         cls,
         observations: ArrayLike | Mapping[str, ArrayLike],
@@ -203,6 +205,7 @@ class OfflineDataset:
         Raises:
             DatasetError: lengths differ, a shape or type does not fit its space, or a value is not finite or out of
                 bounds; the message names episode, step and field.
+            ConfigError: an argument has another type.
         """
         ended, cut = (flags(v, n) for v, n in ((terminations, "terminations"), (truncations, "truncations")))
         if ended.shape != cut.shape:
@@ -236,6 +239,7 @@ class OfflineDataset:
         )
 
     @classmethod
+    @typed()
     def from_minari(
         cls,
         id_or_path: str | os.PathLike[str] | MinariDataset,
@@ -264,9 +268,14 @@ class OfflineDataset:
             NotFoundError: there is no such local data set.
             DatasetError: as in `from_arrays`; or the files would run code, refer to files outside the data set, or are
                 not Minari's.
+            ConfigError: an argument has another type.
         """
         bounds = ActionBounds(action_low, action_high, clip_actions)
         if not isinstance(id_or_path, (str, os.PathLike)):
+            if not hasattr(id_or_path, "storage"):
+                raise DatasetError(
+                    f"The data set is {id_or_path!r}; expected a Minari id, the path of a folder, or a MinariDataset."
+                )
             whole = cls.from_minari(
                 id_or_path.storage.data_path,
                 observation_keys=observation_keys,
@@ -290,11 +299,12 @@ class OfflineDataset:
                 f"{dataset.environment_id}, is not made for evaluation. Name one as it is registered (--env-id), or "
                 "record the data again without that; in Python give one: train(env=...), rollout(policy, env).",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return dataset
 
     @classmethod
+    @typed()
     def from_ogbench(
         cls,
         npz: str | os.PathLike[str],
@@ -319,6 +329,7 @@ class OfflineDataset:
             NotFoundError: there is no such file or environment.
             DatasetError: as in `from_arrays`; or the file is not OGBench's.
             MissingExtraError: rewards have to be computed and OGBench is not installed.
+            ConfigError: an argument has another type.
         """
         path = Path(npz).expanduser()
         source, bounds = _existing(path), ActionBounds(action_low, action_high, clip_actions)
@@ -328,6 +339,7 @@ class OfflineDataset:
         )
 
     @classmethod
+    @typed()
     def from_hdf5(
         cls,
         path: str | os.PathLike[str],
@@ -372,6 +384,7 @@ class OfflineDataset:
         Raises:
             NotFoundError: there is no such file.
             DatasetError: as in `from_arrays`; or the file is of another layout, or refers to other files.
+            ConfigError: an argument has another type.
         """
         source = _existing(path)
         choices = ReadingChoices.of(
@@ -389,6 +402,7 @@ class OfflineDataset:
         )
 
     @classmethod
+    @typed()
     def from_lerobot(
         cls,
         folder: str | os.PathLike[str],
@@ -430,6 +444,7 @@ class OfflineDataset:
             NotFoundError: there is no such data set.
             DatasetError: as in `from_arrays`; or a file or a column is missing or broken, or of another version.
             MissingExtraError: pyarrow is not installed.
+            ConfigError: an argument has another type.
         """
         given = Path(folder).expanduser().resolve()
         if not is_lerobot(given):
@@ -453,6 +468,7 @@ class OfflineDataset:
         )
 
     @classmethod
+    @typed()
     def joined(
         cls,
         datasets: Sequence[OfflineDataset],
@@ -473,6 +489,7 @@ class OfflineDataset:
 
         Raises:
             DatasetError: spaces, rates or environments differ, or there is not one positive share for each.
+            ConfigError: an argument has another type.
         """
         if not datasets:
             raise DatasetError("There are no data sets to join; expected at least one.")
@@ -522,6 +539,7 @@ class OfflineDataset:
         vars(joined).update(observation_moments=whole.observation_moments, fingerprint=prints)
         return joined
 
+    @typed()
     def choose_episodes(self, episodes: slice | Sequence[int] | NDArray[np.int_]) -> OfflineDataset:
         """Choose episodes; those that follow each other are not copied.
 
@@ -530,6 +548,7 @@ class OfflineDataset:
 
         Raises:
             DatasetError: there is no such episode, one is given twice, or the data was joined with shares.
+            ConfigError: an argument has another type.
         """
         if self.parts:
             raise DatasetError(
@@ -545,6 +564,7 @@ class OfflineDataset:
         chosen = np.arange(total)[episodes]
         return replace(self, **columns, dataset_id=name, clipped=clipped_in(self.clipped, chosen))
 
+    @typed()
     def chunk_sampler(self, chunk_size: int, discount: float, pad: bool = False) -> ActionChunkSampler:
         """Make a sampler of action chunks.
 
@@ -555,6 +575,7 @@ class OfflineDataset:
 
         Raises:
             DatasetError: no episode is as long as a chunk.
+            ConfigError: an argument has another type.
         """
         check_chunk_size(chunk_size, self.episode_ends)
         return ActionChunkSampler(
@@ -569,12 +590,18 @@ class OfflineDataset:
             pad,
         )
 
+    @typed()
     def discounted_returns(self, discount: float) -> DiscountedReturns:
         """Discounted sum of the rewards from each row on, up to a termination or the end of its episode.
 
         Args:
             discount: Discount per environment step, in (0, 1].
+
+        Raises:
+            ConfigError: the discount is out of range.
         """
+        if not 0 < discount <= 1:
+            raise ConfigError(f"discount is {discount}; expected a number above 0, at most 1.")
         return discounted_returns(self.rewards, self.terminations, self.episode_ends, discount)
 
     @classmethod

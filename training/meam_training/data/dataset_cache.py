@@ -164,7 +164,7 @@ def open_cached(
     warnings.warn(
         f"{source} is held in memory and converted again each time: its arrays can be cached neither in "
         f"{' nor in '.join(refusals)}. Free space there, or set XDG_CACHE_HOME to a folder with space.",
-        stacklevel=3,
+        stacklevel=4,
     )
     recording = read()
     columns = in_memory(recording.blocks)  # only then the description is complete

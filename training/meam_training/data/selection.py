@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from meam_policy.acting.arrays import array_of
 from meam_policy.errors import DatasetError
 from meam_policy.spec import BoxSpec
 from meam_training.data.dataset_cache import COLUMNS, Columns, rows_per_block
@@ -54,7 +55,7 @@ def chosen_rows(
                 f"Episodes {shown} are chosen, but {name} has {total}; expected a range within 0:{total} with no step."
             )
         return slice(int(first[start]), int(last[end - 1]) + 1)
-    numbers = np.asarray(episodes)
+    numbers = array_of(episodes, f"The choice of episodes of {name}", "their numbers, in one axis", DatasetError)
     if numbers.ndim != 1 or not len(numbers) or numbers.dtype.kind not in "iu":
         raise DatasetError(
             f"The episodes of {name} to choose are {str(episodes)[:60]}; expected numbers from 0 to {total - 1}."

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from meam_policy.errors import ConfigError
+from meam_policy.errors import ConfigError, ObservationError
 from meam_policy.spec import PolicySpec
+from meam_policy.typed import typed
 from meam_training.flow.solvers import PREFIX_SOLVERS
 from meam_training.networks.action_normaliser import ActionNormaliser
 from meam_training.networks.meam_networks import MeamNetworks
@@ -33,6 +34,7 @@ class PolicyModule(nn.Module):
     action_low: Tensor
     action_high: Tensor
 
+    @typed()
     def __init__(
         self, networks: MeamNetworks, spec: PolicySpec, one_step: bool = False, takes_prefix: bool = False
     ) -> None:
@@ -50,6 +52,7 @@ class PolicyModule(nn.Module):
             _check_prefix(networks, spec, one_step)
         self.networks, self.integration = networks, spec.integration
         self.one_step, self.takes_prefix = one_step, takes_prefix
+        self.observation_dim = spec.observation_dim
         self.chunk_shape = (spec.chunk_size, spec.action_dim)
         for name, values in ActionNormaliser.of(spec)._asdict().items():
             self.register_buffer(f"action_{name}", torch.tensor(values, dtype=torch.float32), persistent=False)
@@ -63,13 +66,23 @@ class PolicyModule(nn.Module):
         """Map raw observations [batch, obs] and noise [batch, noise_dim] to actions [batch, chunk_size, action_dim].
 
         The actions are in environment units and within the bounds.
+
+        Raises:
+            ObservationError: a tensor does not fit.
         """
         return self.decide(observation, noise)[0]
 
     def all_values(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """Mean values [samples, batch] of the chunks among which the best is chosen."""
+        """Mean values [samples, batch] of the chunks among which the best is chosen.
+
+        Raises:
+            ObservationError: a tensor does not fit.
+            ConfigError: the policy draws only one chunk.
+        """
+        self._require_inputs(observation, noise)
         _, values = self.networks.draw(self.networks.encoder(observation), noise, integration=self.integration)
-        assert values is not None
+        if values is None:
+            raise ConfigError("The policy draws one chunk, of which there is no value; expected best_of above 1.")
         return values.mean(dim=0)
 
     def decide(
@@ -90,7 +103,18 @@ class PolicyModule(nn.Module):
         Returns:
             The actions and, if the best of several chunks is chosen, its value [batch] and the critics' disagreement
             about it [batch].
+
+        Raises:
+            ObservationError: a tensor does not fit.
         """
+        self._require_inputs(observation, noise)
+        batch, (steps, size) = len(observation), self.chunk_shape
+        for name, given, shape in (
+            ("prefix", prefix, (batch, steps, size)),
+            ("prefix_weight", prefix_weight, (batch, steps)),
+        ):
+            if given is not None:
+                _require_tensor(name, given, shape)
         n = self.networks
         features = n.encoder(observation)
         values = None
@@ -112,6 +136,21 @@ class PolicyModule(nn.Module):
         if values is None:
             return (actions,)
         return actions, values.mean(dim=0), values.std(dim=0, correction=0)
+
+    def _require_inputs(self, observation: Tensor, noise: Tensor) -> None:
+        _require_tensor("observation", observation, (None, self.observation_dim))
+        samples = self.integration.best_of
+        _require_tensor("noise", noise, (len(observation), samples * self.chunk_shape[0] * self.chunk_shape[1]))
+
+
+def _require_tensor(name: str, given: object, shape: tuple[int | None, ...]) -> None:
+    """Refuse what is not a tensor of floats of this shape; None is any size."""
+    expected = f"a tensor of floats [{', '.join('batch' if n is None else str(n) for n in shape)}]"
+    if not isinstance(given, Tensor):
+        raise ObservationError(f"{name} is a {type(given).__name__}; expected {expected}.")
+    fits = given.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, given.shape, strict=True))
+    if not fits or not given.is_floating_point():
+        raise ObservationError(f"{name} is {given.dtype} {list(given.shape)}; expected {expected}.")
 
 
 def _check_prefix(networks: MeamNetworks, spec: PolicySpec, one_step: bool) -> None:

@@ -32,9 +32,10 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from meam_policy.atomic_files import atomic_folder, delete_folder, flush_to_disk, given_folder
-from meam_policy.errors import CheckpointError, NotFoundError, OutputError
+from meam_policy.atomic_files import atomic_folder, delete_folder, flush_to_disk, given_folder, write_failure
+from meam_policy.errors import CheckpointError, ConfigError, NotFoundError, OutputError
 from meam_policy.spec import PolicySpec
+from meam_policy.typed import typed
 from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks, build_networks
 
@@ -221,6 +222,7 @@ class Checkpoint:
         return cls.load(max(scores, key=lambda folder: scores[folder])) if scores else None
 
     @classmethod
+    @typed("output_dir")
     def prune(cls, output_dir: str | os.PathLike[str], keep: int) -> None:
         """Delete all checkpoints except the newest `keep` and the best one, and remnants of killed processes.
 
@@ -230,8 +232,10 @@ class Checkpoint:
 
         Raises:
             OutputError: a checkpoint cannot be deleted.
-            ConfigError: `output_dir` is empty, or no path.
+            ConfigError: `output_dir` is empty, or no path, or `keep` is below 1.
         """
+        if keep < 1:
+            raise ConfigError(f"keep is {keep}; expected 1 or more checkpoints.")
         scores = _scores(output_dir)
         best = {max(scores, key=lambda folder: scores[folder])} if scores else set()
         try:
@@ -243,6 +247,7 @@ class Checkpoint:
             raise OutputError(f"An old checkpoint cannot be deleted: {error}. Delete it manually.") from error
 
     @classmethod
+    @typed("output_dir")
     def save(cls, output_dir: str | os.PathLike[str], state: TrainingState) -> Checkpoint:
         """Write a checkpoint, which appears complete and flushed to disk, or not at all. Earlier ones are untouched.
 
@@ -256,22 +261,27 @@ class Checkpoint:
         """
         folder = _checkpoints(output_dir) / f"step_{state.step:08d}"
         tensors, layout = _flatten_optimizer(state.optimizer.state_dict())
+        arrays = {
+            _MODEL: _contiguous(state.networks.state_dict()),
+            _TRAINER: _contiguous({**tensors, "generator": state.generator.get_state()}),
+            **({} if state.online is None else {_ONLINE: _contiguous(state.online)}),
+        }
+        plain = {"step": state.step, "score": state.score, "data": state.data, "optimizer": layout}
+        texts = {_SPEC: state.spec.to_json(), _CONFIG: state.config.to_json(), _STATE: json.dumps(plain)}
         try:
             with atomic_folder(folder, replace=True) as hidden:
-                save_file(_contiguous(state.networks.state_dict()), hidden / _MODEL)
-                save_file(_contiguous({**tensors, "generator": state.generator.get_state()}), hidden / _TRAINER)
-                if state.online is not None:
-                    save_file(_contiguous(state.online), hidden / _ONLINE)
-                (hidden / _SPEC).write_text(state.spec.to_json(), encoding="utf-8")
-                (hidden / _CONFIG).write_text(state.config.to_json(), encoding="utf-8")
-                plain = {"step": state.step, "score": state.score, "data": state.data, "optimizer": layout}
-                (hidden / _STATE).write_text(json.dumps(plain), encoding="utf-8")
+                for name, held in arrays.items():
+                    save_file(held, hidden / name)
+                for name, text in texts.items():
+                    (hidden / name).write_text(text, encoding="utf-8")
                 hashes = {path.name: _sha256(path) for path in sorted(hidden.iterdir())}
                 (hidden / _HASHES).write_text(json.dumps({"sha256": hashes}, indent=2), encoding="utf-8")
             flush_to_disk(folder.parent.parent)
         except (OSError, SafetensorError) as error:
+            needed = sum(tensor.nbytes for held in arrays.values() for tensor in held.values())
+            reason = write_failure(error, folder, needed + sum(map(len, texts.values())))
             raise OutputError(
-                f"The checkpoint {folder} cannot be written: {error}. Earlier ones are intact."
+                f"The checkpoint {folder} cannot be written: {reason}. Earlier ones are intact."
             ) from error
         return cls(folder, state.step, state.config, state.spec, state.data, state.score)
 
@@ -290,6 +300,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.path / _MODEL} does not fit its settings: {error}") from error
         return networks
 
+    @typed()
     def restore(self, state: TrainingState) -> TrainingState:
         """Resume from the checkpoint: restore the state of a run's networks, optimiser and generator.
 
@@ -301,6 +312,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: a file is missing, broken, damaged, or of another run.
+            ConfigError: an argument has another type.
         """
         tensors, optimizer = self._read(_TRAINER), state.optimizer
         try:

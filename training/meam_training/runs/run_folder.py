@@ -24,7 +24,7 @@ import filelock
 from safetensors.torch import save
 from torch import Tensor
 
-from meam_policy.atomic_files import write_atomically
+from meam_policy.atomic_files import write_atomically, write_failure
 from meam_policy.errors import CheckpointError, ConfigError, LockedError, MeamError, OutputError
 from meam_policy.spec import PolicySpec
 from meam_training.algorithm.update import METRICS
@@ -153,10 +153,11 @@ class Run:
         """
         file = self.folder / OBSERVATIONS_FILE
         if self.writes and not (self.step and file.exists()):
+            data = save({"observations": observations.cpu().contiguous()})
             try:
-                write_atomically(file, save({"observations": observations.cpu().contiguous()}))
+                write_atomically(file, data)
             except OSError as error:
-                raise OutputError(f"{file} cannot be written: {error.strerror or error}.") from error
+                raise OutputError(f"{file} cannot be written: {write_failure(error, file, len(data))}.") from error
 
     def is_best(self, evaluation: Evaluation | None) -> bool:
         """Whether an evaluation's score exceeds those of all checkpoints."""
@@ -320,7 +321,8 @@ def _write_settings(folder: Path, record: RunRecord, config: TrainConfig) -> Non
         record.save(folder)
         write_atomically(folder / CONFIG_FILE, config.to_json())
     except OSError as error:
-        raise OutputError(f"The output folder {folder} cannot be written: {error.strerror or error}.") from error
+        reason = write_failure(error, folder, len(config.to_json()))
+        raise OutputError(f"The output folder {folder} cannot be written: {reason}.") from error
 
 
 def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec, data: str) -> None:

@@ -36,6 +36,7 @@ from typing import Any, Literal, NamedTuple
 
 from meam_policy.atomic_files import given_folder
 from meam_policy.errors import CheckpointError, ConfigError, NotFoundError, OutputError
+from meam_policy.typed import typed
 from meam_training.config import PRESETS, TrainConfig
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.options import option
@@ -110,6 +111,7 @@ class Outcome(NamedTuple):
     state: Literal["finished", "failed", "interrupted", "not started"]
 
 
+@typed()
 def read_sweep(path: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> list[SweepRun]:
     """Read the runs of a sweep, and check all of their settings.
 
@@ -146,6 +148,7 @@ def read_sweep(path: str | os.PathLike[str], output_dir: str | os.PathLike[str])
     return list(runs.values())
 
 
+@typed()
 def run_sweep(
     runs: Sequence[SweepRun], workers: int = 1, report: Callable[[str], None] = lambda text: None
 ) -> list[Outcome]:
@@ -198,6 +201,8 @@ def _tables(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str,
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise NotFoundError(f"There is no sweep file {path}.") from error
+    except OSError as error:
+        raise NotFoundError(f"The sweep file {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}.") from error
     known = ("settings", "grid", "tasks")

@@ -15,6 +15,7 @@ from torch import Tensor
 from meam_policy.errors import ConfigError, FormatError
 from meam_policy.folder.policy_folder import MODEL_FILE, find_policy, read_graph, read_spec, sha256
 from meam_policy.spec import PolicySpec
+from meam_policy.typed import typed
 from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks, build_networks
 from meam_training.runs.checkpoint import Checkpoint
@@ -75,6 +76,7 @@ class TrainedPolicy:
         return cls(str(policy_or_run), spec, config, networks, spec.files[MODEL_FILE], commit)
 
 
+@typed()
 def load_networks(policy_or_run: str | os.PathLike[str]) -> MeamNetworks:
     """Load the networks of a policy folder in PyTorch, for further research.
 
