@@ -469,7 +469,8 @@ CASES: Mapping[str, Callable[[World], Case]] = {
         },
     ),
     "Exported": held(meam_export.Exported),
-    "LadderTask": lambda w: (LadderTask, {"env": w.env, "episodes": 1, "seed": 0}),
+    "LadderTask": lambda w: (LadderTask, {"env": w.env, "episodes": 1, "seed": 0, "environment": None}),
+    "LadderTask.run": lambda w: (LadderTask(w.env, 1, 0).run, {"policy": w.policy, "seed": 0}),
     "export_policy": lambda w: (
         export_policy,
         {

@@ -21,7 +21,7 @@ from meam_policy.policy import MeamPolicy
 from meam_policy.rollouts.episodes import rollout
 from meam_policy.rollouts.result import RolloutResult
 from meam_policy.spec import EnvironmentSpec, Integration, PolicySpec
-from meam_policy.typed import typed_fields
+from meam_policy.typed import typed, typed_fields
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.policy_module import PolicyModule
 
@@ -75,6 +75,7 @@ class LadderTask:
                 f"episodes is {self.episodes} and seed is {self.seed}; expected episodes >= 1 and seed >= 0."
             )
 
+    @typed()
     def run(self, policy: MeamPolicy, seed: int) -> RolloutResult:
         """Run the episodes of a policy, from a seed on.
 
