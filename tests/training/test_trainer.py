@@ -273,7 +273,7 @@ def test_a_run_begun_when_settings_without_effect_were_accepted_goes_on(dataset,
         written = json.loads(file.read_text())
         file.write_text(json.dumps({**written, "sde_steps": 5, "offline_share": 0.5, "edit_target_entropy": 3.0}))
     read = load_settings(tmp_path)
-    assert read == Checkpoint.load(tmp_path).config == config
+    assert read == Checkpoint.load(tmp_path).config == config.resolved()
     assert train(config.changed(steps=5), dataset, tmp_path, resume=True).step == 5
 
 
