@@ -522,7 +522,7 @@ _SCHEMES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "qam": _PUBLISHED,
         "qam-edit": {**_PUBLISHED, "edit_scale": 0.1},
         "trqam": {**_PUBLISHED, "kl_budget": 1.0, "kl_dual": "reference", "pretrain_steps": None},
-        "me-am": {"kl_budget": 1.0, "value_penalty": 0.3},
+        "me-am": {"kl_budget": 1.0, "value_penalty": 1.0},
     }
 )
 
