@@ -108,7 +108,7 @@ PUBLISHED |= {"action_scaling": "box", "observation_limit": None}
 def test_without_entropy_and_mixture_a_run_of_me_am_is_one_of_qam_bit_for_bit(
     dataset, make_config, tmp_path, objective
 ):
-    common = {"pretrain_steps": 3, "steps": 8, "objective": objective}
+    common = {"pretrain_steps": 3, "steps": 8, "objective": objective, "learning_rate": 3e-4}
     scheme = {**PUBLISHED, "sde": "reference"} if objective == "adjoint" else PUBLISHED
     qam = train(make_config("qam", **common), dataset, tmp_path / "qam")
     me_am = train(
@@ -290,7 +290,7 @@ def test_a_run_of_several_stages_keeps_its_number_of_steps(dataset, make_config,
 def test_resuming_with_other_settings_is_refused(dataset, make_config, tmp_path, field, value):
     config = make_config(steps=3)
     train(config, dataset, tmp_path)
-    there = getattr(config, field)
+    there = getattr(config.resolved(), field)
     with pytest.raises(CheckpointError, match="has other settings: ") as caught:
         train(make_config(steps=5, **{field: value}), dataset, tmp_path, resume=True)
     assert f"{field}: {there!r} there, {value!r} now" in str(caught.value)
