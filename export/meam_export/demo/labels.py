@@ -31,7 +31,8 @@ def shared_settings(configs: Mapping[str, TrainConfig]) -> dict[str, Any]:
     Args:
         configs: Settings of every method; at least one method.
     """
-    changes = {method: config.own_settings for method, config in configs.items()}
+    # A rate that one method changes may be what another has anyway.
+    changes = {method: {"learning_rate": config.adam_rate, **config.own_settings} for method, config in configs.items()}
     return {
         name: value
         for changed in changes.values()

@@ -376,7 +376,9 @@ class TrainConfig:
     def own_settings(self) -> dict[str, Any]:
         """Settings that differ from those of the method's preset, by name."""
         preset = _defaults(self.method)
-        return {name: value for name, value in vars(self).items() if value != preset[name]}
+        rate = dataclasses.replace(self, learning_rate=None).adam_rate
+        own = {name: value for name, value in vars(self).items() if value != preset[name]}
+        return {name: value for name, value in own.items() if (name, value) != ("learning_rate", rate)}
 
     def deciding(self, *, online: bool = True) -> dict[str, Any]:
         """Settings that determine the weights, by name: runs that agree in them are the same run.

@@ -107,14 +107,7 @@ class PolicyModule(nn.Module):
         Raises:
             ObservationError: a tensor does not fit.
         """
-        self._require_inputs(observation, noise)
-        batch, (steps, size) = len(observation), self.chunk_shape
-        for name, given, shape in (
-            ("prefix", prefix, (batch, steps, size)),
-            ("prefix_weight", prefix_weight, (batch, steps)),
-        ):
-            if given is not None:
-                _require_tensor(name, given, shape)
+        self._require_inputs(observation, noise, prefix, prefix_weight)
         n = self.networks
         features = n.encoder(observation)
         values = None
@@ -137,10 +130,18 @@ class PolicyModule(nn.Module):
             return (actions,)
         return actions, values.mean(dim=0), values.std(dim=0, correction=0)
 
-    def _require_inputs(self, observation: Tensor, noise: Tensor) -> None:
+    def _require_inputs(
+        self, observation: Tensor, noise: Tensor, prefix: Tensor | None = None, prefix_weight: Tensor | None = None
+    ) -> None:
+        if torch.compiler.is_compiling():
+            return  # a comparison would fix the size of the batch that is traced
         _require_tensor("observation", observation, (None, self.observation_dim))
-        samples = self.integration.best_of
-        _require_tensor("noise", noise, (len(observation), samples * self.chunk_shape[0] * self.chunk_shape[1]))
+        batch, (steps, size) = len(observation), self.chunk_shape
+        _require_tensor("noise", noise, (batch, self.integration.best_of * steps * size))
+        if prefix is not None:
+            _require_tensor("prefix", prefix, (batch, steps, size))
+        if prefix_weight is not None:
+            _require_tensor("prefix_weight", prefix_weight, (batch, steps))
 
 
 def _require_tensor(name: str, given: object, shape: tuple[int | None, ...]) -> None:

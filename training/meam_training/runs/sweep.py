@@ -271,7 +271,7 @@ def _check_begun(run: SweepRun) -> None:
         return  # the run itself will report the error
     if begun is None or begun.method != run.config.method:
         return
-    for name, value in asdict(run.config).items():
+    for name, value in {**asdict(run.config), "learning_rate": run.config.adam_rate}.items():
         if name == "pretrain_steps" and value is None:
             continue  # a resumed run keeps its own
         if name not in run.given and getattr(begun, name) != value:
