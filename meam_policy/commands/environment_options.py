@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 from meam_policy.console import say
@@ -13,7 +12,7 @@ from meam_policy.errors import ConfigError
 from meam_policy.spec import EnvironmentSpec, PolicySpec
 from meam_policy.spec.environment_spec import MAX_STEPS, unfit_argument
 
-__all__ = ["chosen_environment", "environment_arguments", "say_as_registered", "typed_environment", "with_arguments"]
+__all__ = ["chosen_environment", "environment_arguments", "say_as_registered", "typed_environment"]
 
 
 def typed_environment(env_id: str | None, packages: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
@@ -100,10 +99,3 @@ def environment_arguments(env_kwargs: str | None, max_episode_steps: int | None)
             raise ConfigError(f"--max-episode-steps is {max_episode_steps}; expected 1 to {MAX_STEPS}.")
         arguments["max_episode_steps"] = max_episode_steps
     return arguments
-
-
-def with_arguments(environment: EnvironmentSpec, arguments: Mapping[str, Any]) -> EnvironmentSpec:
-    """The environment that `make_environment(environment, **arguments)` makes, for what is said of it."""
-    steps = arguments.get("max_episode_steps", environment.max_episode_steps)
-    given = {name: value for name, value in arguments.items() if name != "max_episode_steps"}
-    return replace(environment, kwargs={**environment.kwargs, **given}, max_episode_steps=steps)

@@ -18,11 +18,10 @@ from meam_policy.commands.environment_options import (
     chosen_environment,
     environment_arguments,
     typed_environment,
-    with_arguments,
 )
 from meam_policy.console import print_json, print_mapping, print_table, progress_bar, say, say_mapping
 from meam_policy.diagnosis.machine import cpu_model
-from meam_policy.environments.make import make_environment, named_failures
+from meam_policy.environments.make import make_environment, named_failures, with_arguments
 from meam_policy.environments.space_check import AnyEnv
 from meam_policy.environments.vector_environment import open_vector_environment
 from meam_policy.environments.video import make_filmed_environment

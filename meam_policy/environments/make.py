@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
@@ -18,7 +18,7 @@ from meam_policy.errors import ConfigError, MeamError, MissingExtraError, NotFou
 from meam_policy.spec import EnvironmentSpec
 from meam_policy.typed import typed
 
-__all__ = ["beyond_id", "import_packages", "make_environment", "named_failures"]
+__all__ = ["beyond_id", "import_packages", "make_environment", "named_failures", "with_arguments"]
 
 _OGBENCH_FAMILIES = ("pointmaze", "antmaze", "humanoidmaze", "antsoccer", "cube", "scene", "puzzle")
 _DM_CONTROL_FAMILIES = ("cube", "scene", "puzzle")
@@ -78,6 +78,13 @@ def make_environment(environment: str | EnvironmentSpec, **kwargs: Any) -> gymna
                 f"{dict(wrapper.kwargs)}: {error}. Record the data again, or give the environment in Python."
             ) from error
     return env
+
+
+def with_arguments(environment: EnvironmentSpec, arguments: Mapping[str, Any]) -> EnvironmentSpec:
+    """The environment that `make_environment(environment, **arguments)` makes, for what is said of it."""
+    steps = arguments.get("max_episode_steps", environment.max_episode_steps)
+    given = {name: value for name, value in arguments.items() if name != "max_episode_steps"}
+    return replace(environment, kwargs={**environment.kwargs, **given}, max_episode_steps=steps)
 
 
 @contextlib.contextmanager

@@ -21,11 +21,10 @@ from meam_policy.commands.environment_options import (
     chosen_environment,
     environment_arguments,
     typed_environment,
-    with_arguments,
 )
 from meam_policy.commands.numbers import numbers_as_json, print_numbers
 from meam_policy.console import print_json, print_table, say
-from meam_policy.environments.make import make_environment
+from meam_policy.environments.make import make_environment, with_arguments
 from meam_policy.errors import ConfigError, MeamError, OutputError
 from meam_policy.spec import PolicySpec, Solver, VariantSpec
 from meam_policy.spec.names import read_names

@@ -12,8 +12,7 @@ from typing import Any
 
 import gymnasium
 
-from meam_policy.commands.environment_options import with_arguments
-from meam_policy.environments.make import make_environment, named_failures
+from meam_policy.environments.make import make_environment, named_failures, with_arguments
 from meam_policy.environments.space_check import control_rate
 from meam_policy.errors import ConfigError
 from meam_policy.folder.policy_folder import locate_policy, read_spec

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from meam_policy.commands.environment_options import environment_arguments, say_as_registered, with_arguments
+from meam_policy.commands.environment_options import environment_arguments, say_as_registered
+from meam_policy.environments.make import with_arguments
 from meam_policy.errors import ConfigError, DatasetError
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.lerobot_source import is_lerobot
