@@ -31,13 +31,14 @@ def shared_settings(configs: Mapping[str, TrainConfig]) -> dict[str, Any]:
     Args:
         configs: Settings of every method; at least one method.
     """
+    changes = {method: config.own_settings for method, config in configs.items()}
     # A rate that one method changes may be what another has anyway.
-    changes = {method: {"learning_rate": config.adam_rate, **config.own_settings} for method, config in configs.items()}
+    held = {method: {"learning_rate": configs[method].adam_rate, **changed} for method, changed in changes.items()}
     return {
         name: value
         for changed in changes.values()
         for name, value in changed.items()
-        if all(changes[method].get(name) == value or not _takes(configs[method], name, value) for method in configs)
+        if all(held[method].get(name) == value or not _takes(configs[method], name, value) for method in configs)
     }
 
 

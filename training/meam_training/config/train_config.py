@@ -42,9 +42,9 @@ _ROWS, _WIDE, _CRITICS, _THREADS = 2**24, 2**16, 2**10, 2**10
 PRETRAINING_SHARE = 0.3
 """Share of the updates that pretrain, unless `pretrain_steps` says otherwise."""
 
-RATE, SMALL_RATE, WIDE = 3e-4, 1e-3, 256
+RATE, SMALL_RATE, LARGE = 3e-4, 1e-3, 256
 """Learning rates, unless `learning_rate` says otherwise: the published one, and that of me-am where all layers are
-narrower than `WIDE`."""
+narrower than `LARGE`."""
 
 
 # Conditions under which settings have an effect. Where a field has several, an error names the first one that fails.
@@ -357,9 +357,11 @@ class TrainConfig:
     @property
     def adam_rate(self) -> float:
         """Adam's learning rate: `learning_rate`, or what it stands for."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        small = max(*self.hidden_dims, *self.critic_hidden_dims) < WIDE
+        return self._usual_rate if self.learning_rate is None else self.learning_rate
+
+    @property
+    def _usual_rate(self) -> float:
+        small = max(*self.hidden_dims, *self.critic_hidden_dims) < LARGE
         return SMALL_RATE if small and self.method == "me-am" else RATE
 
     @property
@@ -375,10 +377,8 @@ class TrainConfig:
     @property
     def own_settings(self) -> dict[str, Any]:
         """Settings that differ from those of the method's preset, by name."""
-        preset = _defaults(self.method)
-        rate = dataclasses.replace(self, learning_rate=None).adam_rate
-        own = {name: value for name, value in vars(self).items() if value != preset[name]}
-        return {name: value for name, value in own.items() if (name, value) != ("learning_rate", rate)}
+        preset, usual = _defaults(self.method), ("learning_rate", self._usual_rate)
+        return {name: value for name, value in vars(self).items() if value != preset[name] and (name, value) != usual}
 
     def deciding(self, *, online: bool = True) -> dict[str, Any]:
         """Settings that determine the weights, by name: runs that agree in them are the same run.
