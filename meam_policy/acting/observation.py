@@ -71,8 +71,9 @@ def lost_digits(spec: PolicySpec, observation: Any) -> str | None:
     for box in spec.observation:
         part = observation if box.key is None else observation[box.key]
         kind, end = array_of(part, _name(box), "numbers").dtype, start + box.size
-        offset, deviation = np.array(spec.observation_offset[start:end]), np.array(spec.observation_std[start:end])
-        if offset.any() and kind.kind == "f" and kind.itemsize < 8:
+        offset = spec.observation_offset[start:end]
+        if kind.kind == "f" and kind.itemsize < 8 and any(offset):
+            offset, deviation = np.array(offset), np.array(spec.observation_std[start:end])
             # Beyond the range of the type the step is NaN, and the observation is refused.
             with np.errstate(all="ignore"):
                 steps = np.where(offset == 0, 0.0, np.spacing(np.abs(offset).astype(kind)).astype(np.float64))
