@@ -25,7 +25,6 @@ __all__ = ["LONGEST_EPISODE", "longest_episode", "rollout"]
 LONGEST_EPISODE = 10_000
 """Steps after which an episode is cut off where neither the environment nor the user says when."""
 
-
 MOST_EPISODES = 10**7
 """Episodes of one rollout: the figures of more are too many to be kept."""
 

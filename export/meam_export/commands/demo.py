@@ -72,9 +72,8 @@ def cells(label: str, row: dict[str, Any]) -> list[Any]:
         return "" if row[name] is None else format(row[name], form)
 
     return [
-        label.replace(" (", "\n(").split(
-            "\n"
-        ),  # with the settings on a line of their own, the table is 80 characters wide
+        # With the settings on a line of their own, the table is 80 characters wide.
+        label.replace(" (", "\n(").split("\n"),
         number("return_mean", ".2f"),
         f"{row['ci_low']:.2f} … {row['ci_high']:.2f}",
         number("success", ".0%"),
