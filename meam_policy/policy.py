@@ -30,6 +30,7 @@ from meam_policy.folder.policy_folder import (
     find_policy,
     locate_policy,
     read_config,
+    read_contract,
     read_graph,
     read_policy_files,
     sha256,
@@ -40,6 +41,7 @@ from meam_policy.inference.latency import load_within
 from meam_policy.inference.process import require_process
 from meam_policy.inference.providers import Device
 from meam_policy.inference.session import PolicySession, Session
+from meam_policy.robot import RobotContract
 from meam_policy.spec import MAX_STEPS, ActingRule, PolicySpec, checked_noise_scale
 from meam_policy.typed import as_annotated, typed
 
@@ -62,6 +64,7 @@ class MeamPolicy:
         seed: Seed of the noise; None draws one.
         variant: Name of the graph in `spec.variants`.
         safety: Checks and limits; None takes the defaults.
+        robot: The robot's contract, whose limits and reactions hold; None if there is none.
         origin: Arguments of `from_pretrained` that load the same policy again, and the SHA-256 of its config.json as
             `identity`; without them it cannot be pickled, saved or pushed.
 
@@ -69,6 +72,7 @@ class MeamPolicy:
         spec: The policy's spec, with the integration of the variant in use.
         variant: Name of that variant; None for the policy as trained.
         session: Runs its graph, without any checks.
+        robot: What its numbers are on its robot, from the folder's `robot.json`; None if there is none.
 
     Raises:
         ConfigError: the seed is negative, or the safety settings do not fit the policy.
@@ -87,12 +91,13 @@ class MeamPolicy:
         variant: str | None = None,
         *,
         safety: SafetySettings | None = None,
+        robot: RobotContract | None = None,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
-        self.spec, self.variant, self.session = spec, variant, session
+        self.spec, self.variant, self.session, self.robot = spec, variant, session, robot
         self._action_shape, self._noise_dim = spec.action.shape, spec.noise_dim
         self._health = Health()
-        self._shell = SafetyShell(spec, safety or SafetySettings(), self._health)
+        self._shell = SafetyShell(spec, safety or SafetySettings(), self._health, robot)
         self._origin = origin
         self._watches_digits = any(spec.observation_offset)
         self._process, self._lock = os.getpid(), threading.RLock()
@@ -171,7 +176,7 @@ class MeamPolicy:
         wanted = () if variant is None else (variant,)
         folder, commit = find(revision=revision, variants=wanted, force_download=force_download)
         config = read_config(folder)
-        recorded = config.spec
+        recorded, robot = config.spec, read_contract(folder, config.spec)
         options = {"device": device, "threads": threads, "fixed_batch": fixed_batch, "tf32": tf32}
         cache = None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))
         acting = {"best_of": best_of, "noise_scale": noise_scale}
@@ -191,7 +196,7 @@ class MeamPolicy:
             session = PolicySession(graph, spec, name=file, identity=identity, **options)
             rehearse(spec, lambda rows, noise: session.run_all(rows, noise)["actions"])
             loaded_from = {**origin, "variant": name, "identity": config.sha256}
-            return cls(spec, session, seed, name, safety=safety, origin=loaded_from)
+            return cls(spec, session, seed, name, safety=safety, robot=robot, origin=loaded_from)
 
         if latency_budget_ms is None:
             return load(variant)
@@ -230,7 +235,7 @@ class MeamPolicy:
         Raises:
             SpaceError: spaces, keys, bounds, rate or chunk do not fit; the message names the first that does not.
         """
-        check_env(self.spec, env)
+        check_env(self.spec, env, None if self.robot is None else self.robot.rate_hz(self.spec))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by reference: where the policy was loaded from, its commit, and the options; never weights or a token.

@@ -18,9 +18,10 @@ STOREYS = {
     "meam_policy": (
         {"errors", "terminal_text"},
         {"typed"},
-        {"spec", "graph", "atomic_files", "console"},
-        {"inference", "folder", "acting", "environments", "loop"},
-        {"policy", "rollouts", "diagnosis"},
+        {"spec", "graph", "atomic_files", "console", "toml_file"},
+        {"robot"},
+        {"inference", "folder", "acting", "environments"},
+        {"policy", "rollouts", "diagnosis", "loop"},
         {"meam_policy"},
         {"cli"},
         {"commands", "__main__"},

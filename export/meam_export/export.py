@@ -37,6 +37,8 @@ from meam_policy.folder.policy_folder import (
     sha256,
     write_policy_files,
 )
+from meam_policy.robot import RobotContract
+from meam_policy.robot.contract_file import CONTRACT_FILE, contract_text, given_contract
 from meam_policy.spec import PolicySpec, Solver, VariantSpec
 from meam_policy.spec.names import Names, names_of
 from meam_policy.spec.sound_numbers import require_sound_numbers
@@ -84,7 +86,7 @@ class Exported(os.PathLike[str]):
         return self.folder / name
 
 
-@typed("output_dir", "action_names", "observation_names")
+@typed("output_dir", "action_names", "observation_names", "robot")
 def export_policy(
     checkpoint: Checkpoint | str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
@@ -100,6 +102,7 @@ def export_policy(
     tolerance: float | None = None,
     action_names: Sequence[str] | None = None,
     observation_names: Names | None = None,
+    robot: str | os.PathLike[str] | RobotContract | None = None,
     license: str | None = None,
     on_stage: Callable[[str, BuiltVariant | None], None] | None = None,
 ) -> Exported:
@@ -133,6 +136,8 @@ def export_policy(
             square brackets.
         observation_names: Name of every number of an observation: a list for a Box, a mapping from every key to such a
             list for a Dict.
+        robot: What the numbers are on the robot: a `robot.toml`, or what it would hold; recorded as `robot.json`, whose
+            names become those of the numbers that have none.
         license: SPDX identifier of the policy's licence.
         on_stage: Called as `on_stage(name, None)` before every stage, and with the finished graph after it.
 
@@ -143,7 +148,8 @@ def export_policy(
         OutputError: the folder is not empty, or cannot be written.
         NotFoundError: there is no such checkpoint, or no environment in which to compare rules.
         CheckpointError: the checkpoint is broken.
-        FormatError: a bound or a statistic of the policy is none that a machine may be moved by.
+        FormatError: a bound or a statistic of the policy is none that a machine may be moved by, or the contract does
+            not fit the policy.
         ConfigError: a setting is out of range, there is no such variant or rule, rules are to be compared without an
             environment, or the folder's name is empty.
         ParityError: a graph does not compute what the checkpoint computes; nothing is written.
@@ -174,6 +180,9 @@ def export_policy(
     except ValueError as error:
         shown = ", ".join(f"{name}={value!r}" for name, value in {**integrated, **given}.items())
         raise ConfigError(f"Cannot export with {shown}: {str(error).removeprefix('config.json: ')}") from error
+    contract = None if robot is None else given_contract(robot, spec)
+    spec = spec if contract is None else contract.named(spec)
+    joints = (contract and contract.joints) or ()
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise ConfigError(f"tolerance is {tolerance}; expected a number above 0.")
     if spec.integration.nfe > MAX_NFE:
@@ -190,7 +199,7 @@ def export_policy(
     networks = source.load_networks().eval()
     with acting_task(acting, spec, task) as where:
         report("policy", None)
-        graphs = [_build_policy(networks, choice, rows) for choice in choices]
+        graphs = [_build_policy(networks, choice, rows, joints) for choice in choices]
         report("policy", graphs[0])
         if acting is not None and where is not None:
             report("acting", None)
@@ -216,21 +225,25 @@ def export_policy(
         measured = measure_ladder(built, networks, spec, rows, task)
         specs = {v.name: replace(v.spec, measured=measured[v.name]) for v in built}
         files |= {v.spec.file: v.graph for v in built}
+    if contract is not None:
+        files[CONTRACT_FILE] = contract_text(contract).encode()
     hashes = {name: sha256(data) for name, data in files.items()}
     spec = replace(spec, files=hashes, variants=specs)
     if specs:
         files[LADDER_FILE] = draw_ladder(specs)
     files[CONFIG_FILE] = spec.to_json().encode()
-    files[CARD_FILE] = render_card(spec, record).encode()
+    files[CARD_FILE] = render_card(spec, record, robot=contract).encode()
     write_policy_files(folder, files)
     return Exported(folder, spec, policy.parity, {variant.name: variant.parity for variant in built})
 
 
-def _build_policy(networks: MeamNetworks, spec: PolicySpec, observations: Rows | None) -> BuiltVariant:
+def _build_policy(
+    networks: MeamNetworks, spec: PolicySpec, observations: Rows | None, joints: tuple[str, ...]
+) -> BuiltVariant:
     module = PolicyModule(networks, spec)
-    graph = build_graph(module, spec)
+    graph = build_graph(module, spec, joints=joints)
     own = VariantSpec(GRAPH_FILE, spec.integration)
-    return BuiltVariant("policy", own, graph, spec, module, check_parity(graph, module, spec, observations))
+    return BuiltVariant("policy", own, graph, spec, module, check_parity(graph, module, spec, observations), joints)
 
 
 def _checked(observations: Rows, spec: PolicySpec) -> Rows:

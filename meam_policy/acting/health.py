@@ -24,8 +24,9 @@ class Health:
         out_of_bounds: Chunks with an action beyond the bounds, which was clamped: a graph that was exported returns
             none.
         unfamiliar: Observations above `unfamiliarity_limit`.
+        limited: Actions that the limits of the robot's contract changed.
         rate_limited: Actions that the rate limit changed.
-        replaced: Actions that were held or neutral in place of the policy's.
+        replaced: Actions that were held, neutral or the home pose in place of the policy's.
         unfamiliarity: Unfamiliarity of the last observation, the largest over its slots, in standard deviations of the
             training data; None before the first observation. Capped at the largest float64.
         max_unfamiliarity: The largest so far; None before the first observation.
@@ -40,6 +41,7 @@ class Health:
     bad_actions: int = 0
     out_of_bounds: int = 0
     unfamiliar: int = 0
+    limited: int = 0
     rate_limited: int = 0
     replaced: int = 0
     unfamiliarity: float | None = None

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +14,31 @@ from numpy.typing import NDArray
 from meam_policy.acting.health import Health
 from meam_policy.acting.observation import require_finite
 from meam_policy.errors import ActionError, ConfigError, ObservationError
+from meam_policy.robot.contract import RobotContract
+from meam_policy.robot.limits import ActionLimits
 from meam_policy.spec import PolicySpec
 from meam_policy.typed import typed_fields
 
 __all__ = ["Reaction", "SafetySettings", "SafetyShell", "require_finite_chunks"]
 
-Reaction = Literal["raise", "hold", "neutral"]
-"""What to do instead of acting: raise an error; repeat the slot's last action; or the neutral action, zero clipped into
-the bounds, approached no faster than the rate limit. Before a slot's first action, "hold" takes the neutral one."""
+Reaction = Literal["raise", "hold", "neutral", "home"]
+"""What to do instead of acting: raise an error; repeat the slot's last action; the neutral action, zero clipped into
+the bounds; or the home pose of the robot's contract. The last two are approached no faster than the rate limit. Before
+a slot's first action, "hold" takes the neutral one."""
+
+Agreed = Literal["raise", "hold", "neutral", "home", "contract"]
+"""A reaction, or the one that the robot's contract says."""
+
+_ON_FAILURE: dict[str, Reaction] = {"hold": "hold", "neutral": "neutral", "home": "home", "disable": "raise"}
+"""Reactions by the contract's word for them."""
 
 
 @dataclass(frozen=True)
 class SafetySettings:
     """Settings of the safety shell, which is on by default.
+
+    "contract" is what the robot's contract says, `timing.on_failure`. Where it does not, or there is none: an error for
+    what is not finite; for what is unfamiliar "hold", or "neutral" where a repeated action is known to move on.
 
     Attributes:
         on_bad_observation: Reaction to NaN or infinity in an observation.
@@ -35,12 +47,13 @@ class SafetySettings:
         unfamiliarity_limit: Largest distance of any observation number from its mean in the training data, in its
             standard deviations.
         rate_limit: Largest change of an action number from one step to the next, environment units: one number, or one
-            for each; None for no limit. The first action of an episode is free.
+            for each; infinity for no limit. None takes what the robot's contract allows, or no limit without one. The
+            first action of an episode is free.
     """
 
-    on_bad_observation: Reaction = "raise"
-    on_bad_action: Reaction = "raise"
-    on_unfamiliar: Reaction | None = "hold"
+    on_bad_observation: Agreed = "contract"
+    on_bad_action: Agreed = "contract"
+    on_unfamiliar: Agreed | None = "contract"
     unfamiliarity_limit: float = 10.0
     rate_limit: float | Sequence[float] | None = None
 
@@ -53,8 +66,9 @@ class SafetySettings:
         typed_fields(self, "rate_limit")
         for name in ("on_bad_observation", "on_bad_action", "on_unfamiliar"):
             value = getattr(self, name)
-            if value not in get_args(Reaction) and not (name == "on_unfamiliar" and value is None):
-                raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(get_args(Reaction))}.")
+            choices = get_args(Agreed)
+            if value not in choices and not (name == "on_unfamiliar" and value is None):
+                raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
         limit = self.unfamiliarity_limit
         if not (isinstance(limit, (int, float)) and limit > 0):
             raise ConfigError(f"unfamiliarity_limit is {limit!r}; expected a number above 0, or inf for no limit.")
@@ -67,13 +81,18 @@ class SafetyShell:
         spec: Normalisation and bounds.
         settings: What to do.
         health: Counters to raise.
+        robot: The robot's contract, of which limits, rates and reactions hold; None if there is none.
 
     Raises:
-        ConfigError: the rate limit does not fit the action.
+        ConfigError: the rate limit does not fit the action, or a reaction is "home" where there is no home pose.
     """
 
-    def __init__(self, spec: PolicySpec, settings: SafetySettings, health: Health) -> None:
+    def __init__(
+        self, spec: PolicySpec, settings: SafetySettings, health: Health, robot: RobotContract | None = None
+    ) -> None:
+        robot = robot or RobotContract()
         self._spec, self._settings, self._health = spec, settings, health
+        self._reactions = _Reactions.of(settings, robot)
         self._mean = np.array(spec.observation_mean)
         self._std = np.array(spec.observation_std)
         self._familiar = min(settings.unfamiliarity_limit, sys.float_info.max)
@@ -83,9 +102,21 @@ class SafetyShell:
         self._low, self._high = (np.nan_to_num(bounds).reshape(-1) for bounds in (space.low, space.high))
         with np.errstate(over="ignore"):
             self._chunk_bounds = [np.array(bounds).astype(np.float32) for bounds in (spec.action.low, spec.action.high)]
-        self._neutral = np.clip(np.zeros(spec.action_dim), self._low, self._high)
-        self._rate = None if settings.rate_limit is None else _rate_limit(settings.rate_limit, spec.action_dim)
+        limits = ActionLimits.of(robot, spec)
+        self._limits = (limits.low, limits.high) if robot.action else None
+        self._neutral, self._home = np.clip(np.zeros(spec.action_dim), limits.low, limits.high), limits.home
+        self._require_home()
+        rate = limits.max_change if settings.rate_limit is None else _rate_limit(settings.rate_limit, spec.action_dim)
+        self._rate = rate if np.isfinite(rate).any() else None
         self.reset()
+
+    def _require_home(self) -> None:
+        for name in ("on_bad_observation", "on_bad_action", "on_unfamiliar"):
+            if getattr(self._reactions, name) == "home" and self._home is None:
+                raise ConfigError(
+                    f'{name} is "home"; expected another reaction, since no robot.json says where home is: a default '
+                    "of every action."
+                )
 
     def reset(self, mask: NDArray[np.bool_] | None = None) -> None:
         """Forget the last actions: of all slots, or of those with a true mask [slots]."""
@@ -118,23 +149,23 @@ class SafetyShell:
             health.max_unfamiliarity = health.unfamiliarity
 
     def _judge_unusual(self, rows: NDArray[np.float32], distance: NDArray[np.float64]) -> dict[int, Reaction]:
-        settings, health = self._settings, self._health
+        reactions, health = self._reactions, self._health
         finite = np.isfinite(rows).all(axis=1)
-        strange = finite & (distance > settings.unfamiliarity_limit)
+        strange = finite & (distance > self._settings.unfamiliarity_limit)
         health.bad_observations += int((~finite).sum())
         health.unfamiliar += int(strange.sum())
         if finite.any():
             self._note(float(distance[finite].max()))
-        if settings.on_bad_observation == "raise":
+        if reactions.on_bad_observation == "raise":
             require_finite(self._spec, rows)
-        if settings.on_unfamiliar == "raise" and strange.any():
+        if reactions.on_unfamiliar == "raise" and strange.any():
             raise ObservationError(
                 f"The observation is {health.unfamiliarity:.3g} standard deviations from the training data; expected "
-                f"at most {settings.unfamiliarity_limit:g}. Check units and order of its numbers."
+                f"at most {self._settings.unfamiliarity_limit:g}. Check units and order of its numbers."
             )
-        stopped: dict[int, Reaction] = dict.fromkeys((~finite).nonzero()[0].tolist(), settings.on_bad_observation)
-        if settings.on_unfamiliar is not None:
-            stopped |= dict.fromkeys(strange.nonzero()[0].tolist(), settings.on_unfamiliar)
+        stopped: dict[int, Reaction] = dict.fromkeys((~finite).nonzero()[0].tolist(), reactions.on_bad_observation)
+        if reactions.on_unfamiliar is not None:
+            stopped |= dict.fromkeys(strange.nonzero()[0].tolist(), reactions.on_unfamiliar)
         return stopped
 
     def bound_chunks(self, chunks: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -163,14 +194,20 @@ class SafetyShell:
             return {}
         bad = ~finite.all(axis=(1, 2))
         self._health.bad_actions += int(bad.sum())
-        if self._settings.on_bad_action == "raise":
+        if self._reactions.on_bad_action == "raise":
             require_finite_chunks(chunks)
-        return dict.fromkeys(slots[bad].tolist(), self._settings.on_bad_action)
+        return dict.fromkeys(slots[bad].tolist(), self._reactions.on_bad_action)
 
     def instead(self, stopped: Mapping[int, Reaction]) -> NDArray[np.float64]:
         """Actions [slots, action_dim] in place of the policy's, in the order of `stopped`."""
         self._health.replaced += len(stopped)
-        return np.stack([self._held(slot) if how == "hold" else self._neutral for slot, how in stopped.items()])
+        return np.stack([self._action_of(how, slot) for slot, how in stopped.items()])
+
+    def _action_of(self, reaction: Reaction, slot: int) -> NDArray[np.float64]:
+        if reaction == "home":
+            assert self._home is not None
+            return self._home
+        return self._held(slot) if reaction == "hold" else self._neutral
 
     def _held(self, slot: int) -> NDArray[np.float64]:
         acted = slot < len(self._last) and not np.isnan(self._last[slot, 0])
@@ -184,6 +221,9 @@ class SafetyShell:
         """
         # Clipped again: a float64 bound rounds outwards in the graph's float32.
         limited = np.minimum(np.maximum(actions, self._low), self._high)
+        if self._limits is not None:
+            within, limited = limited, np.clip(limited, *self._limits)
+            self._health.limited += int((limited != within).any(axis=1).sum())
         if self._rate is not None:
             limited = self._slow(limited)
         if self._dtype.kind != "f":
@@ -213,6 +253,25 @@ def require_finite_chunks(chunks: NDArray[np.float32]) -> None:
         raise ActionError(
             "The policy produced NaN or infinity; no action is returned. "
             "The observation may be far outside the training data."
+        )
+
+
+class _Reactions(NamedTuple):
+    """The reactions of `SafetySettings`, with the contract's, or the usual ones, in place of "contract"."""
+
+    on_bad_observation: Reaction
+    on_bad_action: Reaction
+    on_unfamiliar: Reaction | None
+
+    @classmethod
+    def of(cls, settings: SafetySettings, robot: RobotContract) -> _Reactions:
+        agreed = None if robot.timing.on_failure is None else _ON_FAILURE[robot.timing.on_failure]
+        bad = agreed or "raise"
+        unfamiliar = agreed or ("hold" if robot.stands_still else "neutral")
+        return cls(
+            bad if settings.on_bad_observation == "contract" else settings.on_bad_observation,
+            bad if settings.on_bad_action == "contract" else settings.on_bad_action,
+            unfamiliar if settings.on_unfamiliar == "contract" else settings.on_unfamiliar,
         )
 
 

@@ -22,7 +22,7 @@ RATE_TOLERANCE = 0.01
 """Share by which the rates of training and acting may differ."""
 
 
-def check_env(spec: PolicySpec, env: AnyEnv) -> None:
+def check_env(spec: PolicySpec, env: AnyEnv, rate_hz: float | None = None) -> None:
     """Check that a policy can act in an environment.
 
     Beyond `check_spaces`: if the policy recorded a control rate, the environment's may differ by 1 %; and a chunk must
@@ -33,6 +33,7 @@ def check_env(spec: PolicySpec, env: AnyEnv) -> None:
     Args:
         spec: The policy's spec.
         env: One environment, or a vector environment.
+        rate_hz: Actions per second, if the robot's contract says them; None takes the recorded control rate.
 
     Raises:
         SpaceError: something differs; the message names the first thing that does, with both values.
@@ -41,7 +42,7 @@ def check_env(spec: PolicySpec, env: AnyEnv) -> None:
         UserWarning: the frame rate is not the policy's control rate.
     """
     check_spaces(spec, env)
-    _check_rate(spec, env)
+    _check_rate(env, *((spec.control_rate_hz, "control_rate_hz") if rate_hz is None else (rate_hz, "robot.json")))
     limit = episode_limit(env)
     if limit is not None and spec.chunk_size > limit:
         raise SpaceError(
@@ -141,21 +142,20 @@ def _check_bounds(name: str, ours: spaces.Box, theirs: spaces.Box, *, everywhere
             )
 
 
-def _check_rate(spec: PolicySpec, env: AnyEnv) -> None:
-    rate = spec.control_rate_hz
+def _check_rate(env: AnyEnv, rate: float | None, said_by: str) -> None:
     if rate is None:
         return
     for stated in _stated_rates(env):
         if abs(stated - rate) > RATE_TOLERANCE * rate:
             raise SpaceError(
-                f"The environment takes {stated:g} steps a second; the policy was trained for {rate:g} "
-                "(control_rate_hz). Act at the same rate, or give a wrapper that changes it a `dt` in seconds."
+                f"The environment takes {stated:g} steps a second; the policy acts {rate:g} times "
+                f"({said_by}). Act at the same rate, or give a wrapper that changes it a `dt` in seconds."
             )
     pictures = None if _stated_rates(env) else env.metadata.get("render_fps")
     if pictures and abs(pictures - rate) > RATE_TOLERANCE * rate:
         warnings.warn(
             f"The environment draws {pictures:g} pictures a second, and does not say how many steps it takes; the "
-            f"policy was trained for {rate:g} steps a second (control_rate_hz). Check that they are the same.",
+            f"policy acts {rate:g} times a second ({said_by}). Check that they are the same.",
             stacklevel=3,
         )
 

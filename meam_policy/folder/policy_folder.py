@@ -17,6 +17,8 @@ from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoun
 from meam_policy.folder.hub import REPO_ID, download_policy
 from meam_policy.folder.safetensors_reader import check_arrays
 from meam_policy.graph.graph_check import MAX_BYTES
+from meam_policy.robot import RobotContract
+from meam_policy.robot.contract_file import CONTRACT_FILE, parse_contract
 from meam_policy.spec import GRAPH_FILE, PolicySpec
 from meam_policy.spec.json_reader import MAX_CONFIG_BYTES, parse_object
 from meam_policy.spec.sound_numbers import require_sound_numbers
@@ -24,9 +26,11 @@ from meam_policy.spec.sound_numbers import require_sound_numbers
 __all__ = [
     "CARD_FILE",
     "CONFIG_FILE",
+    "CONTRACT_FILE",
     "GRAPH_FILE",
     "LADDER_FILE",
     "MODEL_FILE",
+    "OPTIONAL_FILES",
     "POLICY_FILES",
     "Config",
     "FoundPolicy",
@@ -35,6 +39,7 @@ __all__ = [
     "find_policy",
     "locate_policy",
     "read_config",
+    "read_contract",
     "read_graph",
     "read_policy_files",
     "read_spec",
@@ -49,14 +54,17 @@ CARD_FILE = "README.md"
 MODEL_FILE = "model.safetensors"
 LADDER_FILE = "ladder.png"
 """The figure of the variants."""
-POLICY_FILES = (CONFIG_FILE, GRAPH_FILE, MODEL_FILE, "golden.safetensors", CARD_FILE, LADDER_FILE)
-"""Every file of a policy folder but the graphs of its variants, which `config.json` names; the last is optional."""
+POLICY_FILES = (CONFIG_FILE, GRAPH_FILE, MODEL_FILE, "golden.safetensors", CARD_FILE, LADDER_FILE, CONTRACT_FILE)
+"""Every file of a policy folder but the graphs of its variants, which `config.json` names."""
+
+OPTIONAL_FILES = (LADDER_FILE, CONTRACT_FILE)
+"""Those that a complete policy folder need not have."""
 
 _UNHASHED = (CONFIG_FILE, CARD_FILE, LADDER_FILE)
 """Files whose hashes `config.json` cannot or does not record: itself, and what people may edit."""
 
-_MAX_BYTES = {CONFIG_FILE: MAX_CONFIG_BYTES, CARD_FILE: 2**24, LADDER_FILE: 2**26}
-"""Of the files that no hash vouches for; of the others as of a graph."""
+_MAX_BYTES = {CONFIG_FILE: MAX_CONFIG_BYTES, CONTRACT_FILE: MAX_CONFIG_BYTES, CARD_FILE: 2**24, LADDER_FILE: 2**26}
+"""Of the others as of a graph."""
 
 _log = logging.getLogger(__name__)
 
@@ -243,6 +251,19 @@ def read_graph(folder: Path, spec: PolicySpec, file: str = GRAPH_FILE) -> bytes:
     return _read_checked(folder, file, spec.files.get(file))
 
 
+def read_contract(folder: Path, spec: PolicySpec) -> RobotContract | None:
+    """Read the folder's `robot.json`, if `config.json` names one, and check its hash and that it fits the policy.
+
+    Raises:
+        NotFoundError: it is named, and missing.
+        IntegrityError: its hash is not the one that `config.json` records, or it is there and not recorded.
+        FormatError: it does not have the expected format, or does not fit the policy.
+    """
+    if CONTRACT_FILE in spec.files or (folder / CONTRACT_FILE).exists():
+        return parse_contract(_read_checked(folder, CONTRACT_FILE, spec.files.get(CONTRACT_FILE)), spec)
+    return None
+
+
 def verify_files(folder: Path, spec: PolicySpec) -> tuple[str, ...]:
     """Check the hash of every file that exists and has one recorded in `config.json`, and the header of the weights.
 
@@ -252,17 +273,19 @@ def verify_files(folder: Path, spec: PolicySpec) -> tuple[str, ...]:
 
     Raises:
         IntegrityError: the hash of a file is not the one that `config.json` records.
-        FormatError: the weights are no safetensors file of float32 arrays.
+        FormatError: the weights are no safetensors file of float32 arrays, or the robot's contract is none.
     """
     names = dict.fromkeys((*POLICY_FILES, *spec.files))
     missing = tuple(
-        name for name in names if not (folder / name).exists() and (name in spec.files or name != LADDER_FILE)
+        name for name in names if not (folder / name).exists() and (name in spec.files or name not in OPTIONAL_FILES)
     )
     for name, expected in spec.files.items():
         if name not in missing:
             data = _read_checked(folder, name, expected)
             if name == MODEL_FILE:
                 check_arrays(data, name, empty=True)
+            if name == CONTRACT_FILE:
+                parse_contract(data, spec)
     return missing
 
 

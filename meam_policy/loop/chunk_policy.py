@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meam_policy.errors import ConfigError
+from meam_policy.robot import RobotContract
 from meam_policy.spec import PolicySpec
 
 __all__ = ["ChunkPolicy", "PolicyChecks", "UncheckedPolicy", "checks_of"]
@@ -46,8 +47,8 @@ class UncheckedPolicy(Protocol):
 class ChunkPolicy(UncheckedPolicy, Protocol):
     """A policy whose safety settings hold in a control loop too, such as `MeamPolicy`.
 
-    A wrapper passes `takes_prefix`, `accepts` and `limit_action` on to the policy inside it. Neither method may wait
-    for an inference.
+    A wrapper passes `takes_prefix`, `accepts` and `limit_action` on to the policy inside it, and `robot`, without which
+    there is no robot's contract. Neither method may wait for an inference.
     """
 
     @property
@@ -74,6 +75,7 @@ class PolicyChecks(NamedTuple):
     takes_prefix: bool
     accepts: Callable[[Any], bool]
     limit_action: Callable[[NDArray[Any]], NDArray[Any]]
+    robot: RobotContract | None
 
 
 def checks_of(policy: ChunkPolicy | UncheckedPolicy, unchecked: bool) -> PolicyChecks:
@@ -92,7 +94,8 @@ def checks_of(policy: ChunkPolicy | UncheckedPolicy, unchecked: bool) -> PolicyC
             f"The policy is a {type(policy).__name__}; expected a MeamPolicy, or another with spec and "
             "predict_action_chunk."
         )
-    missing = [name for name in PolicyChecks._fields if not hasattr(policy, name)]
+    needed = [name for name in PolicyChecks._fields if name != "robot"]
+    missing = [name for name in needed if not hasattr(policy, name)]
     if missing and not unchecked:
         name = type(policy).__name__
         raise ConfigError(
@@ -103,4 +106,5 @@ def checks_of(policy: ChunkPolicy | UncheckedPolicy, unchecked: bool) -> PolicyC
         takes_prefix=bool(getattr(policy, "takes_prefix", False)),
         accepts=getattr(policy, "accepts", lambda _observation: True),
         limit_action=getattr(policy, "limit_action", np.asarray),
+        robot=getattr(policy, "robot", None),
     )

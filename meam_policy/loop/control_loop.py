@@ -16,16 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meam_policy.errors import ActionError, ConfigError, MeamError, ObservationError
+from meam_policy.loop.blend_in import BlendIn
 from meam_policy.loop.chunk_inference import BackgroundInference, ChunkAnswer, ChunkRequest, SimulatedInference
 from meam_policy.loop.chunk_policy import ChunkPolicy, UncheckedPolicy, checks_of
 from meam_policy.loop.chunk_schedule import Chunking, ChunkSchedule
 from meam_policy.loop.loop_health import HealthRecorder, LoopHealth
+from meam_policy.robot import RobotContract
+from meam_policy.robot.limits import ActionLimits
 from meam_policy.typed import typed
 
 __all__ = ["ControlLoop", "Overrun", "StampedObservation"]
 
-Overrun = Literal["hold", "repeat", "zero", "stop"]
+Overrun = Literal["hold", "repeat", "zero", "home", "stop"]
 """What a control loop does in a tick for which it has no action."""
+
+_ON_FAILURE: dict[str, Overrun] = {"hold": "hold", "neutral": "zero", "home": "home", "disable": "stop"}
+"""Overruns by the word of the robot's contract for them."""
 
 _RECENT_DELAYS = 10
 """Number of recent inferences whose longest delay is expected of the next one."""
@@ -68,7 +74,11 @@ class ControlLoop:
     - "hold": the last executed action again; for positions.
     - "repeat": the newest chunk from its first action on, again and again; for periodic motions.
     - "zero": zero, or the number within the action bounds closest to it; for velocities and torques.
+    - "home": the home pose of the robot's contract; for positions.
     - "stop": raises; the loop then gives no action until it is reset.
+
+    Where the policy has the robot's contract (`robot`), that gives what is not given here: rate, overrun, age, and the
+    time over which an episode's first actions are blended in. Its limits and rates hold through `policy.limit_action`.
 
     Between two calls of `step` more than a tick may pass: a pause of two periods or more skips the ticks that passed,
     with their actions, as in `run`. After one as long as a chunk, or where the clock has gone backwards, so that nobody
@@ -84,12 +94,15 @@ class ControlLoop:
 
     Args:
         policy: A `MeamPolicy`, a wrapper around one, or any other `ChunkPolicy`.
-        rate_hz: Ticks per second.
+        rate_hz: Ticks per second; None takes that of the robot's contract, or the one the policy was trained at.
         chunking: See above; "realtime" needs a policy that takes a prefix.
-        overrun: See above.
+        overrun: See above; None takes the contract's `on_failure`, or "hold" without one.
         execute_steps: Ticks from one inference to the next, 1 to chunk_size; None for the policy's own.
         max_observation_age_s: Seconds between an observation's timestamp and its tick, beyond which it is not acted
-            on; so is one that comes that much from the future, which is of another clock. None for any age.
+            on; so is one that comes that much from the future, which is of another clock. None takes the contract's;
+            infinity, or None without one, is for any age.
+        blend_in_s: Seconds over which the first actions of an episode are approached from where the robot is, as its
+            contract says; 0 for none. None takes the contract's.
         expected_delay: Ticks that an inference is expected to take; None takes the longest of the last ten.
         simulated_delay: Ticks that every inference takes, in a simulation: no thread, and no clock but the ticks. The
             same seeds then give the same actions. None for real time.
@@ -101,7 +114,8 @@ class ControlLoop:
 
     Raises:
         ConfigError: an argument is unknown or out of range; or the policy was trained on actions of another rate, takes
-            no prefix, or has no `accepts`, `limit_action` or `takes_prefix`.
+            no prefix, or has no `accepts`, `limit_action` or `takes_prefix`; or there is no rate, home pose or place to
+            blend in from.
 
     Example:
         >>> with ControlLoop(policy, rate_hz=50, overrun="zero") as loop:  # doctest: +SKIP
@@ -112,12 +126,13 @@ class ControlLoop:
     def __init__(
         self,
         policy: ChunkPolicy | UncheckedPolicy,
-        rate_hz: float,
+        rate_hz: float | None = None,
         *,
         chunking: Chunking = "realtime",
-        overrun: Overrun = "hold",
+        overrun: Overrun | None = None,
         execute_steps: int | None = None,
         max_observation_age_s: float | None = None,
+        blend_in_s: float | None = None,
         expected_delay: int | None = None,
         simulated_delay: int | None = None,
         any_rate: bool = False,
@@ -126,6 +141,17 @@ class ControlLoop:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         checks = checks_of(policy, unchecked)
+        robot, recorded = checks.robot or RobotContract(), policy.spec.control_rate_hz
+        timing, agreed = robot.timing, robot.rate_hz(policy.spec)
+        rate_hz = agreed if rate_hz is None else rate_hz
+        if rate_hz is None:
+            raise ConfigError(
+                "rate_hz is None; expected ticks a second, since neither policy nor robot.json says them."
+            )
+        if overrun is None:
+            usual = "hold" if robot.stands_still else "zero"
+            overrun = usual if timing.on_failure is None else _ON_FAILURE[timing.on_failure]
+        age = timing.max_observation_age_s if max_observation_age_s is None else max_observation_age_s
         chunk_size = policy.spec.chunk_size
         steps = policy.spec.execute_steps if execute_steps is None else execute_steps
         _check_choice("chunking", chunking, get_args(Chunking))
@@ -133,7 +159,6 @@ class ControlLoop:
         _check(rate_hz > 0 and math.isfinite(rate_hz), "rate_hz", rate_hz, "ticks a second, above 0")
         fits = 1 <= steps <= chunk_size
         _check(fits, "execute_steps", steps, f"a whole number, 1 to chunk_size, {chunk_size}")
-        age = max_observation_age_s
         _check(age is None or age > 0, "max_observation_age_s", age, "seconds above 0, or None")
         for name, delay in (("expected_delay", expected_delay), ("simulated_delay", simulated_delay)):
             whole = delay is None or delay >= 0
@@ -145,11 +170,16 @@ class ControlLoop:
                 f"A chunk has {chunk_size} actions and takes {least} ticks to arrive: none of it would be executed. "
                 'Use chunking="blocking", a faster variant or a policy with longer chunks.'
             )
-        recorded = policy.spec.control_rate_hz
         if not any_rate and recorded is not None and abs(rate_hz / recorded - 1) > 0.01:
             raise ConfigError(
                 f"rate_hz is {rate_hz:g}; expected {recorded:g}, the rate of the actions that the policy was trained "
                 "on. Pass any_rate=True if that is intended."
+            )
+        limited = any(number.max_rate is not None for number in robot.action)
+        if limited and agreed is not None and rate_hz > 1.01 * agreed:
+            raise ConfigError(
+                f"rate_hz is {rate_hz:g}; expected at most {agreed:g}, that of robot.json: its max_rate holds from "
+                "tick to tick, and would be exceeded in a second. Export the policy with a contract for this rate."
             )
         if chunking == "realtime" and not checks.takes_prefix:
             raise ConfigError(
@@ -157,7 +187,7 @@ class ControlLoop:
                 'Use chunking="naive", or export the variant rtc and load it with variant="rtc".'
             )
         self._policy = policy
-        self._rate_hz, self._chunking, self._overrun, self._max_age = rate_hz, chunking, overrun, max_observation_age_s
+        self._rate_hz, self._chunking, self._overrun, self._max_age = rate_hz, chunking, overrun, age
         self._simulated, self._clock, self._sleep = simulated_delay is not None, clock, sleep
         self._given_delay = simulated_delay if expected_delay is None else expected_delay
         self._delay = 1 if self._given_delay is None else self._given_delay
@@ -166,7 +196,14 @@ class ControlLoop:
         space = policy.spec.action_space
         self._neutral = np.zeros_like(space.low)
         np.clip(self._neutral, space.low, space.high, out=self._neutral)
-        self._last = self._neutral
+        self._last, self._home = self._neutral, ActionLimits.of(robot, policy.spec).home
+        if overrun == "home" and self._home is None:
+            raise ConfigError(
+                'overrun is "home"; expected another one, since no robot.json says where home is: a default of every '
+                "action."
+            )
+        self._blend_in = BlendIn.of(robot, policy.spec, blend_in_s, rate_hz)
+        self._budget = math.inf if timing.latency_budget_ms is None else timing.latency_budget_ms / 1e3
         self._schedule = ChunkSchedule(chunking, chunk_size, policy.spec.action_dim, steps)
         self._recorder = HealthRecorder()
         self._tick, self._closed = 0, False
@@ -392,6 +429,7 @@ class ControlLoop:
                 "The first observation of the episode is refused by the policy's SafetySettings, and there is no "
                 "action to hold. Check the sensor."
             )
+        self._blend_in.begin(observation)
         self._inference.discard()  # of an earlier run, or of a first tick that was interrupted
         self._ask(observation, opening=True)
         answer = self._inference.collect(self._tick, wait=True)
@@ -427,6 +465,7 @@ class ControlLoop:
     def _measure(self, seconds: float, request: ChunkRequest) -> None:
         if not request.opening:
             self._recorder.add_latency(seconds)
+            self._recorder.count("over_budget", int(seconds > self._budget))
             self._delays.append(self._tick - request.tick)
         if self._given_delay is None:
             self._delay = max(self._delays, default=max(1, math.ceil(seconds * self._rate_hz)))
@@ -439,7 +478,7 @@ class ControlLoop:
             return self._fallback("the policy's SafetySettings refuse the observation.", blind=True)
         action = self._schedule.action(self._tick)
         if action is not None:
-            return action
+            return self._blend_in.blend(action, self._tick)
         if self._chunking == "blocking" and self._inference.pending:
             # Simulated: a real wait lasts within one tick, and the robot keeps its last command.
             self._recorder.count("missed_deadlines")
@@ -452,6 +491,9 @@ class ControlLoop:
             self._stop(ActionError(f"No action is given: {reason} The control loop is stopped; call reset()."), reason)
         if self._overrun == "zero":
             return self._neutral
+        if self._overrun == "home":
+            assert self._home is not None
+            return self._home.reshape(self._neutral.shape).astype(self._neutral.dtype)
         # Without an observation to go by, a chunk is not begun again.
         return self._last if self._overrun == "hold" or blind else self._schedule.repeated_action(self._tick)
 

@@ -17,7 +17,9 @@ __all__ = ["HealthRecorder", "LoopHealth"]
 _RECENT = 1000
 """Inferences whose latencies are kept."""
 
-Event = Literal["ticks", "inferences", "failed_inferences", "overruns", "missed_deadlines", "stale_observations"]
+Event = Literal[
+    "ticks", "inferences", "failed_inferences", "overruns", "missed_deadlines", "stale_observations", "over_budget"
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class LoopHealth:
         missed_deadlines: Deadlines that passed before their tick began: of `run`, in a pause between two calls of
             `step`, and one for a clock that has gone backwards; and simulated ticks of waiting.
         stale_observations: Ticks whose observation was too old to act on.
+        over_budget: Inferences that took longer than the `latency_budget_ms` of the robot's contract.
         latency_last_ms: Duration of the newest inference; None before the first and in a simulation. The inference
             that opens an episode, which the loop waits for, does not count.
         latency_p50_ms: Median of the newest 1000 durations.
@@ -47,6 +50,7 @@ class LoopHealth:
     overruns: int
     missed_deadlines: int
     stale_observations: int
+    over_budget: int
     latency_last_ms: float | None
     latency_p50_ms: float | None
     latency_p99_ms: float | None
@@ -101,6 +105,7 @@ class HealthRecorder:
             overruns=counts["overruns"],
             missed_deadlines=counts["missed_deadlines"],
             stale_observations=counts["stale_observations"],
+            over_budget=counts["over_budget"],
             latency_last_ms=last,
             latency_p50_ms=p50,
             latency_p99_ms=p99,

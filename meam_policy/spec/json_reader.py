@@ -35,8 +35,8 @@ def with_new_names(data: Any) -> Any:
     return {_RENAMED.get(name, name): value for name, value in data.items()} if isinstance(data, dict) else data
 
 
-def parse_object(text: str | bytes) -> dict[str, Any]:
-    """Parse the text of config.json.
+def parse_object(text: str | bytes, file: str = "config.json") -> dict[str, Any]:
+    """Parse the text of config.json, or of another file of a policy folder.
 
     Raises:
         FormatError: it is not one JSON object, or a key appears twice.
@@ -46,30 +46,30 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
         data: dict[str, Any] = {}
         for key, value in pairs:
             if key in data:
-                raise FormatError(f'config.json: the key "{key}" appears twice; expected every key once.')
+                raise FormatError(f'{file}: the key "{key}" appears twice; expected every key once.')
             data[key] = value
         return data
 
     if len(text) > MAX_CONFIG_BYTES:
         raise FormatError(
-            f"config.json has {len(text)} bytes; expected at most {MAX_CONFIG_BYTES}, more than the "
+            f"{file} has {len(text)} bytes; expected at most {MAX_CONFIG_BYTES}, more than the "
             "largest observation needs. Download or export it again."
         )
     try:
         data = json.loads(text, object_pairs_hook=unique)
     except UnicodeDecodeError as error:
-        raise FormatError(f"config.json is not UTF-8 text (byte {error.start}). Download it again.") from error
+        raise FormatError(f"{file} is not UTF-8 text (byte {error.start}). Download it again.") from error
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise FormatError(f"config.json is not JSON: {error.msg} at {where}. Download or export it again.") from error
+        raise FormatError(f"{file} is not JSON: {error.msg} at {where}. Download or export it again.") from error
     except RecursionError as error:
-        raise FormatError("config.json is nested too deeply to be a policy's config.json.") from error
+        raise FormatError(f"{file} is nested too deeply to be a policy's {file}.") from error
     except ValueError as error:
         if isinstance(error, FormatError):
             raise
-        raise FormatError(f"config.json cannot be read: {error}.") from error
+        raise FormatError(f"{file} cannot be read: {error}.") from error
     if not isinstance(data, dict):
-        raise FormatError(f"config.json holds a {type(data).__name__}; expected an object of settings.")
+        raise FormatError(f"{file} holds a {type(data).__name__}; expected an object of settings.")
     return data
 
 

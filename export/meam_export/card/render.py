@@ -15,6 +15,7 @@ from meam_export.card.export_record import ExportRecord
 from meam_export.variants.ladder import FIGURES
 from meam_policy.errors import MissingExtraError
 from meam_policy.folder.policy_folder import sha256
+from meam_policy.robot import RobotContract
 from meam_policy.spec import BoxSpec, PolicySpec, VariantSpec
 
 __all__ = ["is_unchanged", "render_card"]
@@ -36,7 +37,11 @@ _METHODS = {
 
 
 def render_card(
-    spec: PolicySpec, record: ExportRecord | None, evaluations: Sequence[Evaluation] = (), missing: Sequence[str] = ()
+    spec: PolicySpec,
+    record: ExportRecord | None,
+    evaluations: Sequence[Evaluation] = (),
+    missing: Sequence[str] = (),
+    robot: RobotContract | None = None,
 ) -> str:
     """Fill in the model card's template: front matter, usage, inputs and outputs, results, variants and training.
 
@@ -45,6 +50,7 @@ def render_card(
         record: How it was exported; None if it has no record of that.
         evaluations: What `meam eval` measured of it.
         missing: Files that were exported and are not in the folder.
+        robot: What the numbers are on the robot; None if there is no contract.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -67,6 +73,7 @@ def render_card(
                 for n in numbers
                 if n.name is not None
             ],
+            robot=None if robot is None else {"rows": _robot_rows(robot), "timing": _timing(robot, spec)},
             settings=json.dumps(dict(spec.hyperparameters), indent=2),
             record=record,
             missing=missing,
@@ -178,6 +185,50 @@ def _acting_rows(spec: PolicySpec) -> list[dict[str, str]]:
         }
         for rule, f in (measured.returns if measured else {}).items()
     ]
+
+
+def _robot_rows(robot: RobotContract) -> list[dict[str, str]]:
+    """A row for every number of the robot's contract."""
+    rows = []
+    for side, numbers in (("in", robot.observation), ("out", robot.action)):
+        for index, number in enumerate(numbers):
+            said = {
+                name: "" if value is None else f"{value:g}" if isinstance(value, (int, float)) else _cell(value)
+                for name, value in vars(number).items()
+            }
+            limits = f"{said.get('lower') or '…'} to {said.get('upper') or '…'}"
+            gains = " / ".join(part for part in (said.get("stiffness"), said.get("damping")) if part)
+            rows.append(
+                {
+                    "side": side,
+                    "index": str(index),
+                    "name": said["name"],
+                    "of": said["joint"] or said["body"],
+                    "kind": said["kind"],
+                    "unit": said["unit"],
+                    "frame": said["frame"],
+                    "says": said.get("representation", ""),
+                    "limits": limits if said.get("lower") or said.get("upper") else "",
+                    "rate": said.get("max_rate", ""),
+                    "gains": gains,
+                    "home": said.get("default", ""),
+                }
+            )
+    return rows
+
+
+def _timing(robot: RobotContract, spec: PolicySpec) -> str:
+    """The timing of the robot's contract, in one sentence."""
+    t, rate = robot.timing, robot.rate_hz(spec)
+    parts = [
+        None if rate is None else f"{rate:g} actions a second",
+        None if t.latency_budget_ms is None else f"{t.latency_budget_ms:g} ms for an inference",
+        None if t.max_observation_age_s is None else f"observations at most {t.max_observation_age_s:g} s old",
+        f"{t.interpolation} between actions",
+        f"blended in over {t.blend_in_s:g} s" if t.blend_in_s else None,
+        None if t.on_failure is None else f"on failure: {t.on_failure}",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _variant_row(name: str, variant: VariantSpec) -> dict[str, str]:

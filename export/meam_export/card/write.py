@@ -11,7 +11,7 @@ from meam_export.card.export_record import ExportRecord
 from meam_export.card.render import is_unchanged, render_card
 from meam_policy.atomic_files import given_folder, write_atomically
 from meam_policy.errors import ConfigError, MeamError, NotFoundError, OutputError
-from meam_policy.folder.policy_folder import CARD_FILE, read_config, verify_files
+from meam_policy.folder.policy_folder import CARD_FILE, read_config, read_contract, verify_files
 
 __all__ = ["write_card"]
 
@@ -66,7 +66,13 @@ def write_card(
                 f"{card} was changed since it was written, or an earlier version wrote it. Keep a copy of your own "
                 "words, and give --replace (replace=True) to write it anew."
             )
-        text = render_card(config.spec, ExportRecord.read(folder, config.spec), evaluations, missing)
+        text = render_card(
+            config.spec,
+            ExportRecord.read(folder, config.spec),
+            evaluations,
+            missing,
+            robot=read_contract(folder, config.spec),
+        )
         write_atomically(card, text)
     except OSError as error:
         if isinstance(error, MeamError):

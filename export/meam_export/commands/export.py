@@ -88,6 +88,8 @@ class ExportArguments:
     """Name of every number of an action, e.g. of its joint. A name may end with a unit: elbow[rad]."""
     observation_names: tuple[str, ...] = ()
     """Name of every number of an observation: name name … for a Box, key=name,name … for every key of a Dict."""
+    robot: Path | None = None
+    """The robot's contract, robot.toml: units, joints, limits, rates. `meam robot init` writes one to fill in."""
     license: str | None = None
     """SPDX identifier of the policy's licence."""
     triton: Path | None = None
@@ -151,6 +153,7 @@ def export(arguments: ExportArguments) -> None:
             tolerance=a.tolerance,
             action_names=a.action_names or None,
             observation_names=names,
+            robot=a.robot,
             license=a.license,
             on_stage=show,
         )

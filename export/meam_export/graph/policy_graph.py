@@ -7,7 +7,7 @@ and the solver's sums become the third inputs of the products (see `expression`)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,9 @@ from meam_export.graph.unrolled_velocity import UnrolledVelocity, array_of, line
 __all__ = ["build_graph", "graph_metadata"]
 
 
-def build_graph(module: PolicyModule, spec: PolicySpec, precision: Precision = "fp32") -> bytes:
+def build_graph(
+    module: PolicyModule, spec: PolicySpec, precision: Precision = "fp32", joints: Sequence[str] = ()
+) -> bytes:
     """Write the policy as one self-contained ONNX file with a dynamic batch.
 
     Inputs: `observation` [batch, observation_dim], raw but less `spec.observation_offset`, which whoever runs the graph
@@ -50,18 +52,24 @@ def build_graph(module: PolicyModule, spec: PolicySpec, precision: Precision = "
         module: The policy in PyTorch.
         spec: Dimensions, bounds and integration.
         precision: Precision of the velocity field, the edit policy and the one-step policy; all else is float32.
+        joints: Joint of every action, for the metadata; empty if they are none of joints.
 
     Returns:
         Contents of an ONNX file, checked by `onnx.checker` with full shape inference.
     """
     graph = _PolicyGraph(module, spec, make_writer(precision))
-    model = graph.model(graph_metadata(spec))
+    model = graph.model(graph_metadata(spec, joints))
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)
 
 
-def graph_metadata(spec: PolicySpec) -> dict[str, str]:
-    """The policy's contract, for the `metadata_props` of its graph; lists are separated by commas."""
+def graph_metadata(spec: PolicySpec, joints: Sequence[str] = ()) -> dict[str, str]:
+    """What a policy is, for the `metadata_props` of its graph; lists are separated by commas.
+
+    Args:
+        spec: The policy's spec.
+        joints: Joint of every action, where each action is one of a joint.
+    """
     found: dict[str, Any] = {
         "spec_sha256": spec.identity,
         "method": spec.method,
@@ -72,10 +80,8 @@ def graph_metadata(spec: PolicySpec) -> dict[str, str]:
         "nfe": spec.integration.nfe,
         "solver": spec.integration.solver,
         "control_rate_hz": spec.control_rate_hz,
-        "action_scale": ",".join(f"{value:.9g}" for value in spec.action_scale),
-        "action_offset": ",".join(f"{value:.9g}" for value in spec.action_offset),
         **names_metadata(spec.observation, spec.observation_names, spec.action_names, spec.observation_offset),
-        "joint_names": ",".join(spec.action_names or ()),
+        "joint_names": ",".join(joints),
     }
     return {name: str(value) for name, value in found.items() if value not in (None, "")}
 

@@ -26,6 +26,7 @@ class BuiltVariant:
         policy_spec: The policy's spec with the variant's integration.
         module: The variant in PyTorch.
         parity: Errors of the graph against the checkpoint.
+        joints: Joint of every action, where the robot's contract says so; empty otherwise.
     """
 
     name: str
@@ -34,6 +35,7 @@ class BuiltVariant:
     policy_spec: PolicySpec
     module: PolicyModule
     parity: ParityReport
+    joints: tuple[str, ...] = ()
 
 
 def build_variant(
@@ -64,9 +66,9 @@ def build_variant(
         variant = replace(variant, integration=replace(found, best_of=variant.integration.best_of))
     spec = policy.policy_spec.acting_as(variant)
     module = PolicyModule(networks, spec, variant.one_step, variant.takes_prefix)
-    graph = build_graph(module, spec, variant.precision)
+    graph = build_graph(module, spec, variant.precision, policy.joints)
     own = tolerance if variant.precision != "fp32" else None
     report = check_parity(
         graph, module, spec, observations, precision=variant.precision, tolerance=own, name=variant.file
     )
-    return BuiltVariant(name, variant, graph, spec, module, report)
+    return BuiltVariant(name, variant, graph, spec, module, report, policy.joints)

@@ -202,7 +202,7 @@ def test_rate_within_one_percent_is_accepted(pendulum, pendulum_spec, rate, wrap
 def test_another_rate_is_refused_with_both(pendulum, pendulum_spec, rate, wrap):
     message = env_error(pendulum_spec(control_rate_hz=rate), wrap(pendulum))
     assert "takes 20 steps a second" in message
-    assert f"trained for {rate:g} (control_rate_hz)" in message
+    assert f"acts {rate:g} times (control_rate_hz)" in message
 
 
 def test_every_environment_of_a_vector_is_held_to_the_rate(pendulum_spec):
@@ -257,7 +257,7 @@ def test_rate_of_the_pictures_is_warned_about_and_the_time_step_goes_first(make_
     assert (control_rate(env), control_rate(pendulum)) == (10, 20)
     check_env(make_spec(control_rate_hz=10.0), env)
     assert len(recwarn) == 0
-    with pytest.warns(UserWarning, match="draws 10 pictures a second.* trained for 25 steps"):
+    with pytest.warns(UserWarning, match="draws 10 pictures a second.* acts 25 times"):
         check_env(make_spec(control_rate_hz=25.0), env)
 
 

@@ -907,7 +907,7 @@ def test_process_ends_while_an_inference_hangs(run_python, make_policy):
         ({"rate_hz": math.nan}, "rate_hz is nan"),
         ({"rate_hz": math.inf}, "rate_hz is inf"),
         ({"chunking": "Naive"}, 'chunking is "Naive"; expected one of realtime, naive, blocking'),
-        ({"overrun": "panic"}, 'overrun is "panic"; expected one of hold, repeat, zero, stop'),
+        ({"overrun": "panic"}, 'overrun is "panic"; expected one of hold, repeat, zero, home, stop'),
         ({"execute_steps": 0}, "execute_steps is 0; expected a whole number, 1 to chunk_size, 4"),
         ({"execute_steps": 5}, "execute_steps is 5"),
         ({"max_observation_age_s": 0}, "max_observation_age_s is 0; expected seconds above 0"),

@@ -35,17 +35,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from meam_policy.atomic_files import given_folder
-from meam_policy.errors import CheckpointError, ConfigError, NotFoundError, OutputError
+from meam_policy.errors import CheckpointError, ConfigError, OutputError
+from meam_policy.toml_file import read_toml
 from meam_policy.typed import typed
 from meam_training.config import PRESETS, TrainConfig
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.options import option
 from meam_training.runs.run_folder import load_settings
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 __all__ = ["Outcome", "SweepRun", "read_sweep", "run_sweep"]
 
@@ -197,14 +193,7 @@ def run_sweep(
 
 def _tables(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str, dict[str, Any]]]:
     """Read the three tables of a sweep file, and check them against each other."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise NotFoundError(f"There is no sweep file {path}.") from error
-    except OSError as error:
-        raise NotFoundError(f"The sweep file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}.") from error
+    data = read_toml(path, "sweep file")
     known = ("settings", "grid", "tasks")
     for name, table in data.items():
         if name not in known:

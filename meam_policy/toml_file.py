@@ -1,0 +1,47 @@
+"""TOML files that people write: sweeps and robots' contracts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from meam_policy.errors import ConfigError, NotFoundError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+__all__ = ["read_toml"]
+
+MAX_BYTES = 2**22
+
+
+def read_toml(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        path: The file.
+        kind: What it is, for messages: "sweep file".
+
+    Raises:
+        NotFoundError: there is no such file, or it cannot be read.
+        ConfigError: it is not TOML, or of more than 4 MiB.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise NotFoundError(f"{path} is not a file; expected a {kind}.")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError(f"{path} has more than {MAX_BYTES} bytes; expected a {kind}.")
+        return tomllib.loads(data.decode("utf-8"))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no {kind} {path}.") from error
+    except OSError as error:
+        raise NotFoundError(f"The {kind} {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}.") from error
