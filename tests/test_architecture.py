@@ -16,8 +16,9 @@ PACKAGES = {
 
 STOREYS = {
     "meam_policy": (
-        {"errors", "terminal_text"},
-        {"typed"},
+        {"terminal_text"},
+        {"errors"},
+        {"extras", "typed"},
         {"spec", "graph", "atomic_files", "console", "toml_file"},
         {"robot"},
         {"inference", "folder", "acting", "environments"},
