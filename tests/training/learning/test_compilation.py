@@ -26,7 +26,8 @@ CONSTANT = {"kl_budget": None}
 SHALLOW = {"hidden_dims": (8,), "critic_hidden_dims": (8,)}
 """Loops are unrolled, and every layer takes kernels of its own: less of both compiles faster."""
 METHODS = {
-    "two scale": ("me-am", {}, "inductor"),
+    "two scale": ("me-am", CONSTANT, "inductor"),
+    "two scale budget": ("me-am", {}, "aot_eager"),
     "reweighted": ("me-am", {"objective": "reweighted", "precondition": False}, "aot_eager"),
     "bridge": ("me-am", {**CONSTANT, "objective": "bridge", "layer_norm": True}, "aot_eager"),
     "ancestral": ("me-am", {"objective": "adjoint", "distill_coef": 1.0}, "aot_eager"),
@@ -35,7 +36,7 @@ METHODS = {
     "published budget": ("trqam", {}, "aot_eager"),
 }
 """Preset, settings, and the backend: "aot_eager" makes the same single graph of update and gradients, but takes
-PyTorch's kernels instead of compiling new ones, most of a minute each; algorithm/test_reference.py compiles `qam`'s.
+PyTorch's kernels instead of compiling new ones, most of a minute each.
 """
 
 
