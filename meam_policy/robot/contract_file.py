@@ -138,4 +138,4 @@ def _numbers(table: str, numbers: Sequence[NamedNumber]) -> Iterator[str]:
 
 def _text(text: str) -> str:
     # A basic string of TOML is one of JSON, but for the characters that JSON may leave as they are.
-    return json.dumps(text).replace("\x7f", "\\u007f")
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
