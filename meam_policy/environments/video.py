@@ -19,6 +19,7 @@ import gymnasium
 
 from meam_policy.environments.make import import_packages, make_environment
 from meam_policy.errors import ConfigError, MissingExtraError, OutputError
+from meam_policy.given_files import given_path
 from meam_policy.spec import EnvironmentSpec
 
 __all__ = ["make_filmed_environment"]
@@ -47,6 +48,7 @@ def make_filmed_environment(
     """
     if importlib.util.find_spec("moviepy") is None:
         raise MissingExtraError("Videos need moviepy, which is not installed: pip install 'meam-policy[video]'.")
+    folder = given_path("video", folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = any(folder.iterdir())

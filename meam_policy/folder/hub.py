@@ -17,6 +17,7 @@ from huggingface_hub import errors as hub_errors
 
 from meam_policy.errors import HubError, MeamError, NotFoundError
 from meam_policy.folder.patience import within
+from meam_policy.given_files import given_path, read_regular
 
 __all__ = ["COMMIT", "REPO_ID", "Snapshot", "answer_status", "download_policy", "git_hash"]
 
@@ -87,7 +88,7 @@ def download_policy(
         HubError: with `kind` "access" (missing, private or gated repository, unknown revision), "offline",
             "timeout", "incomplete" (a download was interrupted, and cannot be completed now) or "server".
     """
-    cache = None if cache_dir is None else Path(cache_dir).expanduser()
+    cache = None if cache_dir is None else given_path("cache_dir", cache_dir)
     cached_files = partial(_cached, repo_id, required, revision, cache, subfolder)
     download = partial(
         huggingface_hub.hf_hub_download,
@@ -161,7 +162,7 @@ def _is_damaged(file: Path) -> bool:
     """Whether a file of the cache is not what it is called there: the contents' SHA-256, or git's SHA-1 of them."""
     if not file.is_symlink() or not file.is_file():
         return False
-    name, data = file.resolve().name, file.read_bytes()
+    name, data = file.resolve().name, read_regular(file)
     if re.fullmatch(r"[0-9a-f]{64}", name):
         return hashlib.sha256(data).hexdigest() != name
     return COMMIT.fullmatch(name) is not None and git_hash(data) != name

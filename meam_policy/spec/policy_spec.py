@@ -15,6 +15,7 @@ from meam_policy.errors import ConfigError, FormatError, VersionError
 from meam_policy.spec.acting import ActingRule, rule_name
 from meam_policy.spec.box import BoxSpec, read_box
 from meam_policy.spec.environment_spec import EnvironmentSpec
+from meam_policy.spec.figures import DIFFERENCES
 from meam_policy.spec.integration import MAX_STEPS, Integration
 from meam_policy.spec.json_reader import JsonReader, as_written, parse_object, require, with_new_names
 from meam_policy.spec.names import NamedNumber, named_numbers
@@ -142,6 +143,11 @@ class PolicySpec:
             variant.check(name)
             known = self.variants[name].file in self.files
             require(known, f'variants["{name}"].file', repr(variant.file), f"one of files: {', '.join(self.files)}")
+            for figure in () if self._has_same_samples(variant) else DIFFERENCES:
+                # What looks for a faster graph would take it for one that acts like the policy.
+                expected = f"none, since its best_of is {variant.integration.best_of} and the policy's is another"
+                seen = variant.measured.get(figure)
+                require(seen is None, f'variants["{name}"].measured["{figure}"]', seen, expected)
         for name, digest in self.files.items():
             plain = name not in ("", ".", "..") and not set(name) & set("/\\:\0")
             require(plain, "files", repr(name), "plain file names")
@@ -257,9 +263,12 @@ class PolicySpec:
         Raises:
             ConfigError: an argument has another type.
         """
-        same = variant.integration.best_of == self.integration.best_of
+        same = self._has_same_samples(variant)
         acting = ActingRule(self.acting.noise_scale) if same else ActingRule()
         return replace(self, integration=variant.integration, acting=acting)
+
+    def _has_same_samples(self, variant: VariantSpec) -> bool:
+        return variant.integration.best_of == self.integration.best_of
 
     @property
     def acting_name(self) -> str:
