@@ -17,7 +17,7 @@ PACKAGES = {
 STOREYS = {
     "meam_policy": (
         {"errors", "terminal_text"},
-        {"typed"},
+        {"typed", "given_files"},
         {"spec", "graph", "atomic_files", "console"},
         {"inference", "folder", "acting", "environments", "loop"},
         {"policy", "rollouts", "diagnosis"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from meam_policy.errors import FormatError, IntegrityError
 from meam_policy.graph.graph_check import GraphSummary
-from meam_policy.spec import Precision, VariantSpec
 
 __all__ = ["SPEC_HASH", "check_declared", "check_identity"]
 
@@ -34,31 +33,30 @@ def check_identity(summary: GraphSummary, expected: str | None, name: str) -> No
     )
 
 
-def check_declared(summary: GraphSummary, declared: VariantSpec | None, name: str) -> None:
+def check_declared(summary: GraphSummary, takes_prefix: bool, precision: str, name: str) -> None:
     """Refuse a graph that is not what its entry in `config.json` says: its identity does not cover that.
 
     Args:
         summary: The graph.
-        declared: The entry; None compares nothing.
+        takes_prefix: What the entry says.
+        precision: What the entry says: "fp32", "int8" or "fp16".
         name: Name of the graph's file.
 
     Raises:
         FormatError: the graph takes a prefix and the entry does not say so, or the reverse; or its weights are of
             another precision.
     """
-    if declared is None:
+    takes = "prefix" in summary.inputs
+    if takes != takes_prefix:
+        seen, said = f"takes {'a' if takes else 'no'} prefix", f"takes_prefix {str(takes_prefix).lower()}"
+    elif _precision(summary) != precision:
+        seen, said = f"has {_precision(summary)} weights", precision
+    else:
         return
-    takes_prefix, precision = "prefix" in summary.inputs, _precision(summary)
-    seen = "takes a prefix" if takes_prefix else "takes no prefix"
-    for found, said, what in (
-        (takes_prefix, declared.takes_prefix, f"{seen}, but config.json says takes_prefix {declared.takes_prefix}"),
-        (precision, declared.precision, f"has {precision} weights, but config.json says {declared.precision}"),
-    ):
-        if found != said:
-            raise FormatError(f"{name} {what}. Download or export the policy again.")
+    raise FormatError(f"{name} {seen}, but config.json says {said}. Download or export the policy again.")
 
 
-def _precision(summary: GraphSummary) -> Precision:
+def _precision(summary: GraphSummary) -> str:
     types = set(summary.weight_types)
     if types & {"int8", "uint8", "int4", "uint4"}:
         return "int8"

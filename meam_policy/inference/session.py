@@ -118,7 +118,8 @@ class PolicySession:
         names = names_metadata(spec.observation, spec.observation_names, spec.action_names, spec.observation_offset)
         check_names(names, summary.metadata, name)
         check_identity(summary, identity, name)
-        check_declared(summary, declared, name)
+        if declared is not None:
+            check_declared(summary, declared.takes_prefix, declared.precision, name)
         options = _options(threads, fixed_batch, spec.integration.best_of, optimization)
         if needs_gpu(device):
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if fixed_batch else "0")

@@ -1,5 +1,4 @@
 import os
-import signal
 import socket
 from pathlib import Path
 
@@ -8,21 +7,10 @@ import pytest
 from meam_policy import ConfigError, given_files
 from meam_policy.given_files import NotRegularError, given_path, open_regular, read_regular
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
-
-
-@pytest.fixture(autouse=True)
-def no_waiting():
-    """What would wait for ever fails instead."""
-
-    def fail(*_):
-        raise AssertionError("it waits")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(20)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="Windows has no such files"),
+    pytest.mark.usefixtures("no_waiting"),
+]
 
 
 def make_pipe(path):

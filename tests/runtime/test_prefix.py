@@ -82,7 +82,7 @@ def test_only_the_variant_takes_a_prefix(folder, rtc):
 
 def test_a_variant_that_takes_a_prefix_unsaid_is_refused(folder):
     folder.add_variant("k3", (folder.folder / "rtc.onnx").read_bytes())
-    with pytest.raises(FormatError, match=r"k3\.onnx takes a prefix, but config\.json says takes_prefix False"):
+    with pytest.raises(FormatError, match=r"k3\.onnx takes a prefix, but config\.json says takes_prefix false"):
         folder.load(variant="k3")
 
 

@@ -634,5 +634,5 @@ def test_a_variant_of_another_precision_than_config_json_says_is_neither_loaded_
 
 def test_a_variant_that_is_said_to_take_a_prefix_and_takes_none_is_refused(linear):
     linear.add_variant("rtc", linear.graph, takes_prefix=True)
-    with pytest.raises(FormatError, match=r"rtc\.onnx takes no prefix, but config\.json says takes_prefix True"):
+    with pytest.raises(FormatError, match=r"rtc\.onnx takes no prefix, but config\.json says takes_prefix true"):
         verify_policy(linear.folder, variant="rtc", calls=1)

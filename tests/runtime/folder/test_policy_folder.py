@@ -3,7 +3,6 @@ import errno
 import logging
 import os
 import shutil
-import signal
 import tracemalloc
 from pathlib import Path
 
@@ -295,20 +294,6 @@ def test_policy_that_does_not_fit_on_the_disk_is_said_with_its_size(make_policy,
     monkeypatch.undo()
     assert policy.save_pretrained(target) == target
     assert MeamPolicy.from_pretrained(target).spec == policy.spec
-
-
-@pytest.fixture
-def no_waiting():
-    """What would wait for ever fails instead."""
-
-    def fail(*_):
-        raise AssertionError("it waits")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(20)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 def load(folder):

@@ -222,7 +222,8 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
     preset = arguments[0] if named else None
     refuse_empty(arguments, prog)
     known = _known(arguments)
-    folder = given_folder("--output-dir", known.output_dir) if known.resume and known.output_dir else None
+    output_dir = None if known.output_dir is None else given_folder("--output-dir", known.output_dir)
+    folder = output_dir if known.resume else None
     begun = None if folder is None else load_settings(folder)
     record = None if folder is None else RunRecord.load(folder)
     origin = {} if record is None else record.origin
