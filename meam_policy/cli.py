@@ -11,7 +11,8 @@ from difflib import get_close_matches
 from types import ModuleType
 from typing import NamedTuple
 
-from meam_policy.errors import ConfigError, MeamError, MissingExtraError
+from meam_policy.errors import ConfigError, MeamError
+from meam_policy.extras import needs
 from meam_policy.terminal_text import printable
 
 __all__ = ["Command", "load_command", "main", "run"]
@@ -81,7 +82,7 @@ def run(arguments: list[str]) -> int:
             # Here, not at exit, where a closed pipe can no longer be caught.
             sys.stdout.flush()
     except MeamError as error:
-        sys.stderr.write(f"meam: {printable(error)}\n")
+        sys.stderr.write(f"meam: {error}\n")
         return USER_ERROR
     except KeyboardInterrupt:
         sys.stderr.write("meam: interrupted; what was finished is kept.\n")
@@ -121,17 +122,10 @@ def load_command(command: Command, name: str) -> ModuleType:
         name: Its name on the command line.
 
     Raises:
-        MissingExtraError: an optional dependency of the command is not installed.
+        MissingExtraError: an optional dependency of the command is not installed, or cannot be imported.
     """
-    try:
+    with needs(f"`{name}`", None, command.extras):
         return importlib.import_module(command.module)
-    except MeamError:
-        raise
-    except ImportError as error:
-        raise MissingExtraError(
-            f"`{name}` needs {error.name or error}, which is not installed: "
-            f"pip install 'meam-policy[{command.extras}]'."
-        ) from error
 
 
 def _usage() -> str:

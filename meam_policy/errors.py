@@ -1,7 +1,7 @@
 """The errors this package raises on purpose.
 
-Every message states what was wrong (the value seen), what was expected, and what to do. All errors derive from
-`MeamError`, and each also from the builtin a caller would naturally catch:
+Every message states what was wrong (the value seen), what was expected, and what to do, on one line of visible
+characters. All errors derive from `MeamError`, and each also from the builtin a caller would naturally catch:
 
     MeamError
     ├── FormatError(ValueError)             a file of a policy folder does not have the expected format
@@ -22,12 +22,14 @@ Every message states what was wrong (the value seen), what was expected, and wha
     ├── CheckpointError(RuntimeError)       a checkpoint is missing, broken or of another run
     ├── LockedError(RuntimeError)           another process is writing to the folder
     ├── ParityError(RuntimeError)           an exported graph does not compute what the checkpoint does
-    └── MissingExtraError(ImportError)      an optional dependency is not installed
+    └── MissingExtraError(ImportError)      an optional dependency is not installed, or cannot be imported
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
+
+from meam_policy.terminal_text import printable
 
 __all__ = [
     "ActionError",
@@ -58,6 +60,10 @@ HubErrorKind: TypeAlias = Literal["offline", "timeout", "access", "incomplete", 
 
 class MeamError(Exception):
     """Base of every error raised on purpose by meam_policy, meam_training and meam_export."""
+
+    def __str__(self) -> str:
+        """The message on one line; what it names may hold control characters, which a terminal or a log would obey."""
+        return printable(super().__str__())
 
 
 class FormatError(MeamError, ValueError):
@@ -162,4 +168,4 @@ class ParityError(MeamError, RuntimeError):
 
 
 class MissingExtraError(MeamError, ImportError):
-    """An optional dependency is not installed; the message has the command that installs it."""
+    """An optional dependency is not installed, or cannot be imported; the message has the command that installs it."""

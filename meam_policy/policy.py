@@ -27,6 +27,7 @@ from meam_policy.environments.space_check import check_env
 from meam_policy.errors import ActionError, ConfigError, IntegrityError, ObservationError
 from meam_policy.folder.policy_folder import (
     CONFIG_FILE,
+    check_output_folder,
     find_policy,
     locate_policy,
     read_config,
@@ -35,7 +36,7 @@ from meam_policy.folder.policy_folder import (
     sha256,
     write_policy_files,
 )
-from meam_policy.folder.publish import MESSAGE, Pushed, PushSettings, push_files
+from meam_policy.folder.publish import MESSAGE, Pushed, PushSettings, check_push, push_files
 from meam_policy.given_files import given_path
 from meam_policy.inference.latency import load_within
 from meam_policy.inference.process import require_process
@@ -265,7 +266,9 @@ class MeamPolicy:
             NotFoundError: a file of it is missing.
             HubError: the Hub could not deliver the rest of it.
         """
+        self._require_origin()
         to = given_folder("folder", folder)
+        check_output_folder(to)
         write_policy_files(to, self._read_files())
         return to
 
@@ -326,20 +329,26 @@ class MeamPolicy:
             parent_commit=parent_commit,
             dry_run=dry_run,
         )
-        return push_files(self._read_files(token), repo_id, settings, token)
+        self._require_origin()
+        secret = check_push(repo_id, settings, token)
+        return push_files(self._read_files(token), repo_id, settings, secret)
 
     def _read_files(self, token: str | bool | None = None) -> dict[str, bytes]:
         """The files of the whole folder that this policy was loaded from."""
+        origin = self._require_origin()
+        where = {name: origin.get(name) for name in ("revision", "subfolder", "cache_dir")}
+        policy: str = origin["path_or_repo_id"]
+        files = read_policy_files(locate_policy(policy, **where, token=token, variants=None, complete=True))
+        _require_same(origin, sha256(files[CONFIG_FILE]))
+        return files
+
+    def _require_origin(self) -> Mapping[str, Any]:
         if self._origin is None:
             raise ConfigError(
                 "The policy was not made by from_pretrained, so there is no folder to save or push. "
                 "Load it with MeamPolicy.from_pretrained."
             )
-        where = {name: self._origin.get(name) for name in ("revision", "subfolder", "cache_dir")}
-        policy: str = self._origin["path_or_repo_id"]
-        files = read_policy_files(locate_policy(policy, **where, token=token, variants=None, complete=True))
-        _require_same(self._origin, sha256(files[CONFIG_FILE]))
-        return files
+        return self._origin
 
     def reset(self, seed: int | Sequence[int] | None = None, mask: NDArray[np.bool_] | None = None) -> None:
         """Start a new episode: drop queued actions, and forget the last ones.

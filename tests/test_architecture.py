@@ -16,8 +16,9 @@ PACKAGES = {
 
 STOREYS = {
     "meam_policy": (
-        {"errors", "terminal_text"},
-        {"typed", "given_files"},
+        {"terminal_text"},
+        {"errors"},
+        {"extras", "given_files", "typed"},
         {"spec", "graph", "atomic_files", "console"},
         {"inference", "folder", "acting", "environments", "loop"},
         {"policy", "rollouts", "diagnosis"},

@@ -11,7 +11,6 @@ from meam_policy.commands import verify
 from meam_policy.diagnosis.confinement import OUT_OF_MEMORY, confine, end_with
 from meam_policy.errors import MeamError
 from meam_policy.inference.providers import import_onnxruntime
-from meam_policy.terminal_text import printable
 
 __all__ = ["main"]
 
@@ -20,14 +19,14 @@ def main(arguments: list[str]) -> int:
     """Verify within limits; the exit status, as of `meam verify`, or `OUT_OF_MEMORY`."""
     parent, memory, cpu_seconds, *rest = arguments
     end_with(int(parent))
-    import_onnxruntime()
-    confine(int(memory), int(cpu_seconds))
     try:
+        import_onnxruntime()
+        confine(int(memory), int(cpu_seconds))
         verify.run(rest, "meam verify")
     except (MeamError, MemoryError) as error:
         if _is_out_of_memory(error):
             return OUT_OF_MEMORY
-        sys.stderr.write(f"{printable(error)}\n")
+        sys.stderr.write(f"{error}\n")
         return 2
     return 0
 

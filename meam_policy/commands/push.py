@@ -9,7 +9,7 @@ import tyro
 
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_mapping
-from meam_policy.folder.publish import MESSAGE, Pushed
+from meam_policy.folder.publish import MESSAGE, Pushed, PushSettings, check_push
 from meam_policy.policy import MeamPolicy
 
 __all__ = ["push", "run"]
@@ -54,8 +54,7 @@ def push(
         dry_run: Check everything, and write nothing.
         json: Print one line of JSON to stdout instead of a table.
     """
-    pushed = MeamPolicy.from_pretrained(policy, revision=revision).push_to_hub(
-        repo,
+    settings = PushSettings(
         subfolder=subfolder,
         branch=branch,
         create_pr=create_pr,
@@ -65,10 +64,17 @@ def push(
         parent_commit=parent_commit,
         dry_run=dry_run,
     )
+    check_push(repo, settings, named=_option)  # before the policy is read
+    pushed = MeamPolicy.from_pretrained(policy, revision=revision).push_to_hub(repo, **vars(settings))
     if json:
         print_json({**asdict(pushed), "url": pushed.url})
         return
     print_mapping(f"{pushed.repo_id}: {_what(pushed)}", _rows(pushed))
+
+
+def _option(name: str) -> str:
+    """What the command line calls an argument of `push_to_hub`."""
+    return {"repo_id": "REPO", "commit_message": "--message"}.get(name, f"--{name.replace('_', '-')}")
 
 
 def _what(pushed: Pushed) -> str:

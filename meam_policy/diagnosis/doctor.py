@@ -134,13 +134,9 @@ def _onnxruntime(device: Device) -> Iterator[Finding]:
     if len(wheels) > 1:
         seen = f"{shown} have overwritten each other's files"
         yield Finding("onnxruntime", "problem", seen, _REINSTALL.format(" ".join(wheels)))
-    elif not hasattr(onnxruntime, "InferenceSession"):
-        remedy = _REINSTALL.format(" ".join(wheels) or "onnxruntime onnxruntime-gpu")
-        yield Finding("onnxruntime", "problem", "half removed: it has no InferenceSession", remedy)
     else:
         yield Finding("onnxruntime", "ok", shown or f"{onnxruntime.__version__}, not installed by pip")
-    if hasattr(onnxruntime, "InferenceSession"):
-        yield from _providers(device, onnxruntime)
+    yield from _providers(device, onnxruntime)
 
 
 def _providers(device: Device, onnxruntime: ModuleType) -> Iterator[Finding]:

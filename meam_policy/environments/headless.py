@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import sys
+
+from meam_policy.extras import raise_interrupt
 
 __all__ = ["disable_dm_control_drawing"]
 
@@ -23,7 +24,8 @@ def disable_dm_control_drawing() -> None:
     # dm_control looks when it is imported; MuJoCo, which looks at the same variable, must not see it.
     os.environ["MUJOCO_GL"] = "disable"
     try:
-        with contextlib.suppress(ImportError):
-            importlib.import_module("dm_control._render")
+        importlib.import_module("dm_control._render")
+    except ImportError as error:  # said where it is needed
+        raise_interrupt(error)
     finally:
         del os.environ["MUJOCO_GL"]

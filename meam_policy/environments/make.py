@@ -15,6 +15,7 @@ import numpy as np
 
 from meam_policy.environments.headless import disable_dm_control_drawing
 from meam_policy.errors import ConfigError, MeamError, MissingExtraError, NotFoundError
+from meam_policy.extras import needs, raise_interrupt
 from meam_policy.spec import EnvironmentSpec
 from meam_policy.typed import typed
 
@@ -138,9 +139,10 @@ def _made(environment_id: str, arguments: dict[str, Any]) -> gymnasium.Env[Any, 
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         if isinstance(error, MissingExtraError):
             raise
-        reason = str(error).splitlines()[0]
+        raise_interrupt(error)
+        reason = str(error).partition("\n")[0]
         raise MissingExtraError(
-            f"{environment_id} needs something that is not installed: {reason} "
+            f"{environment_id} needs something that is not installed, or cannot be imported: {reason} "
             "(MuJoCo's environments of version 4 and later come with pip install 'meam-policy[mujoco]'.)"
         ) from error
     except Exception as error:  # whatever an environment raises for arguments that do not fit
@@ -171,6 +173,7 @@ def import_packages(names: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # whatever a stranger's package raises
+            raise_interrupt(error)
             raise MissingExtraError(
                 f"The package {name!r}, which is to be imported for its environments, cannot be: {error!r}. Install "
                 "it, or correct its name."
@@ -189,10 +192,8 @@ def _gymnasium_id(name: str) -> str:
 
 
 def _import_ogbench(environment_id: str) -> None:
-    try:
+    with needs(environment_id, "ogbench", "mujoco"):
         import ogbench  # noqa: F401  # registers its environments
-    except ImportError as error:
-        raise MissingExtraError(f"{environment_id} needs OGBench: pip install 'meam-policy[mujoco]'.") from error
 
 
 class _SeededGlobally(gymnasium.Wrapper[Any, Any, Any, Any]):

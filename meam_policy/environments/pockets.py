@@ -26,7 +26,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-from meam_policy.errors import ActionError, ConfigError, MissingExtraError
+from meam_policy.errors import ActionError, ConfigError
+from meam_policy.extras import needs
 
 __all__ = ["ARENA_HALF_WIDTH", "BALL_RADIUS", "POCKETS", "POCKET_RADIUS", "POSTS", "POST_RADIUS", "PocketsEnv"]
 
@@ -110,10 +111,8 @@ def _model_xml() -> str:
 
 def _load_mujoco() -> ModuleType:
     """Import MuJoCo when an environment first needs it."""
-    try:
+    with needs("meam/Pockets-v0", "mujoco", "mujoco"):
         import mujoco
-    except ImportError as error:
-        raise MissingExtraError("meam/Pockets-v0 needs MuJoCo: pip install 'meam-policy[mujoco]'") from error
     return mujoco
 
 

@@ -5,7 +5,7 @@ It is tried in a separate process: a machine that cannot render off-screen may a
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -18,7 +18,8 @@ from typing import Any
 import gymnasium
 
 from meam_policy.environments.make import import_packages, make_environment
-from meam_policy.errors import ConfigError, MissingExtraError, OutputError
+from meam_policy.errors import ConfigError, OutputError
+from meam_policy.extras import needs
 from meam_policy.given_files import given_path
 from meam_policy.spec import EnvironmentSpec
 
@@ -46,9 +47,9 @@ def make_filmed_environment(
         ConfigError: the environment cannot be drawn on this machine.
         NotFoundError: there is no such environment.
     """
-    if importlib.util.find_spec("moviepy") is None:
-        raise MissingExtraError("Videos need moviepy, which is not installed: pip install 'meam-policy[video]'.")
     folder = given_path("video", folder)
+    with needs("Filming", "moviepy", "video"):
+        importlib.import_module("moviepy")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = any(folder.iterdir())

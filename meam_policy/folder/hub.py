@@ -14,12 +14,14 @@ from typing import NamedTuple
 import huggingface_hub
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import validate_repo_id
 
 from meam_policy.errors import HubError, MeamError, NotFoundError
+from meam_policy.folder.hub_token import token_to_send
 from meam_policy.folder.patience import within
 from meam_policy.given_files import given_path, read_regular
 
-__all__ = ["COMMIT", "REPO_ID", "Snapshot", "answer_status", "download_policy", "git_hash"]
+__all__ = ["COMMIT", "REPO_ID", "Snapshot", "answer_status", "download_policy", "git_hash", "is_ref_name", "is_repo_id"]
 
 METADATA_TIMEOUT_S = 10.0
 """Longest silence of the Hub before it begins to send a file, seconds."""
@@ -32,6 +34,9 @@ FILE_DEADLINE_SILENCES = 12
 
 REPO_ID, COMMIT = re.compile(r"[\w.-]+/[\w.-]+"), re.compile(r"[0-9a-f]{40}")
 """What the id of a repository, and the full hash of a commit, look like."""
+
+_NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\\ud800-\udfff]|\.\.|@\{|//|/\.|\.lock(?:/|\Z)|\A[-/.]|\A@?\Z|[/.]\Z")
+"""What makes a text no name of a branch or a tag: the rules of `git check-ref-format`, and a dash at its beginning."""
 
 
 class Snapshot(NamedTuple):
@@ -85,8 +90,9 @@ def download_policy(
 
     Raises:
         NotFoundError: the repository has no policy.
-        HubError: with `kind` "access" (missing, private or gated repository, unknown revision), "offline",
-            "timeout", "incomplete" (a download was interrupted, and cannot be completed now) or "server".
+        HubError: with `kind` "access" (missing, private or gated repository, unknown revision, a token that cannot be
+            sent), "offline", "timeout", "incomplete" (a download was interrupted, and cannot be completed now) or
+            "server".
     """
     cache = None if cache_dir is None else given_path("cache_dir", cache_dir)
     cached_files = partial(_cached, repo_id, required, revision, cache, subfolder)
@@ -110,6 +116,8 @@ def download_policy(
             return Snapshot.around(cached[0], subfolder)
         if local_files_only:
             raise hub_errors.OfflineModeIsEnabled("local_files_only=True")
+        if token is not None or not hub_constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+            token_to_send(token)
         # hf_hub_download goes on trying for minutes; this asks once.
         url = huggingface_hub.hf_hub_url(repo_id, required[0], subfolder=subfolder, revision=revision)
         ask = partial(huggingface_hub.get_hf_file_metadata, url, token=token, timeout=METADATA_TIMEOUT_S)
@@ -131,6 +139,8 @@ def download_policy(
         if complete and found.commit != Snapshot.around(cached[0], subfolder).commit:
             get(required[0], revision, force=False)  # remembers the commit
         return found
+    except MeamError:
+        raise
     except Exception as error:  # HTTP errors, whose base class the Hub client has changed twice
         problem = _explain(error, repo_id, revision, subfolder)
         if not isinstance(problem, HubError) or problem.kind == "access" or force_download:
@@ -166,6 +176,20 @@ def _is_damaged(file: Path) -> bool:
     if re.fullmatch(r"[0-9a-f]{64}", name):
         return hashlib.sha256(data).hexdigest() != name
     return COMMIT.fullmatch(name) is not None and git_hash(data) != name
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether the Hub allows a text for the id of a repository, "owner/name"."""
+    try:
+        validate_repo_id(text)
+    except hub_errors.HFValidationError:
+        return False
+    return REPO_ID.fullmatch(text) is not None
+
+
+def is_ref_name(text: str) -> bool:
+    """Whether git allows a name for a branch or a tag; it allows commits, too."""
+    return _NO_REF.search(text) is None
 
 
 def git_hash(data: bytes) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from meam_policy.atomic_files import atomic_folder, write_failure
 from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoundError, OutputError
-from meam_policy.folder.hub import REPO_ID, download_policy
+from meam_policy.folder.hub import REPO_ID, download_policy, is_ref_name
 from meam_policy.folder.safetensors_reader import check_arrays
 from meam_policy.given_files import NotRegularError, given_path, open_regular
 from meam_policy.graph.graph_check import MAX_BYTES
@@ -104,8 +104,8 @@ def find_policy(
     Raises:
         NotFoundError: a path that is empty, not a folder or that of a training run, or a repository without a policy.
         HubError: the Hub could not deliver the policy.
-        ConfigError: it is no text and no path, or a path that no file system can hold; the revision is empty, or given
-            for a folder on this machine; or the subfolder is no relative path.
+        ConfigError: it is no text and no path, or a path that no file system can hold; git does not allow the revision,
+            or one is given for a folder on this machine; or the subfolder is no relative path.
     """
     if not isinstance(path_or_repo_id, (str, os.PathLike)):
         raise ConfigError(
@@ -117,8 +117,11 @@ def find_policy(
             f"The policy's name is empty ({path_or_repo_id!r}); expected the path of a folder, or a Hub repo id "
             '"owner/name". "." is this very folder.'
         )
-    if revision is not None and not revision.strip():
-        raise ConfigError(f"revision is {revision!r}; expected a branch, tag or commit on the Hub, or None for main.")
+    if revision is not None and not is_ref_name(revision):
+        raise ConfigError(
+            f"The revision is {revision!r}, a name that git does not allow; expected a branch, tag or commit on the "
+            "Hub. Without one it is main."
+        )
     subfolder = checked_subfolder(subfolder)
     root = given_path("The policy", path_or_repo_id)
     path = root / (subfolder or "")
@@ -158,8 +161,12 @@ def find_policy(
     return found
 
 
-def checked_subfolder(subfolder: str | None) -> str | None:
+def checked_subfolder(subfolder: str | None, name: str = "subfolder") -> str | None:
     """The path of a folder within a repository, or within a folder of policies.
+
+    Args:
+        subfolder: The path.
+        name: What the message calls it.
 
     Raises:
         ConfigError: it is no text, no plain relative path with forward slashes, or one that no file system can hold.
@@ -167,11 +174,11 @@ def checked_subfolder(subfolder: str | None) -> str | None:
     if subfolder is None:
         return None
     parts = subfolder.split("/") if isinstance(subfolder, str) else [""]
-    if not all(re.fullmatch(r"[^\\:\x00-\x1f\s.][^\\:\x00-\x1f]*", part) for part in parts):
+    if not all(re.fullmatch(r"(?![\s.])[^\\:\x00-\x1f\x7f\ud800-\udfff]+", part) for part in parts):
         raise ConfigError(
-            f'subfolder is {subfolder!r}; expected the path of a folder in the repository, e.g. "ant" or "mazes/ant".'
+            f'{name} is {subfolder!r}; expected the path of a folder in the repository, e.g. "ant" or "mazes/ant".'
         )
-    given_path("subfolder", subfolder)
+    given_path(name, subfolder)
     return subfolder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import huggingface_hub
@@ -13,20 +13,23 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import get_session, hf_raise_for_status
+from huggingface_hub.utils import get_session
 
 from meam_policy.errors import ConfigError, FormatError, HubError, MeamError
 from meam_policy.folder import patience
-from meam_policy.folder.hub import COMMIT, REPO_ID, answer_status, git_hash
+from meam_policy.folder.hub import COMMIT, answer_status, git_hash, is_ref_name, is_repo_id
+from meam_policy.folder.hub_token import token_to_send
 from meam_policy.folder.policy_folder import CARD_FILE, checked_subfolder
 
-__all__ = ["MESSAGE", "PushSettings", "Pushed", "push_files"]
+__all__ = ["MESSAGE", "PushSettings", "Pushed", "check_push", "push_files"]
 
 MESSAGE = "Upload policy with meam-policy"
 """First line of a commit without a message of its own."""
 
 DEADLINE_S, SLOWEST_BYTES_PER_S = 120.0, 20_000
 """A push is given up after this time, and that for its bytes at this rate."""
+
+_REF_RULE = 'a name that git allows, such as "v1.2" or "robots/arm": no spaces, no ".." and none of ~^:?*[\\'
 
 _NEWEST_REQUESTS = 20
 """Pull requests that are searched for the one whose answer was lost."""
@@ -45,30 +48,29 @@ class PushSettings:
     parent_commit: str | None = None
     dry_run: bool = False
 
-    def check(self) -> None:
+    def check(self, named: Callable[[str], str] = str) -> None:
         """Check every setting alone and against the others.
 
+        Args:
+            named: What messages call a setting.
+
         Raises:
-            ConfigError: one is of the wrong type, out of range, or contradicts another.
+            ConfigError: one is out of range, or contradicts another.
         """
-        checked_subfolder(self.subfolder)
-        for name in ("branch", "tag", "commit_message"):
+        checked_subfolder(self.subfolder, named("subfolder"))
+        for name in ("branch", "tag"):
             value = getattr(self, name)
-            optional = value is None and name != "commit_message"
-            if not optional and not (isinstance(value, str) and value.strip() and value.isprintable()):
-                raise ConfigError(f"{name} is {value!r}; expected one line of text{', or None' if optional else ''}.")
-        for name in ("create_pr", "dry_run"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected True or False.")
-        if self.private is not None and not isinstance(self.private, bool):
-            raise ConfigError(f"private is {self.private!r}; expected True, False, or None for the Hub's default.")
-        parent = self.parent_commit
-        if parent is not None and not (isinstance(parent, str) and COMMIT.fullmatch(parent)):
-            raise ConfigError(f"parent_commit is {parent!r}; expected a commit's 40 hexadecimal digits, or None.")
+            if value is not None and not (is_ref_name(value) and value.isprintable()):
+                raise ConfigError(f"{named(name)} is {value!r}; expected {_REF_RULE}.")
+        message, parent = self.commit_message, self.parent_commit
+        if not message.strip() or not message.isprintable():
+            raise ConfigError(f"{named('commit_message')} is {message!r}; expected one line of text.")
+        if parent is not None and not COMMIT.fullmatch(parent):
+            raise ConfigError(f"{named('parent_commit')} is {parent!r}; expected a commit's 40 hexadecimal digits.")
         if self.create_pr and self.tag is not None:
             raise ConfigError(
-                f'tag is "{self.tag}", but create_pr asks for a pull request, whose commit is on no branch yet; '
-                "expected one of them. Tag it once it is merged."
+                f'{named("tag")} is "{self.tag}", but {named("create_pr")} asks for a pull request, whose commit is on '
+                "no branch yet; expected one of them. Tag it once it is merged."
             )
 
 
@@ -107,25 +109,55 @@ class Pushed:
         return "/".join(filter(None, (hub_constants.ENDPOINT, self.repo_id, place, self.subfolder if place else "")))
 
 
-def push_files(files: Mapping[str, bytes], repo_id: str, settings: PushSettings, token: str | bool | None) -> Pushed:
+def check_push(
+    repo_id: str, settings: PushSettings, token: str | bool | None = None, *, named: Callable[[str], str] = str
+) -> str:
+    """Check what a push is asked to do, before any file is read and without a request.
+
+    Args:
+        repo_id: "owner/name".
+        settings: How.
+        token: Hub token; None or True is the stored one.
+        named: What messages call an argument of `MeamPolicy.push_to_hub`.
+
+    Returns:
+        The token to send.
+
+    Raises:
+        ConfigError: the repo id or a setting is wrong.
+        HubError: with `kind` "access": there is no token, or it cannot be sent.
+    """
+    settings.check(named)
+    if not is_repo_id(repo_id):
+        raise ConfigError(
+            f'{named("repo_id")} is {repo_id!r}; expected "owner/name", with your name or an organisation\'s: letters, '
+            "digits, -, _ and ., without -- and .., with no - or . at an end, and no .git."
+        )
+    found = token_to_send(token)
+    if found is None:
+        raise HubError(
+            f"Pushing to {repo_id} needs a token that may write, and there is none. Log in with `hf auth login`, set "
+            "HF_TOKEN, or pass token= in Python.",
+            "access",
+        )
+    return found
+
+
+def push_files(files: Mapping[str, bytes], repo_id: str, settings: PushSettings, token: str) -> Pushed:
     """Publish the files of a policy as one commit; see `MeamPolicy.push_to_hub`.
 
     Args:
         files: Contents by name, of `read_policy_files`.
         repo_id: "owner/name".
-        settings: How.
-        token: Hub token; None or True is the stored one. It is in no message.
+        settings: How; checked by `check_push`, as is the repo id.
+        token: Hub token, of `check_push`. It is in no message.
 
     Raises:
-        ConfigError: the repo id or a setting is wrong, or the repository exists and `private` says otherwise.
+        ConfigError: the repository exists, and `private` says otherwise.
         FormatError: the model card's metadata are not valid; nothing was uploaded.
         HubError: the Hub did not take it; `kind` "conflict" if the branch, or the tag, is elsewhere.
     """
-    settings.check()
-    if not isinstance(repo_id, str) or REPO_ID.fullmatch(repo_id) is None:
-        raise ConfigError(f'repo_id is {repo_id!r}; expected "owner/name", with your name or an organisation\'s.')
     _check_card(files)
-    secret = token if isinstance(token, str) else huggingface_hub.get_token()
     seconds = DEADLINE_S + sum(map(len, files.values())) / SLOWEST_BYTES_PER_S
     try:
         return patience.within(seconds, lambda: _Push(files, repo_id, settings, token).run())
@@ -134,17 +166,15 @@ def push_files(files: Mapping[str, bytes], repo_id: str, settings: PushSettings,
         cause = error.__cause__ if isinstance(error, MeamError) else error
         # What the Hub said may repeat the token.
         told = "".join(traceback.format_exception(cause)) if isinstance(cause, BaseException) else ""
-        if secret and secret in str(problem):
+        if token in str(problem):
             raise HubError(f"The Hub refused the push to {repo_id}.", "server") from None
-        raise problem from (None if secret and secret in told else cause)
+        raise problem from (None if token in told else cause)
 
 
 class _Push:
     """One push: what it asks of the Hub, in order."""
 
-    def __init__(
-        self, files: Mapping[str, bytes], repo_id: str, settings: PushSettings, token: str | bool | None
-    ) -> None:
+    def __init__(self, files: Mapping[str, bytes], repo_id: str, settings: PushSettings, token: str) -> None:
         self.api, self.repo_id, self.settings = HfApi(token=token), repo_id, settings
         prefix = f"{settings.subfolder}/" if settings.subfolder else ""
         self.files = {prefix + name: data for name, data in files.items()}
@@ -246,7 +276,13 @@ class _Push:
         response = get_session().post(f"{self.api.endpoint}/api/validate-yaml", json=content)
         if response.status_code == 400:
             raise _invalid_card(_server_text(response.text))
-        hf_raise_for_status(response)
+        if response.status_code >= 400:
+            raise HubError(
+                f"The Hub could not judge the model card's metadata: {self.api.endpoint}/api/validate-yaml answered "
+                f"{response.status_code}. Nothing was uploaded. Try again later; a server that HF_ENDPOINT names must "
+                "have this address, too.",
+                "server",
+            )
 
     def _create(self, exists: bool) -> str:
         """Create the branch, and its repository unless it exists; the commit that the branch begins at."""
@@ -396,15 +432,11 @@ def _explain(error: Exception, repo_id: str) -> HubError:
     status, name = answer_status(cause), type(cause).__name__
     if isinstance(cause, hub_errors.OfflineModeIsEnabled):
         return HubError(f"HF_HUB_OFFLINE in the environment forbids to push {repo_id}. Unset it.", "offline")
-    if isinstance(cause, hub_errors.LocalTokenNotFoundError) or (
-        isinstance(cause, ValueError) and "token" in str(cause)
-    ):
-        return HubError(
-            f"Pushing to {repo_id} needs a token that may write, and there is none. Log in with `hf auth login`, set "
-            "HF_TOKEN, or pass token= in Python.",
-            "access",
-        )
-    if isinstance(cause, hub_errors.RepositoryNotFoundError) or status in (401, 403):
+    # The token is sent to the Hub itself, not to where it has files uploaded to.
+    to_hub = str(getattr(getattr(cause, "response", None), "url", "")).startswith(
+        (f"{hub_constants.ENDPOINT}/api/", f"{hub_constants.ENDPOINT}/{repo_id}")
+    )
+    if isinstance(cause, hub_errors.RepositoryNotFoundError) or (status in (401, 403) and to_hub):
         return HubError(
             f"The Hub does not let this token write to {repo_id} (answer {status or 404}). Check the owner's name, and "
             f"that the token is valid and may write, at {hub_constants.ENDPOINT}/settings/tokens.",

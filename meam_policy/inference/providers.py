@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Literal, get_args
 
-from meam_policy.errors import ConfigError, DeviceError, MissingExtraError
+from meam_policy.errors import ConfigError, DeviceError
+from meam_policy.extras import needs
 
 __all__ = ["TELEMETRY_SWITCH", "Device", "import_onnxruntime", "needs_gpu", "provider_list", "require_provider"]
 
@@ -33,15 +34,12 @@ def import_onnxruntime() -> ModuleType:
     beginning with the import, before any call could switch that off.
 
     Raises:
-        MissingExtraError: there is none.
+        MissingExtraError: there is none, or it cannot be imported.
     """
     os.environ.setdefault(TELEMETRY_SWITCH, "1")
-    try:
+    with needs("Acting", "onnxruntime", "cpu", " (or [gpu], never both)"):
         import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError(
-            "Acting needs onnxruntime, which is not installed: pip install 'meam-policy[cpu]' (or [gpu], never both)."
-        ) from error
+        from onnxruntime import InferenceSession  # noqa: F401  # not there once one of two wheels was removed
     return onnxruntime
 
 

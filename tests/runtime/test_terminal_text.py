@@ -1,8 +1,11 @@
 import ast
 import io
 import json
+import os
+import pickle
 import subprocess
 import sys
+import traceback
 import warnings
 
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from meam_policy import ConfigError, cli
+from meam_policy import ConfigError, cli, errors
 from meam_policy.console import print_json, print_lines, print_mapping, print_table, progress_bar, say, say_mapping
 from meam_policy.terminal_text import printable
 
@@ -106,6 +109,22 @@ def test_a_warning_is_one_line_whatever_it_names(capsys, monkeypatch):
     assert capsys.readouterr().err == f"Warning: {SHOWN}\n"
 
 
+@pytest.mark.parametrize("name", errors.__all__)
+def test_the_message_of_an_error_is_printable_wherever_it_is_shown(name):
+    kind = getattr(errors, name)
+    error = kind(HOSTILE, "access") if name == "HubError" else kind(HOSTILE)
+    again = pickle.loads(pickle.dumps(error))
+    for each in (error, again, kind(str(error), "access") if name == "HubError" else kind(str(error))):
+        assert str(each) == SHOWN
+        assert f"{each}" == SHOWN
+        assert traceback.format_exception_only(each)[-1].endswith(f"{SHOWN}\n")
+
+
+def test_a_message_without_control_characters_stays_as_it_is():
+    for text in ("wie über 2 → 3 …", r"C:\new\table", "[bold]"):
+        assert str(ConfigError(text)) == text
+
+
 @pytest.mark.parametrize("command", ["eval", "info", "verify", "push"])
 def test_commands_name_a_policy_with_control_characters_without_printing_them(tmp_path, command):
     name = "no\x1b[31mwhere\ud83d\udcff\n"
@@ -115,6 +134,7 @@ def test_commands_name_a_policy_with_control_characters_without_printing_them(tm
         capture_output=True,
         check=False,
         cwd=tmp_path,
+        env={**os.environ, "HF_TOKEN": "hf_nobody"},
     )
     error = result.stderr.decode()
     assert (result.returncode, result.stdout) == (2, b"")

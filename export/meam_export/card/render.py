@@ -13,14 +13,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from meam_export.card.evaluation import Evaluation, Measured
 from meam_export.card.export_record import ExportRecord
 from meam_export.variants.ladder import FIGURES
-from meam_policy.errors import MissingExtraError
+from meam_policy.extras import needs
 from meam_policy.folder.policy_folder import sha256
 from meam_policy.spec import BoxSpec, PolicySpec, VariantSpec
 
 __all__ = ["is_unchanged", "render_card"]
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-"""What the Hub takes for the id of a data set; names of other data sets stand in the card's text alone."""
 
 _SEAL = re.compile(rb"\n<!-- Written by meam-policy: ([0-9a-f]{64}) -->\n\Z")
 
@@ -36,7 +33,11 @@ _METHODS = {
 
 
 def render_card(
-    spec: PolicySpec, record: ExportRecord | None, evaluations: Sequence[Evaluation] = (), missing: Sequence[str] = ()
+    spec: PolicySpec,
+    record: ExportRecord | None,
+    evaluations: Sequence[Evaluation] = (),
+    missing: Sequence[str] = (),
+    datasets: Sequence[str] = (),
 ) -> str:
     """Fill in the model card's template: front matter, usage, inputs and outputs, results, variants and training.
 
@@ -45,40 +46,41 @@ def render_card(
         record: How it was exported; None if it has no record of that.
         evaluations: What `meam eval` measured of it.
         missing: Files that were exported and are not in the folder.
+        datasets: Ids on the Hub of the data sets that it was trained on. What the spec calls its data stands in the
+            text alone: whether the Hub has something of that name, and whether it is this, nobody recorded.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
     """
     title = f"{spec.method} policy" + (f" for {spec.environment_id}" if spec.environment_id else "")
     policy = evaluations[0].policy if evaluations else _SOMEWHERE
-    try:
-        card = ModelCard.from_template(
-            _front_matter(spec, title, evaluations),
-            template_str=(files("meam_export") / "model_card_template.md").read_text(encoding="utf-8"),
-            title=title,
-            policy=json.dumps(policy, ensure_ascii=False),
-            spec=spec,
-            method=_METHODS.get(spec.method, spec.method),
-            boxes=[_box_row(box, "observation") for box in spec.observation],
-            action=_box_row(spec.action, "action"),
-            numbers=[
-                {"index": n.index, "key": _cell(n.key), "name": _cell(n.name), "unit": _cell(n.unit), "side": side}
-                for side, numbers in (("in", spec.observation_numbers), ("out", spec.action_numbers))
-                for n in numbers
-                if n.name is not None
-            ],
-            settings=json.dumps(dict(spec.hyperparameters), indent=2),
-            record=record,
-            missing=missing,
-            acting=_acting_rows(spec),
-            evaluations=evaluations,
-            results=[_result_row(evaluation, rule) for evaluation in evaluations for rule in evaluation.rules],
-            gains=any(rule.gain_low is not None for evaluation in evaluations for rule in evaluation.rules),
-            variants=[_variant_row(name, variant) for name, variant in spec.variants.items()],
-            figures=FIGURES,
-        )
-    except ImportError as error:
-        raise MissingExtraError("The model card needs jinja2: pip install 'meam-policy[export]'.") from error
+    with needs("The model card", "jinja2", "export"):
+        import jinja2  # noqa: F401  # by which ModelCard fills in templates
+    card = ModelCard.from_template(
+        _front_matter(spec, title, evaluations, datasets),
+        template_str=(files("meam_export") / "model_card_template.md").read_text(encoding="utf-8"),
+        title=title,
+        policy=json.dumps(policy, ensure_ascii=False),
+        spec=spec,
+        method=_METHODS.get(spec.method, spec.method),
+        boxes=[_box_row(box, "observation") for box in spec.observation],
+        action=_box_row(spec.action, "action"),
+        numbers=[
+            {"index": n.index, "key": _cell(n.key), "name": _cell(n.name), "unit": _cell(n.unit), "side": side}
+            for side, numbers in (("in", spec.observation_numbers), ("out", spec.action_numbers))
+            for n in numbers
+            if n.name is not None
+        ],
+        settings=json.dumps(dict(spec.hyperparameters), indent=2),
+        record=record,
+        missing=missing,
+        acting=_acting_rows(spec),
+        evaluations=evaluations,
+        results=[_result_row(evaluation, rule) for evaluation in evaluations for rule in evaluation.rules],
+        gains=any(rule.gain_low is not None for evaluation in evaluations for rule in evaluation.rules),
+        variants=[_variant_row(name, variant) for name, variant in spec.variants.items()],
+        figures=FIGURES,
+    )
     text = f"{card}\n"
     return f"{text}\n<!-- Written by meam-policy: {sha256(text.encode())} -->\n"
 
@@ -89,7 +91,9 @@ def is_unchanged(card: bytes) -> bool:
     return seal is not None and sha256(card[: seal.start()]).encode() == seal[1]
 
 
-def _front_matter(spec: PolicySpec, title: str, evaluations: Sequence[Evaluation]) -> ModelCardData:
+def _front_matter(
+    spec: PolicySpec, title: str, evaluations: Sequence[Evaluation], datasets: Sequence[str]
+) -> ModelCardData:
     """What the Hub reads of a card.
 
     Results are a model index: the newer `.eval_results` are for benchmarks that the Hub has as data sets.
@@ -100,12 +104,11 @@ def _front_matter(spec: PolicySpec, title: str, evaluations: Sequence[Evaluation
     results = [
         result for evaluation in evaluations for rule in evaluation.rules for result in _results(evaluation, rule)
     ]
-    data = spec.training_data
     return ModelCardData(
         library_name="meam-policy",
         pipeline_tag="robotics",
         tags=tags,
-        datasets=[data] if data is not None and _HUB_ID.fullmatch(data) else None,
+        datasets=list(datasets) or None,
         # The Hub has its licences by their SPDX identifiers in lower case.
         license=spec.license.lower() if spec.license is not None else None,
         base_model=spec.started_from["policy"] if "commit" in spec.started_from else None,

@@ -10,6 +10,7 @@ from meam_export.card.export_record import ExportRecord
 from meam_export.card.render import is_unchanged, render_card
 from meam_policy.atomic_files import given_folder, write_atomically
 from meam_policy.errors import ConfigError, MeamError, NotFoundError, OutputError
+from meam_policy.folder.hub import is_repo_id
 from meam_policy.folder.policy_folder import CARD_FILE, read_config, verify_files
 from meam_policy.given_files import given_path, read_regular
 
@@ -17,7 +18,11 @@ __all__ = ["write_card"]
 
 
 def write_card(
-    policy_folder: str | os.PathLike[str], results: Sequence[str | os.PathLike[str]], *, replace: bool = False
+    policy_folder: str | os.PathLike[str],
+    results: Sequence[str | os.PathLike[str]],
+    *,
+    replace: bool = False,
+    datasets: Sequence[str] = (),
 ) -> tuple[Evaluation, ...]:
     """Write the model card of a policy folder, with what `meam eval` measured of that policy.
 
@@ -28,6 +33,7 @@ def write_card(
         policy_folder: The folder.
         results: Files that `meam eval --json` wrote, one or more.
         replace: Replace a card that was changed by hand, or that an earlier version wrote.
+        datasets: Ids on the Hub, "owner/name", of the data sets that the policy was trained on.
 
     Returns:
         What stands in the card.
@@ -36,10 +42,14 @@ def write_card(
         NotFoundError: there is no such folder, or no such file.
         IntegrityError: a file of the folder is not the one that was exported.
         FormatError: the folder is broken, or a file is not what `meam eval --json` writes.
-        ConfigError: results are of another policy, given twice, or missing; or the card was changed by hand.
+        ConfigError: results are of another policy, given twice, or missing; the card was changed by hand; or a data
+            set's id is none that the Hub can have.
         OutputError: the card cannot be written.
         MissingExtraError: jinja2 is not installed.
     """
+    for dataset in datasets:
+        if not is_repo_id(dataset):
+            raise ConfigError(f'datasets has {dataset!r}; expected ids on the Hub, each "owner/name".')
     folder = given_folder("policy_folder", policy_folder)
     if not folder.is_dir():
         raise NotFoundError(
@@ -66,7 +76,7 @@ def write_card(
                 f"{card} was changed since it was written, or an earlier version wrote it. Keep a copy of your own "
                 "words, and give --replace (replace=True) to write it anew."
             )
-        text = render_card(config.spec, ExportRecord.read(folder, config.spec), evaluations, missing)
+        text = render_card(config.spec, ExportRecord.read(folder, config.spec), evaluations, missing, datasets)
         write_atomically(card, text)
     except OSError as error:
         if isinstance(error, MeamError):

@@ -20,6 +20,7 @@ def card(
     policy: Annotated[Path, tyro.conf.Positional],
     results: tuple[Path, ...],
     replace: bool = False,
+    datasets: tuple[str, ...] = (),
     json: bool = False,
 ) -> None:
     """Write the model card of a policy folder, with what was measured of it.
@@ -35,9 +36,10 @@ def card(
         policy: Policy folder.
         results: Files that `meam eval --json` wrote.
         replace: Write anew a card that was changed by hand, or that an earlier version wrote.
+        datasets: Ids on the Hub, owner/name, of the data sets that the policy was trained on.
         json: Print one line of JSON to stdout.
     """
-    evaluations = write_card(policy, results, replace=replace)
+    evaluations = write_card(policy, results, replace=replace, datasets=datasets)
     file = policy.expanduser() / CARD_FILE
     if json:
         print_json({"card": str(file), "evaluations": [asdict(evaluation) for evaluation in evaluations]})

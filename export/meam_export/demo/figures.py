@@ -15,7 +15,7 @@ from meam_export.demo.labels import NAMES, OBJECTIVES
 from meam_export.demo.run import DemoResult
 from meam_policy.environments.make import make_environment
 from meam_policy.environments.pockets import ARENA_HALF_WIDTH, POCKET_RADIUS, POCKETS, POST_RADIUS, POSTS
-from meam_policy.errors import MissingExtraError
+from meam_policy.extras import needs
 from meam_policy.policy import MeamPolicy
 from meam_training.runs.run_log import METRICS_FILE
 
@@ -227,11 +227,9 @@ def rewarding_directions(env_id: str, state: tuple[float, ...]) -> dict[str, str
 
 
 def _figure(width: float, height: float) -> Figure:
-    try:
+    with needs("The report", "matplotlib", "viz"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("The report needs matplotlib: pip install 'meam-policy[viz]'.") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -21,7 +21,8 @@ from meam_export.demo.figures import (
 from meam_export.demo.labels import NAMES, setting_text, shared_settings
 from meam_export.demo.run import DemoResult
 from meam_export.demo.video import render_video
-from meam_policy.errors import MissingExtraError, OutputError
+from meam_policy.errors import OutputError
+from meam_policy.extras import needs
 
 __all__ = ["write_report"]
 
@@ -43,10 +44,8 @@ def write_report(result: DemoResult, output: Path, *, video: bool) -> Path:
         MissingExtraError: matplotlib or jinja2 is not installed.
         OutputError: the file cannot be written.
     """
-    try:
+    with needs("The report", "jinja2", "export"):
         import jinja2
-    except ImportError as error:
-        raise MissingExtraError("The report needs jinja2: pip install 'meam-policy[export]'.") from error
     env_id, state = result.task.environment_id, result.task.state
     actions, rewarding = first_actions(result, state), rewarding_directions(env_id, state)
     config = result.checkpoints["me-am"].config

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from meam_policy.errors import MissingExtraError
+from meam_policy.extras import needs
 from meam_policy.spec import PolicySpec, Precision
 from meam_policy.spec.names import names_metadata
 from meam_training.flow.solvers import solve
@@ -22,14 +22,12 @@ from meam_training.networks.critic_ensemble import CriticEnsemble
 from meam_training.networks.edit_policy import EditPolicy
 from meam_training.networks.policy_module import PolicyModule
 
-try:
+with needs("Export", "onnx", "export"):
     import onnx
     import onnx_ir as ir
 
     from meam_export.graph.expression import Emitter, Expression
     from meam_export.graph.writer import IR_VERSION, OPSET, GraphWriter, make_writer
-except ImportError as error:
-    raise MissingExtraError("Export needs onnx and onnx-ir: pip install 'meam-policy[export]'.") from error
 from meam_export.graph.unrolled_velocity import UnrolledVelocity, array_of, linear_arrays, velocity_arrays
 
 __all__ = ["build_graph", "graph_metadata"]

@@ -7,17 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from meam_policy.errors import MissingExtraError
+from meam_policy.extras import needs
 from meam_training.networks.preconditioner import Preconditioning, preconditioning
 from meam_training.networks.velocity_field import VelocityField
 
-try:
+with needs("Export", "onnx-ir", "export"):
     import onnx_ir as ir
 
     from meam_export.graph.expression import Emitter, Expression
     from meam_export.graph.writer import GraphWriter
-except ImportError as error:
-    raise MissingExtraError("Export needs onnx and onnx-ir: pip install 'meam-policy[export]'.") from error
 
 __all__ = ["UnrolledVelocity", "array_of", "linear_arrays", "velocity_arrays"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from meam_policy.errors import FormatError, MissingExtraError
+from meam_policy.errors import FormatError
+from meam_policy.extras import needs
 from meam_policy.spec import PolicySpec
 
 __all__ = ["Signature", "Tensor", "check_signature", "read_signature"]
@@ -49,11 +50,9 @@ def read_signature(graph: bytes, file: str) -> Signature:
         FormatError: the graph is not ONNX, or a tensor has a type or shape that Triton could not batch.
         MissingExtraError: onnx is not installed.
     """
-    try:
+    with needs("Triton's configuration", "onnx", "export"):
         import onnx
         from google.protobuf.message import DecodeError
-    except ImportError as error:
-        raise MissingExtraError("Triton's configuration needs onnx: pip install 'meam-policy[export]'.") from error
     try:
         declared = onnx.load_from_string(graph).graph
     except DecodeError as error:

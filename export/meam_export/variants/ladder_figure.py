@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from meam_policy.errors import MissingExtraError
+from meam_policy.extras import needs
 from meam_policy.spec import VariantSpec
 
 if TYPE_CHECKING:
@@ -58,10 +58,8 @@ def ladder_figure(variants: Mapping[str, VariantSpec]) -> Figure:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
+    with needs("The ladder", "matplotlib", "export"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("The ladder needs matplotlib: pip install 'meam-policy[export]'.") from error
     panels = {name: label for name, label in _PANELS.items() if any(name in v.measured for v in variants.values())}
     figure = Figure(figsize=(4.6 * len(panels), 4.2), layout="constrained")
     legend: dict[str, Line2D] = {}

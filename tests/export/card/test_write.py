@@ -98,8 +98,21 @@ def test_the_card_holds_what_was_measured_and_nothing_else_changes(folder: Path,
     assert result.metric_value == found["return_mean"]
     ends = {"confidence": 0.95, "low": found["ci_low"], "high": found["ci_high"]}
     assert result.metric_args == {"acting": "sample", "episodes": 2, "seed": 7, "version": __version__, **ends}
-    assert (front.datasets, front.license) == (["tests/pendulum-v0"], "mit")
+    assert (front.datasets, front.license) == (None, "mit")
     assert MeamPolicy.from_pretrained(folder).config_sha256 == sha256(after["config.json"]) == found["config_sha256"]
+
+
+def test_data_sets_of_the_hub_are_named_if_their_ids_are_given(
+    folder: Path, evaluated: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    evaluated()
+    before = contents(folder)
+    assert run(["card", str(folder), "--results", "r.json", "--datasets", "a/b/c"]) == 2
+    assert "datasets has 'a/b/c'; expected ids on the Hub" in capfd.readouterr().err
+    assert contents(folder) == before
+    assert run(["card", str(folder), "--results", "r.json", "--datasets", "owner/pendulum", "owner/more"]) == 0
+    front: Any = ModelCard.load(folder / "README.md").data
+    assert front.datasets == ["owner/pendulum", "owner/more"]
 
 
 def test_rules_and_variants_are_rows_of_one_table(folder: Path, evaluated: Run) -> None:

@@ -160,7 +160,7 @@ def test_half_removed_onnxruntime_is_a_problem(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
     finding = named(diagnose(), "onnxruntime")
     assert finding.level == "problem"
-    assert "half removed" in finding.seen
+    assert "cannot import name 'InferenceSession'" in finding.seen
     assert "pip uninstall -y onnxruntime," in finding.remedy
 
 

@@ -1,6 +1,8 @@
 import importlib.util
 import re
 import subprocess
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ MOVIEPY = importlib.util.find_spec("moviepy") is not None
 def with_moviepy(monkeypatch):
     """Whether or not it is installed: what comes before it is used."""
     if not MOVIEPY:
-        monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: name)
+        monkeypatch.setitem(sys.modules, "moviepy", types.ModuleType("moviepy"))
     monkeypatch.setenv("MUJOCO_GL", "egl")
 
 
@@ -51,7 +53,7 @@ def test_every_episode_becomes_a_video_with_a_picture_for_every_observation(run_
 
 @pytest.mark.skipif(MOVIEPY, reason="moviepy is installed")
 def test_without_moviepy_it_is_named(tmp_path):
-    with pytest.raises(MissingExtraError, match=r"need moviepy, .*: pip install 'meam-policy\[video\]'"):
+    with pytest.raises(MissingExtraError, match=r"needs moviepy, .*: pip install 'meam-policy\[video\]'"):
         make_filmed_environment("Pendulum-v1", tmp_path / "videos")
     assert not (tmp_path / "videos").exists()
 

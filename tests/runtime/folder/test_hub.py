@@ -1,6 +1,8 @@
 """Loading from the Hub: the real client, against the server of conftest.py."""
 
 import logging
+import shutil
+import subprocess
 import threading
 import time
 import traceback
@@ -54,7 +56,8 @@ def test_only_the_files_of_a_policy_are_requested(load, hub):
 
 def test_token_is_sent_to_the_hub(load, hub):
     load(token=TOKEN)
-    assert {authorization for _, _, authorization in hub.requests} == {f"Bearer {TOKEN}"}
+    sent = {authorization for _, path, authorization in hub.requests if REPO in path}  # the client asks for more, once
+    assert sent == {f"Bearer {TOKEN}"}
 
 
 def test_second_load_downloads_nothing(load, hub, linear):
@@ -198,6 +201,50 @@ def test_unknown_revision_is_an_access_error_that_names_it(load, revision):
     error = hub_error(load, revision=revision)
     assert error.kind == "access"
     assert f"no revision '{revision}'" in str(error)
+
+
+NO_NAMES = (
+    *("", " ", "a b", "a..b", "a\tb", "a\x7fb", "a~b", "a^b", "a:b", "a?b", "a*b", "a[b", "a\\b", "a@{b", "@", "a//b"),
+    *("/a", "a/", ".a", "a/.b", "a.", "a.lock", "a.lock/b", "-a", "a\n", "a\udcff"),
+)
+NAMES = (
+    *("a", "v1.2", "a/b", "a@b", "@a", "a-", "a/-b", "a.lockb", "a{b", "a.b/c", "a|b", "über", "a\u2028b"),
+    *("refs/pr/1", SHA),
+)
+
+
+@pytest.mark.parametrize("name", [*NO_NAMES, *NAMES])
+def test_what_a_branch_may_be_called_is_what_git_says(name):
+    allowed = hub_module.is_ref_name(name)
+    assert allowed == (name in NAMES)
+    if shutil.which("git") and name and not name.startswith("-"):  # as a tag git refuses that dash, but not here
+        git = ["git", "check-ref-format", "--allow-onelevel"]
+        told = subprocess.run([*git, name.encode("utf-8", "surrogateescape")], check=False).returncode == 0
+        assert allowed == (told and "\udcff" not in name)
+
+
+@pytest.mark.parametrize("revision", ["", "a b", "a..b", "v1.lock", "\udcff"])
+def test_a_revision_that_git_does_not_allow_is_refused_without_a_request(load, hub, revision):
+    with pytest.raises(ConfigError, match="The revision is '.*', a name that git does not allow; expected a branch"):
+        load(revision=revision)
+    assert hub.requests == []
+
+
+def test_a_token_that_cannot_be_sent_is_named_and_kept_to_itself(load, hub, monkeypatch):
+    for arguments in ({"token": "hf_secr\xe9t"}, {"token": None}):
+        monkeypatch.setenv("HF_TOKEN", "hf_secr\xe9t")
+        with pytest.raises(HubError, match=r"has a character that cannot be sent; expected printable ASCII") as caught:
+            load(**arguments)
+        assert caught.value.kind == "access"
+        assert "secr" not in "".join(traceback.format_exception(caught.value))
+    assert hub.requests == []
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    load()  # none is sent
+
+
+def test_a_cached_commit_needs_no_token_that_can_be_sent(load, hub, linear):
+    load(revision=SHA)
+    assert acts_like(load(revision=SHA, token="hf_secr\xe9t"), linear)
 
 
 @pytest.mark.parametrize("repo_id", ["a--b/c", "owner/name.git", "-owner/name", "owner/.."])

@@ -298,8 +298,18 @@ def test_a_subfolder_that_is_no_plain_relative_path_is_refused(push, load, hub, 
         ({"repo_id": "arm"}, "repo_id is 'arm'"),
         ({"repo_id": "a/b/c"}, "repo_id is"),
         ({"repo_id": None}, "repo_id is None"),
+        ({"repo_id": "a--b/c"}, "repo_id is 'a--b/c'; expected"),
+        ({"repo_id": "owner/name.git"}, "repo_id is 'owner/name.git'; expected"),
+        ({"repo_id": "-owner/name"}, "repo_id is '-owner/name'; expected"),
         ({"branch": ""}, "branch is ''"),
         ({"branch": "a\nb"}, "branch is"),
+        ({"branch": "a..b"}, "branch is 'a..b'; expected a name that git allows"),
+        ({"branch": "a\u2028b"}, "branch is"),
+        ({"branch": "\udcff"}, "branch is"),
+        ({"tag": "a b"}, "tag is 'a b'; expected a name that git allows"),
+        ({"tag": "-v1"}, "tag is '-v1'"),
+        ({"commit_message": "\udcff"}, "commit_message is"),
+        ({"subfolder": "\udcff"}, "subfolder is"),
         ({"tag": " "}, "tag is ' '"),
         ({"commit_message": ""}, "commit_message is ''"),
         ({"commit_message": None}, "commit_message is None"),
@@ -310,8 +320,67 @@ def test_a_subfolder_that_is_no_plain_relative_path_is_refused(push, load, hub, 
         ({"create_pr": True, "tag": "v1"}, "expected one of them"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused_without_a_request(push, hub, arguments, named):
+def test_arguments_that_make_no_sense_are_refused_without_a_request_and_before_a_file_is_read(
+    push, hub, made, arguments, named
+):
+    (made.folder / "model.safetensors").unlink()
     assert named in str(refused(ConfigError, push, **arguments))
+    assert hub.requests == []
+
+
+def test_without_the_weights_nothing_is_pushed(push, hub, made):
+    (made.folder / "model.safetensors").unlink()
+    assert "has no model.safetensors, which its config.json names" in str(refused(NotFoundError, push))
+    assert hub.requests == []
+
+
+UNSENDABLE = ["hf_Zq7\u201c", "hf_Zq7\xe9", "hf_Zq7 Zq7", "hf_Zq7\nZq7", "hf_Zq7\udcff"]
+
+
+@pytest.mark.parametrize("token", UNSENDABLE)
+def test_a_token_that_cannot_be_sent_is_refused_before_a_file_is_read_and_not_shown(push, hub, made, token):
+    (made.folder / "model.safetensors").unlink()
+    error = refused(HubError, push, token=token)
+    assert error.kind == "access"
+    assert str(error).startswith("The Hub token that was given (token=) has a character that cannot be sent;")
+    assert "Zq7" not in "".join(traceback.format_exception(error))
+    assert hub.requests == []
+
+
+def test_an_empty_token_is_called_empty(push, hub):
+    assert "(token=) is empty; expected" in str(refused(HubError, push, token=""))
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
+def test_a_token_that_cannot_be_sent_is_named_by_its_variable(push, hub, monkeypatch, variable):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv(variable, " hf_secr\xe9t\n")
+    error = refused(HubError, push, token=None)
+    assert f"in the variable {variable} has a character that cannot be sent" in str(error)
+    assert "set the variable to it" in str(error)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("stored", ["hf_secr\xe9t".encode(), b"hf_secr\xfft", b"hf_sec\0ret"])
+def test_a_token_that_cannot_be_sent_is_named_by_its_file(push, hub, monkeypatch, tmp_path, stored):
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+        monkeypatch.delenv(variable, raising=False)
+    (tmp_path / "token").write_bytes(stored)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    error = refused(HubError, push, token=None)
+    assert f"in the file {tmp_path / 'token'} has a character that cannot be sent" in str(error)
+    assert "`hf auth login`" in str(error)
+    assert hub.requests == []
+
+
+def test_a_token_file_that_cannot_be_read_is_an_access_error(push, hub, monkeypatch, tmp_path):
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path))  # a folder
+    error = refused(HubError, push, token=None)
+    assert error.kind == "access"
+    assert "cannot be read: Is a directory" in str(error)
     assert hub.requests == []
 
 
@@ -346,6 +415,22 @@ def test_the_namespace_of_others_is_an_access_error(push, hub):
     assert error.kind == "access"
     assert "strangers/arm" in str(error)
     assert hub.written == []
+
+
+@pytest.mark.parametrize("status", ["401", "403", "404", "405", "503"])
+def test_a_server_that_cannot_judge_a_card_is_not_taken_for_one_that_refuses_the_token(push, hub, status):
+    hub.faults["validate"] = status
+    error = refused(HubError, push)
+    assert error.kind == "server"
+    assert f"{hub.url}/api/validate-yaml answered {status}. Nothing was uploaded" in str(error)
+    assert hub.written == []
+
+
+def test_a_storage_that_refuses_a_file_is_not_taken_for_a_token_that_may_not_write(push, hub):
+    hub.faults["upload"] = "403"
+    error = refused(HubError, push, REPO)
+    assert error.kind == "server"
+    assert "answered 403 to a push" in str(error)
 
 
 @pytest.mark.parametrize("subfolder", [None, "ant"])
@@ -529,6 +614,7 @@ def test_a_policy_of_the_hub_is_saved_with_all_its_variants(push, load, made, tm
 
 def test_saving_overwrites_nothing(made, tmp_path):
     (tmp_path / "mine.txt").touch()
+    (made.folder / "model.safetensors").unlink()  # the folder to write is looked at first
     with pytest.raises(MeamError, match="already holds something"):
         made.load().save_pretrained(tmp_path)
     with pytest.raises(MeamError, match="already holds a policy"):
@@ -558,6 +644,34 @@ def test_the_command_pushes_and_says_what_it_did(hub, made, stored, capsys):
     assert TOKEN not in output.out + output.err
     assert run(["push", str(made.folder), NEW, "--branch", "slow"]) == 0
     assert "nothing: the branch has these very files" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--tag", "a b"], "--tag is 'a b'; expected a name that git allows"),
+        (["--branch", "a..b"], "--branch is 'a..b'; expected a name that git allows"),
+        (["--message", "a\nb"], r"--message is 'a\nb'; expected one line of text"),
+        (["--parent-commit", "main"], "--parent-commit is 'main'; expected a commit's 40"),
+        (["--subfolder", "../x"], "--subfolder is '../x'; expected"),
+        (["--create-pr", "--tag", "v1"], '--tag is "v1", but --create-pr asks for a pull request'),
+    ],
+)
+def test_the_command_names_its_options_before_it_reads_the_policy(hub, stored, capsys, options, named):
+    assert run(["push", "no/such/folder", NEW, *options]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith(f"meam: {named}")
+    assert output.err.count("\n") == 1
+    assert hub.requests == []
+
+
+def test_the_command_names_a_repo_that_is_none_and_a_token_that_cannot_be_sent(hub, stored, monkeypatch, capsys):
+    assert run(["push", "no/such/folder", "arm"]) == 2
+    assert capsys.readouterr().err.startswith("meam: REPO is 'arm'; expected \"owner/name\"")
+    monkeypatch.setenv("HF_TOKEN", "hf_secr\xe9t")
+    assert run(["push", "no/such/folder", NEW]) == 2
+    assert "in the variable HF_TOKEN has a character that cannot be sent" in capsys.readouterr().err
+    assert hub.requests == []
 
 
 def test_the_command_runs_dry(hub, made, stored, capsys):

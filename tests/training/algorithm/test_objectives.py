@@ -449,7 +449,7 @@ def test_the_tilted_gaussian_is_the_fixed_point(objective: str, entropy_coef: fl
         **({"likelihood_steps": 12, "candidates": 16} if weighs else {"score_eps": 1e-4}),
     )
     networks = gaussian_networks(config)
-    rows = {"two_scale": 32 * 48, "reweighted": 16 * 48, "target_score": 12_000}[objective]
+    rows = {"two_scale": 32 * 24, "reweighted": 16 * 24, "target_score": 6_000}[objective]
     mean, error = expected_gradient(networks, config, rows, 16)
     networks.policy = networks.target_prior
     at_prior, _ = expected_gradient(networks, config, rows, 4)
@@ -540,7 +540,7 @@ def freeze_path(monkeypatch: pytest.MonkeyPatch, networks: MeamNetworks, config:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_the_gradient_of_the_policys_loss_is_right(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make_config(**OBJECTIVES[kind], hidden_dims=(3,), entropy_coef=0.4, batch_size=4)
+    config = make_config(**OBJECTIVES[kind], hidden_dims=(2,), entropy_coef=0.4, batch_size=4)
     networks = make_networks(config)
     freeze_path(monkeypatch, networks, config, 4)
     assert networks.policy is not None

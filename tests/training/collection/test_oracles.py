@@ -158,7 +158,7 @@ def test_the_data_set_records_its_origin(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [CUBE, SCENE, PUZZLE, "cube-double-noisy-singletask-task1-v0"])
+@pytest.mark.parametrize("name", [SCENE, "cube-double-noisy-singletask-task1-v0"])
 def test_a_resumed_recording_is_the_uninterrupted_one(tmp_path, name):
     def interrupt(done, total):
         if done >= 2 * STEPS:

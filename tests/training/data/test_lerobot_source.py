@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
+import sys
 from typing import Any
 
 import numpy as np
@@ -266,6 +266,7 @@ def test_text_is_no_number_and_a_file_of_nothing_is_refused(tmp_path):
 def test_what_is_no_data_set_and_a_lack_of_pyarrow_are_named(folder, tmp_path, monkeypatch):
     with pytest.raises(NotFoundError, match="is no LeRobot data set"):
         OfflineDataset.from_lerobot(tmp_path / "nothing")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
     with pytest.raises(MissingExtraError, match=r"meam-policy\[arrow\]"):
         OfflineDataset.from_lerobot(folder)

@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 from itertools import pairwise
 
 import h5py
@@ -447,6 +448,7 @@ def test_changed_bytes_of_columnar_data_never_give_an_error_of_another_library(c
 
 
 def test_columnar_data_need_pyarrow(columnar, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
     with pytest.raises(MissingExtraError, match=r"pip install 'meam-policy\[arrow\]'"):
         open_minari(columnar)

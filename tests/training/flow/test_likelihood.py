@@ -45,16 +45,16 @@ def test_the_log_density_of_a_resting_flow_is_that_of_the_noise():
 @pytest.mark.parametrize(("std", "tolerance"), [((1.0, 1.0), 0.002), ((0.5, 0.7), 0.006), ((0.3, 0.2), 0.05)])
 def test_the_log_density_of_a_gaussian_converges_to_its_closed_form(std, tolerance):
     velocity, log_density = diagonal_gaussian((0.3, -0.5), std)
-    x = np.array([0.3, -0.5]) + np.array(std) * np.random.default_rng(1).uniform(-2, 2, size=(50, 2))
+    x = np.array([0.3, -0.5]) + np.array(std) * np.random.default_rng(1).uniform(-2, 2, size=(20, 2))
     errors = [
         np.abs(log_likelihood(velocity, tensor(x), eye(2), steps).numpy() - log_density(x)).max()
-        for steps in (8, 64, 128, 256)
+        for steps in (8, 32, 64, 128)
     ]
     assert errors[0] < tolerance
-    assert errors[-1] < 1e-4
+    assert errors[-1] < 4e-4
     # Second order: half the step, a quarter of the error, or less.
-    assert errors[1] / errors[2] > 3.8
-    assert errors[2] / errors[3] > 3.9
+    assert errors[1] / errors[2] > 3.7
+    assert errors[2] / errors[3] > 3.8
 
 
 def test_the_density_of_a_random_network_flow_integrates_to_one():

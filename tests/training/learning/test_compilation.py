@@ -26,15 +26,12 @@ CONSTANT = {"kl_budget": None}
 SHALLOW = {"hidden_dims": (8,), "critic_hidden_dims": (8,)}
 """Loops are unrolled, and every layer takes kernels of its own: less of both compiles faster."""
 METHODS = {
-    "two scale": ("me-am", CONSTANT, "inductor"),
-    "reweighted": ("me-am", {**CONSTANT, "objective": "reweighted", "precondition": False}, "aot_eager"),
-    "bridge": ("me-am", {**CONSTANT, "objective": "bridge"}, "aot_eager"),
-    "ancestral": ("me-am", {**CONSTANT, "objective": "adjoint", "distill_coef": 1.0}, "aot_eager"),
+    "two scale": ("me-am", {}, "inductor"),
+    "reweighted": ("me-am", {"objective": "reweighted", "precondition": False}, "aot_eager"),
+    "bridge": ("me-am", {**CONSTANT, "objective": "bridge", "layer_norm": True}, "aot_eager"),
+    "ancestral": ("me-am", {"objective": "adjoint", "distill_coef": 1.0}, "aot_eager"),
     "target score": ("me-am", {**CONSTANT, "objective": "target_score", "best_of": 2}, "aot_eager"),
     "edit": ("qam-edit", {}, "aot_eager"),
-    "budget": ("me-am", {"kl_budget": 0.5, "objective": "adjoint", "layer_norm": True}, "aot_eager"),
-    "two scale budget": ("me-am", {"kl_budget": 0.5}, "aot_eager"),
-    "reweighted budget": ("me-am", {"kl_budget": 0.5, "objective": "reweighted"}, "aot_eager"),
     "published budget": ("trqam", {}, "aot_eager"),
 }
 """Preset, settings, and the backend: "aot_eager" makes the same single graph of update and gradients, but takes

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from meam_policy.atomic_files import given_folder
-from meam_policy.errors import ConfigError, MissingExtraError, OutputError
+from meam_policy.errors import ConfigError, OutputError
+from meam_policy.extras import needs
 from meam_policy.given_files import given_path
 from meam_training.data.minari_files import minari_root
 
@@ -32,10 +33,8 @@ def new_dataset_folder(name: str, root: str | os.PathLike[str] | None) -> Path:
         OutputError: the data set already exists, or the root is not writable.
         MissingExtraError: minari is not installed.
     """
-    try:
+    with needs("Recording", "minari", "train"):
         from minari.dataset.minari_dataset import DATASET_ID_RE
-    except ImportError as error:
-        raise MissingExtraError("Recording needs minari: pip install 'meam-policy[train]'.") from error
     match = DATASET_ID_RE.fullmatch(name)
     if match is None or match["version"] is None:
         raise ConfigError(f'"{name}" is not a Minari id; expected one such as "namespace/name-v0".')

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from meam_policy.errors import MissingExtraError
+from meam_policy.extras import needs
 from meam_training.data.data_report import DataReport, NumberRange
 
 if TYPE_CHECKING:
@@ -37,10 +37,8 @@ def data_figure(report: DataReport) -> Figure:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
+    with needs("A picture of the data", "matplotlib", "viz"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("A picture of the data needs matplotlib: pip install 'meam-policy[viz]'.") from error
     panels = 3 if report.observations is None else 4
     figure = Figure(figsize=(4.2 * panels, 4.4), layout="constrained")
     lengths, returns, actions, *rest = figure.subplots(1, panels)

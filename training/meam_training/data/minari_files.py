@@ -8,7 +8,6 @@ known only once they are opened.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -19,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium import spaces
 
-from meam_policy.errors import DatasetError, FormatError, MissingExtraError, NotFoundError
+from meam_policy.errors import DatasetError, FormatError, NotFoundError
+from meam_policy.extras import needs
 from meam_policy.given_files import given_path, read_regular
 from meam_policy.spec import EnvironmentSpec
 from meam_training.data.hdf5_files import MAX_COMPRESSION, check_hdf5
+from meam_training.data.parquet_files import require_pyarrow
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -91,10 +92,8 @@ def open_minari(id_or_path: str | os.PathLike[str]) -> MinariSource:
             check_hdf5(file)
     if metadata.get("data_format") in ("arrow", "parquet"):
         _check_arrow(folder, files, metadata["data_format"])
-    try:
+    with needs("Reading Minari data", "minari", "train"):
         from minari import MinariDataset
-    except ImportError as error:
-        raise MissingExtraError("Reading Minari data needs minari: pip install 'meam-policy[train]'.") from error
     try:
         dataset = MinariDataset(folder)
     except Exception as error:  # Minari does not document what it raises for a broken file
@@ -174,8 +173,7 @@ def _read_metadata(file: Path) -> dict[str, Any]:
 
 def _check_arrow(folder: Path, files: list[Path], data_format: str) -> None:
     """Check that each episode is one file with one record batch, as Minari assumes."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise MissingExtraError(f"Reading {data_format} data sets needs pyarrow: pip install 'meam-policy[arrow]'.")
+    require_pyarrow()
     seen = set()
     for file in files:
         episode = file.relative_to(folder).parts[0]

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meam_policy.environments.make import make_environment
-from meam_policy.errors import DatasetError, MissingExtraError
+from meam_policy.errors import DatasetError
+from meam_policy.extras import needs
 
 __all__ = ["STATES", "ogbench_rewards"]
 
@@ -38,10 +39,8 @@ def ogbench_rewards(environment_id: str) -> Iterator[Callable[[States], dict[str
         NotFoundError: there is no such environment.
         MissingExtraError: OGBench is not installed.
     """
-    try:
+    with needs("Working out rewards", "ogbench", "mujoco"):
         from ogbench.relabel_utils import relabel_dataset
-    except ImportError as error:
-        raise MissingExtraError("Rewards need OGBench: pip install 'meam-policy[mujoco]'.") from error
     env = make_environment(environment_id)
     try:
         if getattr(env.unwrapped, "_reward_task_id", None) is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meam_policy.errors import DatasetError, MeamError, MissingExtraError
+from meam_policy.errors import DatasetError, MeamError
+from meam_policy.extras import needs
 from meam_policy.given_files import open_regular
 from meam_training.data.hdf5_files import MAX_COMPRESSION
 
@@ -18,13 +18,13 @@ __all__ = ["read_columns", "require_pyarrow"]
 
 
 def require_pyarrow() -> None:
-    """Check that Parquet files can be read.
+    """Check that Arrow and Parquet files can be read.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
     """
-    if importlib.util.find_spec("pyarrow") is None:
-        raise MissingExtraError("Reading Parquet files needs pyarrow: pip install 'meam-policy[arrow]'.")
+    with needs("Reading Arrow and Parquet files", "pyarrow", "arrow"):
+        import pyarrow.parquet  # noqa: F401
 
 
 def read_columns(file: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, NDArray[Any]]:

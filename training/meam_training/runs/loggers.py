@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from meam_policy.errors import ConfigError, MissingExtraError
+from meam_policy.errors import ConfigError
+from meam_policy.extras import needs
 from meam_training.config import TrainConfig
 
 __all__ = ["MetricSink", "TensorBoardSink", "WandBSink"]
@@ -37,12 +38,8 @@ class TensorBoardSink:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        try:
+        with needs("Logging to TensorBoard", "tensorboard", "log"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingExtraError(
-                "Logging to TensorBoard needs tensorboard: pip install 'meam-policy[log]'."
-            ) from error
         # Set for new runs too: TensorBoard ignores the first purge mark of a log and obeys only later ones.
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
@@ -60,12 +57,8 @@ class WandBSink:
     """Logs to Weights & Biases; a run with a known id is continued."""
 
     def __init__(self, folder: Path, config: TrainConfig, run_id: str) -> None:
-        try:
+        with needs("Logging to Weights & Biases", "wandb", "log"):
             import wandb
-        except ImportError as error:
-            raise MissingExtraError(
-                "Logging to Weights & Biases needs wandb: pip install 'meam-policy[log]'."
-            ) from error
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
