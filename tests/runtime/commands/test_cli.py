@@ -324,7 +324,6 @@ LONG = "a" * 256
         ["verify", LONG],
         ["verify", LONG, "--untrusted"],
         ["eval", LONG],
-        ["push", LONG, "owner/name", "--dry-run"],
         ["export", LONG, "--output-dir", "policy"],
         ["export", "run", "--output-dir", LONG],
         ["train", "--data", "data", "--output-dir", LONG],
@@ -342,7 +341,7 @@ LONG = "a" * 256
     ],
 )
 def test_a_path_that_no_file_system_holds_is_named_as_it_was_given(arguments, tmp_path, monkeypatch, capsys):
-    if arguments[0] not in ("info", "verify", "eval", "push"):
+    if arguments[0] not in ("info", "verify", "eval"):
         pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     assert run(arguments) == 2
