@@ -18,7 +18,7 @@ STOREYS = {
     "meam_policy": (
         {"terminal_text"},
         {"errors"},
-        {"extras", "typed"},
+        {"extras", "given_files", "typed"},
         {"spec", "graph", "atomic_files", "console"},
         {"inference", "folder", "acting", "environments", "loop"},
         {"policy", "rollouts", "diagnosis"},

@@ -36,6 +36,7 @@ from typing import Any, Literal, NamedTuple
 
 from meam_policy.atomic_files import given_folder
 from meam_policy.errors import CheckpointError, ConfigError, NotFoundError, OutputError
+from meam_policy.given_files import given_path, read_regular
 from meam_policy.typed import typed
 from meam_training.config import PRESETS, TrainConfig
 from meam_training.runs.checkpoint import Checkpoint
@@ -130,7 +131,7 @@ def read_sweep(path: str | os.PathLike[str], output_dir: str | os.PathLike[str])
         ConfigError: the file is malformed, a setting is unknown (the message suggests the nearest known one), out of
             range, given twice or without effect, or two runs are the same.
     """
-    settings, grid, tasks = _tables(Path(path).expanduser())
+    settings, grid, tasks = _tables(given_path("path", path))
     folder = given_folder("output_dir", output_dir)
     runs: dict[str, SweepRun] = {}
     idle = settings.keys() - {"preset"}
@@ -198,7 +199,7 @@ def run_sweep(
 def _tables(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str, dict[str, Any]]]:
     """Read the three tables of a sweep file, and check them against each other."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(read_regular(path).decode())
     except FileNotFoundError as error:
         raise NotFoundError(f"There is no sweep file {path}.") from error
     except OSError as error:
