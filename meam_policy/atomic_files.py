@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from meam_policy.errors import ConfigError
+from meam_policy.given_files import given_path
 
 __all__ = [
     "atomic_file",
@@ -33,13 +34,14 @@ def given_folder(name: str, folder: str | os.PathLike[str]) -> Path:
         folder: What was given; the folder need not exist.
 
     Raises:
-        ConfigError: it is empty text, which would be the current folder, or neither text nor a path.
+        ConfigError: it is empty text, which would be the current folder, neither text nor a path, or a path that no
+            file system can hold.
     """
     if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder).strip():
         raise ConfigError(
             f'{name} is {folder!r}; expected the path of a folder, as text or a Path. The current folder is ".".'
         )
-    return Path(folder).expanduser()
+    return given_path(name, folder)
 
 
 def write_failure(error: Exception, folder: Path, needed: int) -> str:

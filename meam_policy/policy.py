@@ -38,6 +38,7 @@ from meam_policy.folder.policy_folder import (
     write_policy_files,
 )
 from meam_policy.folder.publish import MESSAGE, Pushed, PushSettings, check_push, push_files
+from meam_policy.given_files import given_path
 from meam_policy.inference.latency import load_within
 from meam_policy.inference.process import require_process
 from meam_policy.inference.providers import Device
@@ -179,7 +180,7 @@ class MeamPolicy:
         config = read_config(folder)
         recorded, robot = config.spec, read_contract(folder, config.spec)
         options = {"device": device, "threads": threads, "fixed_batch": fixed_batch, "tf32": tf32}
-        cache = None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))
+        cache = None if cache_dir is None else os.path.abspath(given_path("cache_dir", cache_dir))
         acting = {"best_of": best_of, "noise_scale": noise_scale}
         origin = {**options, **acting, "safety": safety, "seed": seed, "cache_dir": cache}
         if commit is None:
@@ -194,7 +195,8 @@ class MeamPolicy:
             spec, file = recorded.select(name)
             spec = _drawing(spec, **acting)
             graph, identity = read_graph(folder, recorded, file), config.graph_identity(name)
-            session = PolicySession(graph, spec, name=file, identity=identity, **options)
+            declared = config.declared(name)
+            session = PolicySession(graph, spec, name=file, identity=identity, declared=declared, **options)
             rehearse(spec, lambda rows, noise: session.run_all(rows, noise)["actions"])
             loaded_from = {**origin, "variant": name, "identity": config.sha256}
             return cls(spec, session, seed, name, safety=safety, robot=robot, origin=loaded_from)
@@ -262,7 +264,9 @@ class MeamPolicy:
 
         Raises:
             OutputError: the folder is not empty, or cannot be written.
-            ConfigError: the policy was not made by `from_pretrained`, or the path is empty.
+            ConfigError: the policy was not made by `from_pretrained`, or the path is empty, or none that a file system
+                can hold.
+            FormatError: the model card is not UTF-8 text, or a file is a link.
             IntegrityError: what it was loaded from is another export now, or damaged.
             NotFoundError: a file of it is missing.
             HubError: the Hub could not deliver the rest of it.
@@ -313,7 +317,8 @@ class MeamPolicy:
         Raises:
             ConfigError: an argument is wrong, the policy was not made by `from_pretrained`, or `private` is not what an
                 existing repository is.
-            FormatError: the model card's metadata are not valid, or a file is a link. Nothing was uploaded.
+            FormatError: the model card is not UTF-8 text, its metadata are not valid, or a file is a link. Nothing was
+                uploaded.
             IntegrityError: what it was loaded from is another export now, or damaged.
             NotFoundError: a file of it is missing.
             HubError: the Hub did not take it: `kind` "access" before any upload if the token may not write, "conflict"
@@ -360,7 +365,8 @@ class MeamPolicy:
                 them all.
 
         Raises:
-            ConfigError: a seed is no whole number of 0 or more, or there is not one mask, or seed, for each slot.
+            ConfigError: a seed is no whole number of 0 or more, there is not one mask, or seed, for each slot, or there
+                are more than 65,536 of them.
         """
         seeds = checked_seeds(seed)
         with self._turn:
@@ -457,7 +463,7 @@ class MeamPolicy:
         draws = None if noise is None else checked_noise(self.spec, noise, len(rows), batched)
         start = None if episode_start is None else checked_starts(episode_start, len(rows))
         with self._turn:
-            actions = self._execution.act(rows, self._infer, draws, noise_scale, start)
+            actions = self._execution.act(rows, self._infer, draws, noise_scale, start, observation)
         actions = actions.reshape(len(rows), *self._action_shape)
         return actions if batched else actions[0, ...]  # an array even for a scalar action
 
@@ -495,7 +501,7 @@ class MeamPolicy:
             ObservationError: it does not fit, or the reaction is to raise.
         """
         rows, _ = self._rows(observation, finite=False)
-        return not self._shell.judge(rows)
+        return not self._shell.judge(rows, observation)
 
     def sample(self, observation: Any, noise: ArrayLike | None = None, seed: int | None = None) -> NDArray[np.float32]:
         """Sample action chunks, without touching the action queues; they are samples whatever the policy's rule.

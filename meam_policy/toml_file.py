@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from meam_policy.errors import ConfigError, NotFoundError
+from meam_policy.given_files import given_path, open_regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,13 +28,11 @@ def read_toml(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
 
     Raises:
         NotFoundError: there is no such file, or it cannot be read.
-        ConfigError: it is not TOML, or of more than 4 MiB.
+        ConfigError: it is not TOML, or of more than 4 MiB, or no file system has such a path.
     """
-    path = Path(path)
+    path = given_path(kind, path)
     try:
-        if path.exists() and not path.is_file():
-            raise NotFoundError(f"{path} is not a file; expected a {kind}.")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ConfigError(f"{path} has more than {MAX_BYTES} bytes; expected a {kind}.")

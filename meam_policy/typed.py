@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 import numbers
 import os
 import sys
@@ -21,7 +22,7 @@ import numpy as np
 
 from meam_policy.errors import ConfigError, MeamError
 
-__all__ = ["as_annotated", "typed", "typed_fields"]
+__all__ = ["as_annotated", "shown", "typed", "typed_fields"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -134,10 +135,19 @@ def as_annotated(name: str, value: Any, kind: Any, error: Callable[[str], MeamEr
     try:
         return _converted(value, kind)
     except _UnfitError:
-        shown = repr(value)
-        shown = shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + "..."
         kinds = f" ({type(value).__name__})" if value is not None else ""
-        raise error(f"{name} is {shown}{kinds}; expected {_expected(kind)}.") from None
+        raise error(f"{name} is {shown(value)}{kinds}; expected {_expected(kind)}.") from None
+
+
+def shown(value: object) -> str:
+    """A value in Python's notation for a message, cut where it is long; a whole number of many digits by its size."""
+    if isinstance(value, int) and abs(value) >= 10**_SHOWN:
+        return f"about {'-' if value < 0 else ''}1e{int(math.log10(abs(value)))}"
+    try:
+        text = " ".join(repr(value).split("\n"))  # of an array
+    except ValueError:  # Python writes no whole number of thousands of digits
+        return "too long to be shown"
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 class _UnfitError(Exception):

@@ -18,7 +18,7 @@ STOREYS = {
     "meam_policy": (
         {"terminal_text"},
         {"errors"},
-        {"extras", "typed"},
+        {"extras", "given_files", "typed"},
         {"spec", "graph", "atomic_files", "console", "toml_file"},
         {"robot"},
         {"inference", "folder", "acting", "environments"},

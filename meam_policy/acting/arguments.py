@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,22 +12,38 @@ from numpy.typing import ArrayLike, NDArray
 from meam_policy.acting.arrays import array_of
 from meam_policy.errors import ConfigError, ObservationError
 from meam_policy.spec import PolicySpec
+from meam_policy.typed import shown
 
 __all__ = ["checked_mask", "checked_noise", "checked_prefix", "checked_seeds", "checked_starts"]
+
+MAX_SLOTS = 2**16
+"""Environment slots of one policy, each of which has a stream of noise and a queue of actions."""
 
 
 def checked_seeds(seeds: Any) -> int | Sequence[int] | None:
     """One seed, one for each slot, or None, with a list in place of an array.
 
     Raises:
-        ConfigError: a seed is not an integer of 0 or more.
+        ConfigError: a seed is not an integer of 0 or more, or there is none, or there are more than `MAX_SLOTS`.
     """
+    _require_few_seeds(seeds)
     listed = seeds.tolist() if isinstance(seeds, np.ndarray) else seeds
     for seed in [] if listed is None else listed if isinstance(listed, Sequence) else [listed]:
         whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
         if not (whole and seed >= 0):
-            raise ConfigError(f"seed is {seed!r}; expected a whole number of 0 or more.")
+            raise ConfigError(f"seed is {shown(seed)}; expected a whole number of 0 or more.")
     return listed
+
+
+def _require_few_seeds(seeds: Any) -> None:
+    """Refuse none and too many, before they are made a list or looked at one by one."""
+    try:
+        count = seeds.size if isinstance(seeds, np.ndarray) else len(seeds) if isinstance(seeds, Sequence) else 1
+    except OverflowError:  # of a range
+        count = sys.maxsize
+    if not 1 <= count <= MAX_SLOTS:
+        seen = "empty" if count == 0 else f"{count:,} numbers"
+        raise ConfigError(f"seed is {seen}; expected a whole number, or one for each of at most {MAX_SLOTS:,} slots.")
 
 
 def checked_mask(mask: ArrayLike, counts: Mapping[str, int]) -> NDArray[np.bool_]:
@@ -101,4 +118,11 @@ def _array(name: str, value: ArrayLike | None) -> NDArray[np.float32]:
     if array.dtype.kind not in "fiu":
         raise ObservationError(f"{name} has type {array.dtype}; expected an array of real numbers.")
     with np.errstate(all="ignore"):
-        return array.astype(np.float32)
+        narrow = array.astype(np.float32)
+    lost = np.isfinite(array) & ~np.isfinite(narrow)
+    if lost.any():
+        raise ObservationError(
+            f"{name} has {float(array[lost].flat[0]):g}, too large for float32; expected numbers within "
+            f"±{np.finfo(np.float32).max:.3g}."
+        )
+    return narrow

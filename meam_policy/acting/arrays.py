@@ -9,8 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meam_policy.errors import MeamError, ObservationError
+from meam_policy.typed import shown
 
 __all__ = ["array_of"]
+
+_MOST_WHOLE = 2**63
+"""What int64 holds no more; NumPy keeps a list with a larger number as Python's objects."""
 
 
 def array_of(
@@ -25,7 +29,8 @@ def array_of(
         error: What to raise.
 
     Raises:
-        ObservationError: it is ragged, on another device, or nothing that NumPy can read; or `error` instead.
+        ObservationError: it is ragged, on another device, has a whole number that no array holds, or is nothing that
+            NumPy can read; or `error` instead.
     """
     if hasattr(value, "detach"):  # PyTorch's, which is not imported here
         value = value.detach()
@@ -37,7 +42,7 @@ def array_of(
         if str(value.dtype) == "torch.bfloat16":  # NumPy has no such type
             value = value.float()
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except ValueError as refusal:
         raise error(f"{name} is ragged; expected {expected}.") from refusal
     except (TypeError, RuntimeError) as refusal:
@@ -46,3 +51,11 @@ def array_of(
             f"{name} is a {kind}, which NumPy cannot read ({str(refusal)[:200]}); expected {expected}. Convert it to a "
             "NumPy array first."
         ) from refusal
+    if array.dtype == object:
+        huge = next((each for each in array.flat if isinstance(each, int) and abs(each) >= _MOST_WHOLE), None)
+        if huge is not None:
+            raise error(
+                f"{name} has the whole number {shown(huge)}, too large for an array of whole numbers; expected "
+                f"{expected}, larger ones as floats."
+            )
+    return array

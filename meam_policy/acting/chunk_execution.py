@@ -68,6 +68,7 @@ class ChunkExecution:
         noise: Rows | None = None,
         noise_scale: float = 1.0,
         start: NDArray[np.bool_] | None = None,
+        given: Any = None,
     ) -> NDArray[Any]:
         """Take the next action of every slot.
 
@@ -77,6 +78,7 @@ class ChunkExecution:
             noise: Noise [slots, noise_dim] of the chunks that begin now; None draws it.
             noise_scale: What the drawn noise is multiplied by, 0 to 1.
             start: Slots [slots] whose episode begins.
+            given: The observations as they were given, for messages.
 
         Returns:
             Actions [slots, action_dim], limited by the shell and of the action box's type; a fresh array.
@@ -90,7 +92,7 @@ class ChunkExecution:
             self.reset()
         elif start is not None and self._queue is not None and self._queue.slots == len(start):
             self.reset(mask=start)
-        stopped = self._shell.judge(rows)
+        stopped = self._shell.judge(rows, given)
         queue = self._queue_of(len(rows))
         ready = queue.empty_slots()
         if stopped:

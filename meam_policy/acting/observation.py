@@ -52,7 +52,7 @@ def flatten_observation(spec: PolicySpec, observation: Any, *, finite: bool = Tr
     except MemoryError as error:
         raise ObservationError(f"The batch is too large for this machine ({error}); expected fewer rows.") from error
     if finite:
-        require_finite(spec, flat)
+        require_finite(spec, flat, observation)
     return flat, batched
 
 
@@ -92,8 +92,13 @@ def lost_digits(spec: PolicySpec, observation: Any) -> str | None:
     return sentence
 
 
-def require_finite(spec: PolicySpec, rows: NDArray[np.float32]) -> None:
+def require_finite(spec: PolicySpec, rows: NDArray[np.float32], given: Any = None) -> None:
     """Check that rows [batch, observation_dim] hold no NaN and no infinity.
+
+    Args:
+        spec: The boxes of an observation.
+        rows: What `flatten_observation` made of it.
+        given: The observation as it was given, by which a number that is too large for float32 is told from infinity.
 
     Raises:
         ObservationError: one does; the message names the first such number by its key and index.
@@ -106,6 +111,14 @@ def require_finite(spec: PolicySpec, rows: NDArray[np.float32]) -> None:
     box = spec.observation[number]
     index = [int(i) for i in np.unravel_index(column - int(ends[number]) + box.size, box.shape)]
     where = f"index {index}" + (f" of batch row {row}" if len(rows) > 1 else "")
+    if given is not None:
+        numbers = _rows_of_box(box, given if box.key is None else given[box.key])[0]
+        seen = float(numbers[row, column - int(ends[number]) + box.size])
+        if np.isfinite(seen):
+            raise ObservationError(
+                f"{_name(box)} is {seen:g} at {where}, too large for float32; expected a number within "
+                f"±{np.finfo(np.float32).max:.3g}. Check the sensor, and its unit."
+            )
     raise ObservationError(
         f"{_name(box)} is {rows[row, column]} at {where}; expected a finite number. Check the sensor."
     )

@@ -17,7 +17,7 @@ from meam_policy.errors import ActionError, ConfigError, ObservationError
 from meam_policy.robot.contract import RobotContract
 from meam_policy.robot.limits import ActionLimits
 from meam_policy.spec import PolicySpec
-from meam_policy.typed import typed_fields
+from meam_policy.typed import shown, typed_fields
 
 __all__ = ["Reaction", "SafetySettings", "SafetyShell", "require_finite_chunks"]
 
@@ -63,7 +63,7 @@ class SafetySettings:
         Raises:
             ConfigError: a field is out of range.
         """
-        typed_fields(self, "rate_limit")
+        typed_fields(self)
         for name in ("on_bad_observation", "on_bad_action", "on_unfamiliar"):
             value = getattr(self, name)
             choices = get_args(Agreed)
@@ -72,6 +72,12 @@ class SafetySettings:
         limit = self.unfamiliarity_limit
         if not (isinstance(limit, (int, float)) and limit > 0):
             raise ConfigError(f"unfamiliarity_limit is {limit!r}; expected a number above 0, or inf for no limit.")
+        rates = self.rate_limit if isinstance(self.rate_limit, Sequence) else [self.rate_limit]
+        if self.rate_limit is not None and not (rates and all(rate is not None and rate > 0 for rate in rates)):
+            raise ConfigError(
+                f"rate_limit is {shown(self.rate_limit)}; expected a number above 0, one for each number of an action, "
+                "or None for no limit."
+            )
 
 
 class SafetyShell:
@@ -125,8 +131,12 @@ class SafetyShell:
         elif len(self._last):
             self._last[mask] = np.nan
 
-    def judge(self, rows: NDArray[np.float32]) -> dict[int, Reaction]:
+    def judge(self, rows: NDArray[np.float32], given: Any = None) -> dict[int, Reaction]:
         """Judge observations [slots, observation_dim].
+
+        Args:
+            rows: The observations.
+            given: As they were given, for messages.
 
         Returns:
             What the slots do that must not act on theirs.
@@ -138,7 +148,7 @@ class SafetyShell:
             distance = np.abs((rows - self._mean) / self._std)
         largest = distance.item(distance.argmax())  # a NaN counts as the largest
         if largest > self._familiar or math.isnan(largest):
-            return self._judge_unusual(rows, distance.max(axis=1))
+            return self._judge_unusual(rows, distance.max(axis=1), given)
         self._note(largest)
         return {}
 
@@ -148,7 +158,9 @@ class SafetyShell:
         if health.max_unfamiliarity is None or health.unfamiliarity > health.max_unfamiliarity:
             health.max_unfamiliarity = health.unfamiliarity
 
-    def _judge_unusual(self, rows: NDArray[np.float32], distance: NDArray[np.float64]) -> dict[int, Reaction]:
+    def _judge_unusual(
+        self, rows: NDArray[np.float32], distance: NDArray[np.float64], given: Any
+    ) -> dict[int, Reaction]:
         reactions, health = self._reactions, self._health
         finite = np.isfinite(rows).all(axis=1)
         strange = finite & (distance > self._settings.unfamiliarity_limit)
@@ -157,7 +169,7 @@ class SafetyShell:
         if finite.any():
             self._note(float(distance[finite].max()))
         if reactions.on_bad_observation == "raise":
-            require_finite(self._spec, rows)
+            require_finite(self._spec, rows, given)
         if reactions.on_unfamiliar == "raise" and strange.any():
             raise ObservationError(
                 f"The observation is {health.unfamiliarity:.3g} standard deviations from the training data; expected "
@@ -276,10 +288,7 @@ class _Reactions(NamedTuple):
 
 
 def _rate_limit(limit: float | Sequence[float], action_dim: int) -> NDArray[np.float64]:
-    try:
-        rates = np.asarray(limit, dtype=np.float64)
-    except (TypeError, ValueError):
-        rates = np.zeros(0)
-    if rates.shape not in ((), (action_dim,)) or not (rates > 0).all():
+    rates = np.array(limit, dtype=np.float64)
+    if rates.shape not in ((), (action_dim,)):
         raise ConfigError(f"rate_limit is {limit!r}; expected one number above 0, or {action_dim} of them.")
     return np.broadcast_to(rates, (action_dim,))

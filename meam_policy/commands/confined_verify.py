@@ -1,6 +1,6 @@
 """What `meam verify --untrusted` starts: `meam verify` within limits.
 
-python -m meam_policy.commands.confined_verify MEMORY_BYTES CPU_SECONDS POLICY OPTION...
+python -m meam_policy.commands.confined_verify PARENT MEMORY_BYTES CPU_SECONDS POLICY OPTION...
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from meam_policy.commands import verify
-from meam_policy.diagnosis.confinement import OUT_OF_MEMORY, confine
+from meam_policy.diagnosis.confinement import OUT_OF_MEMORY, confine, end_with
 from meam_policy.errors import MeamError
 from meam_policy.inference.providers import import_onnxruntime
 
@@ -17,7 +17,8 @@ __all__ = ["main"]
 
 def main(arguments: list[str]) -> int:
     """Verify within limits; the exit status, as of `meam verify`, or `OUT_OF_MEMORY`."""
-    memory, cpu_seconds, *rest = arguments
+    parent, memory, cpu_seconds, *rest = arguments
+    end_with(int(parent))
     try:
         import_onnxruntime()
         confine(int(memory), int(cpu_seconds))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -13,6 +12,7 @@ from meam_policy.commands import parse
 from meam_policy.commands.numbers import print_numbers
 from meam_policy.console import print_json, print_mapping
 from meam_policy.folder.policy_folder import GRAPH_FILE, locate_policy, verify_files
+from meam_policy.given_files import given_path
 from meam_policy.policy import MeamPolicy
 from meam_policy.spec import PolicySpec
 
@@ -78,7 +78,8 @@ def _offset(spec: PolicySpec) -> dict[str, str]:
 
 def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and show; a training run's folder is shown by the package that trained it."""
-    folders = (Path(argument) for argument in arguments if argument and not argument.startswith("-"))
+    named = (argument for argument in arguments if argument.strip() and not argument.startswith("-"))
+    folders = [given_path("The policy", argument) for argument in named]
     if any((folder / "run.json").is_file() and not (folder / GRAPH_FILE).exists() for folder in folders):
         load_command(RUN_INFO, prog).run(arguments, prog)
         return

@@ -49,8 +49,9 @@ def verify(
     percentile of calls for one observation, with pauses between them.
 
     With --untrusted all of that, the loading of the graphs and their first inference included, is done in a process of
-    its own with limits of memory and CPU time. What it runs into is named, and nothing is loaded here. Limits are no
-    sandbox. Only on Linux, and on the CPU.
+    its own with limits of memory and CPU time. It is ended after a minute and four times its CPU time, 300 s by
+    default, and with this process. What it runs into is named, and nothing is loaded here. Limits are no sandbox. Only
+    on Linux, and on the CPU.
 
     Example: meam verify policies/pockets --device cuda
     Example: meam verify owner/arm --untrusted
@@ -66,7 +67,7 @@ def verify(
         json: Print one line of JSON to stdout instead of tables.
         untrusted: Verify in a process with limits, for a policy of unknown origin.
         memory_gb: With --untrusted: memory that it may allocate beyond its libraries, GB.
-        cpu_seconds: With --untrusted: CPU time that it may take, seconds.
+        cpu_seconds: With --untrusted: CPU time that it may take, seconds; it may last four times that, and a minute.
     """
     if untrusted:
         if device != "cpu":

@@ -6,6 +6,7 @@ asks for all memory, never ends or brings its process down harms nobody here.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from meam_policy.console import terminal_width
 from meam_policy.errors import ConfigError, DeviceError, FormatError
 
-__all__ = ["OUT_OF_MEMORY", "Confined", "confine", "run_confined"]
+__all__ = ["OUT_OF_MEMORY", "Confined", "confine", "end_with", "run_confined"]
 
 OUT_OF_MEMORY = 3
 """Exit status of a process that met its limit of memory."""
@@ -27,6 +28,7 @@ OUT_OF_MEMORY = 3
 # Named, not imported: the command is built on this module.
 _MODULE = "meam_policy.commands.confined_verify"
 _SPARE_S = 60
+_PR_SET_PDEATHSIG = 1
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -67,7 +69,7 @@ def run_confined(arguments: Sequence[str], policy: Path, memory_gb: float, cpu_s
         raise DeviceError(f"--untrusted needs Linux, and this is {sys.platform}. Use a container with limits.")
     environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     environment |= {"HF_HUB_OFFLINE": "1", "COLUMNS": str(terminal_width())}
-    limits = (str(int(memory_gb * 1e9)), str(cpu_seconds))
+    limits = (str(os.getpid()), str(int(memory_gb * 1e9)), str(cpu_seconds))
     wall_s = _SPARE_S + 4 * cpu_seconds
     with subprocess.Popen(
         [sys.executable, "-m", _MODULE, *limits, str(policy.absolute()), *arguments],
@@ -101,6 +103,17 @@ def run_confined(arguments: Sequence[str], policy: Path, memory_gb: float, cpu_s
 def _refusal(policy: Path, happened: str, option: str = "") -> FormatError:
     more = f" If you trust its origin after all, allow more with {option}." if option else ""
     return FormatError(f"{policy}: verifying it, in a process with limits, {happened}. Do not load it.{more}")
+
+
+def end_with(parent: int) -> None:
+    """Have the system kill this process as soon as the one that started it ends, however that ends. Only on Linux.
+
+    Args:
+        parent: The id of the process that started this one.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def confine(memory: int, cpu_seconds: int) -> None:

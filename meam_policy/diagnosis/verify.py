@@ -99,7 +99,8 @@ def verify_policy(
         selected, file = spec.select(name)
         try:
             graph, identity = read_graph(folder, spec, file), config.graph_identity(name)
-            session = PolicySession(graph, selected, device, threads, name=file, identity=identity)
+            declared = config.declared(name)
+            session = PolicySession(graph, selected, device, threads, name=file, identity=identity, declared=declared)
         except (NotFoundError, FormatError) as error:
             graphs.append(_unloaded_graph(folder, config, name, error))
         else:

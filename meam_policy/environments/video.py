@@ -20,6 +20,7 @@ import gymnasium
 from meam_policy.environments.make import import_packages, make_environment
 from meam_policy.errors import ConfigError, OutputError
 from meam_policy.extras import needs
+from meam_policy.given_files import given_path
 from meam_policy.spec import EnvironmentSpec
 
 __all__ = ["make_filmed_environment"]
@@ -46,6 +47,7 @@ def make_filmed_environment(
         ConfigError: the environment cannot be drawn on this machine.
         NotFoundError: there is no such environment.
     """
+    folder = given_path("video", folder)
     with needs("Filming", "moviepy", "video"):
         importlib.import_module("moviepy")
     try:

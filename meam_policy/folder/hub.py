@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from meam_policy.errors import HubError, MeamError, NotFoundError
 from meam_policy.folder.hub_token import token_to_send
 from meam_policy.folder.patience import within
+from meam_policy.given_files import given_path, read_regular
 
 __all__ = ["COMMIT", "REPO_ID", "Snapshot", "answer_status", "download_policy", "git_hash", "is_ref_name", "is_repo_id"]
 
@@ -93,7 +94,7 @@ def download_policy(
             sent), "offline", "timeout", "incomplete" (a download was interrupted, and cannot be completed now) or
             "server".
     """
-    cache = None if cache_dir is None else Path(cache_dir).expanduser()
+    cache = None if cache_dir is None else given_path("cache_dir", cache_dir)
     cached_files = partial(_cached, repo_id, required, revision, cache, subfolder)
     download = partial(
         huggingface_hub.hf_hub_download,
@@ -171,7 +172,7 @@ def _is_damaged(file: Path) -> bool:
     """Whether a file of the cache is not what it is called there: the contents' SHA-256, or git's SHA-1 of them."""
     if not file.is_symlink() or not file.is_file():
         return False
-    name, data = file.resolve().name, file.read_bytes()
+    name, data = file.resolve().name, read_regular(file)
     if re.fullmatch(r"[0-9a-f]{64}", name):
         return hashlib.sha256(data).hexdigest() != name
     return COMMIT.fullmatch(name) is not None and git_hash(data) != name

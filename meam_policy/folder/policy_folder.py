@@ -16,10 +16,11 @@ from meam_policy.atomic_files import atomic_folder, write_failure
 from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoundError, OutputError
 from meam_policy.folder.hub import REPO_ID, download_policy, is_ref_name
 from meam_policy.folder.safetensors_reader import check_arrays
+from meam_policy.given_files import NotRegularError, given_path, open_regular
 from meam_policy.graph.graph_check import MAX_BYTES
 from meam_policy.robot import RobotContract
 from meam_policy.robot.contract_file import CONTRACT_FILE, parse_contract
-from meam_policy.spec import GRAPH_FILE, PolicySpec
+from meam_policy.spec import GRAPH_FILE, PolicySpec, VariantSpec
 from meam_policy.spec.json_reader import MAX_CONFIG_BYTES, parse_object
 from meam_policy.spec.sound_numbers import require_sound_numbers
 
@@ -111,8 +112,8 @@ def find_policy(
     Raises:
         NotFoundError: a path that is empty, not a folder or that of a training run, or a repository without a policy.
         HubError: the Hub could not deliver the policy.
-        ConfigError: it is no text and no path, git does not allow the revision, or one is given for a folder on this
-            machine, or the subfolder is no relative path.
+        ConfigError: it is no text and no path, or a path that no file system can hold; git does not allow the revision,
+            or one is given for a folder on this machine; or the subfolder is no relative path.
     """
     if not isinstance(path_or_repo_id, (str, os.PathLike)):
         raise ConfigError(
@@ -130,7 +131,7 @@ def find_policy(
             "Hub. Without one it is main."
         )
     subfolder = checked_subfolder(subfolder)
-    root = Path(path_or_repo_id).expanduser()
+    root = given_path("The policy", path_or_repo_id)
     path = root / (subfolder or "")
     _refuse_training(path)
     text = path_or_repo_id if isinstance(path_or_repo_id, str) else ""
@@ -176,7 +177,7 @@ def checked_subfolder(subfolder: str | None, name: str = "subfolder") -> str | N
         name: What the message calls it.
 
     Raises:
-        ConfigError: it is no text, or no plain relative path with forward slashes.
+        ConfigError: it is no text, no plain relative path with forward slashes, or one that no file system can hold.
     """
     if subfolder is None:
         return None
@@ -185,6 +186,7 @@ def checked_subfolder(subfolder: str | None, name: str = "subfolder") -> str | N
         raise ConfigError(
             f'{name} is {subfolder!r}; expected the path of a folder in the repository, e.g. "ant" or "mazes/ant".'
         )
+    given_path(name, subfolder)
     return subfolder
 
 
@@ -211,7 +213,8 @@ def read_spec(folder: Path) -> PolicySpec:
 
     Raises:
         NotFoundError: there is none.
-        FormatError: it does not have the expected format, or a number in it is none that a machine may be moved by.
+        FormatError: it is no regular file, does not have the expected format, or a number in it is none that a machine
+            may be moved by.
     """
     return read_config(folder).spec
 
@@ -238,6 +241,10 @@ class Config(NamedTuple):
         """What the graph of a variant, or of the policy, must carry as `spec_sha256`."""
         return self.spec.select(variant)[0].identity_in(self.data)
 
+    def declared(self, variant: str | None) -> VariantSpec | None:
+        """What it says of the graph of a variant; None for the policy's own, of which it says nothing more."""
+        return None if variant is None else self.spec.variants[variant]
+
 
 def read_config(folder: Path) -> Config:
     """Read the folder's `config.json`, with the same errors as `read_spec`."""
@@ -253,6 +260,7 @@ def read_graph(folder: Path, spec: PolicySpec, file: str = GRAPH_FILE) -> bytes:
 
     Raises:
         NotFoundError: there is none.
+        FormatError: it is no regular file.
         IntegrityError: its hash is not the one that `config.json` records.
     """
     return _read_checked(folder, file, spec.files.get(file))
@@ -302,7 +310,8 @@ def read_policy_files(folder: Path) -> dict[str, bytes]:
     Raises:
         NotFoundError: there is no policy, or a file is missing that `config.json` names.
         IntegrityError: the hash of a file is not the one that `config.json` records.
-        FormatError: `config.json` is broken or names a file that no policy has, or a file is a link to elsewhere.
+        FormatError: `config.json` is broken or names a file that no policy has, a file is a link to elsewhere or no
+            regular file, or the model card is not UTF-8 text.
     """
     _refuse_link(folder / CONFIG_FILE)
     config = read_config(folder)
@@ -322,7 +331,18 @@ def read_policy_files(folder: Path) -> dict[str, bytes]:
         _refuse_link(folder / name)
         if name not in files and (folder / name).exists():
             files[name] = _read(folder, name)
+    _require_text(folder / CARD_FILE, files.get(CARD_FILE, b""))
     return files
+
+
+def _require_text(path: Path, data: bytes) -> None:
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            f"{path} is not UTF-8 text (byte {error.start}); expected a model card that others can read. Save it as "
+            "UTF-8, or write it anew with `meam card`."
+        ) from error
 
 
 def _refuse_link(path: Path) -> None:
@@ -386,7 +406,7 @@ def sha256(data: bytes) -> str:
 def _read(folder: Path, name: str) -> bytes:
     most = _MAX_BYTES.get(name, MAX_BYTES)
     try:
-        with (folder / name).open("rb") as file:
+        with open_regular(folder / name) as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise FormatError(
@@ -400,5 +420,9 @@ def _read(folder: Path, name: str) -> bytes:
         else:
             why, remedy = ", which its config.json names", "Copy the whole folder, or export the policy again."
         raise NotFoundError(f"{folder} has no {name}{why}; it holds: {there}. {remedy}") from error
+    except NotRegularError as error:
+        raise FormatError(
+            f"{folder / name} cannot be read: {error.strerror}. Download or export the policy again."
+        ) from error
     except OSError as error:
         raise NotFoundError(f"{folder / name} cannot be read: {error.strerror}.") from error

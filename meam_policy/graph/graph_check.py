@@ -82,6 +82,8 @@ class GraphSummary:
         operators: How many nodes use each operator, by name; outside the default domain with the domain, as
             in "com.microsoft.MatMulNBits".
         weight_bytes: Bytes of all initialisers, once in memory.
+        weight_types: Element types of all constants, by NumPy's names, sorted.
+        inputs: Names of the inputs, in order.
     """
 
     ir_version: int
@@ -90,6 +92,8 @@ class GraphSummary:
     nodes: int
     operators: Mapping[str, int]
     weight_bytes: int
+    weight_types: tuple[str, ...]
+    inputs: tuple[str, ...]
 
 
 def check_graph(graph: bytes, name: str = "policy.onnx") -> GraphSummary:
@@ -124,6 +128,8 @@ class _GraphCheck:
         self.costs = [Cost(self.reader, sizes) for sizes in _SIZES]
         self.operators: Counter[bytes] = Counter()
         self.infinite: set[bytes] = set()
+        self.weight_types: set[str] = set()
+        self.inputs: list[str] = []
         self.defined: set[bytes] = set()
         # Read once: the same few serve for all steps of an unrolled graph.
         self.types: dict[bytes, tuple[int | None, ...] | None] = {}
@@ -145,6 +151,8 @@ class _GraphCheck:
             nodes=self.operators.total(),
             operators={name.decode(): count for name, count in sorted(self.operators.items())},
             weight_bytes=weight_bytes,
+            weight_types=tuple(sorted(self.weight_types)),
+            inputs=tuple(self.inputs),
         )
 
     def _check_beginning(self) -> None:
@@ -213,6 +221,7 @@ class _GraphCheck:
         for value in graph.get("input", ()):
             name, dimensions = self._check_value_info(value)
             self._define([name])
+            self.inputs.append(name.decode(errors="replace"))
             self.growth.add_input([size for size in dimensions or () if size is not None])
             for cost in self.costs:
                 cost.add_input(name, dimensions)
@@ -373,6 +382,7 @@ class _GraphCheck:
 
     def _check_finite(self, tensor: Tensor, name: bytes) -> None:
         """Refuse NaN in a constant, and remember one that has infinities: who reads it decides."""
+        self.weight_types.add(tensor.element_type)
         seen = holds_infinity_or_nan(self.reader, tensor)
         if seen == "nan":
             self._refuse_values(name)

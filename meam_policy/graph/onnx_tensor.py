@@ -18,11 +18,13 @@ class _Element(NamedTuple):
     """An element type of tensors.
 
     Attributes:
+        name: As NumPy has it.
         bits: Of one element.
         typed: The field that may hold elements instead of raw_data.
         exponent: For floats, the bits of the exponent, which are all set in NaN and infinities and nowhere else.
     """
 
+    name: str
     bits: int
     typed: str | None = None
     exponent: int = 0
@@ -30,21 +32,21 @@ class _Element(NamedTuple):
 
 # By number of TensorProto.DataType; texts, complex numbers and floats of 8 bits or fewer have no place in a policy.
 _ELEMENTS = {
-    1: _Element(32, "float_data", 0x7F80_0000),  # float32
-    2: _Element(8, "int32_data"),  # uint8
-    3: _Element(8, "int32_data"),  # int8
-    4: _Element(16, "int32_data"),  # uint16
-    5: _Element(16, "int32_data"),  # int16
-    6: _Element(32, "int32_data"),  # int32
-    7: _Element(64, "int64_data"),  # int64
-    9: _Element(8, "int32_data"),  # bool
-    10: _Element(16, None, 0x7C00),  # float16
-    11: _Element(64, "double_data", 0x7FF0_0000_0000_0000),  # float64
-    12: _Element(32, "uint64_data"),  # uint32
-    13: _Element(64, "uint64_data"),  # uint64
-    16: _Element(16, None, 0x7F80),  # bfloat16
-    21: _Element(4),  # uint4
-    22: _Element(4),  # int4
+    1: _Element("float32", 32, "float_data", 0x7F80_0000),
+    2: _Element("uint8", 8, "int32_data"),
+    3: _Element("int8", 8, "int32_data"),
+    4: _Element("uint16", 16, "int32_data"),
+    5: _Element("int16", 16, "int32_data"),
+    6: _Element("int32", 32, "int32_data"),
+    7: _Element("int64", 64, "int64_data"),
+    9: _Element("bool", 8, "int32_data"),
+    10: _Element("float16", 16, None, 0x7C00),
+    11: _Element("float64", 64, "double_data", 0x7FF0_0000_0000_0000),
+    12: _Element("uint32", 32, "uint64_data"),
+    13: _Element("uint64", 64, "uint64_data"),
+    16: _Element("bfloat16", 16, None, 0x7F80),
+    21: _Element("uint4", 4),
+    22: _Element("int4", 4),
 }
 _INT32, _INT64 = 6, 7
 _DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
@@ -66,6 +68,11 @@ class Tensor(NamedTuple):
     dims: tuple[int, ...]
     field: str | None
     span: Span
+
+    @property
+    def element_type(self) -> str:
+        """The type of its elements, by NumPy's name."""
+        return _ELEMENTS[self.data_type].name
 
     @property
     def elements(self) -> int:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from meam_policy.errors import ActionError, ConfigError, DeviceError, FormatError, VersionError
 from meam_policy.graph.graph_check import GraphSummary, check_graph
-from meam_policy.graph.graph_identity import check_identity
+from meam_policy.graph.graph_identity import check_declared, check_identity
 from meam_policy.inference.process import require_process
 from meam_policy.inference.providers import Device, import_onnxruntime, needs_gpu, provider_list, require_provider
 from meam_policy.inference.versions import load_failure
-from meam_policy.spec import GRAPH_FILE, PolicySpec
+from meam_policy.spec import GRAPH_FILE, PolicySpec, VariantSpec
 from meam_policy.spec.names import check_names, names_metadata
 from meam_policy.typed import typed
 
@@ -80,10 +80,11 @@ class PolicySession:
         optimization: How far the graph may be rewritten.
         name: Name of the graph's file in error messages.
         identity: What a graph that `meam export` wrote must carry as `spec_sha256`; None compares nothing.
+        declared: What config.json says of the graph, if it is that of a variant; None compares nothing.
 
     Raises:
         FormatError: the graph is not ONNX, holds something that no policy needs, has other inputs and outputs than
-            those of the policy format, or names its numbers otherwise than the spec.
+            those of the policy format, names its numbers otherwise than the spec, or is not what is declared.
         IntegrityError: it was exported with another config.json.
         VersionError: it needs a newer onnxruntime, or a newer meam-policy.
         DeviceError: the device is asked for by name, and not usable here.
@@ -103,6 +104,7 @@ class PolicySession:
         optimization: Optimization = "all",
         name: str = GRAPH_FILE,
         identity: str | None = None,
+        declared: VariantSpec | None = None,
     ) -> None:
         if not 1 <= threads <= MAX_THREADS:
             raise ConfigError(f"threads is {threads}; expected 1 to {MAX_THREADS}.")
@@ -116,6 +118,8 @@ class PolicySession:
         names = names_metadata(spec.observation, spec.observation_names, spec.action_names, spec.observation_offset)
         check_names(names, summary.metadata, name)
         check_identity(summary, identity, name)
+        if declared is not None:
+            check_declared(summary, declared.takes_prefix, declared.precision, name)
         options = _options(threads, fixed_batch, spec.integration.best_of, optimization)
         if needs_gpu(device):
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if fixed_batch else "0")

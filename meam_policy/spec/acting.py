@@ -10,11 +10,13 @@ from numbers import Real
 from typing import Any
 
 from meam_policy.errors import ConfigError
+from meam_policy.spec.figures import RULE_FIGURES, check_figures
 from meam_policy.spec.json_reader import JsonReader, require
 
 __all__ = ["ActingMeasurement", "ActingRule", "checked_noise_scale", "parse_acting", "rule_name"]
 
 _BEST_OF = re.compile(r"best-of-(\d{1,4})")
+_SEVERAL = re.compile(r"best-of-(?:[2-9]|[1-9][0-9]{1,4})")
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,15 @@ class ActingMeasurement:
     seed: int
     returns: Mapping[str, Mapping[str, float]]
 
-    def check(self, prefix: str) -> None:
+    def check(self, prefix: str, own: str) -> None:
         """Check that the fields are in range.
 
+        Args:
+            prefix: Put before the fields' names in error messages.
+            own: The policy's own rule.
+
         Raises:
-            FormatError: a field is out of range.
+            FormatError: a field is out of range, or the figures are of something that is no rule.
         """
         require(self.episodes >= 1, f"{prefix}episodes", self.episodes, "1 or more")
         require(self.seed >= 0, f"{prefix}seed", self.seed, "0 or more")
@@ -48,8 +54,9 @@ class ActingMeasurement:
             where = f'{prefix}returns["{rule}"]'
             for name in ("return_mean", "return_low", "return_high"):
                 require(name in figures, where, f"without {name}", "a mean return with its interval")
-            for name, number in figures.items():
-                require(math.isfinite(number), f'{where}["{name}"]', number, "a finite number")
+            known = rule == own or _is_rule(rule)
+            require(known, f"{prefix}returns", repr(rule), "sample, zero, a noise scale between 0 and 1, or best-of-N")
+            check_figures(where, figures, RULE_FIGURES)
 
     @classmethod
     def read(cls, read: JsonReader) -> ActingMeasurement:
@@ -95,7 +102,7 @@ class ActingRule:
         if self.measured is not None:
             own, rules = rule_name(self.noise_scale, best_of), ", ".join(self.measured.returns) or "nothing"
             require(own in self.measured.returns, "acting.measured.returns", f"of {rules}", f'the rule "{own}" too')
-            self.measured.check("acting.measured.")
+            self.measured.check("acting.measured.", own)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -150,6 +157,22 @@ def rule_name(noise_scale: float, best_of: int = 1) -> str:
     if best_of > 1:
         return f"best-of-{best_of}" + ("" if noise_scale == 1 else f" at {noise_scale:g}")
     return "sample" if noise_scale == 1 else f"{noise_scale:g}"
+
+
+def _is_rule(name: str) -> bool:
+    """Whether a text is what `rule_name` gives for some policy."""
+    chosen, _, scale = name.rpartition(" at ")
+    if chosen:
+        return _SEVERAL.fullmatch(chosen) is not None and _is_scale(scale)
+    return name in ("sample", "zero") or _SEVERAL.fullmatch(name) is not None or _is_scale(name)
+
+
+def _is_scale(text: str) -> bool:
+    try:
+        scale = float(text)
+    except ValueError:
+        return False
+    return 0 < scale < 1 and f"{scale:g}" == text
 
 
 def checked_noise_scale(scale: Any) -> float:

@@ -15,6 +15,7 @@ from meam_policy.errors import ConfigError, FormatError, VersionError
 from meam_policy.spec.acting import ActingRule, rule_name
 from meam_policy.spec.box import BoxSpec, read_box
 from meam_policy.spec.environment_spec import EnvironmentSpec
+from meam_policy.spec.figures import DIFFERENCES
 from meam_policy.spec.integration import MAX_STEPS, Integration
 from meam_policy.spec.json_reader import JsonReader, as_written, parse_object, require, with_new_names
 from meam_policy.spec.names import NamedNumber, named_numbers
@@ -257,9 +258,24 @@ class PolicySpec:
         Raises:
             ConfigError: an argument has another type.
         """
-        same = variant.integration.best_of == self.integration.best_of
+        same = self._has_same_samples(variant)
         acting = ActingRule(self.acting.noise_scale) if same else ActingRule()
         return replace(self, integration=variant.integration, acting=acting)
+
+    def _require_comparable(self) -> None:
+        """Refuse a difference from the policy of a variant that draws other samples.
+
+        What looks for a faster graph would take it for one that acts like the policy. Only of what was read: a spec
+        that acts as one of its variants keeps them all.
+        """
+        for name, variant in self.variants.items():
+            for figure in () if self._has_same_samples(variant) else DIFFERENCES:
+                expected = f"none, since its best_of is {variant.integration.best_of} and the policy's is another"
+                seen = variant.measured.get(figure)
+                require(seen is None, f'variants["{name}"].measured["{figure}"]', seen, expected)
+
+    def _has_same_samples(self, variant: VariantSpec) -> bool:
+        return variant.integration.best_of == self.integration.best_of
 
     @property
     def acting_name(self) -> str:
@@ -311,7 +327,7 @@ class PolicySpec:
         read = JsonReader({"best_of": 1, **with_new_names(data)}, "")  # earlier files lack it
         read.only([f.name for f in (*fields(cls), *fields(Integration)) if f.name != "integration"])
         boxes = read.get("observation", list, "a list of boxes")
-        return cls(
+        spec = cls(
             observation=tuple(read_box(box, f"observation[{i}]") for i, box in enumerate(boxes)),
             action=read_box(read.get("action", dict, "a box"), "action"),
             chunk_size=read.integer("chunk_size"),
@@ -340,3 +356,5 @@ class PolicySpec:
             files=read.texts("files"),
             format_version=version,
         )
+        spec._require_comparable()
+        return spec

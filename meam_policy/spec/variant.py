@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from meam_policy.spec.figures import VARIANT_FIGURES, check_figures
 from meam_policy.spec.integration import Integration
 from meam_policy.spec.json_reader import JsonReader, require, with_new_names
 
@@ -29,7 +29,7 @@ class VariantSpec:
         precision: Precision of the graph's weights.
         one_step: Whether it is the one-step policy distilled from the flow, rather than the flow itself.
         takes_prefix: Whether it takes a prefix, which its chunk continues, for real-time chunking.
-        measured: Figures by name; the model card explains those that `meam export` writes.
+        measured: Figures by name, of `figures.VARIANT_FIGURES`.
     """
 
     file: str
@@ -51,8 +51,14 @@ class VariantSpec:
         self.integration.check(prefix)
         known = get_args(Precision)
         require(self.precision in known, f"{prefix}precision", repr(self.precision), f"one of {', '.join(known)}")
-        for key, value in self.measured.items():
-            require(math.isfinite(value), f'{prefix}measured["{key}"]', value, "a finite number")
+        if self.one_step:
+            require(self.integration.nfe == 1, f"{prefix}nfe", self.integration.nfe, "1, of a one-step policy")
+        if self.one_step or self.takes_prefix:
+            kind = "a one-step policy" if self.one_step else "a graph that takes a prefix"
+            require(self.integration.best_of == 1, f"{prefix}best_of", self.integration.best_of, f"1, of {kind}")
+            both = self.one_step and self.takes_prefix
+            require(not both, f"{prefix}takes_prefix", "true", "false, of a one-step policy")
+        check_figures(f"{prefix}measured", self.measured, VARIANT_FIGURES)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""

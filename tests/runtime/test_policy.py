@@ -286,7 +286,41 @@ def test_noise_that_is_no_array_of_real_numbers_is_refused(linear, noise):
             call(np.zeros(3), noise)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_noise_that_is_too_large_for_float32_is_said_to_be(linear):
+    with pytest.raises(ObservationError, match=r"Noise has 1e\+300, too large for float32; expected numbers within"):
+        linear.load().sample(np.zeros(3), np.full(8, 1e300))
+
+
+@pytest.mark.parametrize("where", ["act", "sample", "predict_action_chunk", "predict"])
+def test_an_observation_that_is_too_large_for_float32_is_said_to_be(linear, where):
+    with pytest.raises(ObservationError, match=r"Observation is 1e\+300 at index \[1\], too large for float32"):
+        getattr(linear.load(), where)([0, 1e300, 0])
+
+
+def test_an_observation_that_is_too_large_for_float32_is_held_like_any_bad_one(linear):
+    policy = linear.load(safety=SafetySettings(on_bad_observation="neutral"))
+    np.testing.assert_array_equal(policy.act([0, 1e300, 0]), np.zeros(2))
+    assert policy.health().bad_observations == 1
+
+
+@pytest.mark.parametrize(
+    ("seeds", "seen"),
+    [
+        ([], "empty"),
+        ((), "empty"),
+        (np.zeros(0, int), "empty"),
+        (range(10**9), "1,000,000,000 numbers"),
+        (range(10**30), "[0-9,]+ numbers"),
+        (range(65_537), "65,537 numbers"),
+    ],
+)
+@pytest.mark.parametrize("mask", [None, np.ones(2, bool)])
+def test_no_seeds_and_far_too_many_are_refused_before_any_is_looked_at(linear, seeds, seen, mask):
+    with pytest.raises(ConfigError, match=f"seed is {seen}; expected .* one for each of at most 65,536 slots"):
+        linear.load().reset(seed=seeds, mask=mask)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_noise_that_is_not_finite_is_refused(linear, value):
     with pytest.raises(ObservationError, match="Noise holds NaN or infinity"):
         linear.load().sample(np.zeros(3), np.full(8, value))

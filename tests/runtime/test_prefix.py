@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from meam_policy import ActionError, BoxSpec, ConfigError, MeamPolicy, ObservationError
+from meam_policy import ActionError, BoxSpec, ConfigError, FormatError, MeamPolicy, ObservationError
 from meam_policy.loop.chunk_schedule import prefix_weights
 
 BOX = BoxSpec(shape=(2,), dtype="float32", low=(-1.0, -4.0), high=(1.0, 12.0))
@@ -78,6 +78,12 @@ def test_only_the_variant_takes_a_prefix(folder, rtc):
     assert folder.load().takes_prefix is False
     assert rtc.variant == "rtc"
     assert rtc.spec.variants["rtc"].takes_prefix
+
+
+def test_a_variant_that_takes_a_prefix_unsaid_is_refused(folder):
+    folder.add_variant("k3", (folder.folder / "rtc.onnx").read_bytes())
+    with pytest.raises(FormatError, match=r"k3\.onnx takes a prefix, but config\.json says takes_prefix false"):
+        folder.load(variant="k3")
 
 
 def test_the_prefix_is_in_environment_units_and_every_row_has_its_own(folder, rtc):

@@ -55,7 +55,7 @@ function: Any = _function
         ({"whole": 2**63}, r"whole is 9223372036854775808 \(int\); expected a whole number\."),
         ({"whole": None}, r"whole is None; expected a whole number\."),
         ({"number": "1"}, r"number is '1' \(str\); expected a number or None\."),
-        ({"number": 10**400}, r"number is 1000.*\.\.\. \(int\); expected a number or None\."),
+        ({"number": 10**400}, r"number is about 1e400 \(int\); expected a number or None\."),
         ({"switch": 1}, r"switch is 1 \(int\); expected true or false\."),
         (
             {"numbers": [1.0, "2"]},

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from meam_policy.errors import ConfigError, FormatError, NotFoundError
 from meam_policy.folder.policy_folder import Config
+from meam_policy.given_files import given_path, open_regular
 
 __all__ = ["Evaluation", "Measured", "read_evaluation"]
 
@@ -148,7 +149,7 @@ def read_evaluation(file: Path, config: Config) -> Evaluation:
             _refuse(file, "return_mean", rule.return_mean, "one or more episodes, and a mean within its interval")
         if rule.success is not None and not 0 <= rule.success <= 1:
             _refuse(file, "success", rule.success, "a share from 0 to 1")
-    path = Path(settings["policy"]).expanduser()
+    path = given_path(f'{file}: "policy"', settings["policy"])
     settings["policy"] = path.name if path.is_absolute() else settings["policy"]
     given = data.get("variant")
     command = _command(settings, rules, given if _is(given, _TEXT) else None, packages, config)
@@ -179,7 +180,7 @@ def _command(
 
 def _parse(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             text = opened.read(MAX_BYTES + 1)
     except OSError as error:
         raise NotFoundError(

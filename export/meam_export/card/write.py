@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from meam_export.card.evaluation import Evaluation, read_evaluation
 from meam_export.card.export_record import ExportRecord
@@ -13,6 +12,7 @@ from meam_policy.atomic_files import given_folder, write_atomically
 from meam_policy.errors import ConfigError, MeamError, NotFoundError, OutputError
 from meam_policy.folder.hub import is_repo_id
 from meam_policy.folder.policy_folder import CARD_FILE, read_config, read_contract, verify_files
+from meam_policy.given_files import given_path, read_regular
 
 __all__ = ["write_card"]
 
@@ -62,7 +62,7 @@ def write_card(
         raise ConfigError(f"results is {results!r}; expected a list of files, such as [{str(results)!r}].")
     if not results:
         raise ConfigError("No results are given; expected one or more files of `meam eval --json`. Give --results.")
-    evaluations = tuple(read_evaluation(Path(file).expanduser(), config) for file in results)
+    evaluations = tuple(read_evaluation(given_path("results", file), config) for file in results)
     lines = [
         (e.env_id, e.seed, e.num_envs, e.machine, e.version, e.provider, rule) for e in evaluations for rule in e.rules
     ]
@@ -71,7 +71,7 @@ def write_card(
             raise ConfigError(f"The results of {line[-1].acting} in {line[0]} are given twice; expected each once.")
     card = folder / CARD_FILE
     try:
-        if not replace and card.exists() and not is_unchanged(card.read_bytes()):
+        if not replace and card.exists() and not is_unchanged(read_regular(card)):
             raise ConfigError(
                 f"{card} was changed since it was written, or an earlier version wrote it. Keep a copy of your own "
                 "words, and give --replace (replace=True) to write it anew."

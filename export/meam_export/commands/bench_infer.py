@@ -29,6 +29,7 @@ from meam_export.benchmark.report import BRIEF, COLUMNS, cells, markdown, notes,
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_lines, print_table, progress_bar, say
 from meam_policy.errors import ConfigError, MeamError, NotFoundError, OutputError
+from meam_policy.given_files import given_path
 
 __all__ = ["BenchInferArguments", "run"]
 
@@ -114,8 +115,9 @@ class BenchInferArguments:
                 raise ConfigError(f"{name} does not act on {self.device}; expected some of {', '.join(known)}.")
         if self.jax_python is not None and not (self.jax_python.is_file() and os.access(self.jax_python, os.X_OK)):
             raise NotFoundError(f"{self.jax_python} is no program; expected a Python that has jax.")
-        if self.markdown is not None and (self.markdown.is_dir() or not self.markdown.absolute().parent.is_dir()):
-            raise OutputError(f"{self.markdown} cannot be written: expected a file in a folder that exists.")
+        markdown = None if self.markdown is None else given_path("--markdown", self.markdown)
+        if markdown is not None and (markdown.is_dir() or not markdown.absolute().parent.is_dir()):
+            raise OutputError(f"{markdown} cannot be written: expected a file in a folder that exists.")
 
     @property
     def conditions(self) -> Conditions:

@@ -16,6 +16,7 @@ from meam_export.graph.parity import ParityReport
 from meam_export.triton import TritonDevice, write_triton_repository
 from meam_export.variants.build import BuiltVariant
 from meam_export.variants.ladder import LadderTask
+from meam_policy.atomic_files import given_folder
 from meam_policy.commands import parse
 from meam_policy.commands.environment_options import (
     chosen_environment,
@@ -113,6 +114,7 @@ def export(arguments: ExportArguments) -> None:
             }.get(stage, f"Writing {stage}")
             say(f"{doing} …")
 
+    given_folder("--output-dir", a.output_dir)
     env_id, _ = typed_environment(a.env_id, a.packages)
     environment_kwargs = environment_arguments(a.env_kwargs, a.max_episode_steps)
     checkpoint = Checkpoint.load(a.checkpoint)

@@ -15,10 +15,12 @@ import numpy as np
 from meam_export.demo.labels import method_labels
 from meam_export.demo.tasks import METHODS, DemoTask
 from meam_export.export import export_policy
+from meam_policy.atomic_files import given_folder
 from meam_policy.console import say
 from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError, OutputError
 from meam_policy.folder.policy_folder import CONFIG_FILE
+from meam_policy.given_files import read_regular
 from meam_policy.policy import MeamPolicy
 from meam_policy.rollouts.episodes import rollout
 from meam_policy.rollouts.result import RolloutResult, mean_interval
@@ -103,7 +105,7 @@ def run_demo(
         ConfigError: `episodes` or `seed` is out of range.
         OutputError: the folder holds something else, or cannot be written.
     """
-    folder = Path(output_dir).expanduser()
+    folder = given_folder("output_dir", output_dir)
     count = task.episodes if episodes is None else episodes
     if count < 1 or seed < 0:
         raise ConfigError(f"episodes is {count} and seed is {seed}; expected episodes >= 1 and seed >= 0.")
@@ -139,7 +141,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     file = folder / SETTINGS_FILE
     if file.is_file():
         try:
-            there = json.loads(file.read_bytes())
+            there = json.loads(read_regular(file))
         except ValueError as error:
             raise OutputError(f"{file} is damaged. Choose another --output-dir, or delete {folder}.") from error
         if there != settings:

@@ -12,6 +12,7 @@ from meam_export.triton.signature import Signature, Tensor, check_signature, rea
 from meam_policy.atomic_files import atomic_folder, given_folder, write_atomically, write_failure
 from meam_policy.errors import ConfigError, OutputError
 from meam_policy.folder.policy_folder import GRAPH_FILE, locate_policy, read_config, read_graph
+from meam_policy.given_files import read_regular
 from meam_policy.graph.graph_check import check_graph
 from meam_policy.graph.graph_identity import check_identity
 
@@ -133,7 +134,7 @@ def _next_version(model: Path, signature: Signature) -> int:
             raise OutputError(f"{model} holds {', '.join(there[:10])}; expected {_CONFIG} and versions. {remedy}")
         _check_seal(model / _CONFIG)
         newest = model / str(max(versions)) / _MODEL
-        _check_same(read_signature(newest.read_bytes(), str(newest)), signature, model, remedy)
+        _check_same(read_signature(read_regular(newest), str(newest)), signature, model, remedy)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -162,7 +163,7 @@ def _check_seal(config: Path) -> None:
     Raises:
         OutputError: the file differs from what `meam export` wrote.
     """
-    if not is_as_written(config.read_bytes()):
+    if not is_as_written(read_regular(config)):
         raise OutputError(
             f"{config} was edited, or not written by `meam export`; expected it unchanged, since a new version "
             "replaces it. Move your settings to configs/NAME.pbtxt beside it, or choose another model name."

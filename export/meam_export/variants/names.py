@@ -62,12 +62,12 @@ def parse_variant(name: str, policy: PolicySpec) -> tuple[VariantSpec, tuple[Sol
     )
     if variant.one_step and best_of > 1:
         raise ConfigError(f'There is no variant "{name}": the one-step policy draws one chunk. Take one-step.')
+    if variant.takes_prefix:
+        _check_prefix(name, variant, searched=bool(match["grid"]) and match["solver"] is None)
     try:
         variant.check(name)
     except FormatError as error:
         raise ConfigError(f'There is no variant "{name}": {str(error).removeprefix("config.json: ")}') from error
-    if variant.takes_prefix:
-        _check_prefix(name, variant, searched=bool(match["grid"]) and match["solver"] is None)
     if not match["grid"]:
         return variant, ()
     known = PREFIX_SOLVERS if variant.takes_prefix else get_args(Solver)

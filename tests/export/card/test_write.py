@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable
@@ -321,3 +322,22 @@ def test_a_broken_record_of_the_export_is_refused(folder: Path, record: str) -> 
     golden.write_bytes(save(load_file(golden)))
     spec = replace(spec, files={**spec.files, golden.name: sha256(golden.read_bytes())})
     assert ExportRecord.read(folder, spec) is None  # as earlier versions wrote it
+
+
+def test_named_pipes_in_place_of_results_and_card_are_refused_and_not_waited_for(
+    folder: Path, evaluated: Run, no_waiting: None
+) -> None:
+    evaluated("r.json")
+    os.mkfifo("pipe.json")
+    with pytest.raises(NotFoundError, match=r"pipe\.json cannot be read: it is a named pipe, not a regular file"):
+        write_card(folder, ["pipe.json"])
+    (folder / "README.md").unlink()
+    os.mkfifo(folder / "README.md")
+    with pytest.raises(OutputError, match=r"README\.md cannot be written: it is a named pipe"):
+        write_card(folder, ["r.json"])
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "a\0b", "~nobody-of-this-name/r.json"])
+def test_results_at_a_path_that_cannot_be_are_refused(folder: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="results is "):
+        write_card(folder, [name])

@@ -75,8 +75,28 @@ def test_unfamiliarity_limit_that_is_not_above_zero_is_refused(limit):
 
 
 @pytest.mark.parametrize(
-    "limit", [0, -0.1, math.nan, "slow", [], [0.1], [0.1, 0.1, 0.1], [0.1, 0.0], [[0.1, 0.1]], [[0.1], 0.1], {}]
+    "limit",
+    [
+        *(0, -0.1, -1, math.nan, "slow", "2", True, np.True_, {}),
+        *([], [0.1, 0.0], [0.1, math.nan], ["2"], [True], [None], [[0.1, 0.1]], [[0.1], 0.1], np.ones((2, 2))),
+    ],
 )
+def test_rate_limit_that_is_no_number_above_0_is_refused_when_the_settings_are_made(limit):
+    with pytest.raises(ConfigError, match="rate_limit is .*; expected a number"):
+        SafetySettings(rate_limit=limit)
+
+
+def test_rate_limit_beyond_all_numbers_is_refused_by_its_size():
+    with pytest.raises(ConfigError, match="rate_limit is about 1e5000 .*; expected a number"):
+        SafetySettings(rate_limit=10**5000)
+
+
+@pytest.mark.parametrize("limit", [1, 0.5, np.float32(0.5), [0.5, 1], (1, 2), np.array([0.5, 1.0]), math.inf, None])
+def test_rate_limits_above_0_are_taken(linear, limit):
+    linear.load(safety=SafetySettings(rate_limit=limit))
+
+
+@pytest.mark.parametrize("limit", [[0.1], [0.1, 0.1, 0.1]])
 def test_rate_limit_that_does_not_fit_the_action_is_refused(linear, limit):
     with pytest.raises(ConfigError, match=r"rate_limit is .* expected one number above 0, or 2 of them"):
         linear.load(safety=SafetySettings(rate_limit=limit))

@@ -311,3 +311,44 @@ def test_json_is_valid_for_numbers_that_json_knows(capfd, swinger):
     run(["eval", str(swinger.folder), "--episodes", "1", "--json"])
     figures = json.loads(capfd.readouterr().out)
     assert all(np.isfinite(value) for value in figures.values() if isinstance(value, float))
+
+
+LONG = "a" * 256
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", LONG],
+        ["info", "folder/" + "b" * 300],
+        ["verify", LONG],
+        ["verify", LONG, "--untrusted"],
+        ["eval", LONG],
+        ["export", LONG, "--output-dir", "policy"],
+        ["export", "run", "--output-dir", LONG],
+        ["train", "--data", "data", "--output-dir", LONG],
+        ["train", "--output-dir", LONG, "--resume"],
+        ["train", "--data", LONG, "--output-dir", "run"],
+        ["data", LONG],
+        ["data", "data", "--output", f"{LONG}.png"],
+        ["collect", "meam/Pockets-v0", "--root", LONG],
+        ["sweep", LONG, "--output-dir", "sweep"],
+        ["card", LONG, "--results", "r.json"],
+        ["info", "a\0b"],
+        ["info", "a\ud800"],
+        ["eval", "a\0b"],
+        ["export", "run", "--output-dir", "a\ud800"],
+    ],
+)
+def test_a_path_that_no_file_system_holds_is_named_as_it_was_given(arguments, tmp_path, monkeypatch, capsys):
+    if arguments[0] not in ("info", "verify", "eval"):
+        pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("meam: ")
+    assert message.count("\n") == 1
+    assert "expected one that a file system can hold" in message
+    assert "run.json" not in message
+    assert len(message) < 300
+    assert not list(tmp_path.iterdir())

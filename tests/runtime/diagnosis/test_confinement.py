@@ -1,7 +1,11 @@
 """`meam verify --untrusted`: in a process with limits, which says what it ran into."""
 
 import json
+import os
+import signal
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -124,6 +128,37 @@ def test_graph_that_never_returns_ends_at_a_wall_time(other_child, monkeypatch):
     monkeypatch.setattr(confinement, "_SPARE_S", -3)
     with pytest.raises(FormatError, match="not done within 1 s"):
         verify(other_child("import time; time.sleep(100)"), "--cpu-seconds", "1")
+
+
+def test_process_ends_with_the_one_that_started_it_even_if_that_is_killed(run_python):
+    sleep = "import os, time; from meam_policy.diagnosis.confinement import end_with; end_with(os.getppid()); "
+    sleep += "print(os.getpid(), flush=True); time.sleep(100)"
+    start = "import os, signal, subprocess, sys; "
+    start += f"child = subprocess.Popen([sys.executable, '-c', {sleep!r}], stdout=subprocess.PIPE); "
+    start += "print(child.stdout.readline().decode(), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    child = int(run_python("-c", start).stdout)
+    for _ in range(200):
+        try:
+            state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":  # nobody has waited for it
+            return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    raise AssertionError("it lives on")
+
+
+def test_process_whose_starter_is_gone_already_ends_at_once(run_python):
+    ended = run_python("-c", "from meam_policy.diagnosis.confinement import end_with; end_with(1 << 30)")
+    assert ended.returncode == -signal.SIGKILL
+
+
+def test_named_pipe_in_the_folder_is_refused_and_not_waited_for(complete):
+    (complete.folder / "golden.safetensors").unlink()
+    os.mkfifo(complete.folder / "golden.safetensors")
+    with pytest.raises(FormatError, match="golden.safetensors cannot be read: it is a named pipe"):
+        verify(complete.folder)
 
 
 def test_process_cannot_write_files_and_knows_no_token(other_child, tmp_path, monkeypatch, capsys):

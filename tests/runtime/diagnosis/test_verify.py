@@ -7,6 +7,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
 from meam_policy import (
     ActionError,
@@ -50,6 +51,13 @@ def put(folder, name, data):
     spec = PolicySpec.from_json((folder / "config.json").read_bytes())
     spec = dataclasses.replace(spec, files={**spec.files, name: sha256(data)})
     (folder / "config.json").write_text(spec.to_json())
+
+
+def with_weight_of(dtype, graph):
+    """The graph with one weight more, of a type, which nothing reads."""
+    model = onnx.load_from_string(graph)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(1, dtype), "unread"))
+    return model.SerializeToString()
 
 
 def put_golden(folder, **arrays):
@@ -308,7 +316,8 @@ def test_golden_is_read_as_it_was_written(linear):
 )
 def test_variant_that_acts_differently_on_purpose_is_not_compared_but_measured(linear, make_policy, fields):
     other = make_policy(weight=np.full((3, 8), 0.25))
-    linear.add_variant("other", other.graph, **fields)
+    graph = with_weight_of("int8", other.graph) if "precision" in fields else other.graph
+    linear.add_variant("other", graph, **fields)
     _, graph = verify_policy(linear.folder).graphs
     golden = draw(linear)
     expected = np.abs(other.chunks(golden["observation"], golden["noise"]) - golden["actions"]).max()
@@ -396,7 +405,8 @@ def test_same_inputs_twice_give_the_same_bits_on_the_cpu_and_nearly_so_elsewhere
 
 @pytest.mark.parametrize(("precision", "refused"), [("fp32", True), ("int8", False), ("fp16", False)])
 def test_inputs_alone_and_among_others_must_agree_in_float32(linear, disturb, precision, refused):
-    linear.add_variant("half", linear.graph, nfe=2, precision=precision)
+    graph = with_weight_of({"fp32": "float32", "int8": "int8", "fp16": "float16"}[precision], linear.graph)
+    linear.add_variant("half", graph, nfe=2, precision=precision)
     disturb(alone=1e-3)
     report = verify_policy(linear.folder, variant="half", strict=False)
     assert report.graphs[0].batch_difference == pytest.approx(1e-3, rel=0.01)
@@ -569,7 +579,8 @@ def test_device_that_is_not_there_is_refused_rather_than_replaced(linear):
 
 def test_command_prints_a_graph_a_line_within_80_columns(linear, make_policy, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    linear.add_variant("k5-best-of-4-int8", make_policy(best_of=4).graph, best_of=4, precision="int8")
+    graph = with_weight_of("int8", make_policy(best_of=4).graph)
+    linear.add_variant("k5-best-of-4-int8", graph, best_of=4, precision="int8")
     run([str(linear.folder)], "meam verify")
     output = capfd.readouterr()
     assert output.err == ""
@@ -604,3 +615,24 @@ def test_command_shows_the_figures_of_a_policy_that_fails_and_then_the_error(mak
         assert data["graphs"][0]["failure"]["error"] == "ActionError"
     else:
         assert "FAILS" in output.out
+
+
+@pytest.mark.parametrize(("dtype", "seen"), [("float32", "fp32"), ("float16", "fp16"), ("uint8", "int8")])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_variant_of_another_precision_than_config_json_says_is_neither_loaded_nor_run(linear, dtype, seen, precision):
+    linear.add_variant("k3", with_weight_of(dtype, linear.graph), precision=precision)
+    (graph,) = verify_policy(linear.folder, variant="k3", calls=1, strict=False).graphs
+    if seen == precision:
+        assert graph.failure is None
+        return
+    assert isinstance(graph.failure, FormatError)
+    message = f"k3.onnx has {seen} weights, but config.json says {precision}. Download or export the policy again."
+    assert str(graph.failure) == message
+    with pytest.raises(FormatError, match="weights, but config.json says"):
+        linear.load(variant="k3")
+
+
+def test_a_variant_that_is_said_to_take_a_prefix_and_takes_none_is_refused(linear):
+    linear.add_variant("rtc", linear.graph, takes_prefix=True)
+    with pytest.raises(FormatError, match=r"rtc\.onnx takes no prefix, but config\.json says takes_prefix true"):
+        verify_policy(linear.folder, variant="rtc", calls=1)

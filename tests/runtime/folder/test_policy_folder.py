@@ -1,5 +1,7 @@
+import dataclasses
 import errno
 import logging
+import os
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -17,7 +19,10 @@ from meam_policy import (
     MeamPolicy,
     NotFoundError,
     OutputError,
+    PolicySpec,
 )
+from meam_policy.commands.info import info
+from meam_policy.diagnosis.verify import verify_policy
 from meam_policy.folder.policy_folder import locate_policy, read_graph, read_spec, sha256
 
 
@@ -289,3 +294,80 @@ def test_policy_that_does_not_fit_on_the_disk_is_said_with_its_size(make_policy,
     monkeypatch.undo()
     assert policy.save_pretrained(target) == target
     assert MeamPolicy.from_pretrained(target).spec == policy.spec
+
+
+def load(folder):
+    return MeamPolicy.from_pretrained(folder)
+
+
+def save_a_copy(folder):
+    return MeamPolicy.from_pretrained(folder).save_pretrained(folder.with_name("copy"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        (load, ["config.json", "policy.onnx"]),
+        (save_a_copy, ["README.md", "ladder.png"]),
+        (verify_policy, ["config.json", "policy.onnx", "golden.safetensors", "model.safetensors"]),
+        (lambda folder: info(str(folder)), ["config.json", "policy.onnx", "model.safetensors"]),
+    ],
+)
+def test_a_named_pipe_in_place_of_a_file_is_refused_and_not_waited_for(make_policy, no_waiting, call, names):
+    linear = make_policy()
+    config = linear.folder / "config.json"
+    text = config.read_bytes()
+    for name in names:
+        spec = PolicySpec.from_json(text)
+        config.write_text(dataclasses.replace(spec, files={**spec.files, name: "0" * 64}).to_json())
+        if name in ("config.json", "policy.onnx", "README.md", "ladder.png"):
+            config.write_bytes(text)
+        path = linear.folder / name
+        kept = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        with pytest.raises(FormatError) as caught:
+            call(linear.folder)
+        seen = f"{path} cannot be read: it is a named pipe, not a regular file. Download or export the policy again."
+        assert str(caught.value) == seen
+        path.unlink()
+        if kept is not None:
+            path.write_bytes(kept)
+
+
+UNNAMEABLE = ["a" * 256, "a/" + "b" * 300, "a\0b", "a\ud800b"]
+
+
+@pytest.mark.parametrize("path", UNNAMEABLE)
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_that_no_file_system_holds_is_refused_wherever_one_is_given(make_policy, path, kind):
+    policy = make_policy().load()
+    calls = [
+        lambda: locate_policy(kind(path)),
+        lambda: MeamPolicy.from_pretrained(kind(path)),
+        lambda: MeamPolicy.from_pretrained("owner/name", cache_dir=kind(path), local_files_only=True),
+        lambda: policy.save_pretrained(kind(path)),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match="expected one that a file system can hold"):
+            call()
+
+
+def test_a_subfolder_that_no_file_system_holds_is_refused():
+    with pytest.raises(ConfigError, match="subfolder is 'aaa.*expected one that a file system can hold"):
+        MeamPolicy.from_pretrained("owner/name", subfolder="a" * 256)
+    with pytest.raises(ConfigError, match="subfolder is"):
+        MeamPolicy.from_pretrained("owner/name", subfolder="a\ud800")
+
+
+def test_a_model_card_that_is_not_utf_8_is_not_copied_silently(make_policy, tmp_path):
+    linear = make_policy()
+    (linear.folder / "README.md").write_bytes("# Café".encode("latin-1"))
+    with pytest.raises(FormatError) as caught:
+        linear.load().save_pretrained(tmp_path / "copy")
+    assert str(caught.value) == (
+        f"{linear.folder / 'README.md'} is not UTF-8 text (byte 5); expected a model card that others can read. Save "
+        "it as UTF-8, or write it anew with `meam card`."
+    )
+    assert not (tmp_path / "copy").exists()

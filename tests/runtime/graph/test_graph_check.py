@@ -100,6 +100,12 @@ GOOD.metadata_props.add(key="method", value="by hand ø")
 GOOD_BYTES = GOOD.SerializeToString()
 
 
+def onnx_constants(model):
+    constants = [node for node in model.graph.node if node.op_type == "Constant"]
+    held = [attribute.t for node in constants for attribute in node.attribute if attribute.name == "value"]
+    return [*model.graph.initializer, *held]
+
+
 def onnx_summary(graph):
     """The same summary, by onnx's own parser."""
     model = onnx.load_from_string(graph)
@@ -111,6 +117,8 @@ def onnx_summary(graph):
         nodes=len(names),
         operators=Counter(names),
         weight_bytes=sum(numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer),
+        weight_types=tuple(sorted({numpy_helper.to_array(tensor).dtype.name for tensor in onnx_constants(model)})),
+        inputs=tuple(value.name for value in model.graph.input),
     )
 
 

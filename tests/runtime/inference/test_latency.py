@@ -16,7 +16,7 @@ def ladder(make_policy):
     """A policy with four variants close to it, listed in another order, and two without an action error."""
     linear = make_policy()
     for name in ("best", "k1", "k3", "light", "k5"):
-        measured = {"action_error": ERRORS[name]} if name in ERRORS else {"cpu_ms": 0.0}
+        measured = {"action_error": ERRORS[name]} if name in ERRORS else {"latency_p50_ms": 0.0}
         linear.add_variant(name, linear.graph, measured=measured)
     return linear
 

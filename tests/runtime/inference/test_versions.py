@@ -28,7 +28,9 @@ BITS_MESSAGE = (
 
 
 def summary(opset=17, ir_version=8, operators=("MatMul",)):
-    return GraphSummary(ir_version, opset, {}, len(operators), dict.fromkeys(operators, 1), 0)
+    return GraphSummary(
+        ir_version, opset, {}, len(operators), dict.fromkeys(operators, 1), 0, ("float32",), ("observation", "noise")
+    )
 
 
 @pytest.mark.parametrize(

@@ -77,14 +77,17 @@ def integrations(draw):
 
 @st.composite
 def variants(draw, files):
-    measured = st.dictionaries(st.text(max_size=5), FINITE, max_size=2)
+    figures = {"parity_error": st.floats(0, 1), "success": st.floats(0, 1), "return_mean": FINITE}
+    integration = draw(integrations())
+    single = integration.best_of == 1
+    one_step = single and integration.nfe == 1 and draw(st.booleans())
     return VariantSpec(
         file=draw(st.sampled_from(files)),
         precision=draw(st.sampled_from(["fp32", "int8", "fp16"])),
-        one_step=draw(st.booleans()),
-        takes_prefix=draw(st.booleans()),
-        measured=draw(measured),
-        integration=draw(integrations()),
+        one_step=one_step,
+        takes_prefix=single and not one_step and draw(st.booleans()),
+        measured=draw(st.fixed_dictionaries({}, optional=figures)),
+        integration=integration,
     )
 
 
@@ -92,8 +95,10 @@ def variants(draw, files):
 def acting_rules(draw, best_of):
     """How a policy acts, measured or not."""
     scale = draw(st.floats(0, 1))
-    numbers = st.fixed_dictionaries(dict.fromkeys(("return_mean", "return_low", "return_high"), FINITE))
-    rules = draw(st.dictionaries(st.text(max_size=5), numbers, max_size=2))
+    ends = ("return_low", "return_mean", "return_high")
+    numbers = st.tuples(FINITE, FINITE, FINITE).map(lambda three: dict(zip(ends, sorted(three), strict=True)))
+    names = st.sampled_from(["sample", "zero", "0.5", "best-of-4", "best-of-4 at 0.25"])
+    rules = draw(st.dictionaries(names, numbers, max_size=2))
     own = {rule_name(scale, best_of): draw(numbers)}
     return ActingRule(
         scale,
@@ -202,7 +207,7 @@ GOOD = dataclasses.replace(
             precision="int8",
             one_step=False,
             takes_prefix=False,
-            measured={"action_error": 0.01},
+            measured={"parity_error": 0.01},
         )
     },
     files={"policy.onnx": SHA, "k3.onnx": SHA},
@@ -353,7 +358,7 @@ NUMBER_PATHS = [
     ("action", "high", 0),
     ("time_grid", 1),
     ("variants", "k3", "time_grid", 1),
-    ("variants", "k3", "measured", "action_error"),
+    ("variants", "k3", "measured", "parity_error"),
 ]
 
 
@@ -489,7 +494,7 @@ FIELDS = {
     ("variants", "k3", "one_step"): {"bool"},
     ("variants", "k3", "takes_prefix"): {"bool"},
     ("variants", "k3", "measured"): {"object"},
-    ("variants", "k3", "measured", "action_error"): {"int", "float"},
+    ("variants", "k3", "measured", "parity_error"): {"int", "float"},
     ("files",): {"object"},
     ("files", "policy.onnx"): {"text"},
 }
@@ -726,7 +731,7 @@ def test_identity_changes_with_every_field_of_what_a_policy_is():
 
 
 def test_identity_does_not_change_with_files_variants_what_was_measured_of_them_and_how_the_policy_acts():
-    measured = dataclasses.replace(GOOD.variants["k3"], measured={"action_error": 0.02, "cpu_ms": 1.0})
+    measured = dataclasses.replace(GOOD.variants["k3"], measured={"parity_error": 0.02, "latency_p50_ms": 1.0})
     for change in (
         {"variants": {}},
         {"variants": {"k3": measured}},
@@ -933,6 +938,93 @@ def test_a_field_that_no_rule_has_is_refused_with_the_one_that_is_meant(path):
     message = error_of(changed(path, 1))
     assert f"{'.'.join(path)} is not a field" in message
     assert "Did you mean" in message
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "expected"),
+    [
+        *((name, -1e-9, "0 or more") for name in ("parity_error", "latency_p50_ms", "latency_p99_ms")),
+        ("success", 7, "0 to 1"),
+        ("success", -0.1, "0 to 1"),
+    ],
+)
+def test_a_figure_out_of_its_range_is_refused_by_name(figure, value, expected):
+    message = error_of(changed(("variants", "k3", "measured", figure), value))
+    assert message == f'config.json: variants["k3"].measured["{figure}"] is {float(value)}; expected {expected}.'
+
+
+@pytest.mark.parametrize("figure", ["action_error", "ode_error", "sliced_w1"])
+def test_a_difference_from_a_policy_that_draws_other_samples_is_refused(figure):
+    message = error_of(changed(("variants", "k3", "measured", figure), 0.0))
+    assert message == (
+        f'config.json: variants["k3"].measured["{figure}"] is 0.0; expected none, since its best_of is 3 and the '
+        "policy's is another."
+    )
+    alike = dataclasses.replace(GOOD.variants["k3"], integration=Integration(2), measured={figure: -1e-9})
+    with pytest.raises(FormatError, match=f'"{figure}"\\] is -1e-09; expected 0 or more'):
+        dataclasses.replace(GOOD, variants={"k3": alike})
+
+
+def test_a_figure_that_is_not_known_is_refused_like_any_unknown_field():
+    assert error_of(changed(("variants", "k3", "measured", "parity_eror"), 0)) == (
+        'config.json: variants["k3"].measured["parity_eror"] is not a figure of this format version. '
+        'Did you mean variants["k3"].measured["parity_error"]?'
+    )
+    assert "is not a figure" in error_of(changed(("acting", "measured", "returns", "zero", "latency_p50_ms"), 1))
+
+
+@pytest.mark.parametrize(
+    ("figures", "first"),
+    [
+        ({"return_low": 2.0, "return_mean": 1.0}, "return_low"),
+        ({"return_mean": 2.0, "return_high": 1.0}, "return_mean"),
+        ({"latency_p50_ms": 2.0, "latency_p99_ms": 1.0}, "latency_p50_ms"),
+    ],
+)
+def test_figures_that_contradict_each_other_are_refused(figures, first):
+    message = error_of(changed(("variants", "k3", "measured"), figures))
+    assert f'variants["k3"].measured["{first}"] is 2.0; expected at most' in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "seen"),
+    [
+        (("returns", "zero", "success"), 7, 'returns["zero"]["success"] is 7.0; expected 0 to 1'),
+        (("returns", "zero", "return_low"), 0, 'returns["zero"]["return_low"] is 0.0; expected at most return_mean'),
+        (("returns", "zero", "gain_low"), math.inf, "must be finite"),
+        (("returns", "fast"), figures(1.0), "returns is 'fast'; expected sample, zero, a noise scale"),
+        (("returns", "1"), figures(1.0), "returns is '1'; expected sample, zero, a noise scale"),
+        (("returns", "best-of-1"), figures(1.0), "returns is 'best-of-1'; expected sample"),
+        (("episodes",), 0, "episodes is 0; expected 1 or more"),
+        (("seed",), -1, "seed is -1; expected 0 or more"),
+    ],
+)
+def test_what_cannot_have_been_measured_of_a_rule_is_refused(path, value, seen):
+    assert seen in error_of(changed(("acting", "measured", *path), value))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 0.1234567, 0.25, 0.9999999, 1.0])
+@pytest.mark.parametrize("best_of", [1, 2, 10_000])
+def test_every_name_that_a_rule_has_may_be_measured(scale, best_of):
+    rule = ActingRule(scale, ActingMeasurement("id", 1, 0, {rule_name(scale, best_of): figures(1.0)}))
+    how = Integration(1, best_of=best_of)
+    spec = dataclasses.replace(GOOD, integration=how, acting=rule, variants={})
+    assert PolicySpec.from_json(spec.to_json()).acting == rule
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen"),
+    [
+        ({"one_step": True, "nfe": 2}, "nfe is 2; expected 1, of a one-step policy"),
+        ({"one_step": True, "best_of": 2}, "best_of is 2; expected 1, of a one-step policy"),
+        ({"takes_prefix": True, "best_of": 2}, "best_of is 2; expected 1, of a graph that takes a prefix"),
+        ({"one_step": True, "takes_prefix": True}, "takes_prefix is true; expected false, of a one-step policy"),
+    ],
+)
+def test_a_variant_that_no_export_writes_is_refused(changes, seen):
+    plain = {"nfe": 1, "solver": "euler", "time_grid": None, "best_of": 1}
+    variant = {**json.loads(GOOD.to_json())["variants"]["k3"], **plain, **changes}
+    assert error_of(changed(("variants", "k3"), variant)) == f'config.json: variants["k3"].{seen}.'
 
 
 def test_a_variant_acts_by_the_rule_of_the_policy_unmeasured_unless_it_draws_other_samples():

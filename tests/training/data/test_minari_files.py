@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import shutil
 import sys
 from itertools import pairwise
@@ -290,6 +291,14 @@ def test_a_symbolic_link_out_of_the_folder_is_refused(folder, tmp_path, name):
         outside.write_text("secret")
     link.symlink_to(outside)
     with pytest.raises(DatasetError, match=f"{link} links to {outside}, outside the data set"):
+        open_minari(folder)
+
+
+@pytest.mark.parametrize("name", ["main_data.hdf5", "notes.txt"])
+def test_a_named_pipe_in_the_folder_is_refused_and_not_waited_for(folder, no_waiting, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(DatasetError, match=f"{folder / name} is neither a file nor a folder; expected only these"):
         open_minari(folder)
 
 

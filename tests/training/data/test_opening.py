@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 
 import h5py
 import numpy as np
 import pytest
 
 from meam_policy.cli import run as meam
-from meam_policy.errors import DatasetError, NotFoundError
+from meam_policy.errors import ConfigError, DatasetError, NotFoundError
 from meam_training.data.opening import OTHER_FOLDERS, OTHER_SUFFIXES, DataArguments, open_dataset
 from meam_training.runs.checkpoint import Checkpoint
 
@@ -128,3 +129,16 @@ def test_a_wrong_kind_is_one_sentence_and_leaves_nothing_behind(here, capsys):
         capsys.readouterr().err.split()
     )
     assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "a" * 256 + ".npz", "b" * 300 + ".hdf5", "a\0b", "a\ud800"])
+def test_a_path_that_no_file_system_holds_is_refused(name):
+    with pytest.raises(ConfigError, match="data is '.*expected one that a file system can hold"):
+        open_dataset(DataArguments((name,)))
+
+
+@pytest.mark.parametrize("name", ["data.npz", "data.hdf5"])
+def test_a_named_pipe_is_no_file_of_data_and_is_not_waited_for(tmp_path, no_waiting, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(NotFoundError, match="There is no file"):
+        open_dataset(DataArguments((str(tmp_path / name),)))

@@ -17,6 +17,7 @@ from meam_policy import atomic_files
 from meam_policy.errors import CheckpointError, ConfigError, MeamError, NotFoundError, OutputError
 from meam_training.networks.meam_networks import build_networks
 from meam_training.runs.checkpoint import Checkpoint, TrainingState
+from meam_training.runs.trained_policy import TrainedPolicy
 from meam_training.trainer import make_spec, train
 
 HASHES = "hashes.json"
@@ -158,6 +159,24 @@ def test_missing_and_broken_json_is_refused_with_the_folders_name(copy, name, co
     for path in (copy, copy.parent.parent):
         with pytest.raises(CheckpointError, match=f"checkpoint {copy} is broken"):
             Checkpoint.load(path)
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize("name", ["policy_spec.json", "train_config.json", "trainer.json", "model.safetensors"])
+def test_a_named_pipe_in_place_of_a_file_is_refused_and_not_waited_for(copy, no_waiting, name, hashed):
+    if not hashed:
+        (copy / "hashes.json").unlink()  # as in a checkpoint of an earlier version
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(CheckpointError, match="it is a named pipe, not a regular file"):
+        Checkpoint.load(copy).load_networks()
+
+
+@pytest.mark.parametrize("path", ["a" * 256, "a\0b", "a\ud800"])
+def test_a_path_that_no_file_system_holds_is_refused(path):
+    for call in (Checkpoint.load, Checkpoint.latest, TrainedPolicy.load):
+        with pytest.raises(ConfigError, match="expected one that a file system can hold"):
+            call(path)
 
 
 @pytest.mark.parametrize("step", [None, "many", [1]])

@@ -228,6 +228,19 @@ def test_a_missing_sweep_file_is_named(tmp_path):
         read_sweep(tmp_path / "nothing.toml", "runs")
 
 
+def test_a_named_pipe_is_no_sweep_file_and_is_not_waited_for(tmp_path, no_waiting):
+    os.mkfifo(tmp_path / "sweep.toml")
+    with pytest.raises(NotFoundError, match=r"sweep\.toml cannot be read: it is a named pipe, not a regular file"):
+        read_sweep(tmp_path / "sweep.toml", "runs")
+
+
+def test_a_sweep_file_or_folder_that_no_file_system_holds_is_refused(write):
+    with pytest.raises(ConfigError, match="path is 'aaa.*expected one that a file system can hold"):
+        read_sweep("a" * 256, "runs")
+    with pytest.raises(ConfigError, match="output_dir is 'aaa.*expected one that a file system can hold"):
+        read_sweep(write("[tasks.a]\ndata = 'a'"), "a" * 256)
+
+
 def test_a_sweep_needs_a_worker(tmp_path):
     with pytest.raises(ConfigError, match="workers is 0"):
         run_sweep([], workers=0)

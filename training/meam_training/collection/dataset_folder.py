@@ -8,6 +8,7 @@ from pathlib import Path
 from meam_policy.atomic_files import given_folder
 from meam_policy.errors import ConfigError, OutputError
 from meam_policy.extras import needs
+from meam_policy.given_files import given_path
 from meam_training.data.minari_files import minari_root
 
 __all__ = ["default_dataset_id", "new_dataset_folder"]
@@ -37,6 +38,7 @@ def new_dataset_folder(name: str, root: str | os.PathLike[str] | None) -> Path:
     match = DATASET_ID_RE.fullmatch(name)
     if match is None or match["version"] is None:
         raise ConfigError(f'"{name}" is not a Minari id; expected one such as "namespace/name-v0".')
+    given_path("The data set", name)
     base = (minari_root() if root is None else given_folder("root", root)).absolute()
     if (base / name).exists():
         raise OutputError(f"The data set {base / name} exists already. Delete it, or choose another id or folder.")

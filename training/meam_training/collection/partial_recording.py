@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from meam_policy.atomic_files import atomic_file, move_folder, size_of, write_failure
 from meam_policy.errors import ConfigError, DatasetError, LockedError, OutputError
+from meam_policy.given_files import open_regular
 from meam_training.collection.demonstrators import Episode
 
 __all__ = ["PartialRecording"]
@@ -161,7 +162,7 @@ def _shards(folder: Path) -> list[Path]:
 
 def _load(file: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with open_regular(file) as opened, np.load(opened, allow_pickle=False) as arrays:
             return dict(arrays)
     except (OSError, ValueError, KeyError, BadZipFile, EOFError) as error:
         raise DatasetError(f"The shard {file} is broken ({error}). Delete {file.parent} and record again.") from error

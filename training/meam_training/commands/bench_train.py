@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_lines, print_table, progress_bar
 from meam_policy.errors import ConfigError, OutputError
+from meam_policy.given_files import given_path
 from meam_training.benchmark.contestants import Device, check_reference, make_contestants, worker_environment
 from meam_training.benchmark.race import Outcome, race
 from meam_training.benchmark.report import COLUMNS, cells, machine, markdown, notes, summarise, to_json
@@ -77,7 +78,7 @@ class BenchTrainArguments:
                 raise ConfigError(f"{name} is empty; expected one or more.")
         if self.reference is not None:
             check_reference(self.reference, self.reference_python)
-        if self.markdown is not None and not self.markdown.absolute().parent.is_dir():
+        if self.markdown is not None and not given_path("--markdown", self.markdown).absolute().parent.is_dir():
             raise OutputError(f"{self.markdown} cannot be written: its folder does not exist.")
 
 

@@ -13,6 +13,7 @@ from meam_policy.atomic_files import write_atomically
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_lines, print_mapping, print_table, say
 from meam_policy.errors import ConfigError
+from meam_policy.given_files import given_path
 from meam_training.commands.source_options import SourceOptions
 from meam_training.data.data_figure import draw_report
 from meam_training.data.data_report import NumberRange, data_report
@@ -57,7 +58,7 @@ def run(arguments: list[str], prog: str = "meam data") -> None:
         raise ConfigError("There is no data set to look through; expected meam data DATA.")
     if parsed.chunk_size < 1:
         raise ConfigError(f"--chunk-size is {parsed.chunk_size}; expected 1 or more.")
-    if parsed.output is not None and parsed.output.suffix != ".png":
+    if parsed.output is not None and given_path("--output", parsed.output).suffix != ".png":
         raise ConfigError(f"--output is {parsed.output}; expected a file that ends in .png.")
     named, _ = parsed.named(parsed.data)
     report = data_report(open_dataset(named), parsed.chunk_size, parsed.pad_chunks)

@@ -12,6 +12,7 @@ import tyro
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_mapping
 from meam_policy.errors import NotFoundError
+from meam_policy.given_files import given_path
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.csv_file import read_rows
 from meam_training.runs.options import flag
@@ -32,6 +33,7 @@ def run_info(run: Annotated[Path, tyro.conf.Positional], json: bool = False) -> 
         run: Folder of the run.
         json: Print settings, last metrics and warnings as one line of JSON to stdout.
     """
+    run = given_path("run", run)
     config, last = load_settings(run), Checkpoint.latest(run)
     if config is None:
         raise NotFoundError(f"{run} holds no settings of a run, which was stopped before it began. Start it again.")

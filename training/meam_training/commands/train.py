@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from meam_policy.atomic_files import given_folder
 from meam_policy.commands import parse, refuse_empty
 from meam_policy.console import print_json, progress_bar, say, say_mapping
 from meam_policy.environments.make import make_environment
@@ -221,7 +222,8 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
     preset = arguments[0] if named else None
     refuse_empty(arguments, prog)
     known = _known(arguments)
-    folder = known.output_dir if known.resume else None
+    output_dir = None if known.output_dir is None else given_folder("--output-dir", known.output_dir)
+    folder = output_dir if known.resume else None
     begun = None if folder is None else load_settings(folder)
     record = None if folder is None else RunRecord.load(folder)
     origin = {} if record is None else record.origin

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from meam_policy.environments.make import beyond_id
 from meam_policy.errors import ConfigError, DatasetError, NotFoundError
+from meam_policy.given_files import given_path
 from meam_policy.spec import BoxSpec, EnvironmentSpec
 from meam_policy.typed import typed
 from meam_training.data.action_chunk import ActionChunkSampler, check_chunk_size
@@ -331,7 +332,7 @@ class OfflineDataset:
             MissingExtraError: rewards have to be computed and OGBench is not installed.
             ConfigError: an argument has another type.
         """
-        path = Path(npz).expanduser()
+        path = given_path("npz", npz)
         source, bounds = _existing(path), ActionBounds(action_low, action_high, clip_actions)
         settings = [path.stem, environment_id, environment_id and _installed_version("ogbench"), *bounds.key]
         return open_cached(
@@ -446,7 +447,7 @@ class OfflineDataset:
             MissingExtraError: pyarrow is not installed.
             ConfigError: an argument has another type.
         """
-        given = Path(folder).expanduser().resolve()
+        given = given_path("folder", folder).resolve()
         if not is_lerobot(given):
             raise NotFoundError(f"{given} is no LeRobot data set; expected a folder with meta/info.json.")
         choices = ReadingChoices.of(
@@ -632,7 +633,7 @@ class OfflineDataset:
 
 def _existing(path: str | os.PathLike[str]) -> Path:
     """Absolute path of a file that exists."""
-    given = Path(path).expanduser()
+    given = given_path("path", path)
     if not given.is_file():
         raise NotFoundError(f"There is no file {given}.")
     return given.resolve()

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from meam_policy.errors import DatasetError
+from meam_policy.given_files import read_regular
 from meam_training.data.dataset_cache import Recording, rows_per_block
 from meam_training.data.minari_files import source_files
 from meam_training.data.minari_source import episode_blocks
@@ -112,7 +113,7 @@ def lerobot_recording(folder: Path, choices: ReadingChoices) -> Recording:
 def _info(folder: Path) -> dict[str, Any]:
     file = folder / "meta" / "info.json"
     try:
-        info = json.loads(file.read_bytes())
+        info = json.loads(read_regular(file))
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{file} is not JSON: {error}.") from error
     version = info.get("codebase_version") if isinstance(info, dict) else None
@@ -218,7 +219,7 @@ def _data_files(folder: Path, info: dict[str, Any]) -> list[tuple[Path, list[tup
 
 def _lengths(file: Path) -> dict[int, int]:
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [json.loads(line) for line in read_regular(file).decode().splitlines() if line.strip()]
         found = {line["episode_index"]: line["length"] for line in lines}
         if not all(type(number) is int and number >= 0 for pair in found.items() for number in pair):
             raise ValueError("a number is not whole")

@@ -20,6 +20,7 @@ from gymnasium import spaces
 
 from meam_policy.errors import DatasetError, FormatError, NotFoundError
 from meam_policy.extras import needs
+from meam_policy.given_files import given_path, read_regular
 from meam_policy.spec import EnvironmentSpec
 from meam_training.data.hdf5_files import MAX_COMPRESSION, check_hdf5
 from meam_training.data.parquet_files import require_pyarrow
@@ -133,7 +134,7 @@ def find_minari(id_or_path: str | os.PathLike[str]) -> Path:
     Raises:
         NotFoundError: there is no such local data set.
     """
-    given = Path(id_or_path).expanduser()
+    given = given_path("The data set", id_or_path)
     for folder in (given, given / "data", minari_root() / given / "data"):
         if (folder / "metadata.json").is_file():
             return folder.resolve()
@@ -147,7 +148,7 @@ def source_files(folder: Path) -> list[Path]:
     """List all files in a folder and its subfolders, sorted.
 
     Raises:
-        DatasetError: a file or subfolder links to a target outside the folder.
+        DatasetError: a file or subfolder links to a target outside the folder, or is a named pipe, socket or device.
     """
     files = []
     for path in sorted(folder.glob("**/*")):
@@ -155,12 +156,14 @@ def source_files(folder: Path) -> list[Path]:
             raise DatasetError(f"{path} links to {path.resolve()}, outside the data set. Copy the file there instead.")
         if path.is_file():
             files.append(path)
+        elif not path.is_dir():  # a reader would wait for ever
+            raise DatasetError(f"{path} is neither a file nor a folder; expected only these. Delete it.")
     return files
 
 
 def _read_metadata(file: Path) -> dict[str, Any]:
     try:
-        metadata = json.loads(file.read_bytes())
+        metadata = json.loads(read_regular(file))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError among them
         raise DatasetError(f"{file} is not JSON: {error}.") from error
     if not isinstance(metadata, dict):

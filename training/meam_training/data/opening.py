@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from meam_policy.commands.environment_options import environment_arguments, say_as_registered
 from meam_policy.environments.make import with_arguments
 from meam_policy.errors import ConfigError, DatasetError
+from meam_policy.given_files import given_path
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.lerobot_source import is_lerobot
 from meam_training.data.selection import episode_range
@@ -106,7 +106,7 @@ class DataArguments(DataChoices):
 
 def absolute(name: str) -> str:
     """The absolute path of what exists on this machine; other names, such as those of data sets, as they are."""
-    path = Path(name).expanduser()
+    path = given_path("data", name)
     return str(path.resolve()) if path.exists() else name
 
 
@@ -156,7 +156,7 @@ def _with_arguments(dataset: OfflineDataset, arguments: dict[str, Any]) -> Offli
 
 
 def _open(name: str, a: DataArguments) -> OfflineDataset:
-    path = Path(name).expanduser()
+    path = given_path("data", name)
     chosen: dict[str, Any] = {"action_key": a.action_key, "reward": a.reward, "termination": a.termination}
     bounds: dict[str, Any] = {"action_low": a.action_low, "action_high": a.action_high, "clip_actions": a.clip_actions}
     keys, suffix = a.observation_keys or None, path.suffix.lower()

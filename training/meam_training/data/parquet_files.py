@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from meam_policy.errors import DatasetError, MeamError
 from meam_policy.extras import needs
+from meam_policy.given_files import open_regular
 from meam_training.data.hdf5_files import MAX_COMPRESSION
 
 __all__ = ["read_columns", "require_pyarrow"]
@@ -44,7 +45,7 @@ def read_columns(file: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, N
 
     if not file.is_file():
         raise DatasetError(f"{file} is missing; expected every file of the data set. Copy or download it again.")
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         if opened.read(23) == b"version https://git-lfs":
             raise DatasetError(f"{file} is a git-lfs pointer, not the file. Run `git lfs pull`.")
     try:

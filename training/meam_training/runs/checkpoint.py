@@ -34,6 +34,7 @@ from torch import Tensor
 
 from meam_policy.atomic_files import atomic_folder, delete_folder, flush_to_disk, given_folder, write_failure
 from meam_policy.errors import CheckpointError, ConfigError, NotFoundError, OutputError
+from meam_policy.given_files import open_regular, read_regular, require_regular
 from meam_policy.spec import PolicySpec
 from meam_policy.typed import typed
 from meam_training.config import TrainConfig
@@ -142,9 +143,9 @@ class Checkpoint:
 
     @classmethod
     def _open(cls, folder: Path) -> Checkpoint:
-        state = json.loads(_checked(folder, _STATE).read_bytes())
-        config = TrainConfig.from_json(_checked(folder, _CONFIG).read_bytes())
-        spec = PolicySpec.from_json(_checked(folder, _SPEC).read_bytes())
+        state = json.loads(read_regular(_checked(folder, _STATE)))
+        config = TrainConfig.from_json(read_regular(_checked(folder, _CONFIG)))
+        spec = PolicySpec.from_json(read_regular(_checked(folder, _SPEC)))
         return cls(folder, int(state["step"]), config, spec, str(state["data"]), _score(state))
 
     def is_whole(self) -> bool:
@@ -316,7 +317,7 @@ class Checkpoint:
         """
         tensors, optimizer = self._read(_TRAINER), state.optimizer
         try:
-            layout = json.loads((self.path / _STATE).read_bytes())["optimizer"]
+            layout = json.loads(read_regular(self.path / _STATE))["optimizer"]
             state.networks.load_state_dict(self._read(_MODEL), strict=True)
             _restore_generator(state.generator, tensors.pop("generator"), self)
             capturable = [group.get("capturable") for group in optimizer.param_groups]
@@ -348,14 +349,15 @@ def _checked(folder: Path, name: str) -> Path:
 
     Raises:
         ValueError: it has another one, or the hashes are broken.
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no regular file.
     """
     file = folder / name
     try:
-        hashes = json.loads((folder / _HASHES).read_bytes())["sha256"]
+        hashes = json.loads(read_regular(folder / _HASHES))["sha256"]
         expected = hashes.get(name)
-    except FileNotFoundError:
-        return file  # of an earlier version
+    except FileNotFoundError:  # of an earlier version
+        require_regular(file)
+        return file
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{_HASHES} is no object of hashes") from error
     seen = _sha256(file)
@@ -368,7 +370,7 @@ def _checked(folder: Path, name: str) -> Path:
 
 def _sha256(file: Path) -> str:
     digest = hashlib.sha256()
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         while block := opened.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
@@ -437,7 +439,7 @@ def _scores(output_dir: str | os.PathLike[str]) -> dict[Path, float]:
     scores = {}
     for folder in _folders(output_dir):
         try:
-            score = _score(json.loads(_checked(folder, _STATE).read_bytes()))
+            score = _score(json.loads(read_regular(_checked(folder, _STATE))))
         except (OSError, ValueError, TypeError, AttributeError):
             continue  # broken or just deleted, so it cannot be the best
         if score is not None:

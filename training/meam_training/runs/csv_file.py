@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from meam_policy.atomic_files import flush_to_disk, write_atomically
+from meam_policy.given_files import read_regular
 
 __all__ = ["CsvFile", "read_rows"]
 
@@ -41,7 +42,7 @@ class CsvFile:
 
 def whole_rows(path: Path) -> list[dict[str, str]]:
     """Read the rows of a file, without a last one that was only partly written."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = read_regular(path).decode().splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     return [row for row in csv.DictReader(lines) if None not in row.values() and (row.get("step") or "").isdigit()]

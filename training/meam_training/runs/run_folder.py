@@ -26,6 +26,7 @@ from torch import Tensor
 
 from meam_policy.atomic_files import write_atomically, write_failure
 from meam_policy.errors import CheckpointError, ConfigError, LockedError, MeamError, OutputError
+from meam_policy.given_files import read_regular
 from meam_policy.spec import PolicySpec
 from meam_training.algorithm.update import METRICS
 from meam_training.config import TrainConfig
@@ -69,7 +70,7 @@ class RunRecord:
         """
         file = folder / RECORD_FILE
         try:
-            data = json.loads(file.read_bytes())
+            data = json.loads(read_regular(file))
             if data["meam_run"] != FORMAT_VERSION:
                 raise ValueError(f"its version is {data['meam_run']!r}, expected {FORMAT_VERSION}")
             return cls(dict(data["origin"]), str(data["run_id"]))
@@ -96,7 +97,7 @@ def load_settings(folder: Path) -> TrainConfig | None:
         last = Checkpoint.latest(folder)
         return None if last is None else last.config
     try:
-        return TrainConfig.from_json((folder / CONFIG_FILE).read_bytes())
+        return TrainConfig.from_json(read_regular(folder / CONFIG_FILE))
     except (OSError, ConfigError) as error:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} is broken ({error}). Delete it to use the checkpoint's settings."

@@ -36,6 +36,7 @@ from typing import Any, Literal, NamedTuple
 
 from meam_policy.atomic_files import given_folder
 from meam_policy.errors import CheckpointError, ConfigError, OutputError
+from meam_policy.given_files import given_path
 from meam_policy.toml_file import read_toml
 from meam_policy.typed import typed
 from meam_training.config import PRESETS, TrainConfig
@@ -126,7 +127,7 @@ def read_sweep(path: str | os.PathLike[str], output_dir: str | os.PathLike[str])
         ConfigError: the file is malformed, a setting is unknown (the message suggests the nearest known one), out of
             range, given twice or without effect, or two runs are the same.
     """
-    settings, grid, tasks = _tables(Path(path).expanduser())
+    settings, grid, tasks = _tables(given_path("path", path))
     folder = given_folder("output_dir", output_dir)
     runs: dict[str, SweepRun] = {}
     idle = settings.keys() - {"preset"}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from meam_policy.errors import ConfigError, FormatError
 from meam_policy.folder.policy_folder import MODEL_FILE, find_policy, read_graph, read_spec, sha256
+from meam_policy.given_files import given_path, read_regular
 from meam_policy.spec import PolicySpec
 from meam_policy.typed import typed
 from meam_training.config import TrainConfig
@@ -67,7 +68,7 @@ class TrainedPolicy:
         if _is_training(policy_or_run):
             checkpoint = Checkpoint.load(policy_or_run)
             networks = checkpoint.load_networks()
-            weights = sha256((checkpoint.path / MODEL_FILE).read_bytes())
+            weights = sha256(read_regular(checkpoint.path / MODEL_FILE))
             return cls(str(policy_or_run), checkpoint.spec, checkpoint.config, networks, weights)
         folder, commit = find_policy(policy_or_run)
         spec = read_spec(folder)
@@ -107,7 +108,7 @@ def _is_training(given: str | os.PathLike[str]) -> bool:
     """Whether a path is that of a run or a checkpoint, the names `latest` and `best` included."""
     if not isinstance(given, (str, os.PathLike)) or not str(given).strip():
         return False  # locate_policy refuses it
-    path = Path(given).expanduser()
+    path = given_path("The policy or run", given)
     in_run = path.absolute().parent.name == "checkpoints" and path.absolute().parent.is_dir()
     return in_run or any((path / name).exists() for name in ("run.json", "trainer.json", "checkpoints"))
 
