@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +22,13 @@ from meam_policy.robot.limits import ActionLimits
 from meam_policy.robot.vocabulary import ACTION_KINDS, OBSERVATION_KINDS, UNITS
 from meam_policy.spec import Integration
 
-ELBOW = {"kind": "target/joint/position", "unit": "rad", "joint": "elbow"}
-WRIST = {"kind": "target/joint/position", "unit": "rad", "joint": "wrist"}
+ELBOW: dict[str, Any] = {"kind": "target/joint/position", "unit": "rad", "joint": "elbow"}
+WRIST: dict[str, Any] = {"kind": "target/joint/position", "unit": "rad", "joint": "wrist"}
 MEASURED = {"name": "angle", "kind": "state/joint/position", "unit": "rad", "joint": "elbow"}
 SPEED = {"name": "speed", "kind": "state/joint/velocity", "unit": "rad/s", "joint": "elbow"}
 
 
-def spec_of(observation=2, action=2, bound=1.0, dtype="float32", **changes):
+def spec_of(observation: int | tuple[BoxSpec, ...] = 2, action=2, bound=1.0, dtype="float32", **changes):
     boxes = observation if isinstance(observation, tuple) else (BoxSpec((observation,), "float32", *free(observation)),)
     numbers = sum(box.size for box in boxes)
     fields = {

@@ -86,7 +86,7 @@ def test_limits_narrower_than_the_box_hold_and_are_counted(make_robot):
     policy = linear.load(seed=0)
     actions = np.stack([policy.act(row) for row in ROWS])
     free = np.stack(list(map(MeamPolicy(policy.spec, policy.session, seed=0).act, ROWS)))
-    np.testing.assert_array_equal(actions, np.clip(free, np.float32([-0.125, -1]), np.float32([0.25, 1])))
+    np.testing.assert_array_equal(actions, np.clip(free, [-0.125, -1], [0.25, 1]).astype(np.float32))
     assert policy.health().limited == (free[:, 0] != actions[:, 0]).sum() > 5
 
 
