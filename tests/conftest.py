@@ -49,12 +49,16 @@ LONGEST = (
 """The files that take longest, longest first. A file is one worker's: begun last, it would keep the others waiting."""
 
 
-CHECKED = Path(__file__).parent / "training"
+CHECKED = [
+    Path(__file__).parent / "training" / name
+    for name in (*(package.split(".")[1] for package in SHAPE_CHECKED), "test_shape_checks.py")
+]
+"""Where their tests are, which call everything in them."""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    # The checks take three quarters of a training's time: the fast tests of training have them, and call everything.
-    checked = item.path.is_relative_to(CHECKED) and not item.get_closest_marker("slow")
+    # The checks take three quarters of a training's time.
+    checked = any(map(item.path.is_relative_to, CHECKED)) and not item.get_closest_marker("slow")
     jaxtyping.config.update("jaxtyping_disable", not checked)
     if item.get_closest_marker("gpu"):
         import torch
