@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import tyro
@@ -16,6 +17,7 @@ from meam_policy.console import say
 from meam_policy.errors import ConfigError, OutputError
 from meam_policy.folder.policy_folder import (
     CONFIG_FILE,
+    check_output_folder,
     locate_policy,
     read_policy_files,
     read_spec,
@@ -50,7 +52,8 @@ def init(policy: Annotated[str, tyro.conf.Positional], output: Path | None = Non
         write_atomically(output, text)
     except OSError as error:
         raise OutputError(f"{output} cannot be written: {error.strerror or error}.") from error
-    say(f"Wrote {output}. Fill it in, then: meam robot add {policy} {output} --output-dir DIR")
+    then = f"meam robot add {quote(policy)} {quote(str(output))} --output-dir DIR"
+    say(f"Wrote {output}. Fill it in, then: {then}")
 
 
 def add(
@@ -72,6 +75,7 @@ def add(
         revision: Branch, tag or commit on the Hub.
     """
     target = given_folder("output_dir", output_dir)
+    check_output_folder(target)
     files = read_policy_files(locate_policy(policy, revision=revision, variants=None, complete=True))
     spec = PolicySpec.from_json(files[CONFIG_FILE])
     files[CONTRACT_FILE] = contract_text(read_contract_toml(contract, spec)).encode()

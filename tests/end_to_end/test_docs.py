@@ -112,7 +112,7 @@ def test_every_command_line_names_a_command_and_its_flags(words: list[str], monk
 
     monkeypatch.setattr(tyro, "cli", find)
     names = [word for word in words if not word.startswith("-")]
-    command = [names[0], *names[1 : 2 if names[0] in ("train", "bench") else 1]]
+    command = [names[0], *names[1 : 2 if names[0] in ("train", "bench", "robot") else 1]]
     if words[0] == "train" and words[1].startswith("-"):
         command = ["train"]
     if "--help" in words:

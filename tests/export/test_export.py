@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from meam_export.variants.build import BuiltVariant
 from meam_policy import (
     CheckpointError,
     ConfigError,
+    FormatError,
     MeamPolicy,
     NotFoundError,
     ObservationError,
@@ -34,8 +35,9 @@ from meam_policy import (
 )
 from meam_policy.cli import run
 from meam_policy.diagnosis.verify import verify_policy
-from meam_policy.folder.policy_folder import POLICY_FILES, sha256
+from meam_policy.folder.policy_folder import OPTIONAL_FILES, POLICY_FILES, sha256
 from meam_policy.inference.session import PolicySession
+from meam_policy.robot import RobotContract
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, train
 from meam_training.networks.policy_module import PolicyModule
 
@@ -69,7 +71,7 @@ def folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_the_folder_holds_the_files_of_the_format_and_their_hashes(folder: Path) -> None:
-    assert {file.name for file in folder.iterdir()} == set(POLICY_FILES) - {"ladder.png"}
+    assert {file.name for file in folder.iterdir()} == set(POLICY_FILES) - set(OPTIONAL_FILES)
     spec = MeamPolicy.from_pretrained(folder).spec
     hashed = {"policy.onnx", "model.safetensors", "golden.safetensors"}
     assert dict(spec.files) == {name: sha256((folder / name).read_bytes()) for name in hashed}
@@ -305,7 +307,7 @@ def test_the_working_directory_itself_can_be_the_output(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     export_policy(checkpoint, ".")
-    assert {file.name for file in Path().iterdir()} == set(POLICY_FILES) - {"ladder.png"}
+    assert {file.name for file in Path().iterdir()} == set(POLICY_FILES) - set(OPTIONAL_FILES)
     assert MeamPolicy.from_pretrained(".").act({"arm": [0.0, 0.0], "ball": [0.0]}).shape == (2,)
 
 
@@ -387,7 +389,7 @@ def test_an_interrupt_while_files_are_written_leaves_nothing_behind(
 def test_a_graph_that_is_wrong_is_not_written(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build_another(module: PolicyModule, spec: PolicySpec) -> bytes:
+    def build_another(module: PolicyModule, spec: PolicySpec, joints: Sequence[str]) -> bytes:
         other = replace(spec, integration=replace(spec.integration, solver="euler"))
         return build_graph(PolicyModule(module.networks, other), other)
 
@@ -498,11 +500,58 @@ def test_names_and_licence_are_in_the_folder_and_in_every_graph(checkpoint: Chec
     assert ModelCard.load(folder / "README.md").data.to_dict()["license"] == "mit"
     for file in ("policy.onnx", "policy-k1.onnx"):
         metadata = {entry.key: entry.value for entry in onnx.load(folder / file).metadata_props}
-        assert metadata["joint_names"] == metadata["action_names"] == "hip,knee"
+        assert metadata["action_names"] == "hip,knee"
+        # Elsewhere these would have consumers scale the output again, or take the numbers for joints.
+        assert not {"joint_names", "action_scale", "action_offset"} & metadata.keys()
         assert metadata["observation_names"] == "x,y,height[m]"
         assert (metadata["observation_keys"], metadata["observation_sizes"]) == ("arm,ball", "2,1")
         assert metadata["license"] == "MIT"
         assert metadata["nfe"] == ("10" if file == "policy.onnx" else "1")
+
+
+def robot_data(**elbow: Any) -> dict[str, Any]:
+    arm = {"key": "arm", "kind": "state/joint/position", "unit": "rad"}
+    joint = {"kind": "target/joint/position", "unit": "rad"}
+    return {
+        "observation": [
+            {**arm, "name": "hip", "joint": "hip"},
+            {**arm, "name": "knee", "joint": "knee"},
+            {"key": "ball", "name": "height", "kind": "extra/height", "unit": "m", "frame": "world"},
+        ],
+        "action": [{"name": "to_hip", "joint": "hip", **joint, **elbow}, {"name": "to_knee", "joint": "knee", **joint}],
+        "timing": {"rate_hz": 50.0, "on_failure": "hold"},
+    }
+
+
+def test_a_robots_contract_is_in_the_folder_its_names_in_the_graphs_and_its_table_on_the_card(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    robot = RobotContract.from_object(robot_data(max_rate=2.0, lower=-0.25, stiffness=40.0))
+    folder = export_policy(checkpoint, tmp_path / "policy", variants=("k1",), robot=robot)
+    policy = MeamPolicy.from_pretrained(folder, variant="k1")
+    assert policy.robot == robot
+    assert policy.spec.action_names == ("to_hip[rad]", "to_knee[rad]")
+    assert [number.unit for number in policy.spec.observation_numbers] == ["rad", "rad", "m"]
+    for file in ("policy.onnx", "policy-k1.onnx"):
+        metadata = {entry.key: entry.value for entry in onnx.load(folder / file).metadata_props}
+        assert metadata["joint_names"] == "hip,knee"
+        assert metadata["action_names"] == "to_hip[rad],to_knee[rad]"
+    card = (folder / "README.md").read_text()
+    assert "follow: 50 actions a second; hold between actions; on failure: hold." in card
+    row = "| out | 0 | to_hip | hip | target/joint/position | rad |  | absolute | -0.25 to … | 2 | 40 |  |"
+    assert f"\n{row}\n" in card
+    assert "| in | 2 | height |  | extra/height | m | world |  |  |  |  |  |" in card
+    assert verify_policy(folder, calls=2).missing == ()
+
+
+def test_a_robots_contract_of_another_policy_is_refused_before_anything_is_written(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    file = tmp_path / "robot.toml"
+    file.write_text('[[action]]\nname = "elbow"\nkind = "extra/elbow"\nunit = "1"\n')
+    with pytest.raises(FormatError, match=r"robot\.toml: action is '1 numbers'; expected 2 numbers"):
+        export_policy(checkpoint, tmp_path / "policy", robot=file)
+    assert not (tmp_path / "policy").exists()
 
 
 def test_without_a_licence_none_is_claimed(folder: Path) -> None:

@@ -999,13 +999,11 @@ def test_the_graph_carries_the_contract_of_its_policy() -> None:
         "nfe": "4",
         "solver": "euler",
         "control_rate_hz": "50.0",
-        "action_scale": "1.5,0.125",
-        "action_offset": "-0.5,0.625",
         "observation_names": "x,y,z",
         "action_names": "hip,knee",
-        "joint_names": "hip,knee",
     }
     assert metadata == graph_metadata(spec)
+    assert graph_metadata(spec, ("left", "right")) == {**metadata, "joint_names": "left,right"}
 
 
 def test_the_keys_of_a_dict_observation_are_named_and_what_is_unknown_is_left_out() -> None:
@@ -1014,14 +1012,8 @@ def test_the_keys_of_a_dict_observation_are_named_and_what_is_unknown_is_left_ou
     assert (metadata["observation_keys"], metadata["observation_sizes"]) == ("arm,ball", "2,1")
     assert set(metadata) == {
         *("spec_sha256", "method", "chunk_size", "execute_steps", "nfe", "solver"),
-        *("action_scale", "action_offset", "observation_keys", "observation_sizes"),
+        *("observation_keys", "observation_sizes"),
     }
-
-
-@given(st.lists(st.floats(2.0**-10, 2.0**20, width=32), min_size=2, max_size=2))
-def test_scales_can_be_read_back_as_the_float32_numbers_that_act(scale: list[float]) -> None:
-    text = graph_metadata(make_spec(action_scale=tuple(scale)))["action_scale"]
-    assert np.array_equal(np.array(text.split(","), np.float32), np.array(scale, np.float32))
 
 
 def test_the_contract_changes_with_the_policy_and_not_with_its_files() -> None:

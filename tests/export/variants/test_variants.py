@@ -18,6 +18,7 @@ from meam_export.variants.names import parse_variant
 from meam_policy import BoxSpec, ConfigError, MeamPolicy, ParityError, PolicySpec
 from meam_policy.folder.policy_folder import sha256
 from meam_policy.spec import EVALUATIONS, Integration, Precision, Solver, VariantSpec
+from meam_policy.terminal_text import printable
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, train
 from meam_training.networks.policy_module import PolicyModule
 
@@ -180,7 +181,7 @@ BAD_NAMES = [
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_variant(name, POLICY)
-    assert str(caught.value).startswith(f'There is no variant "{name}"')
+    assert str(caught.value).startswith(f'There is no variant "{printable(name)}"')
     assert "config.json" not in str(caught.value)
 
 
