@@ -61,6 +61,7 @@ def info(
             "chunks drawn": f"{how.best_of}, the one of highest value acts" if how.best_of > 1 else "1",
             "acts by": spec.acting.describe(how.best_of),
             "control rate": rate,
+            **({} if loaded.robot is None else {"robot": loaded.robot.describe(spec)}),
             "runs on": loaded.provider,
             "variants": ", ".join(spec.variants) or "none",
             "files": ", ".join(f"{name} {digest[:8]}" for name, digest in spec.files.items() if name not in missing),

@@ -76,7 +76,7 @@ def add(
     """
     target = given_folder("output_dir", output_dir)
     check_output_folder(target)
-    files = read_policy_files(locate_policy(policy, revision=revision, variants=None, complete=True))
+    files = read_policy_files(locate_policy(policy, revision=revision, variants=None, complete=True), weights=False)
     spec = PolicySpec.from_json(files[CONFIG_FILE])
     files[CONTRACT_FILE] = contract_text(read_contract_toml(contract, spec)).encode()
     spec = replace(spec, files={**spec.files, CONTRACT_FILE: sha256(files[CONTRACT_FILE])})

@@ -304,8 +304,12 @@ def verify_files(folder: Path, spec: PolicySpec) -> tuple[str, ...]:
     return missing
 
 
-def read_policy_files(folder: Path) -> dict[str, bytes]:
+def read_policy_files(folder: Path, *, weights: bool = True) -> dict[str, bytes]:
     """Read the files that make up a policy, by name, and nothing else that lies in its folder.
+
+    Args:
+        folder: The policy folder.
+        weights: Whether the networks' weights must be there, which only whoever trains on needs.
 
     Raises:
         NotFoundError: there is no policy, or a file is missing that `config.json` names.
@@ -326,7 +330,8 @@ def read_policy_files(folder: Path) -> dict[str, bytes]:
     files = {CONFIG_FILE: config.text}
     for name in dict.fromkeys((GRAPH_FILE, *spec.files)):
         _refuse_link(folder / name)
-        files[name] = _read_checked(folder, name, spec.files.get(name))
+        if weights or name != MODEL_FILE or (folder / name).exists():
+            files[name] = _read_checked(folder, name, spec.files.get(name))
     for name in _UNHASHED[1:]:
         _refuse_link(folder / name)
         if name not in files and (folder / name).exists():

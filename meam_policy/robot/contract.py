@@ -275,6 +275,20 @@ class RobotContract:
         """Actions per second: the contract's, else the policy's, else None."""
         return spec.control_rate_hz if self.timing.rate_hz is None else self.timing.rate_hz
 
+    @typed()
+    def describe(self, spec: PolicySpec) -> str:
+        """Its timing in one line, for people."""
+        timing, rate = self.timing, self.rate_hz(spec)
+        parts = {
+            "{:g} actions a second": rate,
+            "{:g} ms for an inference": timing.latency_budget_ms,
+            "observations at most {:g} s old": timing.max_observation_age_s,
+            "{} between actions": timing.interpolation,
+            "blended in over {:g} s": timing.blend_in_s or None,
+            "on failure: {}": timing.on_failure,
+        }
+        return "; ".join(form.format(value) for form, value in parts.items() if value is not None)
+
     def to_json(self) -> dict[str, Any]:
         """As JSON data; what is not given is left out."""
         return {

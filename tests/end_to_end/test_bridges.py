@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from meam_export import export_policy
 from meam_policy import ActionError, ConfigError, MeamPolicy, ObservationError
+from meam_policy.robot import RobotContract
 from meam_training import OfflineDataset, TrainConfig, train
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -335,6 +336,33 @@ def test_the_node_fills_a_dict_observation_by_key(arm_with_goal: Path, start: Ca
         node.tick()
         expected.append(policy.act({"goal": numbers[None, 4:], "joints": numbers[:4]}).tolist())
     assert node.positions() == expected
+
+
+def test_the_node_takes_joints_ages_and_failure_from_the_robots_contract(
+    tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    numbers = [(joint, what) for what in ("position", "velocity") for joint in ("shoulder", "elbow")]
+    units = {"position": "rad", "velocity": "rad/s"}
+    observation = [
+        {"name": f"o{i}", "kind": f"state/joint/{what}", "joint": joint, "unit": units[what]}
+        for i, (joint, what) in enumerate(numbers)
+    ]
+    action = [
+        {"name": f"to_{joint}", "kind": "target/joint/position", "joint": joint, "unit": "rad"}
+        for joint in ("shoulder", "elbow")
+    ]
+    timing = {"max_observation_age_s": 10 * PERIOD, "on_failure": "hold"}
+    robot = RobotContract.from_object({"observation": observation, "action": action, "timing": timing})
+    folder = export_arm(tmp_path, ARM_SPACE, robot=robot)
+    node, policy = start(folder), MeamPolicy.from_pretrained(folder, seed=5)
+    node.arm([1.0, 2.0, 3.0, 4.0], age=8 * PERIOD)
+    assert node.enable() == ""
+    node.tick()
+    assert node.positions() == [policy.act([1.0, 2.0, 3.0, 4.0]).tolist()]
+    assert node.published[0][1].joint_names == ["shoulder", "elbow"]
+    node.arm([1e6, 2.0, 3.0, 4.0])  # unfamiliar: the contract holds
+    node.tick()
+    assert node.positions()[1] == node.positions()[0]
 
 
 @pytest.fixture(scope="module")

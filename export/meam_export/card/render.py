@@ -74,7 +74,7 @@ def render_card(
             for n in numbers
             if n.name is not None
         ],
-        robot=None if robot is None else {"rows": _robot_rows(robot), "timing": _timing(robot, spec)},
+        robot=None if robot is None else {"rows": _robot_rows(robot), "timing": robot.describe(spec)},
         settings=json.dumps(dict(spec.hyperparameters), indent=2),
         record=record,
         missing=missing,
@@ -215,20 +215,6 @@ def _robot_rows(robot: RobotContract) -> list[dict[str, str]]:
                 }
             )
     return rows
-
-
-def _timing(robot: RobotContract, spec: PolicySpec) -> str:
-    """The timing of the robot's contract, in one sentence."""
-    t, rate = robot.timing, robot.rate_hz(spec)
-    parts = [
-        None if rate is None else f"{rate:g} actions a second",
-        None if t.latency_budget_ms is None else f"{t.latency_budget_ms:g} ms for an inference",
-        None if t.max_observation_age_s is None else f"observations at most {t.max_observation_age_s:g} s old",
-        f"{t.interpolation} between actions",
-        f"blended in over {t.blend_in_s:g} s" if t.blend_in_s else None,
-        None if t.on_failure is None else f"on failure: {t.on_failure}",
-    ]
-    return "; ".join(part for part in parts if part)
 
 
 def _variant_row(name: str, variant: VariantSpec) -> dict[str, str]:
