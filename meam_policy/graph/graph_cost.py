@@ -27,6 +27,13 @@ layers of 1024 take 2**32."""
 _MAX_NUMBERS = 64
 """Longest list of integers that is followed as a shape."""
 
+_FLOATS = (1, 10, 11, 16)
+"""Of TensorProto.DataType: float32, float16, float64, bfloat16; what is not among them counts as whole numbers."""
+
+_WHOLE = (b"ArgMax", b"ArgMin", b"Shape", b"Size", b"MatMulInteger", b"QuantizeLinear", b"DynamicQuantizeLinear")
+_FLOATING = (b"DequantizeLinear", b"DynamicQuantizeMatMul", b"MatMulNBits")
+"""Operators whose results are of whole numbers, and of floats, whatever the inputs are."""
+
 _ENDLESS = 2**63
 """Taken for everything above it."""
 
@@ -50,11 +57,13 @@ class _Value(NamedTuple):
         elements: How many numbers it has, at most.
         shape: Its shape; None where it is not known.
         numbers: Its numbers in C order, where they are few integers that are known.
+        whole: Whether its type is one of whole numbers.
     """
 
     elements: int
     shape: tuple[int, ...] | None
     numbers: tuple[int, ...] | None = None
+    whole: bool = False
 
 
 _ABSENT = _Value(1, ())
@@ -101,7 +110,7 @@ class Cost:
     def _add_constant(self, tensor: Tensor, name: bytes) -> None:
         numbers = integers(self.reader, tensor) if tensor.elements <= _MAX_NUMBERS else None
         known = None if numbers is None else tuple(numbers)
-        self.values[name] = _Value(tensor.elements, tensor.dims, known)
+        self.values[name] = _Value(tensor.elements, tensor.dims, known, tensor.data_type not in _FLOATS)
 
     def add_node(
         self, operator: bytes, inputs: Sequence[bytes], outputs: Sequence[bytes], attributes: _Attributes
@@ -115,6 +124,8 @@ class Cost:
             self._add_constant_node(outputs[0], *attributes.values())
             return
         values = [self.values[name] for name in inputs]
+        if operator == b"Div" and values[0].whole:  # the least number by -1 ends the process
+            self._refuse(operator, "of whole numbers")
         # An axis without elements would hide how large the others are.
         if operator in _DROPPING and None in [value.shape for value in values]:
             self._refuse(operator, "of values whose shape cannot be told before it runs")
@@ -124,12 +135,12 @@ class Cost:
             if self.products < 0:
                 self._refuse(operator, f"with which one observation takes more than {MAX_PRODUCTS} multiplications")
         numbers = _numbers(operator, values, attributes)
-        for output, shape in zip(outputs, shapes, strict=True):
+        for index, (output, shape) in enumerate(zip(outputs, shapes, strict=True)):
             most = _most_elements(operator, values) if shape is None else _product(shape)
             self.elements -= most
             if self.elements < 0:
                 self._refuse(operator, f"with which one observation makes more than {MAX_ELEMENTS} numbers")
-            self.values[output] = _Value(most, shape, numbers)
+            self.values[output] = _Value(most, shape, numbers, _whole(operator, index, values, attributes))
             numbers = None
 
     def _add_constant_node(self, output: bytes, fields: dict[str, Any]) -> None:
@@ -140,10 +151,25 @@ class Cost:
         shape = () if listed is None else (len(listed),)
         given = fields.get("ints", [fields["i"]] if "i" in fields else None)
         known = None if given is None or len(given) > _MAX_NUMBERS else tuple(map(signed, given))
-        self.values[output] = _Value(math.prod(shape), shape, known)
+        self.values[output] = _Value(math.prod(shape), shape, known, "ints" in fields or "i" in fields)
 
     def _refuse(self, operator: bytes, text: str) -> NoReturn:
         self.reader.refuse(f"has an operator {operator.decode()} {text}, which no policy needs")
+
+
+def _whole(operator: bytes, output: int, values: Sequence[_Value], attributes: _Attributes) -> bool:
+    """Whether an output of a node is of whole numbers: mostly as its first input is."""
+    if (operator, output) in ((b"TopK", 1), (b"DynamicQuantizeLinear", 1)):  # places; a scale
+        return operator == b"TopK"
+    if operator in _WHOLE or operator in _FLOATING:
+        return operator in _WHOLE
+    if operator == b"Cast":
+        return _integer(attributes, b"to", 1) not in _FLOATS
+    if operator == b"ConstantOfShape":
+        filling = attributes.get(b"value", {}).get("tensor")
+        return filling is not None and filling.data_type not in _FLOATS
+    kind = 1 if operator in (b"CastLike", b"Where") else 0
+    return len(values) > kind and values[kind].whole
 
 
 def _shapes(
