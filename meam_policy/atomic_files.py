@@ -116,6 +116,8 @@ def atomic_folder(folder: Path, *, replace: bool = False, last: str = "") -> Ite
     Raises:
         OSError: something cannot be written, or the place is taken.
     """
+    # "." and what ends with ".." have no name beside which there could be another.
+    folder = folder.resolve() if ".." in folder.parts else folder.absolute()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     new_parents = [parent for parent in folder.absolute().parents if not parent.exists()]
     with contextlib.ExitStack() as undo:

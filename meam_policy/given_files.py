@@ -43,7 +43,12 @@ def given_path(name: str, path: str | os.PathLike[str]) -> Path:
         ConfigError: no file system has such a path: a part of it or the whole is too long, it holds a NUL or an
             unpaired surrogate; or there is no such user.
     """
-    text = os.fspath(path)
+    try:
+        text = os.fspath(path)
+    except TypeError as error:
+        raise ConfigError(f"{name} is a {type(path).__name__}; expected a path, as text or a Path.") from error
+    if not isinstance(text, str):
+        raise ConfigError(f"{name} is {text!r}, a path of {type(text).__name__}; expected text or a Path.")
     fault = _fault(text)
     if fault is not None:
         shown = repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}…"

@@ -105,7 +105,7 @@ class SafetyShell:
         space = spec.action_space
         self._dtype = np.dtype(space.dtype)
         # Without infinity, to which a large action of a float16 box would be rounded.
-        self._low, self._high = (np.nan_to_num(bounds).reshape(-1) for bounds in (space.low, space.high))
+        self._low, self._high, *_ = ActionLimits.of(RobotContract(), spec)
         with np.errstate(over="ignore"):
             self._chunk_bounds = [np.array(bounds).astype(np.float32) for bounds in (spec.action.low, spec.action.high)]
         limits = ActionLimits.of(robot, spec)

@@ -18,6 +18,9 @@ from meam_policy.spec import EnvironmentSpec
 
 __all__ = ["named_workers", "open_vector_environment"]
 
+MAX_ENVS = 65_536
+"""As many as a policy takes seeds for."""
+
 REPORT_S = 5.0
 """Longest wait for what a worker says of its end, and for that end, seconds."""
 
@@ -37,7 +40,7 @@ def open_vector_environment(
 
     Args:
         environment: See `make_environment`.
-        num_envs: Number of environments, at least 1.
+        num_envs: Number of environments, 1 to `MAX_ENVS`.
         asynchronous: Run each in a separate process. The processes are spawned, not forked, so a policy may be
             loaded already; they leave Ctrl-C to this one.
         packages: Packages that are imported in those processes first; the caller has imported them in this one.
@@ -49,8 +52,8 @@ def open_vector_environment(
         ConfigError: num_envs is out of range, or see `make_environment`.
         WorkerError: a process died while it made its environment.
     """
-    if num_envs < 1:
-        raise ConfigError(f"num_envs is {num_envs}; expected 1 or more.")
+    if not 1 <= num_envs <= MAX_ENVS:
+        raise ConfigError(f"num_envs is {num_envs}; expected 1 to {MAX_ENVS}.")
     makers = [partial(_make, environment, kwargs, tuple(packages), os.getpid())] * num_envs
     if asynchronous:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import huggingface_hub
 from huggingface_hub import constants as hub_constants
 
 from meam_policy.errors import HubError
+from meam_policy.given_files import require_regular
 
 __all__ = ["token_to_send"]
 
@@ -34,6 +36,8 @@ def token_to_send(token: str | bool | None) -> str | None:
     if token is False:
         return None
     try:
+        if not isinstance(token, str) and not any(map(os.environ.get, _VARIABLES)):
+            _require_readable(Path(hub_constants.HF_TOKEN_PATH))
         found = token if isinstance(token, str) else huggingface_hub.get_token()
     except UnicodeError:
         raise _unsendable("", given=False) from None
@@ -46,6 +50,11 @@ def token_to_send(token: str | bool | None) -> str | None:
     if found is None or _SENDABLE.fullmatch(found):
         return found
     raise _unsendable(found, given=isinstance(token, str))
+
+
+def _require_readable(file: Path) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        require_regular(file)  # nobody might ever write into a pipe
 
 
 def _unsendable(token: str, given: bool) -> HubError:

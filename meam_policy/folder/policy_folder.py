@@ -353,10 +353,15 @@ def _require_text(path: Path, data: bytes) -> None:
 def _refuse_link(path: Path) -> None:
     if not path.is_symlink():
         return
-    storage = path.resolve().parent
+    try:
+        storage = path.resolve().parent
+    except (OSError, RuntimeError):  # links in a circle; the error depends on the version of Python
+        storage = Path()
     # The Hub's cache is made of links to where it keeps the contents.
     if storage.name != "blobs" or storage.parent not in path.parent.resolve().parents:
-        raise FormatError(f"{path} is a symbolic link to {path.resolve()}; expected a file. Put a copy in its place.")
+        raise FormatError(
+            f"{path} is a symbolic link to {os.readlink(path)}; expected a file. Put a copy in its place."
+        )
 
 
 def check_output_folder(folder: Path) -> None:

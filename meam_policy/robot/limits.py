@@ -39,7 +39,10 @@ class ActionLimits(NamedTuple):
             FormatError: nothing lies between them.
         """
         space = spec.action_space
-        low, high = (np.nan_to_num(bounds).reshape(-1).astype(np.float64) for bounds in (space.low, space.high))
+        if space.dtype.kind == "f":
+            low, high = (np.nan_to_num(bounds).reshape(-1).astype(np.float64) for bounds in (space.low, space.high))
+        else:  # the space cuts the decimals of its bounds off, towards zero
+            low, high = np.ceil(spec.action.low), np.floor(spec.action.high)
         change = np.full(spec.action_dim, np.inf)
         rate = contract.rate_hz(spec)
         for index, number in enumerate(contract.action):

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from meam_policy.errors import FormatError
 
-__all__ = ["MAX_CONFIG_BYTES", "JsonReader", "as_written", "parse_object", "require", "with_new_names"]
+__all__ = ["MAX_CONFIG_BYTES", "JsonReader", "as_written", "cut", "parse_object", "require", "with_new_names"]
 
 MAX_CONFIG_BYTES = 2**22
 """The names, bounds and statistics of the 28,224 pixels of four small pictures take 3.9 million bytes."""
@@ -23,8 +23,16 @@ def require(condition: bool, name: str, seen: object, expected: str) -> None:
         FormatError: the condition does not hold.
     """
     if not condition:
-        raise FormatError(f"config.json: {name} is {seen}; expected {expected}.")
+        raise FormatError(f"config.json: {cut(name)} is {cut(str(seen))}; expected {expected}.")
 
+
+def cut(text: str) -> str:
+    """A text of a file as a message shows it: not all of it, if it is long."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+_SHOWN = 300
+"""Longest text of a file in a message, characters."""
 
 _RENAMED = {"flow_steps": "nfe", "inpainting": "takes_prefix"}
 """Fields by the names that earlier versions wrote."""
@@ -46,7 +54,7 @@ def parse_object(text: str | bytes, file: str = "config.json") -> dict[str, Any]
         data: dict[str, Any] = {}
         for key, value in pairs:
             if key in data:
-                raise FormatError(f'{file}: the key "{key}" appears twice; expected every key once.')
+                raise FormatError(f'{file}: the key "{cut(key)}" appears twice; expected every key once.')
             data[key] = value
         return data
 
@@ -67,7 +75,7 @@ def parse_object(text: str | bytes, file: str = "config.json") -> dict[str, Any]
     except ValueError as error:
         if isinstance(error, FormatError):
             raise
-        raise FormatError(f"{file} cannot be read: {error}.") from error
+        raise FormatError(f"{file} cannot be read: it holds a number of thousands of digits.") from error
     if not isinstance(data, dict):
         raise FormatError(f"{file} holds a {type(data).__name__}; expected an object of settings.")
     return data
@@ -115,7 +123,9 @@ class JsonReader:
             if name not in known:
                 close = get_close_matches(name, known, n=1)
                 hint = f" Did you mean {self.prefix}{close[0]}?" if close else ""
-                raise FormatError(f"config.json: {self.prefix}{name} is not a field of this format version.{hint}")
+                raise FormatError(
+                    f"config.json: {cut(self.prefix + name)} is not a field of this format version.{hint}"
+                )
 
     def get(self, name: str, kind: type, expected: str) -> Any:
         """A value of a Python type."""

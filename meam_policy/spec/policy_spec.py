@@ -17,7 +17,7 @@ from meam_policy.spec.box import BoxSpec, read_box
 from meam_policy.spec.environment_spec import EnvironmentSpec
 from meam_policy.spec.figures import DIFFERENCES
 from meam_policy.spec.integration import MAX_STEPS, Integration
-from meam_policy.spec.json_reader import JsonReader, as_written, parse_object, require, with_new_names
+from meam_policy.spec.json_reader import JsonReader, as_written, cut, parse_object, require, with_new_names
 from meam_policy.spec.names import NamedNumber, named_numbers
 from meam_policy.spec.variant import VariantSpec
 from meam_policy.typed import typed, typed_fields
@@ -321,8 +321,8 @@ class PolicySpec:
         version = data.get("format_version")
         if type(version) is not int or version != FORMAT_VERSION:
             raise VersionError(
-                f"config.json: format_version is {version!r}; this meam-policy reads version {FORMAT_VERSION}. "
-                "Upgrade meam-policy, or export the policy again."
+                f"config.json: format_version is {cut(repr(version))}; this meam-policy reads version "
+                f"{FORMAT_VERSION}. Upgrade meam-policy, or export the policy again."
             )
         read = JsonReader({"best_of": 1, **with_new_names(data)}, "")  # earlier files lack it
         read.only([f.name for f in (*fields(cls), *fields(Integration)) if f.name != "integration"])

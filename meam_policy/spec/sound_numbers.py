@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from meam_policy.spec.json_reader import require
 from meam_policy.spec.policy_spec import PolicySpec
@@ -31,13 +33,33 @@ def require_sound_numbers(spec: PolicySpec) -> None:
             name = f"action.{side}[{index}]"
             seen = bound if math.isfinite(bound) else "null"
             require(abs(bound) <= MOST, name, seen, f"a bound from {-MOST:g} to {MOST:g}, which every action needs")
+    lows, highs = _in_type(spec)
     with np.errstate(over="ignore"):
-        moves = np.array(low, np.float32) < np.array(high, np.float32)
+        moves = (lows < highs) & (np.array(low, np.float32) < np.array(high, np.float32))
     require(bool(moves.any()), "action", "a box whose bounds are equal", "at least one number that may move")
+    _require_within("observation_offset", spec.observation_offset, 0.0)
     _require_within("observation_mean", spec.observation_mean, 0.0)
     _require_within("observation_std", spec.observation_std, LEAST)
     _require_within("action_offset", spec.action_offset, 0.0)
     _require_within("action_scale", spec.action_scale, LEAST)
+
+
+def _in_type(spec: PolicySpec) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The least and the largest action that the box's type can hold; refused where there is none between the bounds."""
+    dtype, low, high = np.dtype(spec.action.dtype), np.array(spec.action.low), np.array(spec.action.high)
+    smallest, largest = (0, 1) if dtype.kind == "b" else _range_of(dtype)
+    if dtype.kind != "f":
+        low, high = np.ceil(low), np.floor(high)
+    for index, (least, most) in enumerate(zip(low, high, strict=True)):
+        fits = smallest <= least <= most <= largest
+        seen = f"{spec.action.low[index]:g} to {spec.action.high[index]:g}"
+        require(bool(fits), f"action.low[{index}] to high", seen, f"bounds between which there is a number of {dtype}")
+    return low.astype(dtype), high.astype(dtype)
+
+
+def _range_of(dtype: np.dtype[Any]) -> tuple[float, float]:
+    limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+    return float(limits.min), float(limits.max)
 
 
 def _require_within(name: str, numbers: Sequence[float], least: float) -> None:

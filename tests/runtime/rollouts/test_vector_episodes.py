@@ -357,7 +357,7 @@ class Doomed(Corridor):
     ("way", "said"),
     [
         (None, "was killed by SIGKILL"),
-        (ValueError("the arm\nis stuck"), "failed: ValueError: the arm\nis stuck"),
+        (ValueError("the arm\nis stuck"), r"failed: ValueError: the arm\nis stuck"),
         (Unpicklable(), "ended with exit code 0, without a report that could be read"),
         (Demanding(1, 2), "ended with exit code 0, without a report that could be read"),
         (ActionError("no action"), "failed: ActionError: no action"),
