@@ -142,11 +142,11 @@ def test_a_fall_within_the_noise_of_the_loss_is_none():
 
 def test_a_budget_that_is_not_used_is_warned_of():
     config = CONFIG.changed(kl_budget=0.5)
-    [warning] = warnings_of(config, history(kl_average=0.1))
+    [warning] = warnings_of(config, history(kl_average=0.05))
     assert warning.name == "KL budget missed"
-    assert "20% of the KL budget of 0.5 nats per action are used" in warning.seen
-    assert warnings_of(config, history(kl_average=0.4)) == []
-    assert [each.name for each in warnings_of(config, history(kl_average=0.8))] == ["KL budget missed"]
+    assert "10% of the KL budget of 0.5 nats per action are used" in warning.seen
+    assert warnings_of(config, history(kl_average=0.1)) == warnings_of(config, history(kl_average=1.0)) == []
+    assert [each.name for each in warnings_of(config, history(kl_average=1.5))] == ["KL budget missed"]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_budget_that_is_not_used_is_warned_of():
 )
 def test_a_budget_that_the_penalty_takes_away_names_the_penalty(gain, penalty, remedy):
     config = CONFIG.changed(kl_budget=0.5, value_penalty=penalty)
-    [warning] = warnings_of(config, history(kl_average=0.1, value_gain=gain))
+    [warning] = warnings_of(config, history(kl_average=0.05, value_gain=gain))
     assert f"{{{remedy}}}" in warning.remedy
 
 

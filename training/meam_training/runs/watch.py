@@ -72,8 +72,10 @@ UNSEEN = 2.0
 HUGE = 20.0
 """The same, from which no gain is believed."""
 
-BUDGET_SHARES = (0.5, 1.5)
-"""Share of the KL budget that is used when its temperature has been found: 1, apart from the noise of its mean."""
+BUDGET_SHARES = (0.15, 2.5)
+"""Share of the KL budget that is used: 1 once its temperature has been found. Runs of 3,000 updates that reach their
+goals use 0.21 and more of it on the way (mazes), or up to 1.93 (a bandit with a rare best action); one that learned
+hardly anything used 0.04."""
 
 WORSE = 2.0
 """Factor by which the cause must have grown for a warning to be repeated."""
