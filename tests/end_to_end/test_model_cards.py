@@ -118,11 +118,13 @@ def test_the_recipe_of_the_page_holds_for_every_field_and_for_earlier_files(
     space = recipe(ROOT / "model_cards" / "pockets")
     config = space["config"]
     grid = {"nfe": 2, "solver": "euler", "time_grid": [0, 0.25, 1], "best_of": 3}
+    # An error against a policy of another best_of is none.
+    unmeasured = {name: {**variant, "measured": {}} for name, variant in config["variants"].items()}
     changes: list[dict[str, Any]] = [
         {"control_rate_hz": 10, "observation_mean": [0, 1, 2, 3], "action_scale": [1, 2], "license": "Ünlicense"},
         {"action": {**config["action"], "low": [-1, -1], "high": [1, 1]}, "observation_offset": [10**6, 0, 0, 0.5]},
         {"environment": {**EnvironmentSpec("meam/Pockets-v0", {"north": 2}).to_json()}, "hyperparameters": {"a": 1}},
-        {**grid, "variants": {**config["variants"], "grid": {**config["variants"]["k1"], **grid}}},
+        {**grid, "variants": {**unmeasured, "grid": {**unmeasured["k1"], **grid}}},
     ]
     earlier = {name: value for name, value in config.items() if name not in ("license", "variants", "time_grid")}
     earlier["flow_steps"] = earlier.pop("nfe")
