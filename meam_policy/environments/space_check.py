@@ -11,15 +11,12 @@ import numpy as np
 from gymnasium import spaces
 
 from meam_policy.errors import SpaceError
-from meam_policy.spec import PolicySpec
+from meam_policy.spec import RATE_TOLERANCE, PolicySpec
 
 __all__ = ["AnyEnv", "check_env", "check_spaces", "control_rate", "episode_limit"]
 
 AnyEnv = gymnasium.Env[Any, Any] | gymnasium.vector.VectorEnv[Any, Any, Any]
 """One environment, or a vector environment."""
-
-RATE_TOLERANCE = 0.01
-"""Share by which the rates of training and acting may differ."""
 
 
 def check_env(spec: PolicySpec, env: AnyEnv, rate_hz: float | None = None) -> None:

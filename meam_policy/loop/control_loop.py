@@ -23,6 +23,7 @@ from meam_policy.loop.chunk_schedule import Chunking, ChunkSchedule
 from meam_policy.loop.loop_health import HealthRecorder, LoopHealth
 from meam_policy.robot import RobotContract
 from meam_policy.robot.limits import ActionLimits
+from meam_policy.spec import RATE_TOLERANCE
 from meam_policy.typed import typed
 
 __all__ = ["ControlLoop", "Overrun", "StampedObservation"]
@@ -170,13 +171,13 @@ class ControlLoop:
                 f"A chunk has {chunk_size} actions and takes {least} ticks to arrive: none of it would be executed. "
                 'Use chunking="blocking", a faster variant or a policy with longer chunks.'
             )
-        if not any_rate and recorded is not None and abs(rate_hz / recorded - 1) > 0.01:
+        if not any_rate and recorded is not None and abs(rate_hz / recorded - 1) > RATE_TOLERANCE:
             raise ConfigError(
                 f"rate_hz is {rate_hz:g}; expected {recorded:g}, the rate of the actions that the policy was trained "
                 "on. Pass any_rate=True if that is intended."
             )
         limited = any(number.max_rate is not None for number in robot.action)
-        if limited and agreed is not None and rate_hz > 1.01 * agreed:
+        if limited and agreed is not None and rate_hz > (1 + RATE_TOLERANCE) * agreed:
             raise ConfigError(
                 f"rate_hz is {rate_hz:g}; expected at most {agreed:g}, that of robot.json: its max_rate holds from "
                 "tick to tick, and would be exceeded in a second. Export the policy with a contract for this rate."

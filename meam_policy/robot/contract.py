@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 from meam_policy.errors import FormatError
 from meam_policy.robot.vocabulary import ACTION_KINDS, EXTRA, OBSERVATION_KINDS, QUATERNIONS, UNITS
-from meam_policy.spec import PolicySpec
+from meam_policy.spec import RATE_TOLERANCE, PolicySpec
 from meam_policy.spec.names import NamedNumber
 from meam_policy.typed import typed, typed_fields
 
@@ -40,8 +40,6 @@ _STILL = ("target/joint/position", "target/body/position", "target/body/orientat
 
 _ROUNDING = 1e-6
 """Of a limit beyond the action box, as a share: both went through float32."""
-
-_RATE_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -256,7 +254,7 @@ class RobotContract:
                         f"a limit of {number.name} within the action box, {box.low:g} to {box.high:g}",
                     )
         rate, recorded = self.timing.rate_hz, spec.control_rate_hz
-        if rate is not None and recorded is not None and abs(rate / recorded - 1) > _RATE_TOLERANCE:
+        if rate is not None and recorded is not None and abs(rate / recorded - 1) > RATE_TOLERANCE:
             _refuse("timing.rate_hz", rate, f"{recorded:g}, the rate of the actions that the policy was trained on")
         if rate is None and recorded is None and any(number.max_rate is not None for number in self.action):
             _refuse("timing.rate_hz", None, "a rate, since max_rate is per second and the policy recorded no rate")

@@ -4,7 +4,7 @@ from meam_policy.spec.acting import ActingMeasurement, ActingRule, checked_noise
 from meam_policy.spec.box import BoxSpec
 from meam_policy.spec.environment_spec import EnvironmentSpec, EnvironmentWrapper
 from meam_policy.spec.integration import EVALUATIONS, MAX_STEPS, Integration, Solver
-from meam_policy.spec.policy_spec import FORMAT_VERSION, GRAPH_FILE, PolicySpec
+from meam_policy.spec.policy_spec import FORMAT_VERSION, GRAPH_FILE, RATE_TOLERANCE, PolicySpec
 from meam_policy.spec.variant import Precision, VariantSpec
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "FORMAT_VERSION",
     "GRAPH_FILE",
     "MAX_STEPS",
+    "RATE_TOLERANCE",
     "ActingMeasurement",
     "ActingRule",
     "BoxSpec",

@@ -16,6 +16,10 @@ MAX_CONFIG_BYTES = 2**22
 """The names, bounds and statistics of the 28,224 pixels of four small pictures take 3.9 million bytes."""
 
 
+_SHOWN = 300
+"""Longest text of a file in a message, characters."""
+
+
 def require(condition: bool, name: str, seen: object, expected: str) -> None:
     """Refuse a value in config.json unless a condition holds.
 
@@ -26,13 +30,10 @@ def require(condition: bool, name: str, seen: object, expected: str) -> None:
         raise FormatError(f"config.json: {cut(name)} is {cut(str(seen))}; expected {expected}.")
 
 
-def cut(text: str) -> str:
-    """A text of a file as a message shows it: not all of it, if it is long."""
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+def cut(text: str, most: int = _SHOWN) -> str:
+    """A text of a file as a message shows it: not all of it, if it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
-
-_SHOWN = 300
-"""Longest text of a file in a message, characters."""
 
 _RENAMED = {"flow_steps": "nfe", "inpainting": "takes_prefix"}
 """Fields by the names that earlier versions wrote."""

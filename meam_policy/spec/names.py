@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from meam_policy.errors import ConfigError, FormatError
 from meam_policy.spec.box import BoxSpec
+from meam_policy.spec.json_reader import cut
 
 __all__ = ["NamedNumber", "Names", "check_names", "named_numbers", "names_metadata", "names_of", "read_names"]
 
@@ -170,8 +171,8 @@ def check_names(expected: Mapping[str, str], metadata: Mapping[str, str], file: 
             continue
         if metadata.get(name, "") != value:
             raise FormatError(
-                f"{file}: its {name} are {_brief(metadata.get(name, '')) or 'missing'}, but config.json says "
-                f"{_brief(value) or 'nothing'}. "
+                f"{file}: its {name} are {cut(metadata.get(name, ''), _SHOWN_TEXT) or 'missing'}, but config.json says "
+                f"{cut(value, _SHOWN_TEXT) or 'nothing'}. "
                 "A number would be taken for another one: export the policy again, with the right names."
             )
     by_key = "observation_sizes" in metadata or not expected["observation_sizes"]
@@ -203,10 +204,6 @@ def _checked(box: BoxSpec, names: Sequence[str], field: str) -> tuple[str, ...]:
 def _split(name: str) -> tuple[str, str | None]:
     found = _UNIT.fullmatch(name)
     return (name, None) if found is None else (found["name"], found["unit"])
-
-
-def _brief(text: str) -> str:
-    return text if len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1] + "…"
 
 
 def _placeholders(size: int) -> str:

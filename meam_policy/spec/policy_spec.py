@@ -22,10 +22,13 @@ from meam_policy.spec.names import NamedNumber, named_numbers
 from meam_policy.spec.variant import VariantSpec
 from meam_policy.typed import typed, typed_fields
 
-__all__ = ["FORMAT_VERSION", "PolicySpec"]
+__all__ = ["FORMAT_VERSION", "RATE_TOLERANCE", "PolicySpec"]
 
 FORMAT_VERSION = 1
 """Version of `config.json` that this package writes, and the only one that it reads."""
+
+RATE_TOLERANCE = 0.01
+"""Share by which the rates of training and acting may differ."""
 
 GRAPH_FILE = "policy.onnx"
 """The graph of the policy itself."""
