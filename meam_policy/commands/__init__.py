@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
 from meam_policy.errors import ConfigError
 
-__all__ = ["parse", "refuse_empty"]
+__all__ = ["named_first", "parse", "refuse_empty"]
 
 Parsed = TypeVar("Parsed")
 
@@ -33,6 +34,30 @@ def parse(
     refuse_empty(arguments, prog)
     config = () if paired_flags else (tyro.conf.FlagCreatePairsOff,)
     return tyro.cli(command, prog=prog, args=arguments, config=config, **options)
+
+
+def named_first(arguments: Sequence[str], prog: str, noun: str, summaries: Mapping[str, str]) -> str:
+    """What the first argument names, of the parts that a command consists of; `--help` lists them.
+
+    Args:
+        arguments: The arguments after the command's name.
+        prog: The name to show.
+        noun: What the parts are called, such as "benchmark".
+        summaries: What each does, by name.
+
+    Raises:
+        ConfigError: it names none.
+        SystemExit: with code 0 after `--help`.
+    """
+    if arguments and arguments[0] in ("-h", "--help"):
+        rows = "\n".join(f"  {name}  {summary}" for name, summary in summaries.items())
+        sys.stdout.write(f"usage: {prog} {noun.upper()} [options]\n\n{noun}s:\n{rows}\n\n")
+        sys.stdout.write(f"`{prog} {noun.upper()} --help` explains one.\n")
+        sys.exit(0)
+    if not arguments or arguments[0] not in summaries:
+        seen = f'There is no {noun} "{arguments[0]}"' if arguments else f"No {noun} is named"
+        raise ConfigError(f"{seen}; expected {prog} {' or '.join(summaries)}.")
+    return arguments[0]
 
 
 def refuse_empty(arguments: Sequence[str], prog: str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from meam_policy.cli import Command, load_command
-from meam_policy.errors import ConfigError
+from meam_policy.commands import named_first
 
 __all__ = ["BENCHMARKS", "run"]
 
@@ -25,13 +23,7 @@ BENCHMARKS = {
 
 def run(arguments: list[str], prog: str) -> None:
     """Run the benchmark that the first argument names."""
-    if arguments[:1] in (["-h"], ["--help"]):
-        rows = "\n".join(f"  {name}  {benchmark.summary}" for name, benchmark in BENCHMARKS.items())
-        sys.stdout.write(f"usage: {prog} BENCHMARK [options]\n\nbenchmarks:\n{rows}\n\n")
-        sys.stdout.write(f"`{prog} BENCHMARK --help` explains one.\n")
-        sys.exit(0)
-    if not arguments or arguments[0] not in BENCHMARKS:
-        seen = f'There is no benchmark "{arguments[0]}"' if arguments else "No benchmark is named"
-        raise ConfigError(f"{seen}; expected {prog} {' or '.join(BENCHMARKS)}.")
-    name = f"{prog} {arguments[0]}"
-    load_command(BENCHMARKS[arguments[0]], name).run(arguments[1:], prog=name)
+    summaries = {name: benchmark.summary for name, benchmark in BENCHMARKS.items()}
+    benchmark = named_first(arguments, prog, "benchmark", summaries)
+    name = f"{prog} {benchmark}"
+    load_command(BENCHMARKS[benchmark], name).run(arguments[1:], prog=name)

@@ -12,9 +12,9 @@ from typing import Annotated
 import tyro
 
 from meam_policy.atomic_files import given_folder, write_atomically
-from meam_policy.commands import parse
+from meam_policy.commands import named_first, parse
 from meam_policy.console import say
-from meam_policy.errors import ConfigError, OutputError
+from meam_policy.errors import OutputError
 from meam_policy.folder.policy_folder import (
     CONFIG_FILE,
     check_output_folder,
@@ -96,13 +96,6 @@ ACTIONS: dict[str, tuple[Callable[..., None], str]] = {
 
 def run(arguments: list[str], prog: str) -> None:
     """Run what the first argument names."""
-    if arguments[:1] in (["-h"], ["--help"]):
-        rows = "\n".join(f"  {name}  {summary}" for name, (_, summary) in ACTIONS.items())
-        sys.stdout.write(
-            f"usage: {prog} ACTION [options]\n\nactions:\n{rows}\n\n`{prog} ACTION --help` explains one.\n"
-        )
-        sys.exit(0)
-    if not arguments or arguments[0] not in ACTIONS:
-        seen = f'There is no action "{arguments[0]}"' if arguments else "No action is named"
-        raise ConfigError(f"{seen}; expected {prog} {' or '.join(ACTIONS)}.")
-    parse(ACTIONS[arguments[0]][0], arguments[1:], f"{prog} {arguments[0]}")
+    summaries = {name: summary for name, (_, summary) in ACTIONS.items()}
+    action = named_first(arguments, prog, "action", summaries)
+    parse(ACTIONS[action][0], arguments[1:], f"{prog} {action}")
