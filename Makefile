@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # As many processes as cores; a file's tests stay together, in the order of tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-fast gpu-check lint format docs clean
+.PHONY: help install demo test test-fast gpu-check deploy-check lint format docs clean
 
 help:
 	@echo "make install    prepare $(VENV) with everything for development"
@@ -14,6 +14,7 @@ help:
 	@echo "make test       lint, type-check, and run all tests"
 	@echo "make test-fast  run the quick tests only"
 	@echo "make gpu-check  on a machine with a CUDA GPU: run what needs one, and time it, with PYTHON as it is"
+	@echo "make deploy-check  run a policy in the runtimes of others, and write the table of docs/deployment.md"
 	@echo "make format     format the code"
 	@echo "make docs       build the documentation into site/"
 	@echo "make clean      delete $(VENV), caches and the demo's output"
@@ -53,6 +54,10 @@ test-fast: $(STAMP)
 # Not in $(VENV), whose torch and onnxruntime are those for the CPU.
 gpu-check:
 	$(PYTHON) benchmarks/gpu/check.py
+
+# Other stacks' libraries come into environments of their own, under out/deploy.
+deploy-check: $(STAMP)
+	$(BIN)/python benchmarks/deploy/check.py --table docs/deployment.md
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -41,6 +41,7 @@ COMMANDS = {
     "train": Command("meam_training.commands.train", "Train a policy from a data set.", "train"),
     "sweep": Command("meam_training.commands.sweep", "Train over tasks, seeds and settings.", "train"),
     "export": Command("meam_export.commands.export", "Export a checkpoint as a policy folder.", "cpu,train,export"),
+    "deploy": Command("meam_export.commands.deploy", "Write a policy in other runtimes' forms.", "cpu,deploy"),
     "eval": Command("meam_policy.commands.eval", "Run a policy in its environment.", "cpu"),
     "card": Command(
         "meam_export.commands.card", "Write what was measured on a policy's model card.", "cpu,train,export"

@@ -40,7 +40,7 @@ STOREYS = {
     "meam_export": (
         {"graph", "triton"},
         {"variants"},
-        {"card"},
+        {"card", "deploy"},
         {"export"},
         {"meam_export", "demo", "benchmark"},
         {"commands"},

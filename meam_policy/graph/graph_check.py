@@ -8,7 +8,8 @@ would either ignore them, and run another graph than was exported, or give them 
 Bounded are the file (2 GiB), its protobuf fields, its texts and metadata, its nodes, every dimension of inputs, outputs
 and named values, the memory of everything that depends on constants alone, which onnxruntime computes while it loads,
 and the memory and the multiplications of an inference, which follow from the shapes. Nesting is bounded because no
-message that can hold itself is entered.
+message that can hold itself is entered, but for the two branches of one If where the caller expects one: a tick graph
+runs the network in one of them, and passes a value through in the other.
 
 The shapes are followed for two sizes of the batch, not for all. onnxruntime may also have faults of its own: a folder
 whose origin you do not trust is first looked at in a process with limits, by `meam verify --untrusted`.
@@ -30,6 +31,7 @@ from meam_policy.graph.graph_growth import Growth
 from meam_policy.graph.onnx_tensor import MAX_AXES, Tensor, holds_infinity_or_nan, read_tensor
 from meam_policy.graph.onnx_wire import (
     ATTRIBUTE,
+    BRANCH,
     DIMENSION,
     ENTRY,
     FUNCTION,
@@ -96,7 +98,7 @@ class GraphSummary:
     inputs: tuple[str, ...]
 
 
-def check_graph(graph: bytes, name: str = "policy.onnx") -> GraphSummary:
+def check_graph(graph: bytes, name: str = "policy.onnx", *, conditional: bool = False) -> GraphSummary:
     """Check the bytes of an ONNX file, without onnxruntime and without opening any file.
 
     Infinities are allowed in constants that only Clip, Max and Min read: an action may be unbounded on one side.
@@ -104,6 +106,7 @@ def check_graph(graph: bytes, name: str = "policy.onnx") -> GraphSummary:
     Args:
         graph: The whole file.
         name: Name of the file in error messages.
+        conditional: Allow one If whose second branch is one Identity; only tick graphs have it.
 
     Returns:
         What the graph holds.
@@ -114,16 +117,18 @@ def check_graph(graph: bytes, name: str = "policy.onnx") -> GraphSummary:
             ONNX does not define), asks for more memory than a policy can need, or has a weight that is NaN or infinite.
         VersionError: its IR version, opset or an imported domain is not supported.
     """
-    return _GraphCheck(graph, name).run()
+    return _GraphCheck(graph, name, conditional).run()
 
 
 # By number of AttributeProto.AttributeType, the field that holds the value.
 _ATTRIBUTE_VALUES = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings"}
+_GRAPH_ATTRIBUTE = 5
 
 
 class _GraphCheck:
-    def __init__(self, data: bytes, name: str) -> None:
+    def __init__(self, data: bytes, name: str, conditional: bool) -> None:
         self.reader = WireReader(data, name)
+        self.conditional = conditional
         self.growth = Growth(self.reader)
         self.costs = [Cost(self.reader, sizes) for sizes in _SIZES]
         self.operators: Counter[bytes] = Counter()
@@ -131,6 +136,9 @@ class _GraphCheck:
         self.weight_types: set[str] = set()
         self.inputs: list[str] = []
         self.defined: set[bytes] = set()
+        self.closed: set[bytes] = set()
+        """Names that a branch has defined, which nothing outside may read."""
+        self.read: list[tuple[bytes, list[bytes]]] = []
         # Read once: the same few serve for all steps of an unrolled graph.
         self.types: dict[bytes, tuple[int | None, ...] | None] = {}
         self.dimensions: dict[bytes, int | None] = {}
@@ -215,9 +223,6 @@ class _GraphCheck:
 
     def _check_nodes_and_weights(self, graph: dict[str, list[Span]]) -> int:
         """Check the graph; the bytes of its initialisers."""
-        reader, nodes, initializers = self.reader, graph.get("node", []), graph.get("initializer", [])
-        if max(len(nodes), len(initializers)) > MAX_NODES:
-            reader.refuse(f"has {len(nodes)} nodes and {len(initializers)} weights; expected at most {MAX_NODES} each")
         for value in graph.get("input", ()):
             name, dimensions = self._check_value_info(value)
             self._define([name])
@@ -225,6 +230,17 @@ class _GraphCheck:
             self.growth.add_input([size for size in dimensions or () if size is not None])
             for cost in self.costs:
                 cost.add_input(name, dimensions)
+        weight_bytes = self._check_body(graph)
+        if self.infinite:
+            for operator, inputs in self.read:
+                self._check_infinities(operator, inputs)
+        return weight_bytes
+
+    def _check_body(self, graph: dict[str, list[Span]]) -> int:
+        """Check a graph, or a branch, but for its inputs; the bytes of its initialisers, and of those in branches."""
+        reader, nodes, initializers = self.reader, graph.get("node", []), graph.get("initializer", [])
+        if max(len(nodes), len(initializers)) > MAX_NODES:
+            reader.refuse(f"has {len(nodes)} nodes and {len(initializers)} weights; expected at most {MAX_NODES} each")
         for value in (*graph.get("output", ()), *graph.get("value_info", ())):
             self._check_value_info(value)
         weights = [read_tensor(reader, span) for span in initializers]
@@ -234,16 +250,12 @@ class _GraphCheck:
             self.growth.add_weight(tensor)
             for cost in self.costs:
                 cost.add_weight(tensor)
-        read = [self._check_node(node) for node in nodes]
-        if self.infinite:
-            for operator, inputs in read:
-                self._check_infinities(operator, inputs)
-        return sum(tensor.bytes for tensor in weights)
+        return sum(tensor.bytes for tensor in weights) + sum(self._check_node(node) for node in nodes)
 
     def _define(self, names: Sequence[bytes]) -> None:
         """Define names of values; no name may be defined twice."""
         for name in names:
-            if name in self.defined:
+            if name in self.defined or name in self.closed:
                 self.reader.invalid(f"{quote(name)} is defined twice")
             self.defined.add(name)
 
@@ -278,12 +290,15 @@ class _GraphCheck:
             self.dimensions[key] = None if size is None else signed(size)
         return self.dimensions[key]
 
-    def _check_node(self, span: Span) -> tuple[bytes, list[bytes]]:
-        """The operator and the inputs of a node."""
+    def _check_node(self, span: Span) -> int:
+        """Check a node; the bytes of the initialisers in its branches."""
         reader, data = self.reader, self.reader.data
         node = reader.read(span, NODE)
         domain, operator = reader.bytes(node.get("domain")), reader.bytes(node.get("op_type"))
         domain = b"" if domain == b"ai.onnx" else domain
+        if self.conditional and not domain and operator == b"If":
+            self.conditional = False  # one, and none in its branches
+            return self._check_if(node)
         signature = SIGNATURES.get(domain, {}).get(operator)
         if signature is None:
             self._refuse_operator(domain, operator)
@@ -291,16 +306,64 @@ class _GraphCheck:
         self.operators[qualified] += 1
         inputs = [data[start:end] for start, end in node.get("input", ())]
         outputs = [data[start:end] for start, end in node.get("output", ())]
-        for name in inputs:
-            if name and name not in self.defined:  # onnxruntime would sort the nodes, and `Growth` miss constants
-                reader.invalid(f"{operator.decode()} reads {quote(name)}, which nothing before it defines")
+        self._require_defined(operator, inputs)
         self._define([name for name in outputs if name])
         attributes = self._read_attributes(node.get("attribute", ()), qualified, outputs)
         self._check_signature(signature, qualified.decode(), inputs, outputs, attributes)
         self.growth.add_node(operator, inputs, outputs, attributes)
         for cost in self.costs:
             cost.add_node(operator, inputs, outputs, attributes)
-        return operator, inputs
+        self.read.append((operator, inputs))
+        return 0
+
+    def _require_defined(self, operator: bytes, inputs: Sequence[bytes]) -> None:
+        for name in inputs:
+            if name and name not in self.defined:  # onnxruntime would sort the nodes, and `Growth` miss constants
+                self.reader.invalid(f"{operator.decode()} reads {quote(name)}, which nothing before it defines")
+
+    def _check_if(self, node: dict[str, Any]) -> int:
+        """Check an If: one condition, one output, a second branch that is one Identity; the bytes of its weights."""
+        reader, data = self.reader, self.reader.data
+        inputs, outputs = ([data[start:end] for start, end in node.get(side, ())] for side in ("input", "output"))
+        if len(inputs) != 1 or len(outputs) != 1:
+            reader.refuse(f"has an If with {len(inputs)} inputs and {len(outputs)} outputs; expected one of each")
+        self.operators[b"If"] += 1
+        self._require_defined(b"If", inputs)
+        branches: dict[bytes, Span] = {}
+        for span in node.get("attribute", ()):
+            fields = reader.read(span, BRANCH, b"If")
+            if fields.get("type") != _GRAPH_ATTRIBUTE or "g" not in fields:
+                reader.refuse("has an If with an attribute that is no branch")
+            branches[reader.bytes(fields.get("name"))] = fields["g"]
+        if len(node.get("attribute", ())) != 2 or branches.keys() != {b"then_branch", b"else_branch"}:
+            reader.refuse("has an If without the two branches then_branch and else_branch")
+        passing = reader.read(branches[b"else_branch"], GRAPH, b"If")
+        operators = [reader.bytes(reader.read(each, NODE).get("op_type")) for each in passing.get("node", ())]
+        if operators != [b"Identity"] or passing.get("initializer"):
+            reader.refuse("has an If whose else_branch computes something; expected one Identity")
+        ends, weight_bytes = [], 0
+        for name in (b"then_branch", b"else_branch"):
+            branch = reader.read(branches[name], GRAPH, b"If")
+            weight_bytes += self._check_branch(branch)
+            ends.append(reader.bytes(reader.read(branch["output"][0], VALUE_INFO).get("name")))
+        self._define(outputs)
+        for follower in (self.growth, *self.costs):
+            follower.add_node(b"Identity", ends[:1], outputs, {})
+        self.read += [(b"If", inputs), *((b"Identity", [end]) for end in ends)]
+        return weight_bytes
+
+    def _check_branch(self, branch: dict[str, list[Span]]) -> int:
+        """Check a branch, whose names are then closed; the bytes of its weights."""
+        reader, outside = self.reader, set(self.defined)
+        if branch.get("input") or len(branch.get("output", ())) != 1:
+            reader.refuse("has an If with a branch that has inputs, or not one output")
+        weight_bytes = self._check_body(branch)
+        end = reader.bytes(reader.read(branch["output"][0], VALUE_INFO).get("name"))
+        if end not in self.defined - outside:
+            reader.invalid(f"a branch of its If returns {quote(end)}, which it does not define")
+        self.closed |= self.defined - outside
+        self.defined = outside
+        return weight_bytes
 
     def _read_attributes(
         self, spans: Sequence[Span], operator: bytes, outputs: Sequence[bytes]

@@ -16,6 +16,7 @@ from meam_policy.errors import FormatError
 
 __all__ = [
     "ATTRIBUTE",
+    "BRANCH",
     "DIMENSION",
     "ENTRY",
     "FUNCTION",
@@ -133,6 +134,8 @@ ATTRIBUTE = _message(
     },
     {"floats": _Field(7, _FIXED32), "ints": _varint(8), "strings": _text(9)},
 )
+BRANCH = _message("AttributeProto", {"name": _text(1), "g": _length(6), "type": _varint(20)}, {})
+"""An attribute that holds a branch of an If: a whole graph."""
 TENSOR = _message(
     "TensorProto",
     {

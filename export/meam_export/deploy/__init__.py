@@ -1,0 +1,1 @@
+"""Other forms of an exported policy, for the runtimes that robots have already; made without PyTorch."""

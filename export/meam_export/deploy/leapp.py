@@ -1,0 +1,261 @@
+"""A LEAPP bundle: the tick graph with a description that NVIDIA's leapp and Isaac ROS Deploy read.
+
+Written without leapp and without PyTorch, in the config version 1.3 of leapp 0.7.2. It holds both `feedback_flow`,
+which leapp reads, and `feedback_connections`, which Isaac ROS Deploy 4.5 reads: with the first alone that runs on, and
+the state stays zero in every tick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import yaml
+
+from meam_export.deploy.parts import Part, observation_parts
+from meam_export.deploy.source import Source
+from meam_export.deploy.tick_graph import TickGraph, TickSettings, build_tick, zero_state
+from meam_export.deploy.tick_player import TickCheck, check_tick
+from meam_policy.atomic_files import atomic_folder, given_folder
+from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoundError
+from meam_policy.extras import needs
+from meam_policy.folder.policy_folder import check_output_folder
+from meam_policy.given_files import read_regular
+from meam_policy.robot import RobotContract
+from meam_policy.robot.vocabulary import ACTION_KINDS, EXTRA, OBSERVATION_KINDS
+
+with needs("A LEAPP bundle", "onnx", "deploy"):
+    import onnx
+
+__all__ = ["check_leapp_bundle", "kinds_by_message", "write_leapp_bundle"]
+
+NODE = "policy"
+"""Name of the bundle's one node."""
+
+LEAPP_VERSION, CONFIG_VERSION = "0.7.2", "1.3"
+
+ISAAC_ROS2_CONTROL = (
+    *("state/joint/position", "state/joint/velocity", "state/body/rotation", "state/body/angular_velocity"),
+    *("target/joint/position", "kp", "kd"),
+)
+"""Kinds that Isaac ROS Deploy 4.5 converts in its ros2_control runtime; it feeds zeros for inputs of other kinds."""
+
+
+def write_leapp_bundle(
+    source: Source, folder: str | os.PathLike[str], settings: TickSettings | None = None
+) -> tuple[Path, TickCheck]:
+    """Write a LEAPP bundle: `NAME.yaml`, the tick graph, and the initial values of its state.
+
+    Args:
+        source: The policy.
+        folder: Folder to write, whose name is the bundle's; must be empty or not exist.
+        settings: How the tick graph is made; None takes the defaults.
+
+    Returns:
+        The folder, and what the check of its graph found.
+
+    Raises:
+        ConfigError: the policy has no contract that describes all its numbers, no rate, or noise is asked for as an
+            input, for which LEAPP has no word.
+        ParityError: the graph does not act like the policy.
+        OutputError: the folder is not empty, or cannot be written.
+    """
+    made = settings or TickSettings()
+    robot, rate = source.robot, source.rate_hz("a LEAPP bundle")
+    if robot is None or not robot.observation or not robot.action:
+        raise ConfigError(
+            f"{source.name} has no robot.json that says what its observations and actions are, and a LEAPP bundle is "
+            "read by kinds and names. Write one with `meam robot init`, and add it with `meam robot add`."
+        )
+    if made.noise_of(source.spec) == "input":
+        raise ConfigError('noise is "input"; expected "table" or "zero": whoever runs a bundle would feed zeros.')
+    target = given_folder("--leapp", folder).absolute()
+    check_output_folder(target)
+    tick = build_tick(source.graph, source.spec, robot, made, in_parts=True, gains=True)
+
+    def action(found: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        flat = np.empty(source.spec.action_dim, np.float32)
+        for part in tick.action:
+            flat[list(part.indices)] = found[part.name][0]
+        return flat
+
+    found = check_tick(tick, source.acting(), made, "The bundle's graph", action)
+    name = target.name
+    description = _description(tick, source, rate, name)
+    with atomic_folder(target) as place:
+        (place / f"{name}.onnx").write_bytes(tick.graph)
+        state = {f"{NODE}/{each}": zeros for each, zeros in zero_state(tick.recurrent).items()}
+        (place / f"{name}_initial_values.safetensors").write_bytes(safetensors.numpy.save(state))
+        text = yaml.safe_dump(description, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+        (place / f"{name}.yaml").write_text(text, encoding="utf-8")
+        check_leapp_bundle(place / f"{name}.yaml")
+    return target, found
+
+
+def kinds_by_message(robot: RobotContract) -> tuple[str, ...]:
+    """Kinds of a contract that Isaac ROS Deploy's ros2_control runtime has no converter for.
+
+    They reach it by messages, where there is such a message; without one, that runtime feeds zeros.
+    """
+    kinds = dict.fromkeys(number.kind for number in (*robot.observation, *robot.action))
+    return tuple(kind for kind in kinds if kind not in ISAAC_ROS2_CONTROL)
+
+
+def check_leapp_bundle(file: str | os.PathLike[str]) -> None:
+    """Check a LEAPP bundle of one node, also where leapp lets through what is wrong.
+
+    Both hashes, the graph's names and shapes, kinds that the vocabulary lacks, names of another number than the
+    elements, and a feedback that one of the two readers would miss.
+
+    Args:
+        file: The bundle's YAML file.
+
+    Raises:
+        NotFoundError: the description, or its graph, cannot be read.
+        FormatError: the description is none, or does not fit the graph; IntegrityError if the graph is another.
+    """
+    path = Path(file)
+    try:
+        description = yaml.safe_load(read_regular(path))
+        (node,) = description["models"].values()
+        parameters, pipeline = node["parameters"], description["pipeline"]
+        graph = read_regular(path.parent / parameters["model_path"])
+        given = {"md5sum": hashlib.md5(graph).hexdigest(), "sha256sum": hashlib.sha256(graph).hexdigest()}
+        for name, seen in given.items():
+            if parameters[name] != seen:
+                raise IntegrityError(
+                    f"{path.name}: {name} of {parameters['model_path']} is {parameters[name][:16]}…, and the file's is "
+                    f"{seen[:16]}…. One was changed; write the bundle again."
+                )
+        _check_tensors(path.name, node, onnx.load_model_from_string(graph))
+        description["system information"]["leapp config version"]  # without it leapp loads nothing
+        if not (path.parent / pipeline["initial_values"]).is_file():
+            raise FormatError(f"{path.name}: {pipeline['initial_values']} is missing; write the bundle again.")
+        flows = [pipeline[key] for key in ("feedback_flow", "feedback_connections")]
+        if flows[0] != flows[1]:
+            raise FormatError(f"{path.name}: feedback_flow and feedback_connections differ; expected the same twice.")
+    except FormatError:
+        raise
+    except OSError as error:
+        raise NotFoundError(f"Cannot read {error.filename}: {error.strerror}. Write the bundle again.") from error
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(
+            f"{path.name} is no LEAPP bundle of this project ({type(error).__name__}: {error}). Write it again."
+        ) from error
+
+
+def _check_tensors(file: str, node: Mapping[str, Any], model: onnx.ModelProto) -> None:
+    for side, values, known in (
+        ("inputs", model.graph.input, OBSERVATION_KINDS),
+        ("outputs", model.graph.output, ACTION_KINDS),
+    ):
+        shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+        described = {tensor["name"]: tensor for tensor in node[side]}
+        if list(described) != list(shapes):
+            raise FormatError(f"{file}: the {side} are {list(described)}; the graph's are {list(shapes)}.")
+        for name, tensor in described.items():
+            if list(tensor["shape"]) != shapes[name]:
+                raise FormatError(f"{file}: {name} is {tensor['shape']}; the graph's is {shapes[name]}.")
+            kind = tensor.get("kind")
+            if kind is not None and kind not in known and not kind.startswith(EXTRA):
+                raise FormatError(f'{file}: the kind of {name} is "{kind}"; expected one of {", ".join(known)}.')
+            names = tensor.get("element_names")
+            if names is not None and [len(axis) for axis in names] != [0, shapes[name][-1]]:
+                raise FormatError(f"{file}: {name} has {len(names[-1])} element names; expected {shapes[name][-1]}.")
+
+
+def _description(tick: TickGraph, source: Source, rate: float, name: str) -> dict[str, Any]:
+    """The contents of the YAML file."""
+    spec, robot = source.spec, source.robot
+    assert robot is not None
+    states = [(into, shape) for into, shape in tick.recurrent.values()]
+    inputs = [*map(_tensor, tick.observation), *(_state(into, shape) for into, shape in states)]
+    gains = [
+        Part(gain, tuple(range(spec.action_dim)), (), tuple(n.name for n in robot.action))
+        for gain, field in (("kp", "stiffness"), ("kd", "damping"))
+        if None not in [getattr(number, field) for number in robot.action]
+    ]
+    outputs = _in_order(tick, [*map(_tensor, tick.action), *(_tensor(gain) | {"kind": gain.name} for gain in gains)])
+    feedback = {f"{NODE}/{out}": [f"{NODE}/{into}"] for out, (into, _) in tick.recurrent.items()}
+    given = [part.name for part in (*tick.action, *gains)]
+    return {
+        "models": {
+            NODE: {
+                "formatting": {
+                    "input_format": [tensor["name"] for tensor in inputs],
+                    "output_format": {tensor["name"]: tensor["name"] for tensor in outputs},
+                },
+                "inputs": inputs,
+                "outputs": outputs,
+                "parameters": {
+                    "model_path": f"{name}.onnx",
+                    "md5sum": hashlib.md5(tick.graph).hexdigest(),
+                    "sha256sum": hashlib.sha256(tick.graph).hexdigest(),
+                    "backend": "onnx",
+                    "warp_segments": 0,
+                    "device": "cpu",
+                },
+            }
+        },
+        "pipeline": {
+            "inputs": {NODE: [part.name for part in observation_parts(spec, robot)]},
+            "outputs": {NODE: given},
+            "data_flow": {},
+            "feedback_flow": feedback,
+            "feedback_connections": {key: list(targets) for key, targets in feedback.items()},
+            "initial_values": f"{name}_initial_values.safetensors",
+            "configs": {
+                "frequency": rate,
+                "chunk_size": spec.chunk_size,
+                "execute_steps": spec.execute_steps,
+                "spec_sha256": spec.identity,
+            },
+        },
+        # Isaac ROS Deploy takes the time of a step from here, 0.02 s if it is missing, whatever the frequency.
+        "semantic": {"scene": {"dt": 1 / rate}},
+        "system information": {
+            "leapp version": LEAPP_VERSION,
+            "leapp config version": CONFIG_VERSION,
+            "torch version": "none",
+            "python version": platform.python_version(),
+            "os": platform.platform(),
+        },
+    }
+
+
+def _tensor(part: Part) -> dict[str, Any]:
+    """The description of a part."""
+    found: dict[str, Any] = {"name": part.name, "dtype": "float32", "shape": [1, part.size], "type": "tensor"}
+    if part.kind is not None:
+        found["kind"] = part.kind
+    found["element_names"] = [[], _element_names(part)]
+    if part.numbers:
+        found["units"] = [number.unit for number in part.numbers]
+    for field in ("lower", "upper", "max_rate"):
+        values = [getattr(number, field, None) for number in part.numbers]
+        if any(value is not None for value in values):
+            found[field] = values
+    return found
+
+
+def _element_names(part: Part) -> list[str]:
+    """The names by which a runtime finds the numbers on the robot: those of joints, where they are of joints."""
+    joints = [number.joint for number in part.numbers]
+    return [joint for joint in joints if joint is not None] if joints and None not in joints else list(part.names)
+
+
+def _state(name: str, shape: Sequence[int]) -> dict[str, Any]:
+    return {"name": name, "dtype": "float32", "shape": list(shape), "type": "tensor"}
+
+
+def _in_order(tick: TickGraph, described: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Descriptions of all outputs, in the order of the graph."""
+    known = {tensor["name"]: tensor for tensor in described}
+    outputs = onnx.load_model_from_string(tick.graph).graph.output
+    return [known.get(v.name) or _state(v.name, tick.recurrent[v.name][1]) for v in outputs]

@@ -1,0 +1,109 @@
+"""A policy package for Intel's physicalai 0.3.0: `manifest.json` and a graph that maps a state to a chunk of actions.
+
+Experimental. LeRobot, the format's other reader, has no release that reads it, and physicalai refuses the manifests
+that LeRobot's own proposal writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meam_export.deploy.source import Source
+from meam_export.deploy.tick_graph import TickGraph, build_plain
+from meam_export.deploy.tick_player import TickCheck, TickPlayer, drawn_observations, given_observation
+from meam_policy import __version__
+from meam_policy.atomic_files import atomic_folder, given_folder
+from meam_policy.errors import ParityError
+from meam_policy.folder.policy_folder import check_output_folder
+
+__all__ = ["write_manifest"]
+
+NAME = "meam"
+"""The policy's name, and that of its file, which physicalai wants to be the same."""
+
+COMPARED = 200
+
+
+def write_manifest(source: Source, folder: str | os.PathLike[str]) -> tuple[Path, TickCheck]:
+    """Write a policy package that acts by zero noise and executes the same number of actions of a chunk.
+
+    Args:
+        source: The policy.
+        folder: Folder to write; must be empty or not exist.
+
+    Returns:
+        The folder, and what the check of its graph found.
+
+    Raises:
+        ConfigError: the contract has a `max_rate`, which a graph without a state cannot keep.
+        ParityError: the graph does not act like the policy.
+        OutputError: the folder is not empty, or cannot be written.
+    """
+    target = given_folder("--manifest", folder).absolute()
+    check_output_folder(target)
+    made = build_plain(source.graph, source.spec, source.robot, names=("state", "action"), whole=True)
+    found = _check(made, source)
+    with atomic_folder(target) as place:
+        (place / f"{NAME}.onnx").write_bytes(made.graph)
+        text = json.dumps(_manifest(source, made), indent=2) + "\n"
+        (place / "manifest.json").write_text(text, encoding="utf-8")
+    return target, found
+
+
+def _manifest(source: Source, made: TickGraph) -> dict[str, Any]:
+    spec = source.spec
+    robot: dict[str, Any] = {"name": "main"}
+    for name, size, numbers in (
+        ("state", spec.observation_dim, spec.observation_numbers),
+        ("action", spec.action_dim, spec.action_numbers),
+    ):
+        order = [number.name for number in numbers]
+        robot[name] = {"shape": [size], "dtype": "float32"} | ({} if None in order else {"order": order})
+    return {
+        "format": "policy_package",
+        "version": "1.0",
+        "policy": {"name": NAME},
+        "model": {
+            "n_obs_steps": 1,
+            "runner": {"type": "single_pass"},
+            "artifacts": {"onnx": f"{NAME}.onnx"},
+        },
+        "hardware": {"robots": [robot], "cameras": []},
+        "metadata": {
+            "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created_by": f"meam-policy {__version__}",
+        },
+        "meam": {
+            "acting": "zero",
+            "execute_steps": spec.execute_steps,
+            "control_rate_hz": spec.control_rate_hz,
+            "spec_sha256": spec.identity,
+            "graph_sha256": hashlib.sha256(made.graph).hexdigest(),
+        },
+    }
+
+
+def _check(made: TickGraph, source: Source) -> TickCheck:
+    """Compare every executed action with the policy's from zero noise."""
+    spec, policy, player = source.spec, source.acting(), TickPlayer(made, "The package's graph")
+    rows = drawn_observations(spec, COMPARED, seed=0)
+    for row in rows:
+        observation = given_observation(spec, row)
+        policy.reset()
+        found = player.tick(row)["action"][0]
+        for step, action in enumerate(found):
+            wanted = np.asarray(policy.act(observation, deterministic=True), np.float32).reshape(-1)
+            if not np.array_equal(action, wanted):
+                raise ParityError(
+                    f"The package's graph differs from the policy by {np.abs(action - wanted).max():.2g} at action "
+                    f"{step} of a chunk; expected the same number. It was not written. Please report this with the "
+                    "version of onnxruntime."
+                )
+    return TickCheck(COMPARED * spec.execute_steps, *player.latency_ms(rows))
