@@ -489,6 +489,25 @@ class MeamPolicy:
             raise ActionError(f"The action is {given}; expected finite numbers of shape {self._action_shape}.")
         return self._shell.limit(given.reshape(1, -1)).reshape(self._action_shape)
 
+    def preview_actions(self, actions: ArrayLike) -> NDArray[Any]:
+        """What `limit_action` would make of actions to come, one after the other; nothing is remembered or counted.
+
+        Args:
+            actions: Actions [ticks, *spec.action_space.shape].
+
+        Returns:
+            Actions of the same shape, as they would be executed.
+
+        Raises:
+            ActionError: they have another shape, or are not finite.
+            ForkError: the policy was loaded before a fork.
+        """
+        require_process(self._process)
+        given = array_of(actions, "The actions", f"finite numbers [ticks, *{self._action_shape}]", ActionError)
+        if given.dtype.kind not in "fiub" or given.shape[1:] != self._action_shape or not np.isfinite(given).all():
+            raise ActionError(f"The actions are {given.shape}; expected finite numbers [ticks, *{self._action_shape}].")
+        return self._shell.preview(given.reshape(-1, self.spec.action_dim)).reshape(given.shape)
+
     def accepts(self, observation: Any) -> bool:
         """Judge one observation as `act` does, and count it; for a control loop.
 

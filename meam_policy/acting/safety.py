@@ -231,28 +231,37 @@ class SafetyShell:
         Returns:
             A fresh array [slots, action_dim].
         """
-        # Clipped again: a float64 bound rounds outwards in the graph's float32.
-        limited = np.minimum(np.maximum(actions, self._low), self._high)
-        if self._limits is not None:
-            within, limited = limited, np.clip(limited, *self._limits)
-            self._health.limited += int((limited != within).any(axis=1).sum())
-        if self._rate is not None:
-            limited = self._slow(limited)
-        if self._dtype.kind != "f":
-            limited = np.rint(limited)
-        limited = limited.astype(self._dtype, copy=False)
+        limited, held, slowed = self._within(actions, self._last)
+        self._health.limited += held
+        self._health.rate_limited += slowed
         # As they are returned, so that the roundings of many steps do not add up to more than the rate.
         self._last = limited.astype(np.float64)
         self._health.steps += len(limited)
         return limited
 
-    def _slow(self, actions: NDArray[Any]) -> NDArray[np.float64]:
-        if len(self._last) != len(actions):  # another number of slots: a new beginning
-            return actions
-        last = np.where(np.isnan(self._last), actions, self._last)
-        slow = np.clip(actions, last - self._rate, last + self._rate)
-        self._health.rate_limited += int((slow != actions).any(axis=1).sum())
-        return slow
+    def preview(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """What `limit` would make of actions [ticks, action_dim] of one slot, tick by tick; nothing is remembered."""
+        last, found = self._last, []
+        for action in actions:
+            limited, *_ = self._within(action[None], last)
+            last = limited.astype(np.float64)
+            found.append(limited[0])
+        return np.stack(found) if found else actions.astype(self._dtype)
+
+    def _within(self, actions: NDArray[Any], last: NDArray[np.float64]) -> tuple[NDArray[Any], int, int]:
+        """Actions limited after these last ones, and how many were held by the contract's limits, and slowed."""
+        # Clipped again: a float64 bound rounds outwards in the graph's float32.
+        limited, held, slowed = np.minimum(np.maximum(actions, self._low), self._high), 0, 0
+        if self._limits is not None:
+            within, limited = limited, np.clip(limited, *self._limits)
+            held = int((limited != within).any(axis=1).sum())
+        if self._rate is not None and len(last) == len(actions):  # else another number of slots: a new beginning
+            fast, before = limited, np.where(np.isnan(last), limited, last)
+            limited = np.clip(fast, before - self._rate, before + self._rate)
+            slowed = int((limited != fast).any(axis=1).sum())
+        if self._dtype.kind != "f":
+            limited = np.rint(limited)
+        return limited.astype(self._dtype, copy=False), held, slowed
 
 
 def require_finite_chunks(chunks: NDArray[np.float32]) -> None:

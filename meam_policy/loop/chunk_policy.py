@@ -48,7 +48,8 @@ class ChunkPolicy(UncheckedPolicy, Protocol):
     """A policy whose safety settings hold in a control loop too, such as `MeamPolicy`.
 
     A wrapper passes `takes_prefix`, `accepts` and `limit_action` on to the policy inside it, and `robot`, without which
-    there is no robot's contract. Neither method may wait for an inference.
+    there is no robot's contract, and `preview_actions`, without which `ControlLoop.plan` is not limited. None of the
+    methods may wait for an inference.
     """
 
     @property
@@ -75,6 +76,7 @@ class PolicyChecks(NamedTuple):
     takes_prefix: bool
     accepts: Callable[[Any], bool]
     limit_action: Callable[[NDArray[Any]], NDArray[Any]]
+    preview_actions: Callable[[NDArray[Any]], NDArray[Any]]
     robot: RobotContract | None
 
 
@@ -94,7 +96,7 @@ def checks_of(policy: ChunkPolicy | UncheckedPolicy, unchecked: bool) -> PolicyC
             f"The policy is a {type(policy).__name__}; expected a MeamPolicy, or another with spec and "
             "predict_action_chunk."
         )
-    needed = [name for name in PolicyChecks._fields if name != "robot"]
+    needed = [name for name in PolicyChecks._fields if name not in ("robot", "preview_actions")]
     missing = [name for name in needed if not hasattr(policy, name)]
     if missing and not unchecked:
         name = type(policy).__name__
@@ -106,5 +108,6 @@ def checks_of(policy: ChunkPolicy | UncheckedPolicy, unchecked: bool) -> PolicyC
         takes_prefix=bool(getattr(policy, "takes_prefix", False)),
         accepts=getattr(policy, "accepts", lambda _observation: True),
         limit_action=getattr(policy, "limit_action", np.asarray),
+        preview_actions=getattr(policy, "preview_actions", np.asarray),
         robot=getattr(policy, "robot", None),
     )

@@ -69,6 +69,11 @@ class ChunkSchedule:
         self._start = 0
 
     @property
+    def start(self) -> int:
+        """The tick of the observation that the running chunk was computed from."""
+        return self._start
+
+    @property
     def empty(self) -> bool:
         """Whether there has been no chunk since `clear`."""
         return self._chunk is None
@@ -94,6 +99,12 @@ class ChunkSchedule:
         if self._chunk is None or index >= (self._execute_steps if self._blocking else self._chunk_size):
             return None
         return self._chunk[index, ...]  # an array even for a scalar action
+
+    def rest(self, tick: int) -> NDArray[Any]:
+        """The actions of this tick and those after it [n, ...]; none if the chunk is used up."""
+        assert self._chunk is not None
+        end = self._execute_steps if self._blocking else self._chunk_size
+        return self._chunk[max(tick - self._start, 0) : end]
 
     def repeated_action(self, tick: int) -> NDArray[Any]:
         """The action of a tick if the chunk is executed again and again, as a whole."""

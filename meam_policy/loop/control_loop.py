@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from meam_policy.robot.limits import ActionLimits
 from meam_policy.spec import RATE_TOLERANCE
 from meam_policy.typed import typed
 
-__all__ = ["ControlLoop", "Overrun", "StampedObservation"]
+__all__ = ["ControlLoop", "Overrun", "Plan", "StampedObservation"]
 
 Overrun = Literal["hold", "repeat", "zero", "home", "stop"]
 """What a control loop does in a tick for which it has no action."""
@@ -49,6 +49,21 @@ class StampedObservation:
 
     observation: Any
     timestamp: float
+
+
+class Plan(NamedTuple):
+    """What a control loop would execute next if no other chunk arrived.
+
+    Attributes:
+        actions: The last action and those to come, one a tick [n, *action_shape], 1 or more.
+        begun: Whether the last tick began this chunk, or interrupted it: if not, the last plan holds but for its first
+            action.
+        observed: Ticks from the observation that the chunk was computed from until the last action.
+    """
+
+    actions: NDArray[Any]
+    begun: bool
+    observed: int
 
 
 class ControlLoop:
@@ -193,7 +208,7 @@ class ControlLoop:
         self._given_delay = simulated_delay if expected_delay is None else expected_delay
         self._delay = 1 if self._given_delay is None else self._given_delay
         self._delays: deque[int] = deque(maxlen=_RECENT_DELAYS)
-        self._accepts, self._limit = checks.accepts, checks.limit_action
+        self._accepts, self._limit, self._preview = checks.accepts, checks.limit_action, checks.preview_actions
         space = policy.spec.action_space
         self._neutral = np.zeros_like(space.low)
         np.clip(self._neutral, space.low, space.high, out=self._neutral)
@@ -208,6 +223,8 @@ class ControlLoop:
         self._schedule = ChunkSchedule(chunking, chunk_size, policy.spec.action_dim, steps)
         self._recorder = HealthRecorder()
         self._tick, self._closed = 0, False
+        self._chunk: int | None = None
+        self._chunk_before: int | None = None
         self._given_at: float | None = None
         self._stopped: str | None = None
         self._inference = (
@@ -259,11 +276,32 @@ class ControlLoop:
             if usable and not self._inference.pending and self._schedule.is_due(self._tick, self._delay):
                 self._ask(observation)
                 self._collect(wait=self._chunking == "blocking")
+        self._chunk_before, self._chunk = self._chunk, None
         self._last = self._limit(self._choose(fresh, usable))
         self._tick += 1
         self._recorder.count("ticks")
         self._given_at = None if self._simulated else self._clock()
         return self._last.copy()
+
+    def plan(self) -> Plan:
+        """What the loop would execute next if no other chunk arrived, for a controller that takes whole chunks.
+
+        Actions are limited as `step` would limit them, if the policy has `preview_actions`, as `MeamPolicy` does. In a
+        tick that gave no action of a chunk, the plan is that tick's action alone.
+
+        Raises:
+            ActionError: there has been no `step` since the episode began.
+        """
+        if not self._tick:
+            raise ActionError("There is no plan before the first step of an episode. Call step.")
+        if self._chunk is None:
+            return Plan(self._last[None].copy(), begun=True, observed=0)
+        coming = self._schedule.rest(self._tick)
+        if len(coming):
+            blended = [self._blend_in.blend(action, self._tick + k) for k, action in enumerate(coming)]
+            coming = self._preview(np.stack(blended))
+        actions = np.concatenate([self._last[None], coming]).astype(self._last.dtype)
+        return Plan(actions, self._chunk != self._chunk_before, self._tick - 1 - self._chunk)
 
     def _skip_pause(self, periods: float) -> None:
         """Skip the ticks that have passed since the last action, so many periods ago; before it, if it is negative."""
@@ -399,7 +437,7 @@ class ControlLoop:
 
     def _begin_episode(self) -> None:
         self._schedule.clear()
-        self._tick, self._given_at = 0, None
+        self._tick, self._given_at, self._chunk = 0, None, None
 
     def _is_fresh(self, timestamp: float | None) -> bool:
         if timestamp is None or self._max_age is None:
@@ -479,6 +517,7 @@ class ControlLoop:
             return self._fallback("the policy's SafetySettings refuse the observation.", blind=True)
         action = self._schedule.action(self._tick)
         if action is not None:
+            self._chunk = self._schedule.start
             return self._blend_in.blend(action, self._tick)
         if self._chunking == "blocking" and self._inference.pending:
             # Simulated: a real wait lasts within one tick, and the robot keeps its last command.

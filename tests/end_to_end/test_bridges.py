@@ -6,8 +6,10 @@ import abc
 import copy
 import dataclasses
 import importlib.util
+import itertools
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -166,6 +168,17 @@ class Duration:
         return Time(sec=int(self.seconds), nanosec=round(self.seconds % 1 * 1e9))
 
 
+class ClockTime(Duration):
+    """Of rclpy.time.Time, what the example uses."""
+
+    @property
+    def nanoseconds(self) -> int:
+        return round(self.seconds * 1e9)
+
+    def __sub__(self, other: Duration) -> "ClockTime":
+        return ClockTime(seconds=self.seconds - other.seconds)
+
+
 class Node:
     """Of rclpy's, what the example uses; `parameters` are the overrides of the command line."""
 
@@ -205,7 +218,7 @@ class Node:
         self.timers.append((period, callback))
 
     def get_clock(self) -> SimpleNamespace:
-        return SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=round(self.now * 1e9)))
+        return SimpleNamespace(now=lambda: ClockTime(seconds=self.now))
 
     def get_logger(self) -> SimpleNamespace:
         return SimpleNamespace(
@@ -539,6 +552,65 @@ def test_a_failed_inference_ends_the_episode_and_the_next_one_begins_anew(
     assert node.enable() == ""
     node.tick()
     assert len(node.published) == 3
+
+
+class Controller:
+    """Of joint_trajectory_controller: executes the newest message, and holds its last point."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, list[float]]] = []
+        self.ends: list[tuple[float, float]] = []
+
+    def take(self, message: Any, now: float) -> None:
+        stamp = message.header.stamp
+        start = stamp.sec + stamp.nanosec * 1e-9 or now
+        times = [start + p.time_from_start.sec + p.time_from_start.nanosec * 1e-9 for p in message.points]
+        assert times[-1] > now, "all its points lie in the past"
+        assert times == sorted(times)
+        self.points = [(time, point.positions) for time, point in zip(times, message.points, strict=True)]
+        self.ends.append((times[0], times[-1]))
+
+    def at(self, now: float) -> list[float]:
+        return next((positions for time, positions in self.points if time >= now - 1e-6), self.points[-1][1])
+
+
+@pytest.mark.parametrize("chunking", ["blocking", "naive"])
+def test_whole_chunks_drive_the_joints_as_single_points_would(
+    arm: Path, start: Callable[..., Any], chunking: str
+) -> None:
+    node, controller = start(arm, command_type="chunk", chunking=chunking), Controller()
+    for step, observation in enumerate(trajectory(20, 4)):
+        node.arm(observation)
+        assert step or node.enable() == ""
+        sent = len(node.published)
+        node.tick()
+        time.sleep(0.02 * (chunking == "naive"))  # the inference beside it
+        for _, message in node.published[sent:]:
+            controller.take(message, node.now)
+        plan = node._loop.plan()
+        assert controller.at(node.now + PERIOD) == plan.actions[0].tolist()
+    messages = [message for _, message in node.published]
+    assert len(messages) < 20
+    assert all(message.joint_names == ["shoulder", "elbow"] for message in messages)
+    first = messages[0]
+    assert len(first.points) == (2 if chunking == "blocking" else 3)
+    assert first.header.stamp.sec + first.header.stamp.nanosec * 1e-9 == pytest.approx(1000 + PERIOD)
+    # No gap between chunks: each begins, at the latest, one period after the one before it ends.
+    assert all(begin <= end + 1.001 * PERIOD for (_, end), (begin, _) in itertools.pairwise(controller.ends))
+
+
+def test_a_halt_takes_back_what_is_left_of_a_chunk(arm: Path, start: Callable[..., Any]) -> None:
+    node, policy = start(arm, command_type="chunk"), MeamPolicy.from_pretrained(arm, seed=5)
+    node.arm([1, 2, 3, 4])
+    node.enable()
+    node.enable(False)
+    assert node.published == []
+    node.enable()
+    node.tick()
+    node.callbacks["/emergency_stop"](Bool(data=True))
+    assert [len(message.points) for _, message in node.published] == [2, 1]
+    assert node.positions()[1] == policy.act([1, 2, 3, 4]).tolist()
+    assert node.published[1][1].header.stamp.sec == 0  # from now on
 
 
 def test_velocities_are_set_to_zero_within_the_bounds_when_the_node_halts(arm: Path, start: Callable[..., Any]) -> None:

@@ -1191,3 +1191,74 @@ def test_no_action_is_executed_later_than_half_the_rate_would_be(jumps):
                 assert index == 0
                 began, last = clock.now, chunk
             assert -1e-6 <= (clock.now - began) * 100 <= 2 * index + 1e-6
+
+
+# The plan: what would be executed next if no other chunk arrived
+
+
+def planned(loop):
+    plan = loop.plan()
+    return [tuple(int(n) for n in action) for action in plan.actions], plan.begun, plan.observed
+
+
+def test_the_plan_is_the_rest_of_the_running_chunk_and_says_when_another_began():
+    loop = ControlLoop(NumberedPolicy(), 50, chunking="naive", simulated_delay=1)
+    with pytest.raises(ActionError, match="no plan before the first step"):
+        loop.plan()
+    seen = []
+    for _ in range(6):
+        action = loop.step(OBSERVATION)
+        actions, begun, observed = planned(loop)
+        assert actions[0] == tuple(int(n) for n in action)
+        seen.append((actions, begun, observed))
+    # Chunk 2 is asked for at tick 2 and is there at tick 3, with its action 1; chunk 3 at ticks 4 and 5.
+    assert seen == [
+        ([(1, 0), (1, 1), (1, 2), (1, 3)], True, 0),
+        ([(1, 1), (1, 2), (1, 3)], False, 1),
+        ([(1, 2), (1, 3)], False, 2),
+        ([(2, 1), (2, 2), (2, 3)], True, 1),
+        ([(2, 2), (2, 3)], False, 2),
+        ([(3, 1), (3, 2), (3, 3)], True, 1),
+    ]
+    loop.reset()
+    with pytest.raises(ActionError, match="no plan"):
+        loop.plan()
+
+
+def test_a_blocking_loop_plans_what_it_executes_of_a_chunk():
+    loop = ControlLoop(NumberedPolicy(), 50, chunking="blocking", simulated_delay=0)
+    plans = [(loop.step(OBSERVATION), planned(loop))[1] for _ in range(3)]
+    assert plans == [([(1, 0), (1, 1)], True, 0), ([(1, 1)], False, 1), ([(2, 0), (2, 1)], True, 0)]
+
+
+def test_the_plan_of_a_tick_without_an_action_is_what_it_gave():
+    policy = NumberedPolicy(results={2: MeamError("gone"), 3: MeamError("gone"), 4: MeamError("gone")})
+    loop = ControlLoop(policy, 50, chunking="naive", simulated_delay=1, overrun="hold", execute_steps=4)
+    plans = [(loop.step(OBSERVATION), planned(loop))[1] for _ in range(5)]
+    assert plans[3] == ([(1, 3)], False, 3)
+    assert plans[4] == ([(1, 3)], True, 0)  # held: a controller must not go on with what it was told before
+
+
+def test_the_plan_is_what_the_ticks_then_give_within_limits_and_rates(tmp_path):
+    class Limited(NumberedPolicy):
+        """Moves by at most 0.5 a tick, and remembers."""
+
+        last = None
+
+        def limit_action(self, action):
+            self.last = self.preview_actions(action[None])[0]
+            return self.last
+
+        def preview_actions(self, actions):
+            last, found = self.last, []
+            for action in actions:
+                last = action if last is None else np.clip(action, last - 0.5, last + 0.5)
+                found.append(last)
+            return np.stack(found)
+
+    loop = ControlLoop(Limited(), 50, chunking="blocking", execute_steps=4, simulated_delay=0)
+    loop.step(OBSERVATION)
+    plan = loop.plan().actions
+    then = [loop.step(OBSERVATION) for _ in range(3)]
+    np.testing.assert_array_equal(plan[1:], then)
+    assert plan[-1, 1] == 1.5

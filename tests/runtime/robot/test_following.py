@@ -235,3 +235,30 @@ def test_a_contract_travels_with_the_policy(make_robot, tmp_path):
         saved = policy.save_pretrained(tmp_path / "saved")
     assert MeamPolicy.from_pretrained(saved).robot == policy.robot
     assert json.loads((saved / "robot.json").read_text())["action"][0]["max_rate"] == 1
+
+
+def test_a_preview_is_what_limit_action_then_does_and_counts_nothing(make_robot):
+    policy = make_robot(contract({"max_rate": 0.5, "upper": 0.25}, rate_hz=10)).load(seed=0)
+    policy.act(ROWS[0])
+    actions = np.random.default_rng(0).uniform(-1, 1, (30, 2)).astype(np.float32)
+    before = policy.health()
+    preview = policy.preview_actions(actions)
+    np.testing.assert_array_equal(preview, policy.preview_actions(actions))
+    assert policy.health() == before
+    np.testing.assert_array_equal(preview, [policy.limit_action(action) for action in actions])
+    assert policy.health().rate_limited > before.rate_limited
+    assert policy.preview_actions(np.zeros((0, 2))).shape == (0, 2)
+    for wrong in (np.zeros((3, 3)), np.full((3, 2), np.nan)):
+        with pytest.raises(ActionError, match="expected finite numbers"):
+            policy.preview_actions(wrong)
+
+
+def test_the_loops_plan_is_limited_as_its_ticks_are(make_robot):
+    policy = make_robot(contract({"max_rate": 0.5}, rate_hz=10)).load(seed=0)
+    loop = ControlLoop(policy, chunking="blocking", execute_steps=4, simulated_delay=0)
+    for row in ROWS[:24]:
+        loop.step(row)
+        plan = loop.plan()
+        if plan.begun:
+            expected = plan.actions
+        np.testing.assert_array_equal(plan.actions, expected[-len(plan.actions) :])
