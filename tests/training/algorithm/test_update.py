@@ -322,9 +322,23 @@ def test_the_penalty_is_how_far_the_policys_actions_are_valued_above_the_datas(m
         acted = networks.critic(features, networks.act(features, noise.acted_x_0))
         excess = ((acted - networks.critic(features, batch.actions)) * batch.valid).mean()
     assert found[1]["value_excess"].item() == pytest.approx(excess.item(), rel=1e-9)
+    resting = penalised.discount**penalised.chunk_size * batch.masks
+    assert 0 < resting.mean() < resting.max()
+    penalty = ((acted - networks.critic(features, batch.actions)) * batch.valid * resting).mean()
     added = found[1]["critic_loss"] - found[0]["critic_loss"]
     tau = float(networks.tilt(penalised).inverse_temperature)
-    assert added.item() == pytest.approx(0.7 * excess.item() / (tau * networks.critic.scale.item() ** 2), rel=1e-6)
+    assert added.item() == pytest.approx(0.7 * penalty.item() / (tau * networks.critic.scale.item() ** 2), rel=1e-6)
+
+
+def test_where_values_rest_on_rewards_alone_nothing_is_penalised(make_config, make_networks):
+    plain, penalised = (
+        make_config("me-am", value_penalty=weight, kl_budget=None, inverse_temperature=5.0) for weight in (0.0, 0.7)
+    )
+    networks, noise = make_networks(penalised), noise_for(penalised)
+    ended = random_batch()._replace(masks=torch.zeros_like(random_batch().masks))
+    found = [compute_losses(networks, ended, noise, config).metrics for config in (plain, penalised)]
+    assert found[0]["critic_loss"] == found[1]["critic_loss"]
+    assert found[1]["value_excess"] != 0
 
 
 def test_while_nothing_is_known_of_the_values_nothing_is_penalised(make_config, make_networks):

@@ -5,14 +5,16 @@ The loss is the mean over critics and rows, where chunks without a target (see
 
     ((Q_i(s, a) - y) / scale)^2,    y = r + gamma^H mask (mean_j Q'_j(s', a') - pessimism std_j Q'_j(s', a')),
 
-plus `value_penalty` times the mean of (Q_i(s, a_policy) - Q_i(s, a)) / (tau scale^2), which keeps the policy's actions
-from being valued above the data's for nothing. Here scale is the standard deviation of the data's returns with
+plus `value_penalty` times the mean of gamma^H mask (Q_i(s, a_policy) - Q_i(s, a)) / (tau scale^2), which keeps the
+policy's actions from being valued above the data's for nothing. It weighs what the next state's value counts in the
+target: where values rest on values of the policy's own actions, errors are passed on and grow; where they rest on
+rewards alone, there is nothing to pass on. Here scale is the standard deviation of the data's returns with
 `normalise_values`, else 1, a is a chunk of H actions, r its discounted reward, s' the state after it, a' and a_policy
 are chunks chosen by the policy at s' and s, Q' the target critics, and tau the inverse temperature.
 
-At its minimum Q_i is y - c / (2 tau) (pi(a | s) / pi_data(a | s) - 1) with c = `value_penalty`: the policy's exponent
-tau Q loses c / 2 nats per multiple of the data's density, whatever the scale of rewards, and however little of the
-returns' spread an action decides.
+At its minimum Q_i is y - c / (2 tau) (pi(a | s) / pi_data(a | s) - 1) with c = `value_penalty` gamma^H mask: the
+policy's exponent tau Q loses c / 2 nats per multiple of the data's density, whatever the scale of rewards, and however
+little of the returns' spread an action decides.
 
 References:
     Dong et al., Q-Learning with Scalar Adjoint Matching, arXiv:2610.10437 (the penalty). Kumar et al., Conservative
@@ -57,7 +59,12 @@ def td_target(
     features = n.encoder(batch.next_observations)
     values = n.target_critic(features, n.act(features, next_x_0, next_edit))
     next_value = pessimistic_value(values, config.pessimism)
-    return batch.rewards + config.discount**config.chunk_size * batch.masks * next_value
+    return batch.rewards + _bootstrapped(batch, config) * next_value
+
+
+def _bootstrapped(batch: ChunkBatch, config: TrainConfig) -> Float[Tensor, " batch"]:
+    """What the next state's value counts in a chunk's target: gamma^H, and nothing where the episode terminated."""
+    return config.discount**config.chunk_size * batch.masks
 
 
 def critic_loss(
@@ -86,9 +93,10 @@ def critic_loss(
     if config.value_penalty:
         with torch.no_grad():
             acted = n.act(features, noise.acted_x_0, noise.acted_edit if config.edit_scale else None)
-        excess = ((n.critic(features, acted) - values) * batch.valid).mean()
-        loss = loss + config.value_penalty * n.tilt(config).temperature * excess / n.critic.scale**2
-        metrics["value_excess"] = excess
+        excess = (n.critic(features, acted) - values) * batch.valid
+        penalised = (excess * _bootstrapped(batch, config)).mean()
+        loss = loss + config.value_penalty * n.tilt(config).temperature * penalised / n.critic.scale**2
+        metrics["value_excess"] = excess.mean()
     return loss, metrics
 
 

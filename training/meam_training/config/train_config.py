@@ -238,7 +238,8 @@ class TrainConfig:
     value_penalty: Annotated[float, Range(least=0), TRAINS_POLICY] = 0.0
     """Weight c of the penalty c (Q(s, a_policy) - Q(s, a_data)) / inverse_temperature in the critics' loss, which keeps
     the policy's actions from being valued above the data's for nothing: c / 2 nats for each multiple of the data's
-    density by which the policy exceeds it."""
+    density by which the policy exceeds it. Weighed by the discount of the value that a target rests on, so that chunks
+    which end their episode have none."""
     learning_rate: Annotated[float | None, Range(above=0)] = None
     """Adam's learning rate, for all networks. None takes 3e-4, and in me-am 1e-3 if no layer has 256 units or more:
     small networks learn too slowly otherwise to follow a target that moves."""
