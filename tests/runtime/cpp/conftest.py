@@ -1,0 +1,107 @@
+"""The program that the tests of `meam_policy.hpp` run, compiled once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from meam_policy.cpp.project import wheel_library
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parents[2] / "meam_policy" / "cpp"
+STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror")
+
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def headers(*arguments: str) -> Path:
+    """A folder with usr/include, or the test is skipped, and says what is missing."""
+    done = subprocess.run([sys.executable, HERE / "headers.py", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(done.stderr.strip())
+    return Path(done.stdout.strip())
+
+
+def compiler(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is missing, which compiles meam_policy.hpp. On Debian: apt-get install {name}")
+    return found
+
+
+def compiled(cxx: str, root: Path, folder: Path, *flags: str) -> list[Path]:
+    """The object files of the test program."""
+    program, interface = folder / "program.o", folder / "interface.o"
+    common = ["-I", SOURCES, "-c", *STRICT, *flags]
+    system = ["-isystem", root / "usr" / "include"]
+    run(cxx, "-std=c++17", *common, *system, HERE / "program.cpp", "-o", program)
+    run(cxx, "-xc", "-std=c99", *common, HERE / "interface.c", "-o", interface)
+    return [program, interface]
+
+
+def linked(cxx: str, objects: list[Path], folder: Path, *flags: object) -> Path:
+    """The test program with the library of the installed onnxruntime wheel."""
+    library = wheel_library()
+    if library is None:
+        pytest.skip("The installed onnxruntime has no libonnxruntime.so: pip install onnxruntime, of 1.26 or newer")
+    (folder / "libonnxruntime.so.1").symlink_to(library)
+    program = folder / "program"
+    run(cxx, *objects, library, *flags, "-pthread", f"-Wl,-rpath,{folder}", "-o", program)
+    return program
+
+
+def run(*words: object) -> None:
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def runner(*start: object, **environment: str) -> Program:
+    """Runs a program with arguments; what it does not expect fails the test."""
+
+    def call(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        words = [str(word) for word in (*start, *arguments)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+        assert not check or done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+        return done
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return compiled(compiler("g++"), headers(), tmp_path_factory.mktemp("objects"), "-O1")
+
+
+@pytest.fixture(scope="session")
+def program(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """The test program on the wheel's onnxruntime."""
+    return runner(linked(compiler("g++"), objects, tmp_path_factory.mktemp("program")))
+
+
+@pytest.fixture(scope="session")
+def debian_program(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """The same object files on Debian 13's onnxruntime 1.21, under Debian 13's loader."""
+    root = headers("--library")
+    folder = root / "usr" / "lib" / "x86_64-linux-gnu"
+    loader = root / "usr" / "lib64" / "ld-linux-x86-64.so.2"
+    if not loader.is_file():
+        pytest.skip(f"{loader.name} is missing: Debian's library is run on x86-64 only")
+    made = tmp_path_factory.mktemp("debian") / "program"
+    library = folder / "libonnxruntime.so.1.21"
+    run(compiler("g++"), *objects, library, "-pthread", "-Wl,--allow-shlib-undefined", "-o", made)
+    return runner(loader, "--library-path", folder, made)
+
+
+@pytest.fixture(scope="session")
+def sanitized_program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """The same, with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    cxx, folder = compiler("g++"), tmp_path_factory.mktemp("sanitized")
+    flags = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    made = linked(cxx, compiled(cxx, headers(), folder, *flags), folder, *flags)
+    return runner(made, ASAN_OPTIONS="detect_leaks=1")

@@ -1,0 +1,225 @@
+// What the tests of the header run: `program COMMAND ARGUMENTS...`; it says what is wrong on stderr, and exits with 1.
+#include <cstdio>
+#include <new>
+
+#define main golden_main
+#include "golden_test.cpp"  // the header, and what `meam cpp` writes beside it
+#undef main
+#include "meam_policy_c.cpp"  // for interface.c
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define COUNTS_ALLOCATIONS
+#endif
+
+#ifdef COUNTS_ALLOCATIONS
+namespace {
+std::atomic<std::uint64_t> allocations{0};
+}
+// Not inlined: GCC would take a pair of which it sees one half for a mismatch.
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+#endif
+
+namespace {
+
+double number(const Json& value) {
+  if (value.is_null()) return meam::detail::kNaN;
+  if (value.is_string()) return std::strtod(value.get<std::string>().c_str(), nullptr);
+  return value.get<double>();
+}
+
+std::vector<double> numbers(const Json& list) {
+  std::vector<double> found;
+  for (const Json& value : list) found.push_back(number(value));
+  return found;
+}
+
+bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
+
+std::string text(const std::vector<double>& list) {
+  std::string found;
+  char one[40];
+  for (const double each : list) found += (std::snprintf(one, sizeof one, "%.17g ", each), one);
+  return found;
+}
+
+meam::Reaction reaction(const Json& settings, const char* name) {
+  static const std::map<std::string, meam::Reaction> known{
+      {"contract", meam::Reaction::contract}, {"raise", meam::Reaction::raise}, {"hold", meam::Reaction::hold},
+      {"neutral", meam::Reaction::neutral},   {"home", meam::Reaction::home}};
+  return settings.at(name).is_null() ? meam::Reaction::count : known.at(settings.at(name).get<std::string>());
+}
+
+meam::PolicyOptions options_of(const Json& given) {
+  meam::PolicyOptions options;
+  options.variant = given.value("variant", "");
+  const Json& safety = given.at("safety");
+  options.safety.on_bad_observation = reaction(safety, "on_bad_observation");
+  options.safety.on_bad_action = reaction(safety, "on_bad_action");
+  options.safety.on_unfamiliar = reaction(safety, "on_unfamiliar");
+  options.safety.unfamiliarity_limit = number(safety.at("unfamiliarity_limit"));
+  options.safety.rate_limit = numbers(safety.at("rate_limit"));
+  options.noise_scale = number(given.at("noise_scale"));
+  options.seed = 0;
+  return options;
+}
+
+std::map<std::string, double> as_map(const meam::Health& h) {
+  const auto whole = [](std::uint64_t count) { return static_cast<double>(count); };
+  return {{"steps", whole(h.steps)},
+          {"inferences", whole(h.inferences)},
+          {"bad_observations", whole(h.bad_observations)},
+          {"bad_actions", whole(h.bad_actions)},
+          {"out_of_bounds", whole(h.out_of_bounds)},
+          {"unfamiliar", whole(h.unfamiliar)},
+          {"limited", whole(h.limited)},
+          {"rate_limited", whole(h.rate_limited)},
+          {"replaced", whole(h.replaced)},
+          {"unfamiliarity", h.unfamiliarity},
+          {"max_unfamiliarity", h.max_unfamiliarity},
+          {"value", h.value},
+          {"disagreement", h.disagreement}};
+}
+
+/// Compare counters by name; false, after saying which, if one differs.
+bool compare(const std::string& name, const std::map<std::string, double>& seen, const Json& expected) {
+  bool good = seen.size() == expected.size();
+  for (const auto& [field, value] : seen) {
+    if (expected.contains(field) && same(value, number(expected.at(field)))) continue;
+    const std::string wanted = expected.contains(field) ? expected.at(field).dump() : "no such field";
+    std::fprintf(stderr, "%s: %s is %.17g; expected %s\n", name.c_str(), field.c_str(), value, wanted.c_str());
+    good = false;
+  }
+  return good;
+}
+
+bool compare(const std::string& name, std::size_t step, meam::Status status, const std::vector<double>& action,
+             const Json& expected) {
+  const auto wanted = static_cast<meam::Status>(expected.value("status", 0));
+  const std::vector<double> values = expected.contains("action") ? numbers(expected.at("action")) : action;
+  if (status == wanted && std::equal(action.begin(), action.end(), values.begin(), values.end(), same)) return true;
+  std::fprintf(stderr, "%s, step %zu: status %d, action %s; expected status %d, action %s\n", name.c_str(), step,
+               static_cast<int>(status), text(action).c_str(), static_cast<int>(wanted), text(values).c_str());
+  return false;
+}
+
+bool run_case(const Json& given) {
+  const auto name = given.at("name").get<std::string>();
+  meam::Policy policy(given.at("folder").get<std::string>(), options_of(given));
+  std::vector<double> action(policy.action_dim());
+  std::size_t number_of_step = 0;
+  for (const Json& step : given.at("steps")) {
+    if (step.contains("reset")) {
+      policy.reset();
+      continue;
+    }
+    const std::vector<double> before = action, observation = numbers(step.at("observation"));
+    meam::Status status{};
+    if (step.contains("noise")) {
+      const std::vector<double> noise = numbers(step.at("noise"));
+      status = policy.act(observation.data(), observation.size(), noise.data(), noise.size(), action.data(), action.size());
+    } else {
+      status = policy.act(observation, action);
+    }
+    if (status != meam::Status::ok && (action != before || std::strlen(policy.last_error()) < 20)) {
+      std::fprintf(stderr, "%s: without an action something was written, or nothing said\n", name.c_str());
+      return false;
+    }
+    if (!compare(name, number_of_step++, status, action, step)) return false;
+  }
+  return compare(name, as_map(policy.health()), given.at("health"));
+}
+
+int run_cases(const char* file, bool (*one)(const Json&)) {
+  std::ifstream stream(file);
+  const Json cases = Json::parse(stream);
+  int failed = 0;
+  for (const Json& each : cases) failed += one(each) ? 0 : 1;
+  std::printf("%zu cases, %d failed\n", cases.size(), failed);
+  return failed == 0 ? 0 : 1;
+}
+
+/// Queued actions, a million of them, and how many times memory was allocated meanwhile.
+int count_allocations(const char* folder) {
+  meam::PolicyOptions options;
+  options.safety.rate_limit = {0.5};
+  options.safety.on_unfamiliar = options.safety.on_bad_observation = meam::Reaction::hold;
+  meam::Policy policy(folder, options);
+  std::vector<double> observation(policy.observation_dim()), action(policy.action_dim());
+  std::uint64_t counted = 0, queued = 0;
+  double sum = 0;
+  for (std::uint64_t tick = 0; queued < 1000000; ++tick) {
+    const std::uint64_t inferences = policy.health().inferences;
+    // Observations that are held too.
+    observation[0] = tick % 1000 == 4 ? meam::detail::kNaN : tick % 1000 == 7 ? 1e6 : 0.0;
+#ifdef COUNTS_ALLOCATIONS
+    const std::uint64_t before = allocations;
+#endif
+    if (policy.act(observation, action) != meam::Status::ok) return 1;
+    sum += action[0];
+    if (policy.health().inferences != inferences) continue;
+    ++queued;
+#ifdef COUNTS_ALLOCATIONS
+    counted += allocations - before;
+#endif
+  }
+  std::printf("%llu allocations in %llu queued actions (%g)\n", static_cast<unsigned long long>(counted),
+              static_cast<unsigned long long>(queued), sum);
+  return counted == 0 ? 0 : 1;
+}
+
+int load(const char* folder, const char* variant) {
+  meam::PolicyOptions options;
+  options.variant = variant;
+  try {
+    meam::Policy policy(folder, options);
+    std::printf("0 loaded\n");
+  } catch (const meam::Error& error) {
+    std::printf("%d %s\n", static_cast<int>(error.status()), error.what());
+  }
+  return 0;
+}
+
+int draw(const char* seed, const char* scale, const char* count) {
+  meam::detail::Noise noise(std::strtoull(seed, nullptr, 10));
+  std::vector<float> drawn(std::strtoull(count, nullptr, 10));
+  noise.draw(drawn.data(), drawn.size(), std::strtod(scale, nullptr));
+  for (const float each : drawn) std::printf("%.9g\n", static_cast<double>(each));
+  return 0;
+}
+
+int hash(const char* file) {
+  std::ifstream stream(file, std::ios::binary);
+  const std::string data{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+  for (std::size_t size = 0; size <= data.size(); ++size) {
+    std::printf("%s\n", meam::detail::Sha256::hex(data.substr(0, size)).c_str());
+  }
+  return 0;
+}
+
+}  // namespace
+
+extern "C" int use_interface(const char* folder, const char* broken);
+
+int main(int count, char** arguments) {
+  const std::string command = count > 1 ? arguments[1] : "";
+  try {
+    if (command == "cases" && count == 3) return run_cases(arguments[2], run_case);
+    if (command == "golden" && count == 3) return golden_main(2, arguments + 1);
+    if (command == "allocations" && count == 3) return count_allocations(arguments[2]);
+    if (command == "load" && count == 4) return load(arguments[2], arguments[3]);
+    if (command == "draw" && count == 5) return draw(arguments[2], arguments[3], arguments[4]);
+    if (command == "hash" && count == 3) return hash(arguments[2]);
+    if (command == "interface" && count == 4) return use_interface(arguments[2], arguments[3]);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  std::fprintf(stderr, "No such command, or other arguments: %s\n", command.c_str());
+  return 2;
+}
