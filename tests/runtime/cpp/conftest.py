@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,24 +23,28 @@ Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def headers(*arguments: str) -> Path:
     """A folder with usr/include, or the test is skipped, and says what is missing."""
-    done = subprocess.run([sys.executable, HERE / "headers.py", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, HERE / "headers.py", *arguments], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         pytest.skip(done.stderr.strip())
     return Path(done.stdout.strip())
 
 
-def compiler(name: str) -> str:
+def tool(name: str) -> str:
+    """The path of a program, or the test is skipped."""
     found = shutil.which(name)
     if found is None:
-        pytest.skip(f"{name} is missing, which compiles meam_policy.hpp. On Debian: apt-get install {name}")
+        package = {"clang++": "clang"}.get(name, name)
+        pytest.skip(f"{name} is missing, which compiles meam_policy.hpp. On Debian: apt-get install {package}")
     return found
 
 
-def compiled(cxx: str, root: Path, folder: Path, *flags: str) -> list[Path]:
+def compiled(cxx: str, include: Path, folder: Path, *flags: str) -> list[Path]:
     """The object files of the test program."""
     program, interface = folder / "program.o", folder / "interface.o"
     common = ["-I", SOURCES, "-c", *STRICT, *flags]
-    system = ["-isystem", root / "usr" / "include"]
+    system = ["-isystem", include]
     run(cxx, "-std=c++17", *common, *system, HERE / "program.cpp", "-o", program)
     run(cxx, "-xc", "-std=c99", *common, HERE / "interface.c", "-o", interface)
     return [program, interface]
@@ -74,14 +79,27 @@ def runner(*start: object, **environment: str) -> Program:
 
 
 @pytest.fixture(scope="session")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return compiled(compiler("g++"), headers(), tmp_path_factory.mktemp("objects"), "-O1")
+def toolchain() -> SimpleNamespace:
+    """What finds and runs compilers, and their flags."""
+    return SimpleNamespace(tool=tool, run=run, runner=runner, strict=STRICT, sources=SOURCES)
+
+
+@pytest.fixture(scope="session")
+def include() -> Path:
+    """The folder that has the headers of onnxruntime and nlohmann-json."""
+    return headers() / "usr" / "include"
+
+
+@pytest.fixture(scope="session")
+def objects(include: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The object files of the test program."""
+    return compiled(tool("g++"), include, tmp_path_factory.mktemp("objects"), "-O1")
 
 
 @pytest.fixture(scope="session")
 def program(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Program:
     """The test program on the wheel's onnxruntime."""
-    return runner(linked(compiler("g++"), objects, tmp_path_factory.mktemp("program")))
+    return runner(linked(tool("g++"), objects, tmp_path_factory.mktemp("program")))
 
 
 @pytest.fixture(scope="session")
@@ -94,14 +112,14 @@ def debian_program(objects: list[Path], tmp_path_factory: pytest.TempPathFactory
         pytest.skip(f"{loader.name} is missing: Debian's library is run on x86-64 only")
     made = tmp_path_factory.mktemp("debian") / "program"
     library = folder / "libonnxruntime.so.1.21"
-    run(compiler("g++"), *objects, library, "-pthread", "-Wl,--allow-shlib-undefined", "-o", made)
+    run(tool("g++"), *objects, library, "-pthread", "-Wl,--allow-shlib-undefined", "-o", made)
     return runner(loader, "--library-path", folder, made)
 
 
 @pytest.fixture(scope="session")
-def sanitized_program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+def sanitized_program(include: Path, tmp_path_factory: pytest.TempPathFactory) -> Program:
     """The same, with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    cxx, folder = compiler("g++"), tmp_path_factory.mktemp("sanitized")
+    cxx, folder = tool("g++"), tmp_path_factory.mktemp("sanitized")
     flags = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    made = linked(cxx, compiled(cxx, headers(), folder, *flags), folder, *flags)
+    made = linked(cxx, compiled(cxx, include, folder, *flags), folder, *flags)
     return runner(made, ASAN_OPTIONS="detect_leaks=1")

@@ -111,7 +111,9 @@ def own_archive() -> str:
         raise MissingError(f"This is {system}, and onnxruntime's C++ headers are looked for in Debian only. {BY_HAND}")
     found = re.search(rf"'(\S+)/dists/{re.escape(name)}/InRelease'", command("apt-get", "update", "--print-uris"))
     if found is None:
-        raise MissingError(f"apt has no source of Debian {name}, from which onnxruntime's headers would come. {BY_HAND}")
+        raise MissingError(
+            f"apt has no source of Debian {name}, from which onnxruntime's headers would come. {BY_HAND}"
+        )
     return found[1]
 
 

@@ -284,8 +284,8 @@ def changed_config(**fields: Any) -> Callable[[Path], None]:
     return change
 
 
-def put(name: str, data: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(data) and None
+def put(name: str, data: bytes) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes(data)
 
 
 def flip(folder: Path) -> None:
@@ -414,6 +414,11 @@ def test_variant_that_needs_a_newer_onnxruntime_is_refused_with_one_that_does_no
         "6 int8.onnx has 8-bit weights, which need onnxruntime 1.22 or newer; this is 1.21.0. Take the policy itself, "
         "without a variant, or one of its variants k1, or a newer onnxruntime.\n"
     )
+
+
+def test_clang_has_nothing_to_say_either(toolchain, include):
+    flags = ["-std=c++17", "-fsyntax-only", *toolchain.strict, "-I", toolchain.sources, "-isystem", include]
+    toolchain.run(toolchain.tool("clang++"), *flags, Path(__file__).with_name("program.cpp"))
 
 
 @pytest.mark.slow
