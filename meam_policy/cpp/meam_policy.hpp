@@ -1184,6 +1184,666 @@ class Policy {
   std::size_t queued_;  // position in the chunk; execute_steps if it is used up
 };
 
+// The control loop.
+
+/// How one chunk follows another: see Python's `ControlLoop`, whose modes these are.
+enum class Chunking { realtime, naive, blocking };
+
+/// What a tick gives for which there is no action; `contract` follows robot.json, or holds.
+enum class Overrun { contract, hold, repeat, zero, home, stop };
+
+struct LoopOptions {
+  double rate_hz = 0;  ///< ticks per second; 0 follows robot.json, or else the training data
+  Chunking chunking = Chunking::realtime;
+  Overrun overrun = Overrun::contract;
+  std::size_t execute_steps = 0;                ///< ticks from one inference to the next; 0 for the policy's own
+  std::optional<double> max_observation_age_s;  ///< none follows robot.json; infinity is for any age
+  std::optional<double> blend_in_s;             ///< none follows robot.json
+  std::optional<int> expected_delay;   ///< ticks that an inference takes; none expects the longest of the last ten
+  std::optional<int> simulated_delay;  ///< ticks that every inference takes, without a thread and without a clock
+  bool any_rate = false;               ///< accept another rate than that of the training data
+  std::function<double()> clock;       ///< seconds, monotonic, from any thread; none takes `Loop::now`
+  std::function<void()> on_thread_start;  ///< called first in the second thread, e.g. to set its priority
+};
+
+/// How a control loop is doing: the fields of Python's `LoopHealth`. Not a number where nothing is known.
+struct LoopHealth {
+  std::uint64_t ticks = 0;
+  std::uint64_t inferences = 0;
+  std::uint64_t failed_inferences = 0;
+  std::uint64_t overruns = 0;
+  std::uint64_t missed_deadlines = 0;
+  std::uint64_t stale_observations = 0;
+  std::uint64_t over_budget = 0;
+  double latency_last_ms = std::numeric_limits<double>::quiet_NaN();
+  double latency_p50_ms = std::numeric_limits<double>::quiet_NaN();
+  double latency_p99_ms = std::numeric_limits<double>::quiet_NaN();
+  std::int64_t delay_ticks = 0;
+  bool stopped = false;
+};
+
+namespace detail {
+
+/// Wakes one thread from another, without a lock where the system has semaphores.
+class Signal {
+ public:
+#ifdef __linux__
+  Signal() { sem_init(&semaphore_, 0, 0); }
+  ~Signal() { sem_destroy(&semaphore_); }
+  void post() noexcept { sem_post(&semaphore_); }
+  void wait() noexcept {
+    while (sem_wait(&semaphore_) != 0) {  // interrupted by a system signal
+    }
+  }
+#else
+  Signal() = default;
+  ~Signal() = default;
+  void post() noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++count_;
+    changed_.notify_one();
+  }
+  void wait() noexcept {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] { return count_ > 0; });
+    --count_;
+  }
+#endif
+  Signal(const Signal&) = delete;
+  Signal& operator=(const Signal&) = delete;
+
+ private:
+#ifdef __linux__
+  sem_t semaphore_;
+#else
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::uint64_t count_ = 0;
+#endif
+};
+
+/// The latest of what one thread publishes, for one other thread; neither ever waits for the other.
+template <class T>
+class Latest {
+ public:
+  std::array<T, 3>& slots() noexcept { return slots_; }
+  T& to_write() noexcept { return slots_[back_]; }
+  void publish() noexcept { back_ = middle_.exchange(back_ | kNew, std::memory_order_acq_rel) & ~kNew; }
+  bool take() noexcept {
+    if ((middle_.load(std::memory_order_relaxed) & kNew) == 0) return false;
+    front_ = middle_.exchange(front_, std::memory_order_acq_rel) & ~kNew;
+    return true;
+  }
+  const T& taken() const noexcept { return slots_[front_]; }
+
+ private:
+  static constexpr unsigned kNew = 4;
+  std::array<T, 3> slots_;
+  unsigned back_ = 0, front_ = 1;
+  std::atomic<unsigned> middle_{2};
+};
+
+/// One inference that a loop asks for. Seeds are counted: one that was given holds for every request after it.
+struct ChunkRequest {
+  std::int64_t tick = 0;
+  bool opening = false;
+  std::uint64_t generation = 0, seed = 0, seeds_given = 0;
+  std::vector<float> row, prefix, prefix_weight;
+};
+
+struct ChunkAnswer {
+  std::int64_t tick = 0;
+  bool opening = false, good = false;
+  std::uint64_t generation = 0;
+  double seconds = 0;
+  Numbers chunk;
+  Message message;
+};
+
+/// How strongly a new chunk must equal the running one: see Python's `prefix_weights`.
+inline void prefix_weights(float* out, std::size_t chunk_size, std::int64_t delay, std::int64_t executed) noexcept {
+  const double overlap = static_cast<double>(chunk_size) - static_cast<double>(executed);
+  const double reached = std::min(static_cast<double>(delay), overlap);
+  for (std::size_t i = 0; i < chunk_size; ++i) {
+    const double c = clipped((overlap - static_cast<double>(i)) / (overlap - reached + 1), 0.0, 1.0);
+    out[i] = static_cast<float>(c * std::expm1(c) / std::expm1(1.0));
+  }
+}
+
+/// The running chunk, and the tick at which its first action was, or would have been, due.
+class Schedule {
+ public:
+  Schedule(bool blocking, const Contract& contract, std::size_t execute_steps)
+      : blocking_(blocking),
+        action_(contract.action_dim),
+        size_(static_cast<std::int64_t>(contract.chunk_size)),
+        steps_(static_cast<std::int64_t>(execute_steps)),
+        chunk_(contract.chunk_dim()) {}
+
+  bool empty() const noexcept { return empty_; }
+  void clear() noexcept { empty_ = true; }
+
+  void begin(const Numbers& chunk, std::int64_t tick) noexcept {
+    std::copy(chunk.begin(), chunk.end(), chunk_.begin());
+    start_ = tick, empty_ = false;
+  }
+
+  bool is_due(std::int64_t tick, std::int64_t delay) const noexcept {
+    if (blocking_) return tick - start_ >= steps_;
+    // Sooner than execute_steps if otherwise the running chunk would end before the next one is there.
+    return tick - start_ >= std::max<std::int64_t>(1, std::min(steps_, size_ - delay));
+  }
+
+  /// The action of a tick; null if the chunk is used up.
+  const double* action(std::int64_t tick) const noexcept {
+    const std::int64_t index = tick - start_;
+    return index >= (blocking_ ? steps_ : size_) ? nullptr : at(index);
+  }
+
+  const double* repeated(std::int64_t tick) const noexcept { return at((tick - start_) % size_); }
+
+  /// The rest of the running chunk, for one that is asked for at this tick, and its weights.
+  void prefix(std::int64_t tick, std::int64_t delay, ChunkRequest& request) const noexcept {
+    const std::int64_t executed = empty_ ? size_ : std::min(tick - start_, size_);
+    const auto skipped = static_cast<std::size_t>(executed) * action_;
+    std::fill(request.prefix.begin(), request.prefix.end(), 0.0F);
+    for (std::size_t i = skipped; i < chunk_.size(); ++i) request.prefix[i - skipped] = static_cast<float>(chunk_[i]);
+    prefix_weights(request.prefix_weight.data(), static_cast<std::size_t>(size_), delay, executed);
+  }
+
+ private:
+  const double* at(std::int64_t index) const noexcept { return chunk_.data() + static_cast<std::size_t>(index) * action_; }
+
+  bool blocking_, empty_ = true;
+  std::size_t action_;
+  std::int64_t size_, steps_, start_ = 0;
+  Numbers chunk_;
+};
+
+/// Durations of the newest inferences, which any thread may read.
+class Latencies {
+ public:
+  void add(double seconds) noexcept {
+    recent_[count_.get() % recent_.size()].set(seconds);
+    count_.add();
+  }
+
+  void read(LoopHealth& health) const {
+    const std::uint64_t count = count_.get();
+    if (count == 0) return;
+    Numbers sorted;
+    for (std::size_t i = 0; i < std::min<std::uint64_t>(count, recent_.size()); ++i) sorted.push_back(recent_[i].get());
+    health.latency_last_ms = recent_[(count - 1) % recent_.size()].get() * 1e3;
+    std::sort(sorted.begin(), sorted.end());
+    health.latency_p50_ms = percentile(sorted, 0.5) * 1e3;
+    health.latency_p99_ms = percentile(sorted, 0.99) * 1e3;
+  }
+
+ private:
+  static double percentile(const Numbers& sorted, double share) {
+    const double place = share * static_cast<double>(sorted.size() - 1);
+    const auto below = static_cast<std::size_t>(place);
+    const double rest = place - static_cast<double>(below);
+    const double high = sorted[std::min(below + 1, sorted.size() - 1)];
+    return sorted[below] + rest * (high - sorted[below]);
+  }
+
+  std::array<Shared<double>, 1000> recent_;
+  Shared<std::uint64_t> count_;
+};
+
+}  // namespace detail
+
+/// Acts at a fixed rate, while the next chunk is computed in a second thread: Python's `ControlLoop`.
+///
+/// One thread calls `step` and `reset`; nobody else may use the policy until the loop is gone. `step` waits for an
+/// inference in the first tick of an episode, and where blocking chunks end; otherwise it neither waits nor allocates.
+class Loop {
+ public:
+  /// Throws Error: an option is out of range, or does not fit the policy.
+  explicit Loop(Policy& policy, LoopOptions options = {})
+      : policy_(policy),
+        contract_(policy.contract_),
+        options_(std::move(options)),
+        rate_hz_(checked_rate()),
+        overrun_(checked_overrun()),
+        schedule_(options_.chunking == Chunking::blocking, contract_, checked_steps()),
+        simulated_(options_.simulated_delay.has_value()),
+        neutral_(contract_.action_dim) {
+    if (!options_.clock) options_.clock = now;
+    const std::optional<int> given = options_.expected_delay ? options_.expected_delay : options_.simulated_delay;
+    given_delay_ = given.has_value();
+    delay_.set(given ? *given : 1);
+    age_ = options_.max_observation_age_s ? options_.max_observation_age_s : contract_.max_observation_age_s;
+    if (age_ && !(*age_ > 0)) refuse("max_observation_age_s is " + detail::shown(*age_) + "; expected seconds above 0");
+    for (std::size_t i = 0; i < contract_.action_dim; ++i) {
+      low_.push_back(detail::cast(contract_.type, contract_.low[i]));
+      high_.push_back(detail::cast(contract_.type, contract_.high[i]));
+      neutral_[i] = detail::clipped(0.0, low_[i], high_[i]);
+    }
+    last_ = chosen_ = start_ = neutral_;
+    prepare_blend_in();
+    for (detail::ChunkRequest& request : requests_.slots()) {
+      request.row.resize(contract_.observation_dim);
+      request.prefix.resize(contract_.chunk_dim());
+      request.prefix_weight.resize(contract_.chunk_size);
+    }
+    for (detail::ChunkAnswer& answer : answers_.slots()) answer.chunk.resize(contract_.chunk_dim());
+    if (!simulated_) thread_ = std::thread([this] { serve(); });
+  }
+
+  /// Waits for a running inference.
+  ~Loop() {
+    if (!thread_.joinable()) return;
+    closed_.store(true);
+    asked_.post();
+    thread_.join();
+  }
+
+  Loop(const Loop&) = delete;
+  Loop& operator=(const Loop&) = delete;
+
+  /// Seconds on the clock of timestamps: monotonic, of no particular beginning.
+  static double now() noexcept {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
+
+  double rate_hz() const noexcept { return rate_hz_; }
+
+  /// Write the action of one tick; without one nothing is written, and `last_error` says why.
+  ///
+  /// `timestamp` is when the observation was made: seconds on the loop's clock, in a simulation ticks of this episode
+  /// over the rate; none for now.
+  template <class In, class Out>
+  [[nodiscard]] Status step(const In* observation, std::size_t size, Out* action, std::size_t action_size,
+                            std::optional<double> timestamp = std::nullopt) noexcept {
+    if (stopped_.get()) {
+      message_.write("The control loop is stopped: %.250s Call reset() to start again.", reason_.text());
+      return Status::no_action;
+    }
+    if (action_size != contract_.action_dim) {
+      message_.write("The action has %zu numbers; expected %zu.", action_size, contract_.action_dim);
+      return Status::bad_observation;
+    }
+    if (given_at_) skip_pause((options_.clock() - *given_at_) * rate_hz_);
+    const bool fresh = is_fresh(timestamp);
+    bool usable = false;
+    Status status = Status::ok;
+    if (fresh) {
+      const bool fits = policy_.flatten(observation, size);
+      const Reaction reaction = fits ? policy_.shell_.judge(policy_.row_.data(), policy_.message_) : Reaction::raise;
+      usable = reaction == Reaction::count;
+      if (reaction == Reaction::raise) status = refused_observation();
+    }
+    if (status == Status::ok) status = schedule_.empty() ? open(fresh, usable) : proceed(usable);
+    if (status == Status::ok) status = choose(fresh, usable);
+    if (status != Status::ok) return status;
+    policy_.shell_.limit(chosen_.data(), last_.data());
+    for (std::size_t i = 0; i < action_size; ++i) action[i] = static_cast<Out>(last_[i]);
+    ++tick_;
+    ticks_.add();
+    if (!simulated_) given_at_ = options_.clock();
+    return Status::ok;
+  }
+
+  template <class Observation, class Action>
+  [[nodiscard]] Status step(const Observation& observation, Action& action,
+                            std::optional<double> timestamp = std::nullopt) noexcept {
+    return step(std::data(observation), std::size(observation), std::data(action), std::size(action), timestamp);
+  }
+
+  /// Begin a new episode, also after a stop: drop every action of the old one, with those still being computed.
+  void reset() noexcept {
+    discard();
+    policy_.reset();
+    schedule_.clear();
+    tick_ = 0;
+    given_at_.reset();
+    stopped_.set(false);
+  }
+
+  /// The same, with noise from a seed.
+  void reset(std::uint64_t seed) noexcept {
+    reset();
+    seed_ = seed;
+    ++seeds_given_;
+  }
+
+  /// How the loop is doing; from any thread, at any time.
+  LoopHealth health() const {
+    LoopHealth found{ticks_.get(),    inferences_.get(),  failed_.get(),     overruns_.get(), missed_.get(),
+                     stale_.get(),    over_budget_.get(), detail::kNaN,      detail::kNaN,    detail::kNaN,
+                     delay_.get(),    stopped_.get()};
+    latencies_.read(found);
+    return found;
+  }
+
+  /// Why the last call gave no action; the text is valid until the next call.
+  const char* last_error() const noexcept { return message_.text(); }
+
+ private:
+  [[noreturn]] static void refuse(const std::string& message) { detail::refuse(message + ".", Status::bad_argument); }
+
+  double checked_rate() const {
+    const double rate = options_.rate_hz != 0 ? options_.rate_hz : contract_.rate_hz.value_or(0.0);
+    if (!(rate > 0) || !std::isfinite(rate)) {
+      refuse("rate_hz is " + detail::shown(rate) + "; expected ticks a second, above 0, since neither policy nor "
+             "robot.json says them");
+    }
+    const std::optional<double> recorded = contract_.recorded_rate_hz;
+    if (!options_.any_rate && recorded && std::fabs(rate / *recorded - 1) > detail::kRateTolerance) {
+      refuse("rate_hz is " + detail::shown(rate) + "; expected " + detail::shown(*recorded) +
+             ", the rate of the actions that the policy was trained on. Set any_rate if that is intended");
+    }
+    if (contract_.has_max_rate && contract_.rate_hz && rate > (1 + detail::kRateTolerance) * *contract_.rate_hz) {
+      refuse("rate_hz is " + detail::shown(rate) + "; expected at most " + detail::shown(*contract_.rate_hz) +
+             ", that of robot.json: its max_rate holds from tick to tick, and would be exceeded in a second");
+    }
+    if (options_.chunking == Chunking::realtime && !contract_.takes_prefix) {
+      refuse("chunking is realtime, and the graph takes no prefix; expected naive, or a policy loaded with its variant "
+             "rtc");
+    }
+    return rate;
+  }
+
+  Overrun checked_overrun() const {
+    Overrun chosen = options_.overrun;
+    if (chosen == Overrun::contract) {
+      const std::string& word = contract_.on_failure;
+      chosen = word == "hold"      ? Overrun::hold
+               : word == "neutral" ? Overrun::zero
+               : word == "home"    ? Overrun::home
+               : word == "disable" ? Overrun::stop
+                                   : contract_.stands_still ? Overrun::hold : Overrun::zero;
+    }
+    if (chosen == Overrun::home && contract_.home.empty()) {
+      refuse("overrun is home; expected another one, since no robot.json says where home is: a default of every action");
+    }
+    return chosen;
+  }
+
+  std::size_t checked_steps() const {
+    const std::size_t steps = options_.execute_steps == 0 ? contract_.execute_steps : options_.execute_steps;
+    if (steps > contract_.chunk_size) {
+      refuse("execute_steps is " + std::to_string(steps) + "; expected 1 to chunk_size, " +
+             std::to_string(contract_.chunk_size));
+    }
+    const int expected = options_.expected_delay.value_or(0), simulated = options_.simulated_delay.value_or(1);
+    if (expected < 0 || simulated < 0) refuse("A delay is below 0; expected whole ticks, 0 or more");
+    const int least = std::max(simulated, expected);
+    if (options_.chunking != Chunking::blocking && static_cast<std::size_t>(least) >= contract_.chunk_size) {
+      refuse("A chunk has " + std::to_string(contract_.chunk_size) + " actions and takes " + std::to_string(least) +
+             " ticks to arrive: none of it would be executed. Use blocking chunks, or a faster variant");
+    }
+    return steps;
+  }
+
+  void prepare_blend_in() {
+    const double seconds = options_.blend_in_s.value_or(contract_.blend_in_s);
+    if (!(seconds >= 0) || !std::isfinite(seconds)) refuse("blend_in_s is not a finite number of seconds, 0 or more");
+    blend_ticks_ = static_cast<std::int64_t>(std::ceil(seconds * rate_hz_));
+    for (std::size_t i = 0; seconds > 0 && i < contract_.action_dim; ++i) {
+      const bool lost = contract_.still[i] && contract_.measured[i] < 0 && std::isnan(contract_.start_default[i]);
+      if (!contract_.limited || lost) {
+        refuse("blend_in_s is " + detail::shown(seconds) + "; expected 0, since robot.json does not say where every "
+               "action begins: a default, or the observed position of its joint");
+      }
+    }
+  }
+
+  void skip_pause(double periods) noexcept {
+    if (periods >= 0 && periods < 2) return;
+    const auto size = static_cast<std::int64_t>(contract_.chunk_size);
+    const std::int64_t skipped = periods > 0 ? static_cast<std::int64_t>(std::min(periods, 1e15)) - 1 : size;
+    missed_.add(periods > 0 ? static_cast<std::uint64_t>(skipped) : 1);
+    tick_ += skipped;
+    if (skipped >= size) discard();
+  }
+
+  bool is_fresh(std::optional<double> timestamp) noexcept {
+    if (!timestamp || !age_) return true;
+    const double at = simulated_ ? static_cast<double>(tick_) / rate_hz_ : options_.clock();
+    return std::fabs(at - *timestamp) <= *age_;
+  }
+
+  Status refused_observation() noexcept {
+    message_ = policy_.message_;
+    if (schedule_.empty()) return Status::bad_observation;
+    failed_.add();
+    if (overrun_ == Overrun::stop) return stop(Status::bad_observation);
+    return Status::ok;
+  }
+
+  Status stop(Status status) noexcept {
+    reason_ = message_;
+    stopped_.set(true);
+    return status;
+  }
+
+  Status open(bool fresh, bool usable) noexcept {
+    if (!fresh) {
+      stale_.add();
+      message_.write("The first observation of the episode is older than %g s, or its timestamp is not of the loop's "
+                     "clock. Check the sensor.", *age_);
+      return Status::bad_observation;
+    }
+    if (!usable) {
+      message_.write("The first observation of the episode is refused by the policy's safety settings, and there is no "
+                     "action to hold. Check the sensor.");
+      return Status::bad_observation;
+    }
+    for (std::size_t i = 0; i < contract_.action_dim; ++i) {
+      const std::ptrdiff_t from = contract_.measured[i];
+      const auto index = static_cast<std::size_t>(from);
+      const double home = std::isnan(contract_.start_default[i]) ? 0.0 : contract_.start_default[i];
+      start_[i] = from < 0 ? home : static_cast<double>(policy_.row_[index]) + contract_.offset[index];
+    }
+    discard();
+    ask(true);
+    while (!arrived()) answered_.wait();
+    take();
+    return taken().good ? Status::ok : Status::no_action;
+  }
+
+  /// Take the next chunk if it is there, and ask for another one if it is time to.
+  Status proceed(bool usable) noexcept {
+    Status status = collect(false);
+    if (status == Status::ok && usable && !pending_ && schedule_.is_due(tick_, delay_.get())) {
+      ask(false);
+      status = collect(options_.chunking == Chunking::blocking);
+    }
+    return status;
+  }
+
+  void ask(bool opening) noexcept {
+    detail::ChunkRequest& request = requests_.to_write();
+    request.tick = tick_, request.opening = opening, request.generation = generation_.load();
+    request.seed = seed_, request.seeds_given = seeds_given_;
+    std::copy(policy_.row_.begin(), policy_.row_.end(), request.row.begin());
+    if (options_.chunking == Chunking::realtime) {
+      schedule_.prefix(tick_, delay_.get(), request);
+    }
+    requests_.publish();
+    pending_ = true;
+    if (!simulated_) {
+      asked_.post();
+    } else if (requests_.take()) {
+      compute(requests_.taken(), answers_.to_write());
+      answers_.publish();
+      arrived_ = answers_.take();
+    }
+  }
+
+  const detail::ChunkAnswer& taken() const noexcept { return answers_.taken(); }
+
+  /// Whether the answer to the pending request is there.
+  bool arrived() noexcept {
+    if (!pending_) return false;
+    if (simulated_) {
+      return arrived_ && tick_ >= taken().tick + (taken().opening ? 0 : *options_.simulated_delay);
+    }
+    return answers_.take() && taken().generation == generation_.load();
+  }
+
+  Status collect(bool wait) noexcept {
+    bool there = arrived();
+    while (!there && wait && !simulated_) {
+      answered_.wait();
+      there = arrived();
+    }
+    if (!there) return Status::ok;
+    take();
+    return taken().good || overrun_ != Overrun::stop ? Status::ok : stop(Status::no_action);
+  }
+
+  void take() noexcept {
+    const detail::ChunkAnswer& answer = taken();
+    pending_ = arrived_ = false;
+    if (!answer.good) {
+      failed_.add();
+      message_ = answer.message;
+      return;
+    }
+    inferences_.add();
+    schedule_.begin(answer.chunk, options_.chunking == Chunking::blocking ? tick_ : answer.tick);
+    if (!simulated_) measure(answer);
+  }
+
+  void measure(const detail::ChunkAnswer& answer) noexcept {
+    if (!answer.opening) {
+      latencies_.add(answer.seconds);
+      over_budget_.add(contract_.latency_budget_s && answer.seconds > *contract_.latency_budget_s);
+      delays_[delays_seen_++ % delays_.size()] = tick_ - answer.tick;
+    }
+    if (given_delay_) return;
+    const auto end = delays_.begin() + static_cast<std::ptrdiff_t>(std::min(delays_seen_, delays_.size()));
+    if (end != delays_.begin()) {
+      delay_.set(*std::max_element(delays_.begin(), end));
+    } else {
+      delay_.set(std::max<std::int64_t>(1, static_cast<std::int64_t>(std::ceil(answer.seconds * rate_hz_))));
+    }
+  }
+
+  void discard() noexcept {
+    generation_.fetch_add(1);
+    pending_ = arrived_ = false;
+  }
+
+  void use(const double* action) noexcept { std::copy(action, action + contract_.action_dim, chosen_.begin()); }
+
+  Status choose(bool fresh, bool usable) noexcept {
+    if (!fresh) {
+      stale_.add();
+      return fall_back("an observation is too old.", true);
+    }
+    if (!usable) return fall_back("the policy's safety settings refuse the observation.", true);
+    if (const double* action = schedule_.action(tick_)) {
+      use(action);
+      blend_in();
+      return Status::ok;
+    }
+    if (options_.chunking == Chunking::blocking && pending_) {
+      missed_.add();  // simulated: a real wait lasts within one tick, and the robot keeps its last command
+      use(last_.data());
+      return Status::ok;
+    }
+    overruns_.add();
+    return fall_back("the running chunk is used up, and the next one has not arrived.", false);
+  }
+
+  void blend_in() noexcept {
+    const double weight = static_cast<double>(tick_ + 1) / static_cast<double>(blend_ticks_ + 1);
+    if (weight >= 1) return;
+    for (std::size_t i = 0; i < chosen_.size(); ++i) {
+      const double share = weight * (chosen_[i] - start_[i]);
+      chosen_[i] = detail::cast(contract_.type, start_[i] + share);
+    }
+  }
+
+  Status fall_back(const char* reason, bool blind) noexcept {
+    if (overrun_ == Overrun::stop) {
+      message_.write("No action is given: %s", reason);
+      return stop(Status::no_action);
+    }
+    if (overrun_ == Overrun::zero) use(neutral_.data());
+    else if (overrun_ == Overrun::home) use_home();
+    else if (overrun_ == Overrun::hold || blind) use(last_.data());  // blind: a chunk is not begun again
+    else use(schedule_.repeated(tick_));
+    return Status::ok;
+  }
+
+  void use_home() noexcept {
+    for (std::size_t i = 0; i < chosen_.size(); ++i) chosen_[i] = detail::cast(contract_.type, contract_.home[i]);
+  }
+
+  // In the second thread, or in a simulation.
+
+  void serve() noexcept {
+    if (options_.on_thread_start) options_.on_thread_start();
+    for (;;) {
+      asked_.wait();
+      if (closed_.load()) return;
+      if (!requests_.take() || requests_.taken().generation != generation_.load()) continue;
+      compute(requests_.taken(), answers_.to_write());
+      answers_.publish();
+      answered_.post();
+    }
+  }
+
+  void compute(const detail::ChunkRequest& request, detail::ChunkAnswer& answer) noexcept {
+    if (request.seeds_given != seeds_used_) {
+      seeds_used_ = request.seeds_given;
+      policy_.noise_.reseed(request.seed);
+    }
+    answer.tick = request.tick, answer.opening = request.opening, answer.generation = request.generation;
+    detail::Network& network = policy_.network_;
+    const double start = simulated_ ? 0.0 : options_.clock();
+    policy_.noise_.draw(network.noise.data(), contract_.noise_dim(), contract_.noise_scale);
+    std::copy(request.row.begin(), request.row.end(), network.observation.begin());
+    if (contract_.takes_prefix) {
+      std::copy(request.prefix.begin(), request.prefix.end(), network.prefix.begin());
+      std::copy(request.prefix_weight.begin(), request.prefix_weight.end(), network.prefix_weight.begin());
+    }
+    answer.good = policy_.infer(answer.message);
+    answer.seconds = simulated_ ? 0.0 : options_.clock() - start;
+    if (answer.good && !policy_.finite_chunk()) {
+      Policy::refuse_chunk(answer.message);
+      answer.good = false;
+    }
+    for (std::size_t i = 0; answer.good && i < answer.chunk.size(); ++i) {
+      const std::size_t number = i % contract_.action_dim;
+      const double x = detail::cast(contract_.type, static_cast<double>(network.actions[i]));
+      answer.chunk[i] = detail::clipped(x, low_[number], high_[number]);
+    }
+  }
+
+  Policy& policy_;
+  const detail::Contract& contract_;
+  LoopOptions options_;
+  double rate_hz_;
+  Overrun overrun_;
+  detail::Schedule schedule_;
+  bool simulated_, given_delay_ = false, pending_ = false, arrived_ = false;
+  std::optional<double> age_;
+  detail::Numbers neutral_, low_, high_, last_, chosen_, start_;
+  std::int64_t tick_ = 0, blend_ticks_ = 0;
+  std::optional<double> given_at_;
+  std::array<std::int64_t, 10> delays_{};
+  std::size_t delays_seen_ = 0;
+  detail::Message message_, reason_;
+  std::uint64_t seed_ = 0, seeds_given_ = 0, seeds_used_ = 0;  // the last one is the second thread's
+  detail::Latencies latencies_;
+  detail::Shared<std::int64_t> delay_{1};
+  detail::Shared<bool> stopped_{false};
+  detail::Shared<std::uint64_t> ticks_, inferences_, failed_, overruns_, missed_, stale_, over_budget_;
+  std::atomic<std::uint64_t> generation_{0};
+  std::atomic<bool> closed_{false};
+  detail::Latest<detail::ChunkRequest> requests_;
+  detail::Latest<detail::ChunkAnswer> answers_;
+  detail::Signal asked_, answered_;
+  std::thread thread_;
+};
+
 }  // namespace meam
 
 #endif  // MEAM_POLICY_HPP

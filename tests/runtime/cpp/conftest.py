@@ -9,13 +9,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from meam_policy.cpp.project import wheel_library
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[2] / "meam_policy" / "cpp"
+OBJECTS = ("program.o", "interface.o")
 STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror")
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -42,7 +45,7 @@ def tool(name: str) -> str:
 
 def compiled(cxx: str, include: Path, folder: Path, *flags: str) -> list[Path]:
     """The object files of the test program."""
-    program, interface = folder / "program.o", folder / "interface.o"
+    program, interface = (folder / name for name in OBJECTS)
     common = ["-I", SOURCES, "-c", *STRICT, *flags]
     system = ["-isystem", include]
     run(cxx, "-std=c++17", *common, *system, HERE / "program.cpp", "-o", program)
@@ -90,10 +93,27 @@ def include() -> Path:
     return headers() / "usr" / "include"
 
 
+def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], Any]) -> Path:
+    """A folder that the first of the processes that run the tests fills, for all of them."""
+    base = factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"cpp-{name}"
+    with FileLock(f"{place}.lock"):
+        if not place.is_dir():
+            place.mkdir()
+            try:
+                build(place)
+            except BaseException:
+                shutil.rmtree(place)
+                raise
+    return place
+
+
 @pytest.fixture(scope="session")
 def objects(include: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The object files of the test program."""
-    return compiled(tool("g++"), include, tmp_path_factory.mktemp("objects"), "-O1")
+    cxx = tool("g++")
+    place = once(tmp_path_factory, "objects", lambda folder: compiled(cxx, include, folder, "-O1"))
+    return [place / name for name in OBJECTS]
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +139,9 @@ def debian_program(objects: list[Path], tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def sanitized_program(include: Path, tmp_path_factory: pytest.TempPathFactory) -> Program:
     """The same, with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    cxx, folder = tool("g++"), tmp_path_factory.mktemp("sanitized")
-    flags = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    made = linked(cxx, compiled(cxx, include, folder, *flags), folder, *flags)
-    return runner(made, ASAN_OPTIONS="detect_leaks=1")
+    cxx, flags = tool("g++"), ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+    def build(folder: Path) -> None:
+        linked(cxx, compiled(cxx, include, folder, *flags), folder, *flags)
+
+    return runner(once(tmp_path_factory, "sanitized", build) / "program", ASAN_OPTIONS="detect_leaks=1")

@@ -29,6 +29,7 @@ namespace {
 
 double number(const Json& value) {
   if (value.is_null()) return meam::detail::kNaN;
+  if (value.is_boolean()) return value.get<bool>() ? 1.0 : 0.0;
   if (value.is_string()) return std::strtod(value.get<std::string>().c_str(), nullptr);
   return value.get<double>();
 }
@@ -135,6 +136,128 @@ bool run_case(const Json& given) {
   return compare(name, as_map(policy.health()), given.at("health"));
 }
 
+template <class T>
+T choice(const Json& given, const char* name, const std::map<std::string, T>& known) {
+  return known.at(given.at(name).get<std::string>());
+}
+
+meam::LoopOptions loop_options_of(const Json& given, std::atomic<double>& time) {
+  using meam::Chunking;
+  using meam::Overrun;
+  meam::LoopOptions options;
+  options.rate_hz = number(given.at("rate_hz"));
+  options.chunking = choice<Chunking>(
+      given, "chunking", {{"realtime", Chunking::realtime}, {"naive", Chunking::naive}, {"blocking", Chunking::blocking}});
+  options.overrun = choice<Overrun>(given, "overrun",
+                                    {{"contract", Overrun::contract}, {"hold", Overrun::hold}, {"zero", Overrun::zero},
+                                     {"repeat", Overrun::repeat}, {"home", Overrun::home}, {"stop", Overrun::stop}});
+  options.any_rate = given.value("any_rate", false);
+  options.execute_steps = given.value("execute_steps", std::size_t{0});
+  const auto seconds = [&](const char* name, std::optional<double>& to) {
+    if (given.contains(name)) to = number(given.at(name));
+  };
+  seconds("max_observation_age_s", options.max_observation_age_s);
+  seconds("blend_in_s", options.blend_in_s);
+  if (given.contains("expected_delay")) options.expected_delay = given.at("expected_delay").get<int>();
+  if (given.contains("simulated_delay")) options.simulated_delay = given.at("simulated_delay").get<int>();
+  // As the clock of the tests: it advances whenever somebody looks at it.
+  options.clock = [&time] { return time = time + 0x1p-10; };
+  return options;
+}
+
+std::map<std::string, double> as_map(const meam::LoopHealth& h) {
+  const auto whole = [](std::uint64_t count) { return static_cast<double>(count); };
+  return {{"ticks", whole(h.ticks)},
+          {"inferences", whole(h.inferences)},
+          {"failed_inferences", whole(h.failed_inferences)},
+          {"overruns", whole(h.overruns)},
+          {"missed_deadlines", whole(h.missed_deadlines)},
+          {"stale_observations", whole(h.stale_observations)},
+          {"over_budget", whole(h.over_budget)},
+          {"latency_last_ms", h.latency_last_ms},
+          {"latency_p50_ms", h.latency_p50_ms},
+          {"latency_p99_ms", h.latency_p99_ms},
+          {"delay_ticks", static_cast<double>(h.delay_ticks)},
+          {"stopped", h.stopped ? 1.0 : 0.0}};
+}
+
+bool run_loop_case(const Json& given) {
+  const auto name = given.at("name").get<std::string>();
+  std::atomic<double> time{1000.0};
+  meam::Policy policy(given.at("folder").get<std::string>(), options_of(given));
+  meam::Loop loop(policy, loop_options_of(given.at("loop"), time));
+  std::vector<double> action(policy.action_dim());
+  std::size_t number_of_step = 0;
+  for (const Json& step : given.at("steps")) {
+    if (step.contains("pause")) time = time + number(step.at("pause"));
+    if (step.contains("reset")) {
+      loop.reset();
+      continue;
+    }
+    std::optional<double> timestamp;
+    if (step.contains("timestamp")) timestamp = number(step.at("timestamp"));
+    const std::vector<double> before = action;
+    const meam::Status status = loop.step(numbers(step.at("observation")), action, timestamp);
+    if (status != meam::Status::ok && (action != before || std::strlen(loop.last_error()) < 20)) {
+      std::fprintf(stderr, "%s: without an action something was written, or nothing said\n", name.c_str());
+      return false;
+    }
+    if (!compare(name, number_of_step++, status, action, step)) return false;
+  }
+  const bool same_loop = compare(name, as_map(loop.health()), given.at("loop_health"));
+  return compare(name, as_map(policy.health()), given.at("health")) && same_loop;
+}
+
+/// A loop whose second thread is real, for so many ticks and episodes: every action is written, finite and in order.
+int run_threads(const char* folder, const char* variant, const char* ticks) {
+  for (const meam::Chunking chunking : {meam::Chunking::naive, meam::Chunking::realtime, meam::Chunking::blocking}) {
+    meam::PolicyOptions options;
+    options.variant = variant;
+    meam::Policy policy(folder, options);
+    std::atomic<int> begun{0};
+    meam::LoopOptions how;
+    how.chunking = chunking;
+    how.rate_hz = 2000;
+    how.any_rate = true;
+    how.on_thread_start = [&begun] { ++begun; };
+    meam::Loop loop(policy, how);
+    std::vector<float> observation(policy.observation_dim()), action(policy.action_dim());
+    std::uint64_t wrong = 0;
+    const int count = std::atoi(ticks);
+    for (int tick = 0; tick < count; ++tick) {
+      if (tick % 97 == 0) loop.reset(static_cast<std::uint64_t>(tick));
+      if (tick % 7 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));
+      if (loop.step(observation, action) != meam::Status::ok) return 1;
+      for (const float each : action) wrong += std::isfinite(each) ? 0 : 1;
+    }
+    const meam::LoopHealth health = loop.health();
+    if (wrong != 0 || begun != 1 || health.ticks != static_cast<std::uint64_t>(count) || health.inferences < 10) return 1;
+    if (health.failed_inferences != 0 || health.latency_p50_ms > health.latency_p99_ms) return 1;
+  }
+  std::printf("3 loops\n");
+  return 0;
+}
+
+/// What is refused when a loop is made.
+int make_loop(const char* folder, const char* options) {
+  std::atomic<double> time{0.0};
+  meam::Policy policy(folder);
+  try {
+    const meam::Loop loop(policy, loop_options_of(Json::parse(options), time));
+    std::printf("0 made\n");
+  } catch (const meam::Error& error) {
+    std::printf("%d %s\n", static_cast<int>(error.status()), error.what());
+  }
+  return 0;
+}
+
+int print_weights(const char* size, const char* delay, const char* executed) {
+  std::vector<float> weights(static_cast<std::size_t>(std::atoi(size)));
+  meam::detail::prefix_weights(weights.data(), weights.size(), std::atoi(delay), std::atoi(executed));
+  for (const float each : weights) std::printf("%.9g\n", static_cast<double>(each));
+  return 0;
+}
+
 int run_cases(const char* file, bool (*one)(const Json&)) {
   std::ifstream stream(file);
   const Json cases = Json::parse(stream);
@@ -210,6 +333,10 @@ int main(int count, char** arguments) {
   const std::string command = count > 1 ? arguments[1] : "";
   try {
     if (command == "cases" && count == 3) return run_cases(arguments[2], run_case);
+    if (command == "loop-cases" && count == 3) return run_cases(arguments[2], run_loop_case);
+    if (command == "threads" && count == 5) return run_threads(arguments[2], arguments[3], arguments[4]);
+    if (command == "loop" && count == 4) return make_loop(arguments[2], arguments[3]);
+    if (command == "weights" && count == 5) return print_weights(arguments[2], arguments[3], arguments[4]);
     if (command == "golden" && count == 3) return golden_main(2, arguments + 1);
     if (command == "allocations" && count == 3) return count_allocations(arguments[2]);
     if (command == "load" && count == 4) return load(arguments[2], arguments[3]);

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,191 +15,25 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from meam_policy import ActionError, BoxSpec, MeamPolicy, ObservationError, PolicySpec, SafetySettings
-from meam_policy.folder.policy_folder import read_contract, sha256
-from meam_policy.inference.session import PolicySession
-from meam_policy.robot import ActionNumber, ObservationNumber, RobotContract, Timing
-from meam_policy.robot.contract_file import contract_text
+from meam_policy.folder.policy_folder import sha256
+
+sys.path.insert(0, str(Path(__file__).parent))
+cases = importlib.import_module("cases")
 
 ROOT = Path(__file__).parents[3]
 POCKETS = ROOT / "model_cards" / "pockets"
-CASES = 300
-
-
-def box(dtype: str, low: tuple[float, ...], high: tuple[float, ...]) -> BoxSpec:
-    return BoxSpec((len(low),), dtype, low, high)
-
-
-def joints(*fields: dict[str, Any], **timing: Any) -> RobotContract:
-    """A contract of two joint positions, with these fields."""
-    action = tuple(
-        ActionNumber(f"a{i}", **{"kind": "target/joint/position", "unit": "rad", "joint": f"j{i}", **own})
-        for i, own in enumerate(fields)
-    )
-    observed = tuple(
-        ObservationNumber(f"o{i}", kind="state/joint/position", unit="rad", joint=f"j{i}") for i in range(3)
-    )
-    return RobotContract(observed, action, Timing(**timing))
-
-
-SPEED = {"kind": "target/joint/velocity", "unit": "rad/s"}
-CONTRACTS: dict[str, RobotContract] = {
-    "hold": joints({"max_rate": 3.0}, {"lower": -0.3, "upper": 0.7}, on_failure="hold"),
-    "home": joints({"default": 0.1, "max_rate": 2.0}, {"default": -0.2, "upper": 0.4}, on_failure="home"),
-    "neutral": joints({**SPEED, "lower": 0.1}, {**SPEED, "max_rate": 1.0}, on_failure="neutral"),
-    "disable": joints({"lower": -0.1}, {}, on_failure="disable"),
-    "changes": joints({"representation": "delta_to_last", "max_rate": 2.0}, {"representation": "delta_to_state"}),
-    "speeds": joints({**SPEED, "upper": 0.9}, SPEED, rate_hz=10.0),
-}
-"""Contracts of policies that act ten times a second, by name."""
-
-
-def put_contract(folder: Path, contract: RobotContract) -> None:
-    text = contract_text(contract).encode()
-    (folder / "robot.json").write_bytes(text)
-    spec = PolicySpec.from_json((folder / "config.json").read_bytes())
-    files = {**spec.files, "robot.json": sha256(text)}
-    (folder / "config.json").write_text(replace(spec, files=files).to_json())
+CASES = cases.CASES
 
 
 @pytest.fixture
-def folders(make_policy: Callable[..., Any]) -> dict[str, Path]:
-    """Policy folders with what the header has to follow: types, bounds, offsets, samples, and robots."""
-    unit, rate = box("float32", (-1.0, -1.0), (1.0, 1.0)), {"control_rate_hz": 10.0}
-    made = {
-        "plain": make_policy(),
-        "float64": make_policy(action=box("float64", (-0.1, 0.25), (0.3, 1 / 3))),
-        "float16": make_policy(action=box("float16", (-0.1, -0.7), (0.3, 0.1)), execute_steps=3),
-        "int8": make_policy(action=box("int8", (-2.5, -1.0), (1.5, 2.0)), observation_std=(4.0, 2.0, 1.0)),
-        "bool": make_policy(action=box("bool", (0.0, 0.0), (1.0, 1.0)), execute_steps=1),
-        "offset": make_policy(observation_offset=(1e6, 0.0, -3e5), observation_mean=(0.5, 0.0, -0.25)),
-        "samples": make_policy(best_of=3),
-        "one": make_policy(action=box("float32", (-0.7,), (0.9,)), chunk_size=1, execute_steps=1),
-    }
-    for name, through in (("unbounded", "Identity"), ("nan", "Sqrt"), ("infinite", "Reciprocal")):
-        made[name] = make_policy(action=replace(unit, low=(-0.3, -0.1), high=(0.2, 0.4)), **rate)
-        made[name].leave_out_bounds(through)
-    for name in CONTRACTS:
-        made[name] = make_policy(**rate)
-        put_contract(made[name].folder, CONTRACTS[name])
-    made["nan and home"] = make_policy(**rate)
-    made["nan and home"].leave_out_bounds("Sqrt")
-    put_contract(made["nan and home"].folder, CONTRACTS["home"])
-    made["half and slow"] = make_policy(action=box("float16", (-1.0, -1.0), (1.0, 1.0)), **rate)
-    put_contract(made["half and slow"].folder, joints({"max_rate": 1.0, "upper": 0.3333}, {"lower": -0.0001}))
-    made["whole and slow"] = make_policy(action=box("int16", (-3.0, -3.0), (3.0, 3.0)), **rate)
-    put_contract(made["whole and slow"].folder, joints({"max_rate": 7.0, "upper": 2.5}, {"lower": -1.5}))
-    return {name: policy.folder for name, policy in made.items()}
-
-
-def coarse(random: np.random.Generator, size: int) -> Any:
-    """Multiples of 1/4, of which sums in float32 are exact in any order."""
-    return random.integers(-8, 9, size) / 4
-
-
-def drawn_settings(random: np.random.Generator, home: bool) -> dict[str, Any]:
-    reactions = ["contract", "raise", "hold", "neutral", *(["home"] if home else [])]
-    chosen = [str(random.choice(reactions)) for _ in range(3)]
-    rates: list[Any] = [None, None, 0.25, [0.5, 0.125], [0.3, float("inf")], float("inf")]
-    return {
-        "on_bad_observation": chosen[0],
-        "on_bad_action": chosen[1],
-        "on_unfamiliar": None if random.random() < 0.2 else chosen[2],
-        "unfamiliarity_limit": float(random.choice([1.5, 10.0, np.inf])),
-        "rate_limit": rates[random.integers(len(rates))],
-    }
-
-
-def drawn_steps(random: np.random.Generator, spec: PolicySpec, noisy: bool) -> Iterator[dict[str, Any]]:
-    """Steps of one case, of which some must not be acted on."""
-    for _ in range(random.integers(8, 25)):
-        kind = random.choice(["usual"] * 12 + ["zero", "far", "nan", "huge", "short", "bad noise", "reset"])
-        if kind == "reset":
-            yield {"reset": True}
-            continue
-        observation = coarse(random, spec.observation_dim) * (kind != "zero") + np.array(spec.observation_offset or 0.0)
-        noise = coarse(random, spec.noise_dim) * (kind != "zero")
-        if kind == "far":
-            observation[random.integers(spec.observation_dim)] += 64.0
-        if kind in ("nan", "huge"):
-            wrong = [np.nan, np.inf, -np.inf] if kind == "nan" else [1e300, -4e38]
-            observation[random.integers(spec.observation_dim)] = random.choice(wrong)
-        if kind == "bad noise":
-            noise[-1] = random.choice([np.nan, 1e39])
-        step = {"observation": observation[: -1 if kind == "short" else None].tolist()}
-        yield step | ({"noise": noise.tolist()} if noisy else {})
-
-
-def take_step(act: Callable[[], Any]) -> dict[str, Any]:
-    """The action of a step, or the status that the header has in place of an error."""
-    try:
-        return {"action": np.ravel(act()).astype(float).tolist()}
-    except ObservationError:
-        return {"status": 1}
-    except ActionError:
-        return {"status": 2}
-
-
-def act_through(policy: MeamPolicy, steps: list[dict[str, Any]]) -> None:
-    """Put the result of Python's policy into every step."""
-    for step in steps:
-        if "reset" in step:
-            policy.reset()
-        else:
-            step |= take_step(lambda step=step: policy.select_action(step["observation"], step.get("noise")))
-
-
-def settings_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Settings as the program takes them: a list of rates."""
-    rate = given["rate_limit"]
-    return {**given, "rate_limit": [] if rate is None else rate if isinstance(rate, list) else [rate]}
-
-
-def written(value: Any) -> Any:
-    """JSON data, in which numbers that JSON has not are texts."""
-    if isinstance(value, dict):
-        return {key: written(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [written(each) for each in value]
-    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def policy_cases(folders: dict[str, Path]) -> Iterator[dict[str, Any]]:
-    sessions = {}
-    for number in range(CASES):
-        random = np.random.default_rng(number)
-        name = list(folders)[number % len(folders)]
-        spec = PolicySpec.from_json((folders[name] / "config.json").read_bytes())
-        if name not in sessions:
-            sessions[name] = PolicySession((folders[name] / "policy.onnx").read_bytes(), spec)
-        robot = read_contract(folders[name], spec)
-        home = robot is not None and bool(robot.action) and all(number.default is not None for number in robot.action)
-        settings, noisy = drawn_settings(random, home), random.random() < 0.8
-        if spec.action_dim == 1 and isinstance(settings["rate_limit"], list):
-            settings["rate_limit"] = 0.2
-        acting = replace(spec, acting=replace(spec.acting, noise_scale=float(noisy)))
-        policy = MeamPolicy(acting, sessions[name], safety=SafetySettings(**settings), robot=robot)
-        steps = list(drawn_steps(random, spec, noisy))
-        act_through(policy, steps)
-        yield {
-            "name": f"case {number}, {name}",
-            "folder": str(folders[name]),
-            "noise_scale": float(noisy),
-            "safety": settings_of(settings),
-            "steps": steps,
-            "health": asdict(policy.health()),
-        }
-
-
-@pytest.fixture
-def table(folders: dict[str, Path], tmp_path: Path) -> Path:
-    cases = list(policy_cases(folders))
-    seen = [case["health"] for case in cases]
+def table(make_policy: Callable[..., Any], tmp_path: Path) -> Path:
+    found = list(cases.policy_cases(cases.policy_folders(make_policy)))
+    seen = [case["health"] for case in found]
     for counter in ("bad_observations", "bad_actions", "out_of_bounds", "unfamiliar", "limited", "rate_limited"):
         assert sum(bool(health[counter]) for health in seen) >= 10, f"few cases reach {counter}"
-    assert {step.get("status", 0) for case in cases for step in case["steps"]} == {0, 1, 2}
+    assert {step.get("status", 0) for case in found for step in case["steps"]} == {0, 1, 2}
     file = tmp_path / "cases.json"
-    file.write_text(json.dumps(written(cases), allow_nan=False))
+    file.write_text(json.dumps(cases.written(found), allow_nan=False))
     return file
 
 
@@ -211,12 +46,12 @@ def test_actions_and_health_equal_those_of_python_on_the_onnxruntime_of_debian(d
 
 
 def test_the_program_sees_a_case_that_is_not_equal(program, table, tmp_path):
-    cases = json.loads(table.read_text())[:3]
-    step = next(step for step in cases[0]["steps"] if "action" in step)
+    few = json.loads(table.read_text())[:3]
+    step = next(step for step in few[0]["steps"] if "action" in step)
     step["action"][0] += 2**-20
-    cases[1]["health"]["steps"] += 1
+    few[1]["health"]["steps"] += 1
     changed = tmp_path / "changed.json"
-    changed.write_text(json.dumps(cases))
+    changed.write_text(json.dumps(few))
     done = program("cases", changed, check=False)
     assert done.returncode == 1
     assert done.stdout == "3 cases, 2 failed\n"
@@ -296,7 +131,7 @@ def flip(folder: Path) -> None:
 
 def put_robot(**fields: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        put_contract(folder, CONTRACTS["hold"])
+        cases.put_contract(folder, cases.CONTRACTS["hold"])
         data = json.loads((folder / "robot.json").read_text())
         text = json.dumps({**data, **fields}).encode()
         (folder / "robot.json").write_bytes(text)
