@@ -15,7 +15,7 @@ void send(const std::vector<double>& action) {
   std::printf("\n");
 }
 
-void act(meam::Policy& policy, int ticks) {
+bool act(meam::Policy& policy, int ticks) {
   using Clock = std::chrono::steady_clock;
   const double rate_hz = policy.rate_hz() > 0 ? policy.rate_hz() : 50.0;
   const auto period = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(1.0 / rate_hz));
@@ -27,7 +27,7 @@ void act(meam::Policy& policy, int ticks) {
     read(observation);
     if (policy.act(observation, action) != meam::Status::ok) {
       std::fprintf(stderr, "%s\n", policy.last_error());  // nothing was written: stop the robot here
-      return;
+      return false;
     }
     send(action);
   }
@@ -35,6 +35,7 @@ void act(meam::Policy& policy, int ticks) {
   std::printf("%llu actions, %llu inferences, %.2g standard deviations from the training data\n",
               static_cast<unsigned long long>(health.steps), static_cast<unsigned long long>(health.inferences),
               health.unfamiliarity);
+  return true;
 }
 
 }  // namespace
@@ -46,7 +47,7 @@ int main(int count, char** arguments) {
   }
   try {
     meam::Policy policy(arguments[1]);
-    act(policy, 20);
+    return act(policy, 20) ? 0 : 1;
   } catch (const meam::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;

@@ -2,8 +2,12 @@
 #include <cstdio>
 #include <new>
 
+// The header, and what `meam cpp` writes beside it.
 #define main golden_main
-#include "golden_test.cpp"  // the header, and what `meam cpp` writes beside it
+#include "golden_test.cpp"
+#undef main
+#define main example_main
+#include "example.cpp"
 #undef main
 #include "meam_policy_c.cpp"  // for interface.c
 
@@ -338,6 +342,7 @@ int main(int count, char** arguments) {
     if (command == "loop" && count == 4) return make_loop(arguments[2], arguments[3]);
     if (command == "weights" && count == 5) return print_weights(arguments[2], arguments[3], arguments[4]);
     if (command == "golden" && count == 3) return golden_main(2, arguments + 1);
+    if (command == "example" && count == 3) return example_main(2, arguments + 1);
     if (command == "allocations" && count == 3) return count_allocations(arguments[2]);
     if (command == "load" && count == 4) return load(arguments[2], arguments[3]);
     if (command == "draw" && count == 5) return draw(arguments[2], arguments[3], arguments[4]);

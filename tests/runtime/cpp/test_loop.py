@@ -20,20 +20,20 @@ cases = importlib.import_module("cases")
 CASES = cases.LOOP_CASES
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def folders(make_policy: Callable[..., Any]) -> dict[str, Path]:
     return cases.loop_folders(make_policy)
 
 
-@pytest.fixture
-def table(folders: dict[str, Path], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def table(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = list(cases.loop_cases(folders))
     seen = [case["loop_health"] for case in found]
     counters = ("failed_inferences", "overruns", "missed_deadlines", "stale_observations", "over_budget", "stopped")
     for counter in counters:
         assert sum(bool(health[counter]) for health in seen) >= 10, f"few cases reach {counter}"
     assert {step.get("status", 0) for case in found for step in case["steps"]} == {0, 1, 2}
-    file = tmp_path / "cases.json"
+    file = tmp_path_factory.mktemp("table") / "cases.json"
     file.write_text(json.dumps(cases.written(found), allow_nan=False))
     return file
 
