@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def test_a_policy_that_cannot_be_used_is_one_sentence_and_nothing_is_written(
     assert message in err
     assert err.count("\n") == 1
     assert not Path("new").exists()
+
+
+def test_the_blocks_of_the_page_compile_without_warnings(toolchain, include, tmp_path):
+    page = (HERE.parents[2] / "docs" / "cpp.md").read_text(encoding="utf-8")
+    blocks = dict.fromkeys(("cpp", "c"), "")
+    for kind, body in re.findall(r"^```(cpp|c)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+        blocks[kind] += body
+    flags = [*toolchain.strict, "-fsyntax-only", "-I", toolchain.sources, "-isystem", include]
+    for kind, standard in (("cpp", "-std=c++17"), ("c", "-std=c99")):
+        assert "meam" in blocks[kind]
+        (tmp_path / f"page.{kind}").write_text(blocks[kind])
+        toolchain.run(
+            toolchain.tool("g++"), "-x", {"cpp": "c++"}.get(kind, kind), standard, *flags, tmp_path / f"page.{kind}"
+        )
 
 
 def test_the_example_acts(program):
