@@ -42,7 +42,8 @@ int meam_create(const char* folder, const char* variant, int64_t seed, meam_poli
 size_t meam_observation_size(const meam_policy* policy);
 size_t meam_action_size(const meam_policy* policy);
 
-/* Write the next action. noise: NULL to draw it, else meam_noise_size standard normal numbers for a chunk that begins. */
+/* Write the next action. noise: NULL to draw it, else meam_noise_size standard normal numbers, for a chunk that begins
+ * now. */
 int meam_act(meam_policy* policy, const double* observation, size_t observation_size, const double* noise,
              size_t noise_size, double* action, size_t action_size);
 size_t meam_noise_size(const meam_policy* policy);

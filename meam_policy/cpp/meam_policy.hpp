@@ -398,7 +398,9 @@ inline NumberType type_of(const Fields& box) {
   if (name == "float32") return NumberType::float32;
   if (name == "float64") return NumberType::float64;
   static const char* const whole[] = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"};
-  if (std::find(std::begin(whole), std::end(whole), name) == std::end(whole)) box.fail("dtype", "NumPy's name of a type");
+  if (std::find(std::begin(whole), std::end(whole), name) == std::end(whole)) {
+    box.fail("dtype", "NumPy's name of a type");
+  }
   return NumberType::whole;
 }
 
@@ -443,7 +445,8 @@ inline std::string read_integration(const Fields& fields, Contract& found, const
   return variant->text("file");
 }
 
-inline Contract read_config(const std::string& text, const std::string& variant, std::map<std::string, std::string>& files) {
+inline Contract read_config(const std::string& text, const std::string& variant,
+                            std::map<std::string, std::string>& files) {
   const Json data = parse(text, "config.json");
   const Fields fields(data, "config.json: ");
   const Json& version = fields.at("format_version");
@@ -494,10 +497,13 @@ inline Contract read_config(const std::string& text, const std::string& variant,
     found.graph_file = read_integration(fields, found, &own);
   }
   const std::string& file = found.graph_file;
-  if (file.empty() || file == "." || file == ".." || file.find_first_of(std::string("/\\:\0", 4)) != std::string::npos) {
+  const bool plain = file.find_first_of(std::string("/\\:\0", 4)) == std::string::npos;
+  if (!plain || file.empty() || file == "." || file == "..") {
     refuse("config.json: the graph's file is \"" + file + "\"; expected a plain file name.");
   }
-  if (found.chunk_dim() > (std::size_t{1} << 26) / found.best_of) fields.fail("chunk_size", "at most 2^26 numbers of noise");
+  if (found.chunk_dim() > (std::size_t{1} << 26) / found.best_of) {
+    fields.fail("chunk_size", "at most 2^26 numbers of noise");
+  }
   const Json& listed = fields.at("files");
   if (!listed.is_object()) fields.fail("files", "an object of hashes");
   for (const auto& [name, digest] : listed.items()) {
@@ -598,12 +604,16 @@ inline void read_robot(const std::string& text, Contract& found) {
   };
   std::vector<RobotNumber> observed;
   for (const Json& each : listed("observation", found.observation_dim)) {
-    observed.push_back(read_robot_number(Fields(each, "robot.json: observation[" + std::to_string(observed.size()) + "]")));
+    const std::string where = "robot.json: observation[" + std::to_string(observed.size()) + "]";
+    observed.push_back(read_robot_number(Fields(each, where)));
   }
   const Json& actions = listed("action", found.action_dim);
   found.limited = !actions.empty();
   for (std::size_t i = 0; i < actions.size(); ++i) {
     read_robot_action(Fields(actions[i], "robot.json: action[" + std::to_string(i) + "]"), i, observed, found);
+  }
+  if (found.on_failure == "hold" && !found.stands_still) {
+    timing.fail("on_failure", "neutral or disable, since a repeated action would go on moving");
   }
 }
 
@@ -782,7 +792,8 @@ class Network {
     Ort::AllocatorWithDefaultOptions allocator;
     const std::size_t count = input ? session_.GetInputCount() : session_.GetOutputCount();
     for (std::size_t i = 0; i < count; ++i) {
-      const auto own = input ? session_.GetInputNameAllocated(i, allocator) : session_.GetOutputNameAllocated(i, allocator);
+      const auto own =
+          input ? session_.GetInputNameAllocated(i, allocator) : session_.GetOutputNameAllocated(i, allocator);
       if (std::strcmp(own.get(), name) != 0) continue;
       const Ort::TypeInfo type = input ? session_.GetInputTypeInfo(i) : session_.GetOutputTypeInfo(i);
       require(name, type, shape, free);
@@ -839,7 +850,9 @@ class Shell {
  public:
   Shell(const Contract& contract, const SafetySettings& settings, Counters& counters)
       : contract_(contract), counters_(counters), limit_(settings.unfamiliarity_limit) {
-    if (!(limit_ > 0)) refuse("unfamiliarity_limit is " + shown(limit_) + "; expected a number above 0.", Status::bad_argument);
+    if (!(limit_ > 0)) {
+      refuse("unfamiliarity_limit is " + shown(limit_) + "; expected a number above 0.", Status::bad_argument);
+    }
     const std::string& word = contract.on_failure;
     const Reaction agreed = word == "hold"      ? Reaction::hold
                             : word == "neutral" ? Reaction::neutral
@@ -936,8 +949,8 @@ class Shell {
   Reaction reaction(const char* name, Reaction given, Reaction agreed) const {
     const Reaction chosen = given == Reaction::contract ? agreed : given;
     if (chosen == Reaction::home && contract_.home.empty()) {
-      refuse(std::string(name) + " is home; expected another reaction, since no robot.json says where home is: a default "
-             "of every action.", Status::bad_argument);
+      refuse(std::string(name) + " is home; expected another reaction, since no robot.json says where home is: a "
+             "default of every action.", Status::bad_argument);
     }
     if (chosen == Reaction::count && std::strcmp(name, "on_unfamiliar") != 0) {
       refuse(std::string(name) + " is count; expected raise, hold, neutral, home or contract.", Status::bad_argument);
@@ -959,8 +972,8 @@ class Loop;
 
 /// A policy folder, ready to act.
 ///
-/// One thread acts; `health` may be read from any. Only the constructor throws, and no call after it blocks. A tick that
-/// takes a queued action allocates nothing.
+/// One thread acts; `health` may be read from any. Only the constructor throws, and no call after it blocks. A tick
+/// that takes a queued action allocates nothing.
 class Policy {
  public:
   /// Load a folder: check its hashes and its graph's signature, and run it once.
@@ -1053,8 +1066,8 @@ class Policy {
     return act(std::data(observation), std::size(observation), std::data(action), std::size(action));
   }
 
-  /// Write a whole chunk [chunk_size, action_dim], without touching the queued actions; noise is drawn where none (null)
-  /// is given. Neither limits nor rates of robot.json hold for it: they are those of executed actions.
+  /// Write a whole chunk [chunk_size, action_dim], without touching the queued actions; noise is drawn where none
+  /// (null) is given. Neither limits nor rates of robot.json hold for it: they are those of executed actions.
   template <class In, class Given, class Out>
   [[nodiscard]] Status predict_chunk(const In* observation, std::size_t size, const Given* noise,
                                      std::size_t noise_size, Out* chunk, std::size_t chunk_numbers) noexcept {
@@ -1352,7 +1365,9 @@ class Schedule {
   }
 
  private:
-  const double* at(std::int64_t index) const noexcept { return chunk_.data() + static_cast<std::size_t>(index) * action_; }
+  const double* at(std::int64_t index) const noexcept {
+    return chunk_.data() + static_cast<std::size_t>(index) * action_;
+  }
 
   bool blocking_, empty_ = true;
   std::size_t action_;
@@ -1557,7 +1572,8 @@ class Loop {
                                    : contract_.stands_still ? Overrun::hold : Overrun::zero;
     }
     if (chosen == Overrun::home && contract_.home.empty()) {
-      refuse("overrun is home; expected another one, since no robot.json says where home is: a default of every action");
+      refuse("overrun is home; expected another one, since no robot.json says where home is: a default of every "
+             "action");
     }
     return chosen;
   }

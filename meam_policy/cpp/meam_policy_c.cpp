@@ -65,8 +65,9 @@ int meam_reset(meam_policy* policy, int64_t seed) {
 int meam_health(const meam_policy* policy, meam_health_counts* health) {
   if (policy == nullptr || health == nullptr) return MEAM_BAD_ARGUMENT;
   const meam::Health h = policy->health();
-  *health = {h.steps,   h.inferences,   h.bad_observations, h.bad_actions,   h.out_of_bounds,    h.unfamiliar, h.limited,
-             h.rate_limited, h.replaced, h.unfamiliarity,   h.max_unfamiliarity, h.value,         h.disagreement};
+  *health = {h.steps,      h.inferences,   h.bad_observations, h.bad_actions,   h.out_of_bounds,
+             h.unfamiliar, h.limited,      h.rate_limited,     h.replaced,      h.unfamiliarity,
+             h.max_unfamiliarity, h.value, h.disagreement};
   return MEAM_OK;
 }
 

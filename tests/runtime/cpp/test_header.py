@@ -214,6 +214,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], int, str]] = {
         "robot.json: action[1] has nothing between 0.5 and 0.25; expected limits that leave values",
     ),
     "other rate": (put_robot(timing={"rate_hz": 20}), 4, "timing.rate_hz is 20; expected 10, the rate that the policy"),
+    "holding a speed": (
+        put_robot(action=[{**NUMBER, "representation": "delta_to_last"}, NUMBER]),
+        4,
+        'on_failure is "hold"; expected neutral or disable, since a repeated action would go on moving',
+    ),
     "unknown failure": (put_robot(timing={"on_failure": "run"}), 4, 'on_failure is "run"; expected hold, neutral,'),
 }
 
