@@ -48,6 +48,7 @@ COMMANDS = {
     ),
     "push": Command("meam_policy.commands.push", "Publish a policy on the Hugging Face Hub.", "cpu"),
     "robot": Command("meam_policy.commands.robot", "Say what a policy's numbers are on its robot.", "cpu"),
+    "cpp": Command("meam_policy.commands.cpp", "Write a C++ project that acts with a policy.", "cpu"),
     "info": Command("meam_policy.commands.info", "Show what a policy is, or how a training run went.", "cpu"),
     "verify": Command("meam_policy.commands.verify", "Check a policy's files, and how it acts on this machine.", "cpu"),
     "doctor": Command("meam_policy.commands.doctor", "Check what of this machine matters for acting.", "cpu"),

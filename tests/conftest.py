@@ -41,6 +41,7 @@ LONGEST = (
     "training/algorithm/test_bandit.py",
     "end_to_end/test_wheel.py",
     "end_to_end/test_demo.py",
+    "runtime/cpp/test_header.py",
     "export/graph/test_policy_graph.py",
     "export/graph/test_expression.py",
     "export/benchmark/test_bench_infer.py",

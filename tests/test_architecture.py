@@ -22,7 +22,7 @@ STOREYS = {
         {"spec", "graph", "atomic_files", "console", "toml_file"},
         {"robot"},
         {"inference", "folder", "acting", "environments"},
-        {"policy", "rollouts", "diagnosis", "loop"},
+        {"policy", "rollouts", "diagnosis", "loop", "cpp"},
         {"meam_policy"},
         {"cli"},
         {"commands", "__main__"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -11,8 +12,10 @@ from meam_policy.cli import Command, load_command
 from meam_policy.commands import parse
 from meam_policy.commands.numbers import print_numbers
 from meam_policy.console import print_json, print_mapping
-from meam_policy.folder.policy_folder import GRAPH_FILE, locate_policy, verify_files
+from meam_policy.folder.policy_folder import GRAPH_FILE, locate_policy, read_graph, verify_files
 from meam_policy.given_files import given_path
+from meam_policy.graph.graph_check import check_graph
+from meam_policy.inference.versions import requires_onnxruntime
 from meam_policy.policy import MeamPolicy
 from meam_policy.spec import PolicySpec
 
@@ -63,12 +66,24 @@ def info(
             "control rate": rate,
             **({} if loaded.robot is None else {"robot": loaded.robot.describe(spec)}),
             "runs on": loaded.provider,
+            "needs onnxruntime": _needs(folder, spec),
             "variants": ", ".join(spec.variants) or "none",
             "files": ", ".join(f"{name} {digest[:8]}" for name, digest in spec.files.items() if name not in missing),
             **({"missing": ", ".join(missing)} if missing else {}),
         },
     )
     print_numbers(spec)
+
+
+def _needs(folder: Path, spec: PolicySpec) -> str:
+    """The oldest onnxruntime that loads the policy, and each variant that needs a newer one and is there."""
+    needed = {"": requires_onnxruntime(check_graph(read_graph(folder, spec)))}
+    for name, variant in spec.variants.items():
+        if (folder / variant.file).exists():
+            graph = check_graph(read_graph(folder, spec, variant.file), variant.file)
+            needed[name] = requires_onnxruntime(graph)
+    others = "".join(f"; {name} {version}" for name, version in needed.items() if version != needed[""])
+    return f"{needed['']} or newer{others}"
 
 
 def _offset(spec: PolicySpec) -> dict[str, str]:

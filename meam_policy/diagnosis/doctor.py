@@ -31,6 +31,7 @@ from meam_policy.diagnosis.machine import (
 from meam_policy.diagnosis.probe import probe_device
 from meam_policy.errors import ConfigError, MeamError, MissingExtraError
 from meam_policy.inference.providers import TELEMETRY_SWITCH, Device, import_onnxruntime, needs_gpu
+from meam_policy.inference.versions import unreadable
 
 __all__ = ["Finding", "Level", "diagnose"]
 
@@ -136,7 +137,18 @@ def _onnxruntime(device: Device) -> Iterator[Finding]:
         yield Finding("onnxruntime", "problem", seen, _REINSTALL.format(" ".join(wheels)))
     else:
         yield Finding("onnxruntime", "ok", shown or f"{onnxruntime.__version__}, not installed by pip")
+    yield _graphs(onnxruntime.__version__)
     yield from _providers(device, onnxruntime)
+
+
+def _graphs(installed: str) -> Finding:
+    """Whether an onnxruntime is new enough for what `meam export` writes."""
+    lacking = unreadable(installed)
+    if not lacking:
+        return Finding("graphs", "ok", f"onnxruntime {installed} is new enough for all that `meam export` writes")
+    seen = ", ".join(f"{kind} need {version}" for kind, version in lacking.items())
+    remedy = "Upgrade onnxruntime, or take other variants; `meam info` shows what each of a policy's graphs needs."
+    return Finding("graphs", "note", f"onnxruntime {installed} is too old for some: {seen}", remedy)
 
 
 def _providers(device: Device, onnxruntime: ModuleType) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from meam_policy.errors import FormatError, VersionError
 from meam_policy.graph.graph_check import IR_VERSIONS, OPSETS, GraphSummary
 
-__all__ = ["least_version", "load_failure"]
+__all__ = ["least_version", "load_failure", "requires_onnxruntime", "unreadable"]
 
 Version = tuple[int, int]
 
@@ -19,6 +19,9 @@ _IR_VERSIONS = {(1, 17): 9, (1, 18): 10, (1, 23): 11, (1, 24): 13, _NEWEST: IR_V
 
 _OPERATORS: Mapping[str, Version] = {"com.microsoft.MatMulNBits": (1, 22)}
 """Operators that came later than their opset: MatMulNBits is older, but not with the 8 bits that policies have."""
+
+_WRITTEN: Mapping[str, Version] = {"policies": (1, 17), "graphs with 8-bit weights (int8)": (1, 22)}
+"""What each kind of graph needs that `meam export` writes."""
 
 _SIGNS = (
     "is not a registered function/op",
@@ -38,6 +41,20 @@ def least_version(graph: GraphSummary) -> Version:
     return max(*needed, *(_OPERATORS[name] for name in graph.operators if name in _OPERATORS), (0, 0))
 
 
+def requires_onnxruntime(graph: GraphSummary) -> str:
+    """The oldest onnxruntime that loads a graph, such as "1.22"."""
+    return _shown(least_version(graph))
+
+
+def unreadable(installed: str) -> dict[str, str]:
+    """What an onnxruntime is too old for, of the graphs that `meam export` writes: the version that each needs.
+
+    Args:
+        installed: Version of the installed onnxruntime, e.g. "1.20.1".
+    """
+    return {kind: _shown(needed) for kind, needed in _WRITTEN.items() if _parsed(installed) < needed}
+
+
 def load_failure(name: str, graph: GraphSummary, installed: str, reason: str, *, on_cpu: bool) -> FormatError:
     """What to raise for a graph that onnxruntime refuses.
 
@@ -51,16 +68,19 @@ def load_failure(name: str, graph: GraphSummary, installed: str, reason: str, *,
     Returns:
         VersionError if the onnxruntime is too old for the graph, else FormatError.
     """
-    failure = f"{name} cannot be loaded by onnxruntime {installed}: {_shortened(reason)}"
-    needed = least_version(graph)
+    said, needed = _shortened(reason), least_version(graph)
     too_old = _parsed(installed) < needed
     if not (too_old and on_cpu) and not any(sign in reason for sign in _SIGNS):
-        return FormatError(failure)
-    wanted = f"version {needed[0]}.{needed[1]} or newer" if too_old else "a newer one"
+        return FormatError(f"{name} cannot be loaded by onnxruntime {installed}: {said}")
+    wanted = f"onnxruntime {_shown(needed)} or newer" if too_old else "a newer onnxruntime"
     return VersionError(
-        f"{failure.removesuffix('.')}. It needs {wanted}: upgrade onnxruntime, or take another graph of the policy by "
-        "variant=."
+        f"{name} needs {wanted}, and this is {installed}: take another graph of the policy by variant=, or upgrade "
+        f"onnxruntime. It says: {said.removesuffix('.')}."
     )
+
+
+def _shown(version: Version) -> str:
+    return ".".join(map(str, version))
 
 
 def _parsed(version: str) -> Version:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from meam_export import export_policy
+from meam_policy.cpp.project import SOURCES
 from meam_training import OfflineDataset, TrainConfig, collect, train
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,7 @@ def test_the_wheel_acts_in_mujoco_without_torch(tmp_path: Path) -> None:
     succeed(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"meam_policy/cpp/{name}" for name in SOURCES} <= names
     assert {f"{package}/py.typed" for package in ("meam_policy", "meam_training", "meam_export")} <= names
     assert "meam_command.py" in names
     assert {"meam_export/model_card_template.md", "meam_export/demo/report.html"} <= names

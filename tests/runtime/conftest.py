@@ -182,7 +182,7 @@ def make_spec() -> Callable[..., PolicySpec]:
     return policy_spec
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LinearPolicy]:
     """Make a policy folder; the arguments of `policy_spec`, and how to build the graph."""
 

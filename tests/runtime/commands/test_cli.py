@@ -207,6 +207,15 @@ def test_info_lists_the_variants_and_checks_that_they_are_whole(capfd, swinger):
     assert "k1.onnx" in capfd.readouterr().err
 
 
+def test_info_says_which_onnxruntime_each_graph_needs(capfd, make_policy, light_graph):
+    linear = make_policy()
+    linear.add_variant("int8", light_graph(), precision="int8")
+    linear.add_variant("same", linear.graph)
+    assert run(["info", str(linear.folder)]) == 0
+    line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("needs onnxruntime"))
+    assert line.split("│")[1].strip() == "1.18 or newer; int8 1.22"  # IR version 10
+
+
 def test_info_names_what_is_missing_of_the_folder_and_checks_what_is_there(capfd, swinger):
     assert run(["info", str(swinger.folder)]) == 0
     output = capfd.readouterr()

@@ -104,6 +104,16 @@ def test_versions_are_those_that_are_installed():
     assert onnxruntime.__version__ in wheel
 
 
+def test_an_onnxruntime_that_is_too_old_for_some_graphs_is_a_note(offer, monkeypatch):
+    offer()
+    assert named(diagnose(), "graphs").level == "ok"
+    monkeypatch.setattr(onnxruntime, "__version__", "1.21.0")
+    finding = named(diagnose(), "graphs")
+    assert finding.level == "note"
+    assert finding.seen == ("onnxruntime 1.21.0 is too old for some: graphs with 8-bit weights (int8) need 1.22")
+    assert "`meam info` shows what each of a policy's graphs needs" in finding.remedy
+
+
 def switching_import():
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return onnxruntime

@@ -220,7 +220,7 @@ def test_golden_actions_that_do_not_fit_the_policy_are_refused(linear, changes, 
 def test_graph_that_needs_a_newer_onnxruntime_fails_alone(linear, light_graph, old_onnxruntime, capfd):
     linear.add_variant("int8", light_graph(), precision="int8")
     linear.add_variant("k3", linear.graph)
-    with pytest.raises(VersionError, match=r"int8\.onnx .* onnxruntime 1\.20\.1: .*1\.22 or newer"):
+    with pytest.raises(VersionError, match=r"int8\.onnx needs onnxruntime 1\.22 or newer, and this is 1\.20\.1"):
         verify_policy(linear.folder, calls=1)
     report = verify_policy(linear.folder, calls=1, strict=False)
     assert [(graph.variant, type(graph.failure)) for graph in report.graphs] == [
@@ -237,7 +237,7 @@ def test_graph_that_needs_a_newer_onnxruntime_fails_alone(linear, light_graph, o
     lines = capfd.readouterr().out.splitlines()
     assert sum(line.startswith("int8") and line.rstrip().endswith("FAILS") for line in lines) == 1
     assert sum(line.startswith("k3") and line.rstrip().endswith("ok") for line in lines) == 1
-    assert any(line.startswith("int8.onnx was not run: int8.onnx cannot be loaded") for line in lines)
+    assert any(line.startswith("int8.onnx was not run: int8.onnx needs onnxruntime") for line in lines)
 
 
 def test_graph_that_is_broken_fails_alone(linear):

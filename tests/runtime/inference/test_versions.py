@@ -1,14 +1,16 @@
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 
 from meam_policy import DeviceError, FormatError, VersionError
 from meam_policy.graph.graph_check import IR_VERSIONS, OPSETS, GraphSummary, check_graph
-from meam_policy.inference.versions import least_version, load_failure
+from meam_policy.inference.versions import least_version, load_failure, requires_onnxruntime, unreadable
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-NEEDED = "It needs version 1.22 or newer: upgrade onnxruntime, or take another graph of the policy by variant=."
+REMEDY = "take another graph of the policy by variant=, or upgrade onnxruntime. It says:"
 # As onnxruntime 1.20.1 and 1.22.1 write them.
 OPSET_MESSAGE = (
     "[ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/onnxruntime/core/graph/model_load_utils.h:46 void onnxruntime::"
@@ -54,6 +56,16 @@ def test_least_version_is_that_of_opset_ir_version_and_operators(graph, version)
     assert least_version(graph) == version
 
 
+def test_an_old_onnxruntime_is_told_what_it_cannot_load(light_graph):
+    light = {"graphs with 8-bit weights (int8)": "1.22"}
+    assert unreadable("1.16.3") == {"policies": "1.17"} | light
+    assert unreadable("1.21.0") == light
+    assert unreadable("1.22.0") == unreadable("2.0") == unreadable("unknown") == {}
+    published = (Path(__file__).parents[3] / "model_cards" / "pockets" / "policy.onnx").read_bytes()
+    assert requires_onnxruntime(check_graph(published)) == "1.17"
+    assert requires_onnxruntime(check_graph(light_graph())) == "1.22"
+
+
 def test_every_graph_that_may_be_loaded_has_a_least_version():
     for opset in range(OPSETS[0], OPSETS[1] + 1):
         for ir_version in range(IR_VERSIONS[0], IR_VERSIONS[1] + 1):
@@ -81,7 +93,8 @@ def test_variant_that_needs_a_newer_onnxruntime_is_refused_with_both_versions_an
     linear.add_variant("int8", light_graph(), precision="int8")
     with pytest.raises(VersionError) as caught:
         linear.load(variant="int8")
-    assert str(caught.value) == f"int8.onnx cannot be loaded by onnxruntime 1.20.1: {old_onnxruntime}. {NEEDED}"
+    needs = "int8.onnx needs onnxruntime 1.22 or newer, and this is 1.20.1"
+    assert str(caught.value) == f"{needs}: {REMEDY} {old_onnxruntime}."
     assert linear.load().act(np.zeros(3)).shape == (2,)
 
 
@@ -95,14 +108,15 @@ def test_long_message_of_onnxruntime_is_shortened_to_its_kind_and_cause(message,
     text = str(error)
     assert len(text) < 400
     assert "\n" not in text
-    assert text.startswith(f"k3.onnx cannot be loaded by onnxruntime 1.22.1: {message[:40]}")
-    assert f"{end} It needs version {needed} or newer" in text
+    needs = f"k3.onnx needs onnxruntime {needed} or newer, and this is 1.22.1"
+    assert text.startswith(f"{needs}: {REMEDY} {message[:40]}")
+    assert text.endswith(end)
 
 
 def test_sign_of_age_without_a_known_version_asks_for_a_newer_one():
     error = load_failure("k3.onnx", summary(), "1.40.0", "No Op registered for New", on_cpu=True)
     assert isinstance(error, VersionError)
-    assert "No Op registered for New. It needs a newer one: upgrade onnxruntime" in str(error)
+    assert str(error) == f"k3.onnx needs a newer onnxruntime, and this is 1.40.0: {REMEDY} No Op registered for New."
 
 
 def test_broken_graph_is_no_question_of_the_version():

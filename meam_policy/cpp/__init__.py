@@ -1,0 +1,1 @@
+"""Acting from C++ and C: `meam_policy.hpp`, and the project around it that `meam cpp` writes."""
