@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -113,6 +114,7 @@ class _Check:
             ),
             *((LEAPP, f"LEAPP bundle, `{form}`", lambda form=form: self.leapp(form)) for form in forms),
             ("Isaac ROS Deploy 4.5", "LEAPP bundle", self.isaac),
+            ("C++17, C", "[`meam_policy.hpp`](cpp.md)", self.cpp),
             (PHYSICALAI, "`manifest.json`", self.physicalai),
             ("exploy 0.1", "tick graph with its names", self.exploy),
             ("ros2_control_demos, example_18", "plain graph", self.plain),
@@ -171,6 +173,18 @@ class _Check:
         folder, _ = write_manifest(self.free, self.forms / "physicalai")
         seen = _play("play_physicalai.py", self._environment(PHYSICALAI), folder, self.zero_reference)
         return _exact(PHYSICALAI, "`manifest.json`", seen["ticks"], seen["differing"] == 0, "zero noise; experimental")
+
+    def cpp(self) -> Row:
+        """The header's own tests: golden actions, and cases that it shares with Python."""
+        tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "tests/runtime/cpp"]
+        done = subprocess.run(tests, cwd=ROOT, capture_output=True, text=True)
+        last = (done.stdout.strip().splitlines() or ["no output"])[-1]
+        counts = re.sub(r" in [0-9.]+s.*", "", last.strip("= "))
+        if "skipped" in counts and "passed" not in counts:
+            raise Unavailable("no compiler, or no headers of ONNX Runtime")
+        what = f"its tests, 540 cases shared with Python among them, on pip's library and Debian's 1.21: {counts}"
+        state = "failed" if done.returncode else "run here"
+        return Row("C++17, C", "[`meam_policy.hpp`](cpp.md)", state, what)
 
     def exploy(self) -> Row:
         """The graph with exploy's names; the controller is on no package registry."""

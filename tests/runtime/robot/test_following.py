@@ -256,9 +256,9 @@ def test_a_preview_is_what_limit_action_then_does_and_counts_nothing(make_robot)
 def test_the_loops_plan_is_limited_as_its_ticks_are(make_robot):
     policy = make_robot(contract({"max_rate": 0.5}, rate_hz=10)).load(seed=0)
     loop = ControlLoop(policy, chunking="blocking", execute_steps=4, simulated_delay=0)
+    expected = np.empty((0, 2))
     for row in ROWS[:24]:
         loop.step(row)
         plan = loop.plan()
-        if plan.begun:
-            expected = plan.actions
+        expected = plan.actions if plan.begun else expected
         np.testing.assert_array_equal(plan.actions, expected[-len(plan.actions) :])
