@@ -25,7 +25,7 @@ if "MEAM_WITHOUT_SHAPE_CHECKS" not in os.environ:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test depends on a clock; the first call of many a torch operation would take longer than Hypothesis allows.
-hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("tests")
 
 LONGEST = (

@@ -26,11 +26,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from meam_policy.cli import run
 from meam_training import Checkpoint
 
+PRETRAINING = 40
 SETTINGS = (
+    f"--pretrain-steps {PRETRAINING} "
     "--hidden-dims 8 8 --critic-hidden-dims 8 8 --num-critics 2 --batch-size 16 --nfe 2 --candidates 4 "
-    "--likelihood-steps 1 --chunk-size 2 --pretrain-steps 40 --threads 1 --device cpu "
+    "--likelihood-steps 1 --chunk-size 2 --threads 1 --device cpu "
     "--checkpoint-every 2 --keep-checkpoints 2 --log-every 5 --evaluate-every 100 --evaluate-episodes 1"
 )
 ENDLESS = 10_000_000
@@ -94,7 +97,7 @@ def stress(folder: Path, kills: int, seed: int) -> Report:
         best = score.score if score else None
         report.steps.append(before or 0)
         print(f"kill {len(report.steps)}: update {before}, best return {best}", file=sys.stderr)
-    steps = str((before or 0) + 7)
+    steps = str(max(before or 0, PRETRAINING) + 7)
     meam("train", *([] if before else first), "--resume", "--output-dir", str(killed), "--steps", steps)
     meam("train", *first, "--steps", steps, "--output-dir", str(whole))
     check_equal(killed, whole)
@@ -152,7 +155,8 @@ def check_equal(one: Path, other: Path) -> None:
 
 
 def meam(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "meam_policy", *arguments], check=True, stderr=subprocess.PIPE)
+    code = run(list(arguments))
+    assert code == 0, f"meam {' '.join(arguments)}: exit status {code}"
 
 
 if __name__ == "__main__":

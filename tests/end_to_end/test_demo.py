@@ -209,7 +209,18 @@ def test_ctrl_c_leaves_no_traceback_and_a_demo_that_goes_on(tmp_path: Path) -> N
     import signal
     import time
 
-    command = [sys.executable, "-m", "meam_policy", "demo", "--task", "pockets", "--output-dir", str(tmp_path / "demo")]
+    # Networks of the toy's size, in a demo as long as any.
+    small = """
+import sys
+from dataclasses import replace
+from meam_export.commands import demo
+from meam_policy.cli import run
+task = demo.TASKS["pockets"]
+settings = {**task.settings, "hidden_dims": (16,), "batch_size": 16, "checkpoint_every": 10}
+demo.TASKS = {"pockets": replace(task, transitions=1000, settings=settings)}
+sys.exit(run(["demo", "--task", "pockets", "--output-dir", sys.argv[1]]))
+"""
+    command = [sys.executable, "-c", small, str(tmp_path / "demo")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     checkpoints = tmp_path / "demo" / "runs" / "bc" / "checkpoints"
     deadline = time.monotonic() + 120
@@ -223,6 +234,6 @@ def test_ctrl_c_leaves_no_traceback_and_a_demo_that_goes_on(tmp_path: Path) -> N
     assert stdout == ""
     *stages, last = stderr.splitlines()
     assert last == "meam: interrupted; what was finished is kept."
-    assert stages[9] == "Recording meam/Pockets-v0: 40000 of 40000"
+    assert stages[9] == "Recording meam/Pockets-v0: 1000 of 1000"
     assert all(line.startswith("Training bc: ") for line in stages[10:])
     assert not list((tmp_path / "demo").rglob("*.tmp"))

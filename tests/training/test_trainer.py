@@ -455,7 +455,9 @@ train(config, data, sys.argv[1], resume=True)
 
 
 @pytest.mark.slow
-def test_a_training_in_another_process_locks_the_folder_and_survives_being_killed(dataset, make_config, tmp_path):
+def test_a_training_in_another_process_locks_the_folder_and_survives_being_killed(
+    dataset, make_config, tmp_path, monkeypatch
+):
     cut = tmp_path / "cut"
     for _ in range(2):
         child = subprocess.Popen([sys.executable, "-c", ENDLESS, str(cut), "1000000"])
@@ -473,8 +475,9 @@ def test_a_training_in_another_process_locks_the_folder_and_survives_being_kille
             child.wait()
     last = Checkpoint.load(cut)
     assert all(tensor.isfinite().all() for tensor in saved(last).values())
-    for folder, steps in ((cut, last.step + 3), (tmp_path / "whole", last.step + 3)):
-        subprocess.run([sys.executable, "-c", ENDLESS, str(folder), str(steps)], check=True)
+    for folder in (cut, tmp_path / "whole"):
+        monkeypatch.setattr(sys, "argv", ["", str(folder), str(last.step + 3)])
+        exec(ENDLESS, {})
     assert_bit_equal(Checkpoint.load(cut), Checkpoint.load(tmp_path / "whole"))
     assert [int(row["step"]) for row in rows(cut)] == list(range(1, last.step + 4))
 
@@ -482,13 +485,18 @@ def test_a_training_in_another_process_locks_the_folder_and_survives_being_kille
 # A full disk
 
 
+@pytest.fixture(scope="module")
+def all_kept(dataset, make_config, tmp_path_factory):
+    """A run that leaves a checkpoint after every update."""
+    return train(make_config(steps=8, checkpoint_every=1), dataset, tmp_path_factory.mktemp("whole") / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["model.safetensors", "trainer.json", "metrics.csv"])
-def test_a_disk_that_fills_up_ends_the_run_and_costs_no_checkpoint(dataset, make_config, tmp_path, file):
+def test_a_disk_that_fills_up_ends_the_run_and_costs_no_checkpoint(dataset, all_kept, tmp_path, file):
     resource = pytest.importorskip("resource")
-    config = make_config(steps=12, checkpoint_every=1)
-    whole = train(config, dataset, tmp_path / "whole")
-    first = tmp_path / "whole" / "checkpoints" / "step_00000001"
+    config, checkpoints = all_kept.config, all_kept.path.parent
+    first = checkpoints / "step_00000001"
     cut, before = tmp_path / "cut", resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(step, row):
@@ -504,8 +512,8 @@ def test_a_disk_that_fills_up_ends_the_run_and_costs_no_checkpoint(dataset, make
     last = Checkpoint.load(cut)
     assert last.step >= 3
     assert {path.name for path in (cut / "checkpoints").iterdir()} == {f"step_{n:08d}" for n in range(1, last.step + 1)}
-    assert_bit_equal(whole, train(config, dataset, cut, resume=True))
-    assert without_speed(cut) == without_speed(tmp_path / "whole")
+    assert_bit_equal(all_kept, train(config, dataset, cut, resume=True))
+    assert without_speed(cut) == without_speed(checkpoints.parent)
 
 
 # What cannot be trained

@@ -249,7 +249,11 @@ def test_the_reweighted_policy_comes_close_to_its_targets_with_few_updates(tmp_p
     ("name", "critic"),
     [("5d-bump-0-2m-2-1", "true"), ("25d-lin-0-2m-1.5-1-context", "true"), ("5d-lin-0-2m-2-1", "exact")],
 )
-def test_a_job_on_chunks_is_measured_and_reported_beside_its_floor(tmp_path: Path, name: str, critic: str) -> None:
+def test_a_job_on_chunks_is_measured_and_reported_beside_its_floor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, critic: str
+) -> None:
+    monkeypatch.setattr(suite, "SAMPLES", 4000)
+    monkeypatch.setattr(suite, "PRIOR_SAMPLES", 20_000)
     command = ["--output", str(tmp_path), "--method", "reweighted", "--run", name, "--critic", critic, "--jobs", "0"]
     assert suite.main([*command, "--steps", "60", "--pretrain-steps", "30"]) == 0
     (path,) = (tmp_path / "jobs").glob("*.json")

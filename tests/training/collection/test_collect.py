@@ -240,7 +240,7 @@ def test_a_recording_killed_again_and_again_is_the_uninterrupted_one(tmp_path):
         process = subprocess.Popen([sys.executable, "-c", KILLED, str(root)], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         last = 0
-        episodes = int(generator.integers(50, 150))
+        episodes = int(generator.integers(80, 120))
         for _, line in zip(range(episodes), process.stdout, strict=False):
             last = int(line)
         time.sleep(generator.uniform(0, 0.02))

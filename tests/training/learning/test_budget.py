@@ -115,12 +115,13 @@ def test_with_the_log_step_the_scale_of_the_values_changes_nothing(bandit, kind,
     """Weights after the same updates, with values × 0.01, × 1 and × 100; with the reference's step they differ."""
     weights = []
     for scale in (0.01, 1.0, 100.0):
-        learner, chunks = learner_of(bandit, scale, steps=30, kl_budget=0.5, kl_dual=dual, **OBJECTIVES[kind])
-        for step in range(1, 31):
+        learner, chunks = learner_of(bandit, scale, steps=12, kl_budget=0.5, kl_dual=dual, **OBJECTIVES[kind])
+        for step in range(1, 13):
             learner.update(chunks, step)
         weights.append(torch.cat([p.detach().flatten() for p in learner.networks.deployed.parameters()]))
     small, plain, large = weights
-    tolerance = 1e-3 * plain.norm()
+    # Seen with seeds 0 to 2: 4e-8 at most of rounding, and at least 1e-3 by another step.
+    tolerance = 1e-5 * plain.norm()
     if dual == "log":
         assert (small - plain).norm() < tolerance
         assert (large - plain).norm() < tolerance

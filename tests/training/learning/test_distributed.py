@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from meam_policy.cli import run as meam
 from meam_policy.errors import ConfigError
 from meam_training.algorithm.batch import ChunkBatch, MeamNoise, draw_noise
 from meam_training.algorithm.update import BUDGET_METRICS
@@ -42,6 +43,9 @@ METHODS = {
     "bridge budget": {"objective": "bridge", "kl_budget": 0.1, "mixture_weight": 0.0, "seed": 1},
     "ancestral budget": {"objective": "adjoint", "kl_budget": 0.1, "mixture_weight": 0.0},
 }
+
+TOGETHER = ("qam", "me-am", "budget")
+"""Those that two processes train."""
 
 
 def config_of(make_config, method, **changes):
@@ -125,6 +129,7 @@ def test_without_torchrun_there_is_one_process():
         group.wait()
 
 
+UPDATES = 5
 WORKER = """
 import json, sys
 import numpy as np
@@ -136,81 +141,89 @@ from meam_training.learning.learner import Learner
 from meam_training.trainer import make_spec
 
 torch.set_num_threads(1)
-settings, output = json.loads(sys.argv[1]), sys.argv[2]
+settings, output, updates = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 rng = np.random.default_rng(0)
 rows = 60
 dataset = OfflineDataset.from_arrays(
     rng.normal(size=(rows, 3)), rng.uniform(-1, 1, (rows, 2)), rng.normal(size=rows), rng.normal(size=(rows, 3)),
     np.zeros(rows, bool), np.arange(rows) % 20 == 19,
 )
-config = TrainConfig.from_json(json.dumps(settings))
-spec, cpu = make_spec(config, dataset), torch.device("cpu")
-with process_group(config, cpu) as group:
-    learner = Learner(spec, config, cpu, group=group)
-    chunks = DeviceChunks(config, dataset, spec, cpu)
-    metrics = [{k: v.item() for k, v in learner.update(chunks, step).items()} for step in range(1, 6)]
-    weights = torch.cat([p.flatten() for p in learner.networks.parameters()]).double()
-    stop = [group.agree(group.rank == 1), group.agree(False)]
+configs = {method: TrainConfig.from_json(text) for method, text in settings.items()}
+cpu, found = torch.device("cpu"), {}
+with process_group(next(iter(configs.values())), cpu) as group:
+    for method, config in configs.items():
+        spec = make_spec(config, dataset)
+        learner = Learner(spec, config, cpu, group=group)
+        chunks = DeviceChunks(config, dataset, spec, cpu)
+        metrics = [{k: v.item() for k, v in learner.update(chunks, step + 1).items()} for step in range(updates)]
+        weights = torch.cat([p.flatten() for p in learner.networks.parameters()]).double()
+        found[method] = {"metrics": metrics, "weights": weights.tolist()}
+    found |= {"size": group.size, "stop": [group.agree(group.rank == 1), group.agree(False)]}
     with open(f"{output}.{group.rank}.json", "w") as file:
-        json.dump({"size": group.size, "metrics": metrics, "weights": weights.tolist(), "stop": stop}, file)
+        json.dump(found, file)
 """
 
 
-def run_worker(folder: Path, settings: str, name: str, processes: int) -> list[dict]:
-    script = folder / "worker.py"
-    script.write_text(WORKER)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(script), settings, str(folder / name)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")} | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="module")
+def together_and_alone(make_config, tmp_path_factory) -> tuple[list[dict], dict]:
+    """What two processes of one torchrun, and one process, make of the same updates of every method."""
+    folder = tmp_path_factory.mktemp("gloo")
+    (folder / "worker.py").write_text(WORKER)
+    settings = json.dumps({m: config_of(make_config, m, pretrain_steps=0).to_json() for m in TOGETHER})
+    worker, updates = str(folder / "worker.py"), str(UPDATES)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("WORLD_SIZE", "RANK"):
+            patch.delenv(name, raising=False)
+        patch.setattr(sys, "argv", [worker, settings, str(folder / "alone"), updates])
+        runpy.run_path(worker)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        command = [*launcher, worker, settings, str(folder / "together"), updates]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
-    return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(processes)]
+    first, second, alone = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("together.0", "together.1", "alone.0")
+    )
+    return [first, second], alone
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["qam", "me-am", "budget"])
-def test_two_gloo_processes_train_like_one(make_config, tmp_path, method):
-    settings = config_of(make_config, method, pretrain_steps=0).to_json()
-    (alone,) = run_worker(tmp_path, settings, "alone", 1)
-    first, second = run_worker(tmp_path, settings, "together", 2)
-    assert (alone["size"], first["size"]) == (1, 2)
-    assert first["weights"] == second["weights"]
-    assert first["metrics"] == second["metrics"]
-    assert first["stop"] == second["stop"] == [True, False]
-    for ours, theirs in zip(first["metrics"], alone["metrics"], strict=True):
+@pytest.mark.parametrize("method", TOGETHER)
+def test_two_gloo_processes_train_like_one(together_and_alone, method):
+    (first, second), alone = together_and_alone
+    assert first[method] == second[method]
+    assert len(first[method]["metrics"]) == UPDATES
+    for ours, theirs in zip(first[method]["metrics"], alone[method]["metrics"], strict=True):
         of_budget = (*BUDGET_METRICS[:2], *TRUST_REGION_METRICS) if method == "budget" else ()
         for name in ("prior_loss", "critic_loss", "policy_loss", "value_mean", "gradient_norm", *of_budget):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
-    torch.testing.assert_close(torch.tensor(first["weights"]), torch.tensor(alone["weights"]), rtol=1e-3, atol=1e-4)
+    ours, theirs = (torch.tensor(found[method]["weights"]) for found in (first, alone))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_gloo_processes_stop_together(together_and_alone):
+    (first, second), alone = together_and_alone
+    assert (first["size"], second["size"], alone["size"]) == (2, 2, 1)
+    assert first["stop"] == second["stop"] == [True, False]
 
 
 @pytest.mark.slow
 def test_torchrun_of_the_command_writes_one_run_and_resumes_it(tmp_path):
     data = str(collect("meam/Pockets-v0", 300, root=tmp_path / "data"))
-    tiny = ["--batch-size", "16", "--candidates", "4", "--hidden-dims", "8", "8", "--critic-hidden-dims", "8", "8"]
-    tiny += [
-        "--num-critics",
-        "2",
-        "--nfe",
-        "4",
-        "--mixture-weight",
-        "0.3",
-        "--pretrain-steps",
-        "0",
-        "--log-every",
-        "1",
-        "--device",
-        "cpu",
-    ]
+    tiny = "--batch-size 16 --candidates 4 --hidden-dims 8 8 --critic-hidden-dims 8 8 --num-critics 2 --nfe 4"
+    tiny += " --mixture-weight 0.3 --pretrain-steps 0 --log-every 1 --device cpu --threads 1"
 
     def meam_train(name: str, processes: int, *more: str) -> list[list[str]]:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command = [sys.executable, *(launcher if processes > 1 else []), "-m", "meam_policy", "train"]
-        command += ["--data", data, "--output-dir", str(tmp_path / name), *tiny, *more]
-        result = subprocess.run(
-            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-        )
-        assert result.returncode == 0, result.stderr[-2000:]
+        arguments = ["train", "--data", data, "--output-dir", str(tmp_path / name), *tiny.split(), *more]
+        if processes == 1:
+            assert meam(arguments) == 0
+        else:
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+            command = [sys.executable, *launcher, "-m", "meam_policy", *arguments]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+            assert result.returncode == 0, result.stderr[-2000:]
         with (tmp_path / name / "metrics.csv").open(newline="") as file:
             return list(csv.reader(file))
 

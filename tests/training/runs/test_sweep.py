@@ -168,23 +168,6 @@ def test_print_writes_one_line_of_json_if_asked(write, capsys):
     }
 
 
-@pytest.mark.slow
-def test_the_outcome_of_a_sweep_is_one_line_of_json_if_asked(write, data, tmp_path, capsys):
-    path = write(f"{TINY}[tasks.broken]\ndata = 'no/such-v0'\n[tasks.good]\ndata = '{data}'\nevaluate_every = 3\n")
-    with pytest.raises(SystemExit) as caught:
-        meam(["sweep", str(path), "--output-dir", str(tmp_path / "runs"), "--json"])
-    assert caught.value.code == 1
-    out = capsys.readouterr().out
-    assert out.count("\n") == 1
-    broken, good = json.loads(out)["runs"]
-    folders = [str(tmp_path / "runs" / name) for name in ("task=broken", "task=good")]
-    assert broken == {"name": "task=broken", "output_dir": folders[0], "state": "failed", "metrics": {}}
-    assert (good["name"], good["output_dir"], good["state"]) == ("task=good", folders[1], "finished")
-    assert good["metrics"]["step"] == 6
-    assert {"prior_loss", "policy_loss", "action_difference"} <= good["metrics"].keys()
-    assert all(isinstance(value, float) for value in good["metrics"].values())
-
-
 def test_print_writes_one_shell_command_a_line_and_runs_nothing(write, tmp_path, capsys):
     path = write("[grid]\nseed = [0, 1]\n[tasks.a]\ndata = 'x $(touch y)/a'\n")
     assert meam(["sweep", str(path), "--print"]) == 0
@@ -248,31 +231,45 @@ def test_a_sweep_needs_a_worker(tmp_path):
 
 @pytest.mark.slow
 def test_a_failing_run_stops_no_other_and_finished_ones_are_skipped(write, data, tmp_path, capsys):
-    path = write(f"{TINY}[grid]\nseed = [0, 1]\n[tasks.broken]\ndata = 'no/such-v0'\n[tasks.good]\ndata = '{data}'\n")
+    path = write(f"{TINY}[tasks.broken]\ndata = 'no/such-v0'\n[tasks.good]\ndata = '{data}'\nevaluate_every = 3\n")
     output = tmp_path / "runs"
-    arguments = ["sweep", str(path), "--output-dir", str(output), "--workers", "2"]
+    arguments = ["sweep", str(path), "--output-dir", str(output)]
+    with pytest.raises(SystemExit) as caught:
+        meam([*arguments, "--json"])
+    assert caught.value.code == 1
+    out, err = capsys.readouterr()
+    assert "Failed: task=broken; the end of" in err
+    assert "no/such-v0, neither" in err
+    assert out.count("\n") == 1
+    broken, good = json.loads(out)["runs"]
+    folders = [str(output / name) for name in ("task=broken", "task=good")]
+    assert broken == {"name": "task=broken", "output_dir": folders[0], "state": "failed", "metrics": {}}
+    assert (good["name"], good["output_dir"], good["state"]) == ("task=good", folders[1], "finished")
+    assert good["metrics"]["step"] == 6
+    assert {"prior_loss", "policy_loss", "action_difference"} <= good["metrics"].keys()
+    assert all(isinstance(value, float) for value in good["metrics"].values())
+    assert (output / "task=good" / "metrics.csv").is_file()
+    (output / "task=good.log").unlink()
     with pytest.raises(SystemExit) as caught:
         meam(arguments)
     assert caught.value.code == 1
+    assert not (output / "task=good.log").exists()
     out, err = capsys.readouterr()
-    assert out.count("finished") == 2
-    assert out.count("failed") == 2
-    assert "Failed: task=broken,seed=1; the end of" in err
-    assert "no/such-v0, neither" in err
-    assert (output / "task=good,seed=1" / "metrics.csv").is_file()
-    (output / "task=good,seed=0.log").unlink()
-    with pytest.raises(SystemExit):
-        meam(arguments)
-    assert not (output / "task=good,seed=0.log").exists()
-    assert capsys.readouterr().out.count("finished") == 2
+    assert out.count("finished") == 1
+    assert out.count("failed") == 1
+    assert "Failed: task=broken; the end of" in err
 
 
 @pytest.mark.slow
-def test_a_run_finished_with_other_settings_is_not_skipped(write, data, tmp_path):
-    text = f"{TINY}[tasks.good]\ndata = '{data}'\n"
+def test_a_started_run_goes_on_with_the_same_command_but_not_with_other_settings(write, data, tmp_path):
+    text = f"{TINY}confine = false\nmixture_weight = 0.5\nadaptive_mixture = true\n[tasks.good]\ndata = '{data}'\n"
+    assert [outcome.state for outcome in run_sweep(read_sweep(write(text), tmp_path / "runs"))] == ["finished"]
+    text = text.replace("steps = 6", "steps = 8", 1)
     [outcome] = run_sweep(read_sweep(write(text), tmp_path / "runs"))
     assert outcome.state == "finished"
     assert outcome.run.finished
+    with pytest.raises(ConfigError, match=r"was begun with confine = False, but in the sweep it has its default True"):
+        run_sweep(read_sweep(write(text.replace("confine = false\n", "")), tmp_path / "runs"))
     [run] = read_sweep(write(text.replace("[8, 8]", "[8, 9]")), tmp_path / "runs")
     assert not run.finished
     assert [outcome.state for outcome in run_sweep([run])] == ["failed"]
@@ -280,40 +277,29 @@ def test_a_run_finished_with_other_settings_is_not_skipped(write, data, tmp_path
 
 
 @pytest.mark.slow
-def test_a_started_run_goes_on_with_the_same_command(write, data, tmp_path):
-    text = f"{TINY}confine = false\nmixture_weight = 0.5\nadaptive_mixture = true\n[tasks.good]\ndata = '{data}'\n"
-    assert [outcome.state for outcome in run_sweep(read_sweep(write(text), tmp_path / "runs"))] == ["finished"]
-    [outcome] = run_sweep(read_sweep(write(text.replace("steps = 6", "steps = 8", 1)), tmp_path / "runs"))
-    assert outcome.state == "finished"
-    assert outcome.run.finished
-    with pytest.raises(ConfigError, match=r"was begun with confine = False, but in the sweep it has its default True"):
-        run_sweep(read_sweep(write(text.replace("confine = false\n", "")), tmp_path / "runs"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_lets_the_runs_save_and_starts_no_other(write, data, tmp_path, number):
-    text = f"{TINY}[grid]\nseed = [0, 1, 2]\n[tasks.good]\ndata = '{data}'\n".replace(
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
+def test_an_interrupt_lets_the_runs_save_and_starts_no_other(write, data, tmp_path, number, workers):
+    text = f"{TINY}[grid]\nseed = {list(range(workers + 1))}\n[tasks.good]\ndata = '{data}'\n".replace(
         "steps = 6", "steps = 1_000_000", 1
     )
     command = [sys.executable, "-m", "meam_policy", "sweep", str(write(text)), "--output-dir", str(tmp_path / "runs")]
     sweep = subprocess.Popen(
-        [*command, "--workers", "2"],
+        [*command, "--workers", str(workers)],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    files = [tmp_path / "runs" / f"task=good,seed={seed}" / "metrics.csv" for seed in (0, 1)]
+    files = [tmp_path / "runs" / f"task=good,seed={seed}" / "metrics.csv" for seed in range(workers)]
     deadline = time.monotonic() + 120
     while not all(file.is_file() for file in files) and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(sweep.pid, number)  # as a terminal does
     out, err = sweep.communicate(timeout=60)
     assert sweep.returncode == 130, err
-    assert out.count("interrupted") == 2
+    assert out.count("interrupted") == workers
     assert "not started" in out
-    assert not (tmp_path / "runs" / "task=good,seed=2.log").exists()
+    assert not (tmp_path / "runs" / f"task=good,seed={workers}.log").exists()
     for file in files:
         assert list(file.parent.glob("checkpoints/step_*"))
 
