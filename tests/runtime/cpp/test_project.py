@@ -58,7 +58,7 @@ def test_a_policy_that_cannot_be_used_is_one_sentence_and_nothing_is_written(
 
 def test_the_blocks_of_the_page_compile_without_warnings(toolchain, include, tmp_path):
     page = (HERE.parents[2] / "docs" / "cpp.md").read_text(encoding="utf-8")
-    blocks = dict.fromkeys(("cpp", "c"), "")
+    blocks: dict[str, str] = {"cpp": "", "c": ""}
     for kind, body in re.findall(r"^```(cpp|c)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
         blocks[kind] += body
     flags = [*toolchain.strict, "-fsyntax-only", "-I", toolchain.sources, "-isystem", include]
