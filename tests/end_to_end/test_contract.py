@@ -276,6 +276,7 @@ CASES: Mapping[str, Callable[[World], Case]] = {
         },
     ),
     "MeamPolicy.limit_action": lambda w: (w.policy.limit_action, {"action": w.policy.act(w.row)}),
+    "MeamPolicy.preview_actions": lambda w: (w.policy.preview_actions, {"actions": w.policy.act(w.row)[None]}),
     "MeamPolicy.predict": lambda w: (
         w.policy.predict,
         {"observation": w.row, "state": None, "episode_start": None, "deterministic": None},
