@@ -14,6 +14,16 @@ from meam_policy.spec.names import NamedNumber
 __all__ = ["Part", "action_parts", "observation_parts"]
 
 
+RESERVED = (
+    "action",
+    "kd",
+    "kp",
+    "noise",
+    *(f"{state}_{way}" for state in ("last", "queue", "state") for way in ("in", "out")),
+)
+"""Names of a tick graph's other inputs and outputs."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Numbers of an observation or an action that travel together as one tensor [1, size].
@@ -92,8 +102,8 @@ def _identifier(text: str) -> str:
 
 
 def _with_own_names(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """The parts, numbered where two have the same name."""
-    seen: dict[str, int] = {}
+    """The parts, numbered where two have the same name, or one that the graph needs itself."""
+    seen = dict.fromkeys(RESERVED, 1)
     found = []
     for part in parts:
         seen[part.name] = seen.get(part.name, 0) + 1

@@ -90,8 +90,10 @@ def write_file(path: Path, data: bytes) -> None:
     """Write a graph, whole or not at all, making the folders it lies in.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or there is a file of that name, such as the policy's own graph.
     """
+    if path.exists():
+        raise OutputError(f"{path} exists already. Choose another file, or delete it first.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)

@@ -227,9 +227,12 @@ class _Wrapper:
         self._chunk = next(value for value in inner.outputs if value.name == "actions")
         inner.outputs[:] = [self._chunk]
         RemoveUnusedNodesPass()(self._model)
+        # With a slash, which no part's name has: an observation's key may be called as a weight is.
+        for weight in list(inner.initializers.values()):
+            weight.name = f"policy/{weight.name}"
         for node in inner:
-            for value in node.outputs:  # with an open batch
-                value.shape = None
+            for value in node.outputs:
+                value.name, value.shape = f"policy/{value.name}", None  # the shape has an open batch
         self.parts = (Part(one_part, tuple(range(spec.observation_dim))),) if one_part else ()
         self.parts = self.parts or observation_parts(spec, robot)
         ir.convenience.replace_all_uses_with(self._observation, self._flat_observation())
@@ -271,7 +274,7 @@ class _Wrapper:
         passing = ir.node("Identity", [self._queue], num_outputs=1)
         kept = passing.outputs[0]
         shape = (1, self._spec.chunk_size, self._spec.action_dim)
-        for name, value in (("chunk_begun", self._chunk), ("chunk_kept", kept)):
+        for name, value in (("chunk/begun", self._chunk), ("chunk/kept", kept)):
             value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, ir.Shape(shape)
         nodes, weights = self._taken_out()
         begun = ir.Graph([], [self._chunk], nodes=nodes, initializers=weights, name="chunk_begins")
@@ -361,9 +364,9 @@ class _Wrapper:
         for index, node in enumerate(self._write.nodes):
             node.name = node.name or f"tick_{node.op_type}_{index}"
             for number, value in enumerate(node.outputs):
-                value.name = value.name or f"tick_{index}_{number}"
+                value.name = value.name or f"tick/{index}_{number}"
         for index, constant in enumerate(self._write.initializers):
-            constant.name = f"tick_constant_{index}"
+            constant.name = f"tick/constant_{index}"
             assert constant.const_value is not None
             constant.const_value.name = constant.name
         outer = ir.Graph(
@@ -385,7 +388,7 @@ class _Wrapper:
         """The policy's nodes, among those of the tick graph; their chunk."""
         nodes, self._weights = self._taken_out()
         self._write.nodes += nodes
-        self._chunk.name = "chunk_begun"
+        self._chunk.name = "chunk/begun"
         return self._chunk
 
     def _taken_out(self) -> tuple[list[ir.Node], list[ir.Value]]:

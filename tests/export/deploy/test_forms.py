@@ -303,6 +303,12 @@ def test_places_that_cannot_be_written_are_refused(make_source: Make, tmp_path: 
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"Cannot write .*file/t\.onnx"):
         run(tmp_path / "arm", "--tick", tmp_path / "file" / "t.onnx")
+    run(tmp_path / "arm", "--tick", tmp_path / "t.onnx")
+    before = (tmp_path / "arm/policy.onnx").read_bytes()
+    for there in (tmp_path / "t.onnx", tmp_path / "arm/policy.onnx"):
+        with pytest.raises(OutputError, match="exists already. Choose another file, or delete it first"):
+            run(tmp_path / "arm", "--tick", there)
+    assert (tmp_path / "arm/policy.onnx").read_bytes() == before
     with pytest.raises(NotFoundError):
         read_source(tmp_path / "nowhere", variant=None)
     full = tmp_path / "full"

@@ -68,6 +68,11 @@ CASES: dict[str, dict[str, Any]] = {
     "map coordinates": {"observation_offset": (0.0, 4.5e5, 0.0, -2.25)},
     "a float64 box": {"action": BoxSpec((2,), "float64", (-1.0, -2.0), (1.0, 0.5))},
     "a matrix of actions": {"action": BoxSpec((1, 2), "float32", (-1.0, -2.0), (1.0, 0.5))},
+    "keys called as the graph's own values are": {
+        "observation": tuple(
+            BoxSpec((1,), "float32", (-np.inf,), (np.inf,), key) for key in ("c0", "state in", "noise", "tick_1")
+        )
+    },
     "a Dict observation": {
         "observation": (
             BoxSpec((1, 2), "float32", (-np.inf,) * 2, (np.inf,) * 2, "goal x/y"),
