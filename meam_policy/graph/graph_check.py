@@ -348,7 +348,7 @@ class _GraphCheck:
             ends.append(reader.bytes(reader.read(branch["output"][0], VALUE_INFO).get("name")))
         self._define(outputs)
         for follower in (self.growth, *self.costs):
-            follower.add_node(b"Identity", ends[:1], outputs, {})
+            follower.add_node(b"Where", [inputs[0], *ends], outputs, {})  # as large as the larger of both
         self.read += [(b"If", inputs), *((b"Identity", [end]) for end in ends)]
         return weight_bytes
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from meam_policy.errors import ConfigError, FormatError
 from meam_policy.robot.contract import RobotContract
+from meam_policy.robot.limits import ActionLimits
 from meam_policy.robot.vocabulary import ACTION_KINDS, EXTRA, OBSERVATION_KINDS, UNITS
 from meam_policy.spec import PolicySpec
 from meam_policy.spec.json_reader import parse_object
@@ -61,6 +62,7 @@ def given_contract(contract: RobotContract | str | os.PathLike[str], spec: Polic
     """
     if isinstance(contract, RobotContract):
         contract.check(spec)
+        ActionLimits.of(contract, spec)  # something must lie between them
         return contract
     if not isinstance(contract, (str, os.PathLike)):
         raise ConfigError(f"robot is {contract!r}; expected the path of a robot.toml, or a RobotContract.")
@@ -71,6 +73,7 @@ def _checked(file: str, data: dict[str, object], spec: PolicySpec) -> RobotContr
     try:
         contract = RobotContract.from_object(data)
         contract.check(spec)
+        ActionLimits.of(contract, spec)
     except FormatError as error:
         raise FormatError(f"{file}: {error}") from error
     return contract

@@ -611,6 +611,11 @@ def test_a_halt_takes_back_what_is_left_of_a_chunk(arm: Path, start: Callable[..
     assert [len(message.points) for _, message in node.published] == [2, 1]
     assert node.positions()[1] == policy.act([1, 2, 3, 4]).tolist()
     assert node.published[1][1].header.stamp.sec == 0  # from now on
+    # Of the next episode nothing is known yet: the robot may have been moved.
+    node.callbacks["/emergency_stop"](Bool(data=False))
+    node.enable()
+    node.enable(False)
+    assert len(node.published) == 2
 
 
 def test_velocities_are_set_to_zero_within_the_bounds_when_the_node_halts(arm: Path, start: Callable[..., Any]) -> None:

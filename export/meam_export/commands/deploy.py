@@ -33,8 +33,8 @@ __all__ = ["DeployArguments", "run"]
 
 DESCRIPTION = """Write a policy folder in the forms that other runtimes of robots read.
 
-Needs neither the checkpoint nor PyTorch. Each form is run in onnxruntime and compared with the policy, bit for bit,
-before it is written.
+Needs neither the checkpoint nor PyTorch. Each form but --plain, which is another policy, is run in onnxruntime and
+compared with the policy, bit for bit, before it is written.
 
 Examples:
   meam deploy policies/arm --tick arm.onnx
@@ -100,6 +100,9 @@ def deploy(arguments: DeployArguments) -> None:
             "These graphs take observations in float32, in which the policy's large coordinates lose digits (`meam "
             "info` shows the offset): MeamPolicy, which takes float64, would see smaller differences."
         )
+    for name in ("rows", "noise_seed"):
+        if getattr(a, name) is not None and (how := settings.noise_of(source.spec)) != "table":
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect with noise {how}; leave it out.")
     found: dict[str, dict[str, Any]] = {}
     writers = {"tick": write_tick, "leapp": write_leapp_bundle, "exploy": write_exploy}
     for name, writer in writers.items():

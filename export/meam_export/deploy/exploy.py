@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from meam_export.deploy.parts import Part
-from meam_export.deploy.source import Source, write_file
+from meam_export.deploy.source import Source, require_plain_meaning, write_file
 from meam_export.deploy.tick_graph import TickGraph, TickSettings, build_tick
 from meam_export.deploy.tick_player import TickCheck, check_tick
 from meam_policy.atomic_files import given_folder
@@ -94,6 +94,7 @@ def _as_exploy_names(tick: TickGraph, source: Source) -> TickGraph:
         )
     if rate != round(rate):
         raise ConfigError(f"rate_hz is {rate:g}; expected a whole number, which is what exploy reads.")
+    require_plain_meaning(robot, "exploy")
     named = {part.name: _named(part, INPUTS) for part in tick.observation}
     joints = [_joints(part) for part in tick.observation if part.kind != "command/joint/position"]
     if any(each != joints[0] for each in joints):

@@ -19,7 +19,7 @@ import safetensors.numpy
 import yaml
 
 from meam_export.deploy.parts import Part, observation_parts
-from meam_export.deploy.source import Source
+from meam_export.deploy.source import Source, require_plain_meaning
 from meam_export.deploy.tick_graph import TickGraph, TickSettings, build_tick, zero_state
 from meam_export.deploy.tick_player import TickCheck, check_tick
 from meam_policy.atomic_files import atomic_folder, given_folder
@@ -73,6 +73,11 @@ def write_leapp_bundle(
             f"{source.name} has no robot.json that says what its observations and actions are, and a LEAPP bundle is "
             "read by kinds and names. Write one with `meam robot init`, and add it with `meam robot add`."
         )
+    require_plain_meaning(robot, "LEAPP")
+    for field in ("stiffness", "damping"):
+        lacking = [number.name for number in robot.action if getattr(number, field) is None]
+        if 0 < len(lacking) < len(robot.action):
+            raise ConfigError(f"{lacking[0]} has no {field} in robot.json, and others have; expected all, or none.")
     if made.noise_of(source.spec) == "input":
         raise ConfigError('noise is "input"; expected "table" or "zero": whoever runs a bundle would feed zeros.')
     target = given_folder("--leapp", folder).absolute()
@@ -177,11 +182,11 @@ def _description(tick: TickGraph, source: Source, rate: float, name: str) -> dic
     states = [(into, shape) for into, shape in tick.recurrent.values()]
     inputs = [*map(_tensor, tick.observation), *(_state(into, shape) for into, shape in states)]
     gains = [
-        Part(gain, tuple(range(spec.action_dim)), (), tuple(n.name for n in robot.action))
+        Part(gain, tuple(range(spec.action_dim)), robot.action)
         for gain, field in (("kp", "stiffness"), ("kd", "damping"))
         if None not in [getattr(number, field) for number in robot.action]
     ]
-    outputs = _in_order(tick, [*map(_tensor, tick.action), *(_tensor(gain) | {"kind": gain.name} for gain in gains)])
+    outputs = _in_order(tick, [*map(_tensor, tick.action), *({**_gain(gain), "kind": gain.name} for gain in gains)])
     feedback = {f"{NODE}/{out}": [f"{NODE}/{into}"] for out, (into, _) in tick.recurrent.items()}
     given = [part.name for part in (*tick.action, *gains)]
     return {
@@ -244,10 +249,16 @@ def _tensor(part: Part) -> dict[str, Any]:
     return found
 
 
+def _gain(part: Part) -> dict[str, Any]:
+    """The description of gains, by the joints that they are of."""
+    shape = {"shape": [1, part.size], "type": "tensor", "element_names": [[], _element_names(part)]}
+    return {"name": part.name, "dtype": "float32", **shape}
+
+
 def _element_names(part: Part) -> list[str]:
     """The names by which a runtime finds the numbers on the robot: those of joints, where they are of joints."""
     joints = [number.joint for number in part.numbers]
-    return [joint for joint in joints if joint is not None] if joints and None not in joints else list(part.names)
+    return [str(joint) for joint in joints] if joints and None not in joints else [n.name for n in part.numbers]
 
 
 def _state(name: str, shape: Sequence[int]) -> dict[str, Any]:

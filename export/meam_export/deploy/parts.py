@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,11 +71,11 @@ def observation_parts(spec: PolicySpec, robot: RobotContract) -> tuple[Part, ...
 def action_parts(spec: PolicySpec, robot: RobotContract) -> tuple[Part, ...]:
     """The parts of an action: one for each kind of number, if the contract describes them, else `action` alone."""
     if robot.action:
-        return _by_kind(robot.action)
+        return _by_kind(robot.action, [part.name for part in observation_parts(spec, robot)])
     return (_part("action", range(spec.action_dim), spec.action_numbers),)
 
 
-def _by_kind(numbers: Sequence[ObservationNumber | ActionNumber]) -> tuple[Part, ...]:
+def _by_kind(numbers: Sequence[ObservationNumber | ActionNumber], taken: Sequence[str] = ()) -> tuple[Part, ...]:
     """One part for each kind, in the order in which they first appear."""
     indices: dict[str, list[int]] = {}
     for index, number in enumerate(numbers):
@@ -85,7 +86,8 @@ def _by_kind(numbers: Sequence[ObservationNumber | ActionNumber]) -> tuple[Part,
                 _identifier(kind), tuple(found), tuple(numbers[i] for i in found), tuple(numbers[i].name for i in found)
             )
             for kind, found in indices.items()
-        ]
+        ],
+        taken,
     )
 
 
@@ -101,12 +103,12 @@ def _identifier(text: str) -> str:
     return found if found[:1].isalpha() else f"part_{found}"
 
 
-def _with_own_names(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """The parts, numbered where two have the same name, or one that the graph needs itself."""
-    seen = dict.fromkeys(RESERVED, 1)
-    found = []
+def _with_own_names(parts: Sequence[Part], taken: Sequence[str] = ()) -> tuple[Part, ...]:
+    """The parts, numbered where two have the same name, or one that is taken or that the graph needs itself."""
+    known, found = {*RESERVED, *taken}, []
     for part in parts:
-        seen[part.name] = seen.get(part.name, 0) + 1
-        suffix = "" if seen[part.name] == 1 else f"_{seen[part.name]}"
-        found.append(Part(part.name + suffix, part.indices, part.numbers, part.names))
+        numbered = (f"{part.name}_{number}" for number in itertools.count(2))
+        name = next(each for each in itertools.chain([part.name], numbered) if each not in known)
+        known.add(name)
+        found.append(Part(name, part.indices, part.numbers, part.names))
     return tuple(found)

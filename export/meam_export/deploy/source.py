@@ -15,7 +15,7 @@ from meam_policy.inference.session import PolicySession
 from meam_policy.robot import RobotContract
 from meam_policy.spec import PolicySpec
 
-__all__ = ["Source", "read_source", "write_file"]
+__all__ = ["Source", "read_source", "require_plain_meaning", "write_file"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,27 @@ def read_source(
     spec, file = recorded.select(variant)
     name = os.path.basename(os.path.abspath(os.path.expanduser(policy)))
     return Source(name, spec, read_graph(folder, recorded, file), read_contract(folder, recorded), variant)
+
+
+def require_plain_meaning(robot: RobotContract, stack: str) -> None:
+    """Refuse what a stack has no word for, and would take for something else.
+
+    Raises:
+        ConfigError: an action is a change rather than a target, or a number is in degrees, or a quaternion whose real
+            part comes first.
+    """
+    for number in robot.action:
+        if number.representation != "absolute":
+            raise ConfigError(
+                f"{number.name} is {number.representation} in robot.json; expected absolute: {stack} has no word for a "
+                "change, and would send it as a target. Act with MeamPolicy, or train on absolute actions."
+            )
+    for number in (*robot.observation, *robot.action):
+        if number.unit.startswith("deg") or number.unit == "quaternion_wxyz":
+            raise ConfigError(
+                f"{number.name} is in {number.unit} in robot.json; expected radians, or quaternion_xyzw: {stack} has "
+                "no field for units, and takes them for granted."
+            )
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -208,6 +208,7 @@ class _Wrapper:
     def __init__(self, graph: bytes, spec: PolicySpec, robot: RobotContract, *, one_part: str = "") -> None:
         _require_fitting(spec)
         self._spec, self._limits = spec, ActionLimits.of(robot, spec) if robot.action else None
+        self._joints = ",".join(robot.joints or ())
         self._model = ir.from_proto(onnx.load_model_from_string(graph))
         inner = self._model.graph
         names = [value.name for value in inner.inputs]
@@ -242,14 +243,16 @@ class _Wrapper:
         write = self._write
         self._queue = self._state("queue", (1, spec.chunk_size, spec.action_dim))
         self._left, self._row = write.ops("Split", [self._state("state", (1, 2))], 2, axis=1, num_outputs=2)
-        begins = write.op("Less", self._left, write.constant(0.5))
+        begins = write.op("Not", write.op("Less", write.constant(0.5), self._left))  # NaN begins a chunk too
         source, row = settings.noise_of(spec), None
         if source == "input":
             self._noise_dim = spec.noise_dim
             noise = self._input("noise", spec.noise_dim)
         elif source == "table":
             # A runtime may hand back anything: no row but one of the table.
-            row = write.op("Clip", self._row, write.constant(0.0), write.constant(settings.rows - 1.0))
+            known = write.op("Less", self._row, write.constant(settings.rows - 0.5))
+            row = write.op("Where", known, self._row, write.constant(np.zeros((1, 1))))
+            row = write.op("Clip", row, write.constant(0.0), write.constant(settings.rows - 1.0))
             index = write.op("Cast", write.op("Squeeze", row, write.integers(1)), to=int(ir.DataType.INT64))
             noise = write.op("Gather", write.constant(noise_table(spec, settings)), index, axis=0)
             after = write.op("Add", row, write.constant(1.0))
@@ -315,6 +318,11 @@ class _Wrapper:
         wide = write.op("Min", write.op("Max", wide, write.store(limits.low)), write.store(limits.high))
         if begins is None or not np.isfinite(limits.max_change).any():
             return write.op("Cast", wide, to=int(ir.DataType.FLOAT))
+        if self._spec.action_space.dtype != np.float32:
+            raise ConfigError(
+                f"robot.json has a max_rate, and the actions are {self._spec.action_space.dtype}; expected float32: a "
+                "tick graph's last action is float32, and would differ from the policy's. Act with MeamPolicy."
+            )
         count = self._spec.action_dim
         state = self._state("last", (1, count + 1))
         last, acted = write.ops("Split", [state, write.integers(count, 1)], 2, axis=1)
@@ -323,6 +331,8 @@ class _Wrapper:
         change = write.store(np.where(np.isfinite(limits.max_change), limits.max_change, 1e300))
         slow = write.op("Max", wide, write.op("Sub", last, change))
         slow = write.op("Min", slow, write.op("Add", last, change))
+        # Again: the last action is what the runtime hands back.
+        slow = write.op("Min", write.op("Max", slow, write.store(limits.low)), write.store(limits.high))
         first = write.op("Less", acted, write.constant(0.5))
         found = write.op("Cast", write.op("Where", first, wide, slow), to=int(ir.DataType.FLOAT))
         self._give_state("last", write.op("Concat", found, write.constant(np.ones((1, 1))), axis=1))
@@ -377,7 +387,12 @@ class _Wrapper:
             opset_imports=dict(self._model.graph.opset_imports) | {"": OPSET},
             name="meam_policy_tick",
         )
-        metadata = {**self._model.metadata_props, **about, "meam_graph_sha256": self._digest}
+        # Elsewhere `action_scale` means to multiply the output by it; joints are those of the contract.
+        kept = {k: v for k, v in self._model.metadata_props.items() if k not in ("action_scale", "action_offset")}
+        if self._joints != kept.get("joint_names"):
+            kept.pop("joint_names", None)
+            kept |= {"joint_names": self._joints} if self._joints else {}
+        metadata = {**kept, **about, "meam_graph_sha256": self._digest}
         model = ir.Model(outer, ir_version=IR_VERSION, producer_name="meam-policy", metadata_props=metadata)
         proto = ir.to_proto(model)
         onnx.checker.check_model(proto, full_check=True)

@@ -133,6 +133,43 @@ def test_a_bundle_of_unknown_meaning_or_rate_is_refused(
     assert not (tmp_path / "b").exists()
 
 
+def changed(robot: RobotContract, side: str, **changes: Any) -> RobotContract:
+    """The contract with other words for the second number of a side."""
+    data = json.loads(json.dumps(robot.to_json()))
+    data[side][1] |= changes
+    return RobotContract.from_object(
+        {**data, side: [{k: v for k, v in n.items() if v is not None} for n in data[side]]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("side", "changes", "message"),
+    [
+        ("action", {"representation": "delta_to_state"}, "b is delta_to_state in robot.json; expected absolute"),
+        ("observation", {"unit": "deg/s"}, "a velocity is in deg/s in robot.json; expected radians"),
+        ("action", {"stiffness": None}, "b has no stiffness in robot.json, and others have"),
+    ],
+)
+def test_what_readers_would_take_for_something_else_is_refused(
+    make_source: Make, make_contract: Contract, tmp_path: Path, side: str, changes: dict[str, Any], message: str
+) -> None:
+    source = make_source(changed(make_contract(), side, **changes))
+    with pytest.raises(ConfigError, match=message):
+        write_leapp_bundle(source, tmp_path / "b")
+
+
+def test_gains_are_by_joint_and_kinds_of_both_sides_have_names_of_their_own(make_source: Make, tmp_path: Path) -> None:
+    number = {"kind": "extra/x", "unit": "1"}
+    observation = [{"name": f"o{i}", **number} for i in range(4)]
+    action = [{"name": f"act {j}", "joint": j, **number, "stiffness": 1.0, "damping": 0.0} for j in ("left", "right")]
+    source = make_source(RobotContract.from_object({"observation": observation, "action": action}))
+    folder, _ = write_leapp_bundle(source, tmp_path / "b")
+    node = yaml.safe_load((folder / "b.yaml").read_text())["models"]["policy"]
+    outputs = {tensor["name"]: tensor for tensor in node["outputs"]}
+    assert [tensor["name"] for tensor in node["inputs"]][:1] == ["extra_x"]
+    assert outputs["extra_x_2"]["element_names"] == outputs["kp"]["element_names"] == [[], ["left", "right"]]
+
+
 def test_kinds_that_isaac_does_not_convert_are_named(make_contract: Contract) -> None:
     assert kinds_by_message(make_contract()) == ()
     force = {"name": "f", "kind": "extra/force", "unit": "N"}
@@ -180,7 +217,7 @@ def test_what_exploy_cannot_say_is_refused(make_source: Make, make_contract: Con
     refused("rate_hz is 12.5; expected a whole number", make_contract(rate_hz=12.5), control_rate_hz=12.5)
     data = json.loads(json.dumps(make_contract().to_json()))
     data["observation"][0]["unit"] = "deg"
-    refused("a position is in deg; expected one of rad", RobotContract.from_object(data))
+    refused("a position is in deg in robot.json; expected radians", RobotContract.from_object(data))
     data["observation"][0] |= {"unit": "1", "kind": "extra/x"}
     refused("The observation has numbers of extra/x; expected state/joint/position", RobotContract.from_object(data))
     data = json.loads(json.dumps(make_contract().to_json()))
@@ -286,6 +323,7 @@ def test_the_command_writes_every_form(
         (("--plain", "p.onnx"), "written only with its own measured return; --episodes is 0"),
         (("--tick", "t.onnx", "--episodes", "5"), "--episodes has no effect without --plain"),
         (("--tick", "t.onnx", "--rows", "0"), "rows is 0"),
+        (("--tick", "t.onnx", "--rows", "9", "--noise", "zero"), "--rows has no effect with noise zero"),
         (("--tick", "t.onnx", "--variant", "k3"), 'no variant "k3"'),
     ],
 )

@@ -154,13 +154,41 @@ def test_a_policy_that_acts_by_zero_noise_needs_no_table(make_source: Make) -> N
     assert played(source, TickSettings(), ticks=20)[0] == 0
 
 
-def test_a_state_of_garbage_reads_no_row_and_no_action_that_is_not_there(make_source: Make) -> None:
-    source = make_source()
-    tick = build_tick(source.graph, source.spec, None, TickSettings(rows=3))
+def test_a_state_of_garbage_reads_no_row_and_no_action_that_is_not_there(
+    make_source: Make, make_contract: Contract
+) -> None:
+    source = make_source(make_contract(0.7))
+    tick = build_tick(source.graph, source.spec, source.robot, TickSettings(rows=3))
     player, row = TickPlayer(tick), drawn_observations(source.spec, 1, 0)[0]
-    for state in ([-7, -1e9], [1e9, 1e9], [0.3, 2.7], [2, 1e30]):
-        player._state = {"queue_in": np.zeros((1, 4, 2), np.float32), "state_in": np.array([state], np.float32)}
-        assert np.isfinite(player.tick(row)["action"]).all()
+    for state in ([-7, -1e9], [1e9, 1e9], [0.3, 2.7], [2, 1e30], [np.nan, np.nan], [np.inf, -np.inf]):
+        player._state = {
+            "queue_in": np.zeros((1, 4, 2), np.float32),
+            "state_in": np.array([state], np.float32),
+            "last_in": np.array([[1e9, -1e9, 1]], np.float32),
+        }
+        action = player.tick(row)["action"][0]
+        assert (action <= 0.3).all()
+        assert (action >= [-1, -2]).all()
+
+
+def test_old_metadata_that_elsewhere_mean_something_else_are_left_out(
+    make_source: Make, make_contract: Contract
+) -> None:
+    source = make_source(make_contract())
+    model = onnx.load_model_from_string(source.graph)
+    for key, value in {"action_scale": "2,2", "action_offset": "0,0", "joint_names": "x,y"}.items():
+        model.metadata_props.add(key=key, value=value)
+    graph = model.SerializeToString()
+    metadata = check_graph(build_tick(graph, source.spec, source.robot).graph).metadata
+    assert not {"action_scale", "action_offset"} & metadata.keys()
+    assert metadata["joint_names"] == "a,b"
+    assert "joint_names" not in check_graph(build_tick(graph, source.spec).graph).metadata
+
+
+def test_a_rate_on_float64_actions_is_refused_by_name(make_source: Make, make_contract: Contract) -> None:
+    wide = make_source(make_contract(0.7), action=BoxSpec((2,), "float64", (-1.0, -2.0), (1.0, 0.5)))
+    with pytest.raises(ConfigError, match="has a max_rate, and the actions are float64; expected float32"):
+        build_tick(wide.graph, wide.spec, wide.robot)
 
 
 def test_plain_is_the_first_action_from_zero_noise(make_source: Make, make_contract: Contract) -> None:
@@ -330,4 +358,24 @@ def test_a_name_of_a_branch_is_not_read_outside_it() -> None:
     del model.graph.node[-1]
     model.graph.node.append(helper.make_node("If", ["begins"], ["z"], then_branch=NETWORK, else_branch=PASSING))
     with pytest.raises(FormatError, match="uses the operator If"):
+        check_graph(model.SerializeToString(), conditional=True)
+
+
+def test_the_costs_of_an_if_are_those_of_its_larger_branch() -> None:
+    value = helper.make_tensor_value_info
+    big = helper.make_tensor("big", onnx.TensorProto.FLOAT, [1, 2**20], np.zeros(2**20, np.float32).tobytes(), raw=True)
+    network = branch(helper.make_node("Mul", ["x", "w"], ["a"]), end="a", weights=[WEIGHT])
+    passing = branch(helper.make_node("Identity", ["big"], ["b"]), end="b")
+    nodes = [
+        helper.make_node("Less", ["x", "limit"], ["begins"]),
+        helper.make_node("If", ["begins"], ["y"], then_branch=network, else_branch=passing),
+        helper.make_node("Transpose", ["y"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["t", "y"], ["z"]),
+    ]
+    one = helper.make_tensor("limit", onnx.TensorProto.FLOAT, [1, 1], [1.0])
+    graph = helper.make_graph(
+        nodes, "g", [value("x", onnx.TensorProto.FLOAT, [1, 1])], [value("z", onnx.TensorProto.FLOAT, None)], [one, big]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    with pytest.raises(FormatError, match="multiplications|memory|numbers"):
         check_graph(model.SerializeToString(), conditional=True)

@@ -262,3 +262,8 @@ def test_the_loops_plan_is_limited_as_its_ticks_are(make_robot):
         plan = loop.plan()
         expected = plan.actions if plan.begun else expected
         np.testing.assert_array_equal(plan.actions, expected[-len(plan.actions) :])
+
+
+def test_limits_that_leave_nothing_are_refused_when_the_contract_is_given(make_robot):
+    with pytest.raises(FormatError, match="expected a limit that leaves values between"):
+        make_robot(contract({"representation": "delta_to_last", "lower": 0.5, "max_rate": 1.0}, rate_hz=10)).load()
