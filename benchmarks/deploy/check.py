@@ -71,7 +71,10 @@ def main() -> int:
     rows = [row for step in check.steps() for row in _attempt(*step)]
     text = _table(rows)
     print(text)
-    if options.table is not None:
+    missing = [row.form for row in rows if row.state == "not run"]
+    if options.table is not None and missing:
+        print(f"{options.table} keeps its table, since {', '.join(missing)} could not be run.", file=sys.stderr)
+    elif options.table is not None:
         _write_into(options.table, text)
     return int(any(row.state == "failed" for row in rows))
 

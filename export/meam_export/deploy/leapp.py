@@ -19,10 +19,10 @@ import safetensors.numpy
 import yaml
 
 from meam_export.deploy.parts import Part, observation_parts
-from meam_export.deploy.source import Source, require_plain_meaning
+from meam_export.deploy.source import Source, new_folder, require_plain_meaning
 from meam_export.deploy.tick_graph import TickGraph, TickSettings, build_tick, zero_state
 from meam_export.deploy.tick_player import TickCheck, check_tick
-from meam_policy.atomic_files import atomic_folder, given_folder
+from meam_policy.atomic_files import given_folder
 from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoundError
 from meam_policy.extras import needs
 from meam_policy.folder.policy_folder import check_output_folder
@@ -93,7 +93,7 @@ def write_leapp_bundle(
     found = check_tick(tick, source.acting(), made, "The bundle's graph", action)
     name = target.name
     description = _description(tick, source, rate, name)
-    with atomic_folder(target) as place:
+    with new_folder(target) as place:
         (place / f"{name}.onnx").write_bytes(tick.graph)
         state = {f"{NODE}/{each}": zeros for each, zeros in zero_state(tick.recurrent).items()}
         (place / f"{name}_initial_values.safetensors").write_bytes(safetensors.numpy.save(state))
