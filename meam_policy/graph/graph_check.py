@@ -341,19 +341,17 @@ class _GraphCheck:
         operators = [reader.bytes(reader.read(each, NODE).get("op_type")) for each in passing.get("node", ())]
         if operators != [b"Identity"] or passing.get("initializer"):
             reader.refuse("has an If whose else_branch computes something; expected one Identity")
-        ends, weight_bytes = [], 0
-        for name in (b"then_branch", b"else_branch"):
-            branch = reader.read(branches[name], GRAPH, b"If")
-            weight_bytes += self._check_branch(branch)
-            ends.append(reader.bytes(reader.read(branch["output"][0], VALUE_INFO).get("name")))
+        begun = self._check_branch(reader.read(branches[b"then_branch"], GRAPH, b"If"))
+        kept = self._check_branch(passing)
+        ends = [begun[0], kept[0]]
         self._define(outputs)
         for follower in (self.growth, *self.costs):
             follower.add_node(b"Where", [inputs[0], *ends], outputs, {})  # as large as the larger of both
         self.read += [(b"If", inputs), *((b"Identity", [end]) for end in ends)]
-        return weight_bytes
+        return begun[1] + kept[1]
 
-    def _check_branch(self, branch: dict[str, list[Span]]) -> int:
-        """Check a branch, whose names are then closed; the bytes of its weights."""
+    def _check_branch(self, branch: dict[str, list[Span]]) -> tuple[bytes, int]:
+        """Check a branch, whose names are then closed; the name of what it returns, and the bytes of its weights."""
         reader, outside = self.reader, set(self.defined)
         if branch.get("input") or len(branch.get("output", ())) != 1:
             reader.refuse("has an If with a branch that has inputs, or not one output")
@@ -363,7 +361,7 @@ class _GraphCheck:
             reader.invalid(f"a branch of its If returns {quote(end)}, which it does not define")
         self.closed |= self.defined - outside
         self.defined = outside
-        return weight_bytes
+        return end, weight_bytes
 
     def _read_attributes(
         self, spans: Sequence[Span], operator: bytes, outputs: Sequence[bytes]
