@@ -20,7 +20,7 @@ _IR_VERSIONS = {(1, 17): 9, (1, 18): 10, (1, 23): 11, (1, 24): 13, _NEWEST: IR_V
 _OPERATORS: Mapping[str, Version] = {"com.microsoft.MatMulNBits": (1, 22)}
 """Operators that came later than their opset: MatMulNBits is older, but not with the 8 bits that policies have."""
 
-_WRITTEN: Mapping[str, Version] = {"policies": (1, 17), "graphs with 8-bit weights (int8)": (1, 22)}
+_WRITTEN: Mapping[str, Version] = {"policies": (1, 17), "graphs with 8-bit weights (int8)": max(_OPERATORS.values())}
 """What each kind of graph needs that `meam export` writes."""
 
 _SIGNS = (
