@@ -26,7 +26,7 @@ from meam_policy.errors import (
     VersionError,
     WorkerError,
 )
-from meam_policy.folder.publish import Pushed
+from meam_policy.folder.push_settings import Pushed
 from meam_policy.loop.control_loop import ControlLoop, StampedObservation
 from meam_policy.loop.loop_health import LoopHealth
 from meam_policy.policy import MeamPolicy

@@ -37,7 +37,7 @@ from meam_policy.folder.policy_folder import (
     sha256,
     write_policy_files,
 )
-from meam_policy.folder.publish import MESSAGE, Pushed, PushSettings, check_push, push_files
+from meam_policy.folder.push_settings import MESSAGE, Pushed, PushSettings
 from meam_policy.given_files import given_path
 from meam_policy.inference.latency import load_within
 from meam_policy.inference.process import require_process
@@ -335,6 +335,8 @@ class MeamPolicy:
             dry_run=dry_run,
         )
         self._require_origin()
+        from meam_policy.folder.publish import check_push, push_files
+
         secret = check_push(repo_id, settings, token)
         return push_files(self._read_files(token), repo_id, settings, secret)
 

@@ -9,7 +9,8 @@ import tyro
 
 from meam_policy.commands import parse
 from meam_policy.console import print_json, print_mapping
-from meam_policy.folder.publish import MESSAGE, Pushed, PushSettings, check_push
+from meam_policy.folder.publish import check_push
+from meam_policy.folder.push_settings import MESSAGE, Pushed, PushSettings
 from meam_policy.policy import MeamPolicy
 
 __all__ = ["push", "run"]

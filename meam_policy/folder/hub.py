@@ -1,4 +1,4 @@
-"""Downloading a policy folder from the Hugging Face Hub."""
+"""Downloading a policy folder from the Hugging Face Hub. Imported where that is done: its client takes a while."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import NamedTuple
 import huggingface_hub
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils import validate_repo_id
 
 from meam_policy.errors import HubError, MeamError, NotFoundError
+from meam_policy.folder.hub_names import COMMIT
 from meam_policy.folder.hub_token import token_to_send
 from meam_policy.folder.patience import within
 from meam_policy.given_files import given_path, read_regular
 
-__all__ = ["COMMIT", "REPO_ID", "Snapshot", "answer_status", "download_policy", "git_hash", "is_ref_name", "is_repo_id"]
+__all__ = ["Snapshot", "answer_status", "download_policy", "git_hash"]
 
 METADATA_TIMEOUT_S = 10.0
 """Longest silence of the Hub before it begins to send a file, seconds."""
@@ -31,12 +31,6 @@ ANSWER_DEADLINE_S = 30.0
 
 FILE_DEADLINE_SILENCES = 12
 """Time within which a file must have arrived, in units of HF_HUB_DOWNLOAD_TIMEOUT, the client's own longest silence."""
-
-REPO_ID, COMMIT = re.compile(r"[\w.-]+/[\w.-]+"), re.compile(r"[0-9a-f]{40}")
-"""What the id of a repository, and the full hash of a commit, look like."""
-
-_NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\\ud800-\udfff]|\.\.|@\{|//|/\.|\.lock(?:/|\Z)|\A[-/.]|\A@?\Z|[/.]\Z")
-"""What makes a text no name of a branch or a tag: the rules of `git check-ref-format`, and a dash at its beginning."""
 
 
 class Snapshot(NamedTuple):
@@ -176,20 +170,6 @@ def _is_damaged(file: Path) -> bool:
     if re.fullmatch(r"[0-9a-f]{64}", name):
         return hashlib.sha256(data).hexdigest() != name
     return COMMIT.fullmatch(name) is not None and git_hash(data) != name
-
-
-def is_repo_id(text: str) -> bool:
-    """Whether the Hub allows a text for the id of a repository, "owner/name"."""
-    try:
-        validate_repo_id(text)
-    except hub_errors.HFValidationError:
-        return False
-    return REPO_ID.fullmatch(text) is not None
-
-
-def is_ref_name(text: str) -> bool:
-    """Whether git allows a name for a branch or a tag; it allows commits, too."""
-    return _NO_REF.search(text) is None
 
 
 def git_hash(data: bytes) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from meam_policy.atomic_files import atomic_folder, write_failure
 from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoundError, OutputError
-from meam_policy.folder.hub import REPO_ID, download_policy, is_ref_name
+from meam_policy.folder.hub_names import REPO_ID, is_ref_name
 from meam_policy.folder.safetensors_reader import check_arrays
 from meam_policy.given_files import NotRegularError, given_path, open_regular
 from meam_policy.graph.graph_check import MAX_BYTES
@@ -150,6 +150,8 @@ def find_policy(
         raise NotFoundError(
             f"The policy folder {path} {seen}. Give the folder that `meam export` wrote, or a Hub repo id owner/name."
         )
+    from meam_policy.folder.hub import download_policy
+
     get = partial(download_policy, text, subfolder=subfolder, token=token, cache_dir=cache_dir)
     get = partial(get, local_files_only=local_files_only, force_download=force_download)
     found = FoundPolicy(*get((CONFIG_FILE, GRAPH_FILE), POLICY_FILES[2:], revision=revision))

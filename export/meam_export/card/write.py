@@ -10,7 +10,7 @@ from meam_export.card.export_record import ExportRecord
 from meam_export.card.render import is_unchanged, render_card
 from meam_policy.atomic_files import given_folder, write_atomically
 from meam_policy.errors import ConfigError, MeamError, NotFoundError, OutputError
-from meam_policy.folder.hub import is_repo_id
+from meam_policy.folder.hub_names import is_repo_id
 from meam_policy.folder.policy_folder import CARD_FILE, read_config, read_contract, verify_files
 from meam_policy.given_files import given_path, read_regular
 

@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from meam_policy import ConfigError, FormatError, HubError, IntegrityError, NotFoundError
 from meam_policy.folder import hub as hub_module
 from meam_policy.folder import policy_folder
+from meam_policy.folder.hub_names import is_ref_name
 from meam_policy.folder.policy_folder import POLICY_FILES
 
 REPO = "robots/pockets"
@@ -215,7 +216,7 @@ NAMES = (
 
 @pytest.mark.parametrize("name", [*NO_NAMES, *NAMES])
 def test_what_a_branch_may_be_called_is_what_git_says(name):
-    allowed = hub_module.is_ref_name(name)
+    allowed = is_ref_name(name)
     assert allowed == (name in NAMES)
     if shutil.which("git") and name and not name.startswith("-"):  # as a tag git refuses that dash, but not here
         git = ["git", "check-ref-format", "--allow-onelevel"]
