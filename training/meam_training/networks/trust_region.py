@@ -7,7 +7,9 @@ The policy maximises E[Q] + alpha H(policy) - mu KL(policy || prior): its densit
 The multiplier mu, in units of Q, is found while training: it rises while the policy's KL divergence from the prior
 exceeds the budget, and falls otherwise (dual descent). It is held as mu = nu U with a unit of value U, and
 alpha = e U with e = entropy_coef / (1 - entropy_coef), so that lambda equals `entropy_coef` at nu = 1, and every
-budget above 0 can be met. Two dual steps, both of the running mean of the KL divergence:
+budget above 0 can be met. Where nu is smaller, lambda stays: a policy that is late, or at the faces of its box, keeps
+nu low, and would be spread over actions that the data never had. Two dual steps, both of the running mean of the KL
+divergence:
 
     "log":        U = sqrt(A / budget),    log nu += rate (mean / budget - 1),
     "reference":  U = 3,                   nu += eta (mean - budget), between 0.01 and 100.
@@ -63,10 +65,6 @@ LEAST_COST = 1e-20
 REFERENCE_UNIT, REFERENCE_RATE, REFERENCE_RANGE = 3.0, 0.01, (0.01, 100.0)
 """The published constants `lam_scale`, `eta` and the bracket of `lam`."""
 
-ENTROPY_CAP = 0.5
-"""Largest entropy coefficient, unless the settings ask for more at nu = 1: it rises as nu falls, and above this the
-score of the prior outweighs the prior."""
-
 
 class Tilt(NamedTuple):
     """Coefficients of the policy's target density p_prior^(1 - entropy_coef) exp(inverse_temperature Q).
@@ -116,7 +114,7 @@ class TrustRegion(nn.Module):
         self.budget, self.unit = budget, REFERENCE_UNIT
         self._dual: Dual = dual
         self._entropy = entropy_coef / (1 - entropy_coef)
-        self._largest_coef = max(ENTROPY_CAP, entropy_coef)
+        self._largest_coef = entropy_coef
         self.register_buffer("nu", torch.ones(()))
         self.register_buffer("kl_average", torch.zeros(()))
         self.register_buffer("unit_cost", torch.full((), math.inf))
