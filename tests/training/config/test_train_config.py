@@ -172,7 +172,7 @@ def test_an_unknown_method_names_the_nearest():
 
 def test_every_number_has_a_range_that_is_tested():
     numbers = {f.name for f in dataclasses.fields(TrainConfig) if type(f.default) in (int, float)}
-    assert numbers | {"learning_rate"} == set(WHOLE) | set(REAL)  # its number is that of the method and the sizes
+    assert numbers | {"learning_rate", "polyak"} == set(WHOLE) | set(REAL)  # theirs follow from other settings
 
 
 @pytest.mark.parametrize("field", WHOLE)
@@ -195,7 +195,7 @@ def test_a_number_must_lie_in_its_range(field):
     method = "qam-edit" if field == "edit_scale" else "me-am"
     for value in accepted:
         assert getattr(TrainConfig.preset(method, **{**EFFECTIVE.get(field, {}), field: value}), field) == value
-    optional = field in ("observation_limit", "learning_rate")
+    optional = field in ("observation_limit", "learning_rate", "polyak")
     for value in [*refused, "0.5", True, *([] if optional else [None])]:
         with pytest.raises(ConfigError, match=f"{field} is {value!r}; expected a number"):
             TrainConfig.preset(method, **{field: value})
@@ -225,6 +225,27 @@ def test_small_networks_of_me_am_learn_at_a_larger_rate(method, hidden, critic_h
     assert config.changed(learning_rate=0.02).adam_rate == 0.02
     # A run goes on with the rate that it began with.
     assert config.resolved(config.changed(learning_rate=0.02)).learning_rate == 0.02
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "rate"),
+    [
+        ("me-am", {"steps": 2000, "pretrain_steps": 0, "chunk_size": 5, "discount": 0.5}, 40 / 2000),
+        ("me-am", {"steps": 800, "online_steps": 1200, "pretrain_steps": 0, "discount": 0.5}, 40 / 2000),
+        ("me-am", {"steps": 2000, "pretrain_steps": 1000, "chunk_size": 10, "discount": 0.99}, 0.4 * (1 - 0.99**10)),
+        ("me-am", {"steps": 2000, "chunk_size": 1, "discount": 0.99}, 0.005),
+        ("me-am", {"steps": 100, "pretrain_steps": 0, "chunk_size": 10}, 0.05),
+        ("me-am", {"steps": 1_000_000, "chunk_size": 10}, 0.005),
+        ("qam", {"steps": 2000, "chunk_size": 10}, 0.005),
+        ("trqam", {"steps": 2000, "chunk_size": 10}, 0.005),
+    ],
+)
+def test_targets_are_renewed_forty_times_in_a_short_run_of_me_am(method, settings, rate):
+    config = TrainConfig.preset(method, **settings)
+    assert config.target_rate == config.resolved().polyak == pytest.approx(rate, rel=1e-12)
+    assert config.changed(polyak=0.3).target_rate == 0.3
+    # A longer run goes on with the rate that it began with.
+    assert config.changed(steps=3_000_000).resolved(config.resolved()).polyak == config.target_rate
 
 
 CHOICES = {

@@ -46,6 +46,12 @@ RATE, SMALL_RATE, LARGE = 3e-4, 1e-3, 256
 """Learning rates, unless `learning_rate` says otherwise: the published one, and that of me-am where all layers are
 narrower than `LARGE`."""
 
+TARGET_RATE, MOST_TARGET_RATE = 0.005, 0.05
+"""Rates of the target networks, unless `polyak` says otherwise: the published one, and the largest of me-am."""
+
+RENEWALS, NEAR = 40, 10
+"""How many times me-am renews the target networks in a run, up to an effective horizon of so many chunks."""
+
 
 # Conditions under which settings have an effect. Where a field has several, an error names the first one that fails.
 TRAINS_POLICY = OnlyIf("method", lambda c: c.method != "bc", "take another method")
@@ -247,8 +253,11 @@ class TrainConfig:
     """Largest norm of the gradients; 0 for no clipping."""
     joint_clip: Annotated[bool, TRAINS_POLICY, CLIPS] = False
     """Clip the gradients of all networks by their joint norm, as published, rather than each network's by its own."""
-    polyak: Annotated[float, Range(above=0, most=1), TRAINS_POLICY] = 0.005
-    """Rate of the Polyak averaging of the target networks."""
+    polyak: Annotated[float | None, Range(above=0, most=1), TRAINS_POLICY] = None
+    """Rate of the Polyak averaging of the target networks, each update. None takes the published 0.005, and in me-am
+    more where the run is short: so much, up to 0.05, that they are renewed 40 times after pretraining. What chunks are
+    worth moves on by one chunk in a renewal, and the acting policy follows the trained one. Errors move on too: where
+    the effective horizon 1 / (1 - discount^chunk_size) is above ten chunks, there are fewer renewals in proportion."""
     checkpoint_every: Annotated[int, Range(least=1), HowItRuns()] = 10_000
     """Updates between checkpoints; the last update always writes one."""
     keep_checkpoints: Annotated[int, Range(least=1), HowItRuns()] = 3
@@ -366,6 +375,19 @@ class TrainConfig:
         return SMALL_RATE if small and self.method == "me-am" else RATE
 
     @property
+    def target_rate(self) -> float:
+        """Rate of the target networks: `polyak`, or what it stands for."""
+        return self._usual_target_rate if self.polyak is None else self.polyak
+
+    @property
+    def _usual_target_rate(self) -> float:
+        if self.method != "me-am":
+            return TARGET_RATE
+        updates = max(1, self.steps - self.pretraining + self.online_steps)
+        renewals = RENEWALS * min(1.0, NEAR * (1 - self.discount**self.chunk_size))
+        return min(max(TARGET_RATE, renewals / updates), MOST_TARGET_RATE)
+
+    @property
     def pretrains_critics(self) -> bool:
         """Whether there are updates that train the critics on the data's returns."""
         return self.trains_policy and self.pretrain_critics and self.pretraining > 0
@@ -378,8 +400,13 @@ class TrainConfig:
     @property
     def own_settings(self) -> dict[str, Any]:
         """Settings that differ from those of the method's preset, by name."""
-        preset, usual = _defaults(self.method), ("learning_rate", self._usual_rate)
-        return {name: value for name, value in vars(self).items() if value != preset[name] and (name, value) != usual}
+        preset = _defaults(self.method)
+        usual = {"learning_rate": self._usual_rate, "polyak": self._usual_target_rate}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if value != preset[name] and value != usual.get(name, preset[name])
+        }
 
     def deciding(self, *, online: bool = True) -> dict[str, Any]:
         """Settings that determine the weights, by name: runs that agree in them are the same run.
@@ -399,7 +426,7 @@ class TrainConfig:
 
     @typed()
     def resolved(self, begun: TrainConfig | None = None) -> TrainConfig:
-        """The settings with `learning_rate` and `pretrain_steps` as numbers, which stay when `steps` changes.
+        """The settings with numbers in place of None where it stands for one, which stay when `steps` changes.
 
         Args:
             begun: Settings of the run to be resumed, whose numbers stay where these are None.
@@ -411,6 +438,8 @@ class TrainConfig:
         found: dict[str, Any] = {} if self.learning_rate is not None else {"learning_rate": source.adam_rate}
         if self.trains_policy and self.pretrain_steps is None:
             found["pretrain_steps"] = source.pretraining
+        if self.trains_policy and self.polyak is None:
+            found["polyak"] = source.target_rate
         return dataclasses.replace(self, **found) if found else self
 
     @classmethod

@@ -136,7 +136,7 @@ class Learner:
             parameter.grad = gradient
         norm = clip_gradients(n, c.gradient_clip or math.inf, c.joint_clip)
         if stage not in _ON_DATA_ALONE:
-            update_targets(n, c.polyak)
+            update_targets(n, c.target_rate)
         # The flag that a GradScaler would set, so that Adam skips a step whose gradient is not finite.
         self.optimizer.found_inf = (~norm.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
