@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 import yaml
 
-from meam_export.deploy.parts import Part, observation_parts
+from meam_export.deploy.parts import GAINS, Part
 from meam_export.deploy.source import Source, new_folder, require_plain_meaning
 from meam_export.deploy.tick_graph import TickGraph, TickSettings, build_tick, zero_state
 from meam_export.deploy.tick_player import TickCheck, check_tick
@@ -27,8 +27,9 @@ from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoun
 from meam_policy.extras import needs
 from meam_policy.folder.policy_folder import check_output_folder
 from meam_policy.given_files import read_regular
-from meam_policy.robot import RobotContract
+from meam_policy.robot import ActionNumber, ObservationNumber, RobotContract
 from meam_policy.robot.vocabulary import ACTION_KINDS, EXTRA, OBSERVATION_KINDS
+from meam_policy.spec import PolicySpec
 
 with needs("A LEAPP bundle", "onnx", "deploy"):
     import onnx
@@ -67,14 +68,9 @@ def write_leapp_bundle(
         OutputError: the folder is not empty, or cannot be written.
     """
     made = settings or TickSettings()
-    robot, rate = source.robot, source.rate_hz("a LEAPP bundle")
-    if robot is None or not robot.observation or not robot.action:
-        raise ConfigError(
-            f"{source.name} has no robot.json that says what its observations and actions are, and a LEAPP bundle is "
-            "read by kinds and names. Write one with `meam robot init`, and add it with `meam robot add`."
-        )
+    rate, robot = source.rate_hz("a LEAPP bundle"), source.contract("a LEAPP bundle is read by kinds and names")
     require_plain_meaning(robot, "LEAPP")
-    for field in ("stiffness", "damping"):
+    for field in GAINS.values():
         lacking = [number.name for number in robot.action if getattr(number, field) is None]
         if 0 < len(lacking) < len(robot.action):
             raise ConfigError(f"{lacking[0]} has no {field} in robot.json, and others have; expected all, or none.")
@@ -92,7 +88,7 @@ def write_leapp_bundle(
 
     found = check_tick(tick, source.acting(), made, "The bundle's graph", action)
     name = target.name
-    description = _description(tick, source, rate, name)
+    description = _description(tick, source.spec, robot, rate, name)
     with new_folder(target) as place:
         (place / f"{name}.onnx").write_bytes(tick.graph)
         state = {f"{NODE}/{each}": zeros for each, zeros in zero_state(tick.recurrent).items()}
@@ -175,20 +171,17 @@ def _check_tensors(file: str, node: Mapping[str, Any], model: onnx.ModelProto) -
                 raise FormatError(f"{file}: {name} has {len(names[-1])} element names; expected {shapes[name][-1]}.")
 
 
-def _description(tick: TickGraph, source: Source, rate: float, name: str) -> dict[str, Any]:
+def _description(tick: TickGraph, spec: PolicySpec, robot: RobotContract, rate: float, name: str) -> dict[str, Any]:
     """The contents of the YAML file."""
-    spec, robot = source.spec, source.robot
-    assert robot is not None
-    states = [(into, shape) for into, shape in tick.recurrent.values()]
-    inputs = [*map(_tensor, tick.observation), *(_state(into, shape) for into, shape in states)]
+    inputs = [*map(_part, tick.observation), *(_tensor(into, shape) for into, shape in tick.recurrent.values())]
+    # Gains by the joints that they are of.
     gains = [
-        Part(gain, tuple(range(spec.action_dim)), robot.action)
-        for gain, field in (("kp", "stiffness"), ("kd", "damping"))
-        if None not in [getattr(number, field) for number in robot.action]
+        {**_tensor(gain, (1, len(robot.action))), "element_names": [[], _element_names(robot.action)], "kind": gain}
+        for gain in tick.gains
     ]
-    outputs = _in_order(tick, [*map(_tensor, tick.action), *({**_gain(gain), "kind": gain.name} for gain in gains)])
+    outputs = _in_order(tick, [*map(_part, tick.action), *gains])
     feedback = {f"{NODE}/{out}": [f"{NODE}/{into}"] for out, (into, _) in tick.recurrent.items()}
-    given = [part.name for part in (*tick.action, *gains)]
+    given = [*(part.name for part in tick.action), *tick.gains]
     return {
         "models": {
             NODE: {
@@ -209,7 +202,7 @@ def _description(tick: TickGraph, source: Source, rate: float, name: str) -> dic
             }
         },
         "pipeline": {
-            "inputs": {NODE: [part.name for part in observation_parts(spec, robot)]},
+            "inputs": {NODE: [part.name for part in tick.observation]},
             "outputs": {NODE: given},
             "data_flow": {},
             "feedback_flow": feedback,
@@ -234,14 +227,16 @@ def _description(tick: TickGraph, source: Source, rate: float, name: str) -> dic
     }
 
 
-def _tensor(part: Part) -> dict[str, Any]:
+def _tensor(name: str, shape: Sequence[int]) -> dict[str, Any]:
+    """What every description has: those of states have no more."""
+    return {"name": name, "dtype": "float32", "shape": list(shape), "type": "tensor"}
+
+
+def _part(part: Part) -> dict[str, Any]:
     """The description of a part."""
-    found: dict[str, Any] = {"name": part.name, "dtype": "float32", "shape": [1, part.size], "type": "tensor"}
-    if part.kind is not None:
-        found["kind"] = part.kind
-    found["element_names"] = [[], _element_names(part)]
-    if part.numbers:
-        found["units"] = [number.unit for number in part.numbers]
+    found = {**_tensor(part.name, (1, part.size)), "kind": part.kind}
+    found["element_names"] = [[], _element_names(part.numbers)]
+    found["units"] = [number.unit for number in part.numbers]
     for field in ("lower", "upper", "max_rate"):
         values = [getattr(number, field, None) for number in part.numbers]
         if any(value is not None for value in values):
@@ -249,24 +244,14 @@ def _tensor(part: Part) -> dict[str, Any]:
     return found
 
 
-def _gain(part: Part) -> dict[str, Any]:
-    """The description of gains, by the joints that they are of."""
-    shape = {"shape": [1, part.size], "type": "tensor", "element_names": [[], _element_names(part)]}
-    return {"name": part.name, "dtype": "float32", **shape}
-
-
-def _element_names(part: Part) -> list[str]:
+def _element_names(numbers: Sequence[ObservationNumber | ActionNumber]) -> list[str]:
     """The names by which a runtime finds the numbers on the robot: those of joints, where they are of joints."""
-    joints = [number.joint for number in part.numbers]
-    return [str(joint) for joint in joints] if joints and None not in joints else [n.name for n in part.numbers]
-
-
-def _state(name: str, shape: Sequence[int]) -> dict[str, Any]:
-    return {"name": name, "dtype": "float32", "shape": list(shape), "type": "tensor"}
+    joints = [number.joint for number in numbers]
+    return [number.name for number in numbers] if None in joints else [str(joint) for joint in joints]
 
 
 def _in_order(tick: TickGraph, described: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Descriptions of all outputs, in the order of the graph."""
     known = {tensor["name"]: tensor for tensor in described}
     outputs = onnx.load_model_from_string(tick.graph).graph.output
-    return [known.get(v.name) or _state(v.name, tick.recurrent[v.name][1]) for v in outputs]
+    return [known.get(v.name) or _tensor(v.name, tick.recurrent[v.name][1]) for v in outputs]

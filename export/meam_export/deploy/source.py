@@ -48,6 +48,22 @@ class Source:
         session = PolicySession(self.graph, self.spec, name=f"The graph of {self.name}")
         return MeamPolicy(self.spec, session, safety=SafetySettings(on_unfamiliar=None), robot=self.robot)
 
+    def contract(self, why: str) -> RobotContract:
+        """The robot's contract, which says what every number is.
+
+        Args:
+            why: What reads that, for the message.
+
+        Raises:
+            ConfigError: there is none, or it leaves observations or actions out.
+        """
+        if self.robot is None or not self.robot.observation or not self.robot.action:
+            raise ConfigError(
+                f"{self.name} has no robot.json that says what its observations and actions are, and {why}. Write one "
+                "with `meam robot init`, and add it with `meam robot add`."
+            )
+        return self.robot
+
     def rate_hz(self, need: str) -> float:
         """Actions per second.
 
