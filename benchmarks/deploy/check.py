@@ -29,7 +29,7 @@ from meam_export.deploy.leapp import check_leapp_bundle, write_leapp_bundle
 from meam_export.deploy.manifest import write_manifest
 from meam_export.deploy.source import Source, read_source
 from meam_export.deploy.tick_graph import Form, TickSettings, build_plain, build_tick, noise_table
-from meam_export.deploy.tick_player import drawn_observations, write_tick
+from meam_export.deploy.tick_player import drawn_observations, noise_by_tick, policy_actions, write_tick
 from meam_policy import FormatError, IntegrityError
 from meam_policy.commands.robot import add
 from meam_policy.diagnosis.machine import cpu_model
@@ -206,14 +206,10 @@ class _Check:
     def _reference(self, source: Source, name: str, zero: bool = False) -> Path:
         """Observations [episodes, ticks, n], and the actions of `select_action` with the table's noise, or none."""
         spec, policy = source.spec, source.acting()
-        table = noise_table(spec, TickSettings()) * np.float32(not zero)
+        noises = noise_by_tick(spec, noise_table(spec, TickSettings()), TICKS) * np.float32(not zero)
         rows = np.stack([drawn_observations(spec, TICKS, 20 + episode) for episode in range(EPISODES)])
-        actions = []
-        for episode in rows:
-            policy.reset()
-            chunks = [table[step // spec.execute_steps % len(table)] for step in range(TICKS)]
-            actions.append([policy.select_action(*each) for each in zip(episode, chunks, strict=True)])
-        np.savez(self.forms / name, rows=rows, actions=np.array(actions, np.float32))
+        actions = np.stack([policy_actions(policy, episode, noises) for episode in rows])
+        np.savez(self.forms / name, rows=rows, actions=actions)
         return self.forms / name
 
     def _environment(self, requirement: str, alone: bool = False) -> Path:

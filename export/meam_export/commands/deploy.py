@@ -17,8 +17,8 @@ from meam_export.deploy.manifest import write_manifest
 from meam_export.deploy.plain import write_plain
 from meam_export.deploy.source import Source, read_source
 from meam_export.deploy.tick_graph import Form, Noise, TickSettings
-from meam_export.deploy.tick_player import given_observation, write_tick
-from meam_policy.acting.observation import lost_digits
+from meam_export.deploy.tick_player import write_tick
+from meam_policy.acting.observation import lost_digits, unflatten_observation
 from meam_policy.commands import parse
 from meam_policy.commands.environment_options import (
     chosen_environment,
@@ -95,7 +95,7 @@ def deploy(arguments: DeployArguments) -> None:
     settings = TickSettings(**{name: value for name, value in given.items() if value is not None})
     source = read_source(a.policy, revision=a.revision, subfolder=a.subfolder, variant=a.variant)
     middle = np.array(source.spec.observation_mean) + np.array(source.spec.observation_offset or 0.0)
-    if lost_digits(source.spec, given_observation(source.spec, middle, np.float32)):
+    if lost_digits(source.spec, unflatten_observation(source.spec, middle.astype(np.float32))):
         say(
             "These graphs take observations in float32, in which the policy's large coordinates lose digits (`meam "
             "info` shows the offset): MeamPolicy, which takes float64, would see smaller differences."

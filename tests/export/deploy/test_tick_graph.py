@@ -15,8 +15,9 @@ from onnx import helper
 
 from meam_export.deploy.source import Source
 from meam_export.deploy.tick_graph import LARGEST_TABLE, TickSettings, build_plain, build_tick, noise_table
-from meam_export.deploy.tick_player import TickPlayer, check_tick, drawn_observations, given_observation, write_tick
+from meam_export.deploy.tick_player import TickPlayer, check_tick, drawn_observations, write_tick
 from meam_policy import BoxSpec, ConfigError, FormatError, MeamPolicy, ParityError
+from meam_policy.acting.observation import unflatten_observation
 from meam_policy.graph.graph_check import check_graph
 from meam_policy.robot import RobotContract
 
@@ -44,7 +45,8 @@ def played(source: Source, made: TickSettings, ticks: int = TICKS) -> tuple[int,
                 drawn = {"table": table[chunk % made.rows], "zero": noise * 0}
                 noise = drawn.get(source_of_noise, generator.standard_normal(spec.noise_dim, np.float32))
             found = player.tick(row, noise)["action"]
-            wanted = np.asarray(policy.select_action(given_observation(spec, row), noise=noise)).reshape(1, -1)
+            observation = unflatten_observation(spec, row.astype(np.float64))
+            wanted = np.asarray(policy.select_action(observation, noise=noise)).reshape(1, -1)
             differing += not np.array_equal(found, wanted.astype(np.float32))
     return differing, policy
 
