@@ -19,10 +19,10 @@ import safetensors.numpy
 import yaml
 
 from meam_export.deploy.parts import GAINS, Part
-from meam_export.deploy.source import Source, new_folder, require_plain_meaning
+from meam_export.deploy.source import Source, require_plain_meaning
 from meam_export.deploy.tick_graph import TickGraph, TickSettings, build_tick, zero_state
 from meam_export.deploy.tick_player import TickCheck, check_tick
-from meam_policy.atomic_files import given_folder
+from meam_policy.atomic_files import given_folder, write_folder
 from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoundError
 from meam_policy.extras import needs
 from meam_policy.folder.policy_folder import check_output_folder
@@ -89,13 +89,15 @@ def write_leapp_bundle(
     found = check_tick(tick, source.acting(), made, "The bundle's graph", action)
     name = target.name
     description = _description(tick, source.spec, robot, rate, name)
-    with new_folder(target) as place:
-        (place / f"{name}.onnx").write_bytes(tick.graph)
-        state = {f"{NODE}/{each}": zeros for each, zeros in zero_state(tick.recurrent).items()}
-        (place / f"{name}_initial_values.safetensors").write_bytes(safetensors.numpy.save(state))
-        text = yaml.safe_dump(description, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
-        (place / f"{name}.yaml").write_text(text, encoding="utf-8")
-        check_leapp_bundle(place / f"{name}.yaml")
+    text = yaml.safe_dump(description, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    state = {f"{NODE}/{each}": zeros for each, zeros in zero_state(tick.recurrent).items()}
+    files = {
+        f"{name}.onnx": tick.graph,
+        f"{name}_initial_values.safetensors": safetensors.numpy.save(state),
+        f"{name}.yaml": text.encode(),
+    }
+    failure = f"The bundle {target} cannot be written"
+    write_folder(target, files, failure, check=lambda folder: check_leapp_bundle(folder / f"{name}.yaml"))
     return target, found
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from meam_export.deploy.source import Source, new_folder
+from meam_export.deploy.source import Source
 from meam_export.deploy.tick_graph import TickGraph, build_plain
 from meam_export.deploy.tick_player import TickCheck, TickPlayer, drawn_observations, policy_actions, require_equal
 from meam_policy import __version__
-from meam_policy.atomic_files import given_folder
+from meam_policy.atomic_files import given_folder, write_folder
 from meam_policy.folder.policy_folder import check_output_folder
 
 __all__ = ["write_manifest"]
@@ -49,10 +49,9 @@ def write_manifest(source: Source, folder: str | os.PathLike[str]) -> tuple[Path
     check_output_folder(target)
     made = build_plain(source.graph, source.spec, source.robot, names=("state", "action"), whole=True)
     found = _check(made, source)
-    with new_folder(target) as place:
-        (place / f"{NAME}.onnx").write_bytes(made.graph)
-        text = json.dumps(_manifest(source, made), indent=2) + "\n"
-        (place / "manifest.json").write_text(text, encoding="utf-8")
+    manifest = json.dumps(_manifest(source, made), indent=2) + "\n"
+    files = {f"{NAME}.onnx": made.graph, "manifest.json": manifest.encode()}
+    write_folder(target, files, f"The package {target} cannot be written")
     return target, found
 
 
