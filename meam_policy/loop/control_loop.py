@@ -23,6 +23,7 @@ from meam_policy.loop.chunk_schedule import Chunking, ChunkSchedule
 from meam_policy.loop.loop_health import HealthRecorder, LoopHealth
 from meam_policy.robot import RobotContract
 from meam_policy.robot.limits import ActionLimits
+from meam_policy.robot.vocabulary import ON_FAILURE
 from meam_policy.spec import RATE_TOLERANCE
 from meam_policy.typed import typed
 
@@ -30,9 +31,6 @@ __all__ = ["ControlLoop", "Overrun", "Plan", "StampedObservation"]
 
 Overrun = Literal["hold", "repeat", "zero", "home", "stop"]
 """What a control loop does in a tick for which it has no action."""
-
-_ON_FAILURE: dict[str, Overrun] = {"hold": "hold", "neutral": "zero", "home": "home", "disable": "stop"}
-"""Overruns by the word of the robot's contract for them."""
 
 _RECENT_DELAYS = 10
 """Number of recent inferences whose longest delay is expected of the next one."""
@@ -166,7 +164,7 @@ class ControlLoop:
             )
         if overrun is None:
             usual = "hold" if robot.stands_still else "zero"
-            overrun = usual if timing.on_failure is None else _ON_FAILURE[timing.on_failure]
+            overrun = usual if timing.on_failure is None else ON_FAILURE[timing.on_failure].overrun
         age = timing.max_observation_age_s if max_observation_age_s is None else max_observation_age_s
         chunk_size = policy.spec.chunk_size
         steps = policy.spec.execute_steps if execute_steps is None else execute_steps

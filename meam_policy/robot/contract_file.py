@@ -61,8 +61,7 @@ def given_contract(contract: RobotContract | str | os.PathLike[str], spec: Polic
         ConfigError: it is neither.
     """
     if isinstance(contract, RobotContract):
-        contract.check(spec)
-        ActionLimits.of(contract, spec)  # something must lie between them
+        _require_fit(contract, spec)
         return contract
     if not isinstance(contract, (str, os.PathLike)):
         raise ConfigError(f"robot is {contract!r}; expected the path of a robot.toml, or a RobotContract.")
@@ -72,11 +71,15 @@ def given_contract(contract: RobotContract | str | os.PathLike[str], spec: Polic
 def _checked(file: str, data: dict[str, object], spec: PolicySpec) -> RobotContract:
     try:
         contract = RobotContract.from_object(data)
-        contract.check(spec)
-        ActionLimits.of(contract, spec)
+        _require_fit(contract, spec)
     except FormatError as error:
         raise FormatError(f"{file}: {error}") from error
     return contract
+
+
+def _require_fit(contract: RobotContract, spec: PolicySpec) -> None:
+    contract.check(spec)
+    ActionLimits.of(contract, spec)  # something must lie between them
 
 
 def skeleton(spec: PolicySpec) -> str:

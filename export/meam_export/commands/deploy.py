@@ -102,7 +102,7 @@ def deploy(arguments: DeployArguments) -> None:
         )
     for name in ("rows", "noise_seed"):
         if getattr(a, name) is not None and (how := settings.noise_of(source.spec)) != "table":
-            raise ConfigError(f"--{name.replace('_', '-')} has no effect with noise {how}; leave it out.")
+            raise ConfigError(f"{_flag(name)} has no effect with noise {how}; leave it out.")
     found: dict[str, dict[str, Any]] = {}
     writers = {"tick": write_tick, "leapp": write_leapp_bundle, "exploy": write_exploy}
     for name, writer in writers.items():
@@ -151,12 +151,12 @@ def _refuse_idle(a: DeployArguments) -> None:
     """
     targets = ("tick", "leapp", "exploy", "manifest", "plain")
     if all(getattr(a, name) is None for name in targets):
-        raise ConfigError(f"Nothing is to be written; give {', '.join(f'--{name}' for name in targets)}.")
+        raise ConfigError(f"Nothing is to be written; give {', '.join(map(_flag, targets))}.")
     ticks = a.tick or a.leapp or a.exploy
     for name in ("form", "noise", "rows", "noise_seed"):
         if getattr(a, name) is not None and not ticks:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} has no effect without --tick, --leapp or --exploy; leave it out, or give one.")
+            why = "has no effect without --tick, --leapp or --exploy"
+            raise ConfigError(f"{_flag(name)} {why}; leave it out, or give one.")
     if a.plain is not None and a.episodes < 1:
         raise ConfigError(
             "--plain is another policy than the one that was trained, and is written only with its own measured "
@@ -164,8 +164,12 @@ def _refuse_idle(a: DeployArguments) -> None:
         )
     for name in ("episodes", "env_id", "env_kwargs", "max_episode_steps"):
         if getattr(a, name) and a.plain is None:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} has no effect without --plain; leave it out, or give --plain.")
+            raise ConfigError(f"{_flag(name)} has no effect without --plain; leave it out, or give --plain.")
+
+
+def _flag(name: str) -> str:
+    """The option of a field."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _print(found: Mapping[str, Mapping[str, Any]]) -> None:
