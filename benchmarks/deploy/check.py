@@ -26,7 +26,8 @@ import numpy as np
 import onnx
 
 from meam_export.deploy.exploy import write_exploy
-from meam_export.deploy.leapp import check_leapp_bundle, write_leapp_bundle
+from meam_export.deploy.leapp import write_leapp_bundle
+from meam_export.deploy.leapp_check import check_leapp_bundle
 from meam_export.deploy.manifest import write_manifest
 from meam_export.deploy.source import Source, read_source
 from meam_export.deploy.tick_graph import Form, TickSettings, build_plain, build_tick, noise_table

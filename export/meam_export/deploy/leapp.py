@@ -18,26 +18,22 @@ import numpy as np
 import safetensors.numpy
 import yaml
 
+from meam_export.deploy.leapp_check import NODE, check_leapp_bundle
 from meam_export.deploy.parts import GAINS, Part
 from meam_export.deploy.source import Source, require_plain_meaning
 from meam_export.deploy.tick_graph import TickGraph, TickSettings, build_tick, zero_state
 from meam_export.deploy.tick_player import TickCheck, check_tick
 from meam_policy.atomic_files import given_folder, write_folder
-from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoundError
+from meam_policy.errors import ConfigError
 from meam_policy.extras import needs
 from meam_policy.folder.policy_folder import check_output_folder
-from meam_policy.given_files import read_regular
 from meam_policy.robot import ActionNumber, ObservationNumber, RobotContract
-from meam_policy.robot.vocabulary import ACTION_KINDS, EXTRA, OBSERVATION_KINDS
 from meam_policy.spec import PolicySpec
 
 with needs("A LEAPP bundle", "onnx", "deploy"):
     import onnx
 
-__all__ = ["check_leapp_bundle", "kinds_by_message", "write_leapp_bundle"]
-
-NODE = "policy"
-"""Name of the bundle's one node."""
+__all__ = ["kinds_by_message", "write_leapp_bundle"]
 
 LEAPP_VERSION, CONFIG_VERSION = "0.7.2", "1.3"
 
@@ -108,69 +104,6 @@ def kinds_by_message(robot: RobotContract) -> tuple[str, ...]:
     """
     kinds = dict.fromkeys(number.kind for number in (*robot.observation, *robot.action))
     return tuple(kind for kind in kinds if kind not in ISAAC_ROS2_CONTROL)
-
-
-def check_leapp_bundle(file: str | os.PathLike[str]) -> None:
-    """Check a LEAPP bundle of one node, also where leapp lets through what is wrong.
-
-    Both hashes, the graph's names and shapes, kinds that the vocabulary lacks, names of another number than the
-    elements, and a feedback that one of the two readers would miss.
-
-    Args:
-        file: The bundle's YAML file.
-
-    Raises:
-        NotFoundError: the description, or its graph, cannot be read.
-        FormatError: the description is none, or does not fit the graph; IntegrityError if the graph is another.
-    """
-    path = Path(file)
-    try:
-        description = yaml.safe_load(read_regular(path))
-        (node,) = description["models"].values()
-        parameters, pipeline = node["parameters"], description["pipeline"]
-        graph = read_regular(path.parent / parameters["model_path"])
-        given = {"md5sum": hashlib.md5(graph).hexdigest(), "sha256sum": hashlib.sha256(graph).hexdigest()}
-        for name, seen in given.items():
-            if parameters[name] != seen:
-                raise IntegrityError(
-                    f"{path.name}: {name} of {parameters['model_path']} is {parameters[name][:16]}…, and the file's is "
-                    f"{seen[:16]}…. One was changed; write the bundle again."
-                )
-        _check_tensors(path.name, node, onnx.load_model_from_string(graph))
-        description["system information"]["leapp config version"]  # without it leapp loads nothing
-        if not (path.parent / pipeline["initial_values"]).is_file():
-            raise FormatError(f"{path.name}: {pipeline['initial_values']} is missing; write the bundle again.")
-        flows = [pipeline[key] for key in ("feedback_flow", "feedback_connections")]
-        if flows[0] != flows[1]:
-            raise FormatError(f"{path.name}: feedback_flow and feedback_connections differ; expected the same twice.")
-    except FormatError:
-        raise
-    except OSError as error:
-        raise NotFoundError(f"Cannot read {error.filename}: {error.strerror}. Write the bundle again.") from error
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(
-            f"{path.name} is no LEAPP bundle of this project ({type(error).__name__}: {error}). Write it again."
-        ) from error
-
-
-def _check_tensors(file: str, node: Mapping[str, Any], model: onnx.ModelProto) -> None:
-    for side, values, known in (
-        ("inputs", model.graph.input, OBSERVATION_KINDS),
-        ("outputs", model.graph.output, ACTION_KINDS),
-    ):
-        shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-        described = {tensor["name"]: tensor for tensor in node[side]}
-        if list(described) != list(shapes):
-            raise FormatError(f"{file}: the {side} are {list(described)}; the graph's are {list(shapes)}.")
-        for name, tensor in described.items():
-            if list(tensor["shape"]) != shapes[name]:
-                raise FormatError(f"{file}: {name} is {tensor['shape']}; the graph's is {shapes[name]}.")
-            kind = tensor.get("kind")
-            if kind is not None and kind not in known and not kind.startswith(EXTRA):
-                raise FormatError(f'{file}: the kind of {name} is "{kind}"; expected one of {", ".join(known)}.')
-            names = tensor.get("element_names")
-            if names is not None and [len(axis) for axis in names] != [0, shapes[name][-1]]:
-                raise FormatError(f"{file}: {name} has {len(names[-1])} element names; expected {shapes[name][-1]}.")
 
 
 def _description(tick: TickGraph, spec: PolicySpec, robot: RobotContract, rate: float, name: str) -> dict[str, Any]:

@@ -11,17 +11,15 @@ from meam_policy.robot import RobotContract
 from meam_policy.robot.contract import ActionNumber, ObservationNumber
 from meam_policy.spec import PolicySpec
 
-__all__ = ["GAINS", "Part", "action_parts", "observation_parts"]
+__all__ = ["GAINS", "STATES", "Part", "action_parts", "observation_parts"]
 
 GAINS = {"kp": "stiffness", "kd": "damping"}
 """Outputs for the gains of the joints' controllers, and the contract's words for them."""
 
-RESERVED = (
-    "action",
-    *GAINS,
-    "noise",
-    *(f"{state}_{way}" for state in ("last", "queue", "state") for way in ("in", "out")),
-)
+STATES = ("last", "queue", "state")
+"""What a tick graph leaves for the next tick: outputs NAME_out that come back as inputs NAME_in."""
+
+RESERVED = ("action", *GAINS, "noise", *(f"{state}_{way}" for state in STATES for way in ("in", "out")))
 """Names of a tick graph's other inputs and outputs."""
 
 
