@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,26 @@ class ActionLimits(NamedTuple):
         defaults = [number.default for number in contract.action if number.default is not None]
         home = np.clip(defaults, low, high) if defaults and len(defaults) == spec.action_dim else None
         return cls(low, high, change, home)
+
+    def rounded(self, dtype: type[np.floating[Any]]) -> ActionLimits:
+        """The same with bounds that a type of floats holds, rounded inwards, for whoever returns actions in it.
+
+        Raises:
+            FormatError: the type has no number between two of them.
+        """
+        kind = np.dtype(dtype)
+        low, high = (
+            np.array([_inwards(bound, kind, side) for bound in bounds])
+            for bounds, side in ((self.low, -1), (self.high, 1))
+        )
+        if (low > high).any():
+            index = int((low > high).argmax())
+            raise FormatError(
+                f"action[{index}] is from {self.low[index]!r} to {self.high[index]!r}; expected limits between which "
+                f"{kind} has a number."
+            )
+        home = None if self.home is None else np.clip(self.home, low, high)
+        return ActionLimits(low, high, self.max_change, home)
 
 
 def _inwards(bound: float, dtype: np.dtype, side: int) -> float:

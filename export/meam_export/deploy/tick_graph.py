@@ -145,7 +145,8 @@ def build_tick(
 
     Its actions are those of `MeamPolicy.select_action` with the rows of `noise_table`, bit for bit: within the box, and
     within the limits and the `max_rate` of the robot's contract, whose last action is a further state, `last_in`
-    [1, action_dim + 1]. What needs a clock or a decision stays with the runtime: NaN, age, unfamiliarity, hold.
+    [1, action_dim + 1]. Whatever queue is handed back, actions are within the box. What needs a clock or a decision
+    stays with the runtime: NaN, which passes through, age, unfamiliarity, hold.
 
     Args:
         graph: Contents of the policy's ONNX file, or of one of its variants'.
@@ -227,7 +228,7 @@ class _Wrapper:
 
     def __init__(self, graph: bytes, spec: PolicySpec, robot: RobotContract, *, one_part: str = "") -> None:
         _require_fitting(spec)
-        self._spec, self._limits = spec, ActionLimits.of(robot, spec) if robot.action else None
+        self._spec, self._limits = spec, ActionLimits.of(robot, spec).rounded(np.float32)
         self._joints, self._gains = ",".join(robot.joints or ()), _gains(robot)
         self._model = ir.from_proto(onnx.load_model_from_string(graph))
         inner = self._model.graph
@@ -330,14 +331,12 @@ class _Wrapper:
         return write.op("Slice", chunk, write.integers(0), write.integers(count), write.integers(1))
 
     def limited(self, action: ir.Value, begins: ir.Value | None) -> ir.Value:
-        """The action within the contract's limits and rates, in the float64 of `SafetyShell.limit`."""
+        """The action within the box and the contract's limits and rates, these in float64 as `SafetyShell.limit`."""
         limits, write = self._limits, self._write
-        if limits is None:
-            return action
-        wide = write.op("Cast", action, to=int(ir.DataType.DOUBLE))
-        wide = write.op("Min", write.op("Max", wide, write.store(limits.low)), write.store(limits.high))
+        # Also of the box: the queue is what the runtime hands back, and float64 bounds round outwards in the policy.
+        action = write.op("Min", write.op("Max", action, write.constant(limits.low)), write.constant(limits.high))
         if begins is None or not np.isfinite(limits.max_change).any():
-            return write.op("Cast", wide, to=int(ir.DataType.FLOAT))
+            return action
         if self._spec.action_space.dtype != np.float32:
             raise ConfigError(
                 f"robot.json has a max_rate, and the actions are {self._spec.action_space.dtype}; expected float32: a "
@@ -346,7 +345,7 @@ class _Wrapper:
         count = self._spec.action_dim
         state = self._state("last", (1, count + 1))
         last, acted = write.ops("Split", [state, write.integers(count, 1)], 2, axis=1)
-        last = write.op("Cast", last, to=int(ir.DataType.DOUBLE))
+        wide, last = (write.op("Cast", each, to=int(ir.DataType.DOUBLE)) for each in (action, last))
         # The gate lets no infinity through where it is added.
         change = write.store(np.where(np.isfinite(limits.max_change), limits.max_change, 1e300))
         slow = write.op("Max", wide, write.op("Sub", last, change))

@@ -20,6 +20,8 @@ from meam_policy.errors import ParityError
 from meam_policy.graph.graph_check import check_graph
 from meam_policy.inference.providers import import_onnxruntime
 from meam_policy.inference.session import session_options
+from meam_policy.robot import RobotContract
+from meam_policy.robot.limits import ActionLimits
 from meam_policy.spec import PolicySpec
 
 __all__ = [
@@ -146,7 +148,7 @@ def noise_by_tick(spec: PolicySpec, noises: NDArray[np.float32], ticks: int) -> 
 
 
 def policy_actions(policy: MeamPolicy, rows: NDArray[Any], noises: NDArray[Any]) -> NDArray[np.float32]:
-    """The actions [ticks, action_dim] of an episode of `MeamPolicy.select_action`.
+    """The actions [ticks, action_dim] of an episode of `MeamPolicy.select_action`, within its bounds in float32 too.
 
     Args:
         policy: The policy, which is reset.
@@ -156,7 +158,9 @@ def policy_actions(policy: MeamPolicy, rows: NDArray[Any], noises: NDArray[Any])
     policy.reset()
     observations = (unflatten_observation(policy.spec, row) for row in rows.astype(np.float64))
     actions = [policy.select_action(*each) for each in zip(observations, noises, strict=True)]
-    return np.stack(actions).astype(np.float32).reshape(len(rows), -1)
+    limits = ActionLimits.of(policy.robot or RobotContract(), policy.spec).rounded(np.float32)
+    flat = np.stack(actions).reshape(len(rows), -1).astype(np.float32)
+    return np.clip(flat, limits.low, limits.high).astype(np.float32)
 
 
 def require_equal(name: str, found: NDArray[np.float32], wanted: NDArray[np.float32], of: str) -> None:

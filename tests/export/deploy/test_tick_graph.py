@@ -173,6 +173,42 @@ def test_a_state_of_garbage_reads_no_row_and_no_action_that_is_not_there(
         assert (action >= [-1, -2]).all()
 
 
+@pytest.mark.parametrize("robot", [False, True])
+def test_float64_bounds_hold_in_the_graphs_float32(make_source: Make, make_contract: Contract, robot: bool) -> None:
+    low, high = (-0.1, -1 / 3), (0.4, 0.6)  # of which float32 rounds all outwards
+    assert (np.abs(np.float32([*low, *high])) > np.abs([*low, *high])).all()
+    source = make_source(
+        make_contract() if robot else None,
+        action=BoxSpec((2,), "float64", low, high),
+        action_scale=(9.0, 9.0),
+        action_offset=(0.0, 0.0),
+    )
+    player, policy = TickPlayer(build_tick(source.graph, source.spec, source.robot)), source.acting()
+    plain = TickPlayer(build_plain(source.graph, source.spec, source.robot))
+    rows = drawn_observations(source.spec, 200, 0)
+    upper = np.minimum(high, 0.3) if robot else high
+    for found in ([player.tick(row)["action"][0] for row in rows], [plain.tick(row)["actions"][0] for row in rows]):
+        actions = np.float64(found)
+        assert (actions >= low).all()
+        assert (actions <= upper).all()
+        for side in (low, upper):  # and are reached
+            assert (np.isclose(actions, side, rtol=1e-6, atol=0).any(axis=0)).all()
+    assert check_tick(build_tick(source.graph, source.spec, source.robot), policy, TickSettings()).ticks > 60
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_queue_of_garbage_gives_actions_within_the_box_or_nan(make_source: Make, form: Any) -> None:
+    source = make_source()
+    player = TickPlayer(build_tick(source.graph, source.spec, None, TickSettings(form)))
+    row = drawn_observations(source.spec, 1, 0)[0]
+    for value, expected in ((1e9, [1, 0.5]), (-1e9, [-1, -2]), (np.inf, [1, 0.5]), (np.nan, [np.nan, np.nan])):
+        player._state = {
+            "queue_in": np.full((1, 4, 2), value, np.float32),
+            "state_in": np.array([[2, 0]], np.float32),
+        }
+        np.testing.assert_array_equal(player.tick(row)["action"][0], np.float32(expected))
+
+
 def test_old_metadata_that_elsewhere_mean_something_else_are_left_out(
     make_source: Make, make_contract: Contract
 ) -> None:
