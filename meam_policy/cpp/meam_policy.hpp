@@ -1596,7 +1596,9 @@ class Loop {
 
   void prepare_blend_in() {
     const double seconds = options_.blend_in_s.value_or(contract_.blend_in_s);
-    if (!(seconds >= 0) || !std::isfinite(seconds)) refuse("blend_in_s is not a finite number of seconds, 0 or more");
+    if (!(seconds >= 0) || seconds > 3600) {
+      refuse("blend_in_s is " + detail::shown(seconds) + "; expected a number of seconds, 0 to 3600");
+    }
     blend_ticks_ = static_cast<std::int64_t>(std::ceil(seconds * rate_hz_));
     for (std::size_t i = 0; seconds > 0 && i < contract_.action_dim; ++i) {
       const bool lost = contract_.still[i] && contract_.measured[i] < 0 && std::isnan(contract_.start_default[i]);

@@ -72,7 +72,8 @@ def test_no_sanitizer_finds_anything(sanitized_program, folders, table):
         ({"expected_delay": 6}, "A chunk has 6 actions and takes 6 ticks to arrive: none of it would be executed."),
         ({"expected_delay": 6, "chunking": "blocking"}, "0 made"),
         ({"max_observation_age_s": 0.0}, "max_observation_age_s is 0; expected seconds above 0."),
-        ({"blend_in_s": -1.0}, "blend_in_s is not a finite number of seconds, 0 or more."),
+        ({"blend_in_s": 1e300}, "blend_in_s is 1e+300; expected a number of seconds, 0 to 3600"),
+        ({"blend_in_s": -1.0}, "blend_in_s is -1; expected a number of seconds, 0 to 3600"),
         ({"blend_in_s": 0.5}, "0 made"),
     ],
 )

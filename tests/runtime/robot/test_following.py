@@ -265,5 +265,5 @@ def test_the_loops_plan_is_limited_as_its_ticks_are(make_robot):
 
 
 def test_limits_that_leave_nothing_are_refused_when_the_contract_is_given(make_robot):
-    with pytest.raises(FormatError, match="expected a limit that leaves values between"):
+    with pytest.raises(FormatError, match=r"action\[0\]\.max_rate is 1\.0, 0\.1 a tick at 10 Hz; expected more than 5"):
         make_robot(contract({"representation": "delta_to_last", "lower": 0.5, "max_rate": 1.0}, rate_hz=10)).load()
