@@ -207,10 +207,10 @@ class ControlLoop:
         self._delay = 1 if self._given_delay is None else self._given_delay
         self._delays: deque[int] = deque(maxlen=_RECENT_DELAYS)
         self._accepts, self._limit, self._preview = checks.accepts, checks.limit_action, checks.preview_actions
-        space = policy.spec.action_space
-        self._neutral = np.zeros_like(space.low)
-        np.clip(self._neutral, space.low, space.high, out=self._neutral)
-        self._last, self._home = self._neutral, ActionLimits.of(robot, policy.spec).home
+        space, limits = policy.spec.action_space, ActionLimits.of(robot, policy.spec)
+        neutral = np.clip(np.zeros(policy.spec.action_dim), limits.low, limits.high)
+        self._neutral = self._last = neutral.reshape(space.shape).astype(space.dtype)
+        self._home = None if limits.home is None else limits.home.reshape(space.shape).astype(space.dtype)
         if overrun == "home" and self._home is None:
             raise ConfigError(
                 'overrun is "home"; expected another one, since no robot.json says where home is: a default of every '
@@ -338,8 +338,8 @@ class ControlLoop:
             send_action: Sends an action to the robot.
             steps: Ticks to run; None for no end.
             stop: Ends the loop before its next tick when it is set.
-            send_neutral_on_exit: Send zero, clipped into the action bounds, at the end. None for True if `overrun` is
-                "zero", and else False: zero may be a place far away.
+            send_neutral_on_exit: Send zero, clipped into the bounds and the contract's limits, at the end; or the home
+                pose if `overrun` is "home". None for True if `overrun` is "zero", and else False: it may be far away.
 
         Returns:
             How the loop did.
@@ -370,11 +370,12 @@ class ControlLoop:
         return self.health()
 
     def _send_neutral(self, send_action: Callable[[NDArray[Any]], Any]) -> None:
-        """Go to the neutral action, in steps that the rate limit allows, for at most two seconds."""
+        """Go to the neutral action, or home, in steps that the rate limit allows, for at most two seconds."""
+        rest = self._home if self._overrun == "home" and self._home is not None else self._neutral
         for _ in range(max(1, math.ceil(2 * self._rate_hz))):
-            self._last = self._limit(self._neutral.copy())
+            self._last = self._limit(rest.copy())
             send_action(self._last.copy())
-            if np.array_equal(self._last, self._neutral):
+            if np.array_equal(self._last, rest):
                 return
             if not self._simulated:
                 self._sleep(1 / self._rate_hz)
@@ -531,7 +532,7 @@ class ControlLoop:
             return self._neutral
         if self._overrun == "home":
             assert self._home is not None
-            return self._home.reshape(self._neutral.shape).astype(self._neutral.dtype)
+            return self._home
         # Without an observation to go by, a chunk is not begun again.
         return self._last if self._overrun == "hold" or blind else self._schedule.repeated_action(self._tick)
 

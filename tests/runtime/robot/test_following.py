@@ -182,6 +182,19 @@ def test_a_loop_goes_home(make_robot):
         np.testing.assert_array_equal(loop.step(ROWS[1], timestamp=-9.0), [0.25, -0.5])
 
 
+@pytest.mark.parametrize(
+    ("overrun", "expected"), [("zero", [0.25, -0.5]), ("home", [0.5, -0.75]), ("hold", [0.25, -0.5])]
+)
+def test_the_last_action_of_a_run_is_within_the_contract(make_robot, overrun, expected):
+    robot = contract({"lower": 0.25, "default": 0.5}, {"upper": -0.5, "default": -0.75, "max_rate": 0.5})
+    loop = ControlLoop(make_robot(robot).load(seed=0), chunking="naive", overrun=overrun, simulated_delay=0)
+    sent = []
+    loop.run(lambda: ROWS[0], sent.append, steps=3, send_neutral_on_exit=True)
+    np.testing.assert_array_equal(sent[-1], expected)
+    assert len(sent) < 14  # and no tick longer there
+    assert np.abs(np.diff(np.array(sent)[:, 1])).max() <= 0.05 + 1e-6
+
+
 def test_a_loop_without_any_rate_is_refused(make_policy):
     with pytest.raises(ConfigError, match=r"rate_hz is None; expected ticks a second, since neither"):
         ControlLoop(make_policy().load(), chunking="naive")
