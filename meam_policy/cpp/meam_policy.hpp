@@ -1552,7 +1552,8 @@ class Loop {
     }
     if (contract_.has_max_rate && contract_.rate_hz && rate > (1 + detail::kRateTolerance) * *contract_.rate_hz) {
       refuse("rate_hz is " + detail::shown(rate) + "; expected at most " + detail::shown(*contract_.rate_hz) +
-             ", that of robot.json: its max_rate holds from tick to tick, and would be exceeded in a second");
+             ", that of robot.json: its max_rate holds from tick to tick, and would be exceeded in a second, whatever "
+             "rate_limit is given. Take a robot.json without max_rate, and give a rate_limit for this rate");
     }
     if (options_.chunking == Chunking::realtime && !contract_.takes_prefix) {
       refuse("chunking is realtime, and the graph takes no prefix; expected naive, or a policy loaded with its variant "

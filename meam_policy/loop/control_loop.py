@@ -193,7 +193,8 @@ class ControlLoop:
         if limited and agreed is not None and rate_hz > (1 + RATE_TOLERANCE) * agreed:
             raise ConfigError(
                 f"rate_hz is {rate_hz:g}; expected at most {agreed:g}, that of robot.json: its max_rate holds from "
-                "tick to tick, and would be exceeded in a second. Export the policy with a contract for this rate."
+                "tick to tick, and would be exceeded in a second, whatever rate_limit is given. Put a robot.toml "
+                "without max_rate in its place (`meam robot add`), and give SafetySettings a rate_limit for this rate."
             )
         if chunking == "realtime" and not checks.takes_prefix:
             raise ConfigError(

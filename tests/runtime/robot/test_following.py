@@ -201,12 +201,18 @@ def test_a_loop_without_any_rate_is_refused(make_policy):
 
 
 def test_a_loop_faster_than_the_contract_is_refused_where_rates_are_limited(make_robot):
-    policy = make_robot(contract({"max_rate": 1.0}, rate_hz=10)).load()
-    with pytest.raises(
-        ConfigError, match=r"rate_hz is 20; expected at most 10, that of robot\.json: its max_rate holds"
-    ):
-        ControlLoop(policy, 20, any_rate=True, chunking="naive")
+    linear = make_robot(contract({"max_rate": 1.0}, rate_hz=10))
+    policy, limited = linear.load(), SafetySettings(rate_limit=0.05)
+    message = (
+        r"rate_hz is 20; expected at most 10, that of robot\.json: .* whatever rate_limit is given\. Put a robot\.toml"
+    )
+    for each in (policy, linear.load(safety=limited)):
+        with pytest.raises(ConfigError, match=message):
+            ControlLoop(each, 20, any_rate=True, chunking="naive")
     ControlLoop(policy, 5, any_rate=True, chunking="naive").close()
+    # The remedy.
+    remedied = make_robot(contract(rate_hz=10)).load(safety=limited)
+    ControlLoop(remedied, 20, any_rate=True, chunking="naive").close()
 
 
 def test_first_actions_are_blended_in_from_where_the_robot_is(make_robot):
