@@ -1434,7 +1434,7 @@ class Loop {
     for (std::size_t i = 0; i < contract_.action_dim; ++i) {
       low_.push_back(detail::cast(contract_.type, contract_.low[i]));
       high_.push_back(detail::cast(contract_.type, contract_.high[i]));
-      neutral_[i] = detail::clipped(0.0, low_[i], high_[i]);
+      neutral_[i] = detail::clipped(0.0, contract_.robot_low[i], contract_.robot_high[i]);
     }
     last_ = chosen_ = start_ = neutral_;
     prepare_blend_in();
