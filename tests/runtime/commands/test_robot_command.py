@@ -48,6 +48,20 @@ def test_a_contract_is_added_to_a_copy_of_the_folder(folder, tmp_path):
     assert newer.action[0].max_rate == 3
 
 
+def test_info_prints_what_the_contract_says(folder, tmp_path, capsys):
+    limited = CONTRACT.replace("max_rate = 2", "max_rate = 2.5\nlower = -0.5\nstiffness = 40.0\ndamping = 2.0")
+    (tmp_path / "robot.toml").write_text(limited)
+    assert run(["robot", "add", str(folder), str(tmp_path / "robot.toml"), "--output-dir", str(tmp_path / "new")]) == 0
+    assert run(["info", str(tmp_path / "new")]) == 0
+    title, header, _, *rows = capsys.readouterr().out.partition("On the robot")[2].splitlines()
+    assert not title.strip()
+    assert [title.strip() for title in header.split("┃")][:4] == ["", "index", "name", "of"]
+    said = [[cell.strip() for cell in row.split("│")] for row in rows]
+    assert said[0][:7] == ["out", "0", "elbow", "elbow", "target/joint/position", "rad", "absolute"]
+    assert said[0][7:] == ["-0.5 to …", "2.5", "40 / 2"]
+    assert said[1][7:] == ["", "", ""]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
