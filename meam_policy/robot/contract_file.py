@@ -90,7 +90,9 @@ def skeleton(spec: PolicySpec) -> str:
     rate = spec.control_rate_hz
     lines = [
         "# What the numbers of this policy are on the robot. Correct the kinds and units, and give limits and rates;",
-        "# leave out what does not matter. Then: meam export RUN --robot robot.toml --output-dir DIR",
+        "# leave out what does not matter. Then, with this policy's folder: meam robot add POLICY robot.toml "
+        "--output-dir DIR",
+        "# or with the training run that it comes from: meam export RUN --robot robot.toml --output-dir DIR",
         *_wrapped("units", UNITS),
         "",
         "[timing]",

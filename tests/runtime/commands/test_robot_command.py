@@ -28,11 +28,21 @@ def test_a_skeleton_is_printed_or_written_once(folder, tmp_path, capsys):
     assert file.read_text() == printed
 
 
-def test_a_contract_is_added_to_a_copy_of_the_folder(folder, tmp_path):
+def test_a_skeleton_names_the_commands_that_take_it(folder, capsys):
+    assert run(["robot", "init", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "with this policy's folder: meam robot add POLICY robot.toml --output-dir DIR" in printed
+    assert "with the training run that it comes from: meam export RUN --robot robot.toml --output-dir DIR" in printed
+
+
+def test_a_contract_is_added_to_a_copy_of_the_folder(folder, tmp_path, capsys):
     (tmp_path / "robot.toml").write_text(CONTRACT)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert run(["robot", "add", str(folder), str(tmp_path / "robot.toml"), "--output-dir", str(tmp_path / "new")]) == 0
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    place = tmp_path / "new"
+    said = f"`meam eval {place} --json > results.json`, then `meam card {place} --results results.json`"
+    assert said in " ".join(capsys.readouterr().err.split())
     policy = MeamPolicy.from_pretrained(tmp_path / "new")
     assert policy.robot is not None
     assert policy.robot.joints == ("elbow", "wrist")
