@@ -21,6 +21,7 @@ from meam_export.deploy.tick_player import TickCheck, TickPlayer, drawn_observat
 from meam_policy import __version__
 from meam_policy.atomic_files import given_folder, write_folder
 from meam_policy.folder.policy_folder import check_output_folder
+from meam_policy.robot import RobotContract
 
 __all__ = ["write_manifest"]
 
@@ -56,7 +57,8 @@ def write_manifest(source: Source, folder: str | os.PathLike[str]) -> tuple[Path
 
 
 def _manifest(source: Source, made: TickGraph) -> dict[str, Any]:
-    spec = source.spec
+    contract = source.robot or RobotContract()
+    spec = contract.named(source.spec)
     robot: dict[str, Any] = {"name": "main"}
     for name, size, numbers in (
         ("state", spec.observation_dim, spec.observation_numbers),
@@ -81,8 +83,8 @@ def _manifest(source: Source, made: TickGraph) -> dict[str, Any]:
         "meam": {
             "acting": "zero",
             "execute_steps": spec.execute_steps,
-            "control_rate_hz": spec.control_rate_hz,
-            "spec_sha256": spec.identity,
+            "control_rate_hz": contract.rate_hz(spec),
+            "spec_sha256": source.spec.identity,
             "graph_sha256": hashlib.sha256(made.graph).hexdigest(),
         },
     }

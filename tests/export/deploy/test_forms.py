@@ -292,6 +292,16 @@ def test_a_package_maps_a_state_to_the_executed_actions(make_source: Make, tmp_p
     assert (robot["state"]["shape"], robot["action"]["shape"]) == ([4], [2])
 
 
+def test_a_package_has_the_contracts_names_and_rate(make_source: Make, make_contract: Contract, tmp_path: Path) -> None:
+    source = make_source(make_contract(rate_hz=25.0), control_rate_hz=None)
+    folder, _ = write_manifest(source, tmp_path / "package")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (robot,) = manifest["hardware"]["robots"]
+    assert robot["state"]["order"] == ["a position", "a velocity", "b position", "b velocity"]
+    assert robot["action"]["order"] == ["a", "b"]
+    assert (manifest["meam"]["control_rate_hz"], manifest["meam"]["spec_sha256"]) == (25.0, source.spec.identity)
+
+
 def test_a_package_keeps_no_rate_so_none_is_dropped(arm: Source, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"robot\.json has a max_rate"):
         write_manifest(arm, tmp_path / "package")
