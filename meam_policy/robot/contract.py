@@ -219,6 +219,7 @@ class RobotContract:
             need = "a default, or an observation of the same joint's position in the same unit"
             _require_each("timing.blend_in_s", self.timing.blend_in_s, self.action, lost, need)
 
+    @typed()
     def measured_by(self, action: ActionNumber) -> int | None:
         """Index of the observation number that measures an action's joint, in its unit; None if there is none."""
         if action.kind != "target/joint/position":
