@@ -144,7 +144,7 @@ def test_a_bundle_that_does_not_begin_at_zero_is_refused(bundle: Path) -> None:
 
     refused(r"initial_values is .*; expected the states", state_in=None)
     refused(r"the initial shape of policy/last_in is \[1, 2\]; expected \[1, 3\]", last_in=np.zeros((1, 2), np.float32))
-    refused(r"the initial value of policy/state_in is .*7.*; expected zeros", state_in=np.float32([[0, 7]]))
+    refused(r"the initial value of policy/state_in is .*7.*; expected zeros", state_in=np.array([[0, 7]], np.float32))
     refused(r"has the dtype 'F64'; expected F32", state_in=np.zeros((1, 2)))
     values.write_bytes(b"")
     with pytest.raises(FormatError, match="is not a valid safetensors file"):

@@ -176,7 +176,7 @@ def test_a_state_of_garbage_reads_no_row_and_no_action_that_is_not_there(
 @pytest.mark.parametrize("robot", [False, True])
 def test_float64_bounds_hold_in_the_graphs_float32(make_source: Make, make_contract: Contract, robot: bool) -> None:
     low, high = (-0.1, -1 / 3), (0.4, 0.6)  # of which float32 rounds all outwards
-    assert (np.abs(np.float32([*low, *high])) > np.abs([*low, *high])).all()
+    assert (np.abs(np.array([*low, *high], np.float32)) > np.abs([*low, *high])).all()
     source = make_source(
         make_contract() if robot else None,
         action=BoxSpec((2,), "float64", low, high),
@@ -188,7 +188,7 @@ def test_float64_bounds_hold_in_the_graphs_float32(make_source: Make, make_contr
     rows = drawn_observations(source.spec, 200, 0)
     upper = np.minimum(high, 0.3) if robot else high
     for found in ([player.tick(row)["action"][0] for row in rows], [plain.tick(row)["actions"][0] for row in rows]):
-        actions = np.float64(found)
+        actions = np.array(found, np.float64)
         assert (actions >= low).all()
         assert (actions <= upper).all()
         for side in (low, upper):  # and are reached
@@ -206,7 +206,7 @@ def test_a_queue_of_garbage_gives_actions_within_the_box_or_nan(make_source: Mak
             "queue_in": np.full((1, 4, 2), value, np.float32),
             "state_in": np.array([[2, 0]], np.float32),
         }
-        np.testing.assert_array_equal(player.tick(row)["action"][0], np.float32(expected))
+        np.testing.assert_array_equal(player.tick(row)["action"][0], np.array(expected, np.float32))
 
 
 def test_old_metadata_that_elsewhere_mean_something_else_are_left_out(
