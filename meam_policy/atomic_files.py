@@ -6,11 +6,11 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from meam_policy.errors import ConfigError
+from meam_policy.errors import ConfigError, MeamError, OutputError
 from meam_policy.given_files import given_path
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "size_of",
     "write_atomically",
     "write_failure",
+    "write_folder",
 ]
 
 
@@ -136,6 +137,39 @@ def atomic_folder(folder: Path, *, replace: bool = False, last: str = "") -> Ite
         undo.pop_all()
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(_aside(folder), ignore_errors=True)
+
+
+def write_folder(
+    folder: Path,
+    files: Mapping[str, bytes],
+    failure: str,
+    *,
+    last: str = "",
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a folder of files, whole or not at all.
+
+    Args:
+        folder: Folder to write; must be empty or not exist.
+        files: Contents, by name.
+        failure: What the message says before the reason, such as "The policy folder arm cannot be written".
+        last: As in `atomic_folder`.
+        check: Called with the folder before it is in its place; what it raises keeps it from being written.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        with atomic_folder(folder, last=last) as hidden:
+            for name, data in files.items():
+                (hidden / name).write_bytes(data)
+            if check is not None:
+                check(hidden)
+    except MeamError:  # of the check, among them some that are OSErrors too
+        raise
+    except OSError as error:
+        reason = write_failure(error, folder, sum(map(len, files.values())))
+        raise OutputError(f"{failure}: {reason}.") from error
 
 
 def _fill(folder: Path, temporary: Path, last: str, undo: contextlib.ExitStack) -> None:

@@ -10,6 +10,7 @@ OUTPUT, beside this Python's packages. A row that cannot be run here says why.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
 import re
@@ -25,18 +26,21 @@ import numpy as np
 import onnx
 
 from meam_export.deploy.exploy import write_exploy
-from meam_export.deploy.leapp import check_leapp_bundle, write_leapp_bundle
+from meam_export.deploy.leapp import write_leapp_bundle
+from meam_export.deploy.leapp_check import check_leapp_bundle
 from meam_export.deploy.manifest import write_manifest
 from meam_export.deploy.source import Source, read_source
 from meam_export.deploy.tick_graph import Form, TickSettings, build_plain, build_tick, noise_table
-from meam_export.deploy.tick_player import drawn_observations, write_tick
-from meam_policy import FormatError, IntegrityError
+from meam_export.deploy.tick_player import drawn_observations, noise_by_tick, policy_actions, write_tick
+from meam_policy import FormatError, MeamError
 from meam_policy.commands.robot import add
 from meam_policy.diagnosis.machine import cpu_model
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 POLICY = ROOT / "model_cards/pockets"
+EXPLOY_TABLE = ROOT / "tests/export/deploy/exploy.json"
+"""Names and metadata that exploy reads, from its sources."""
 EPISODES, TICKS = 3, 400
 BEGIN, END = "<!-- made by `make deploy-check` -->", "<!-- until here -->"
 
@@ -86,6 +90,8 @@ def _attempt(stack: str, form: str, step: Callable[[], Row]) -> list[Row]:
     except subprocess.CalledProcessError as error:
         said = (error.stderr or "").strip().splitlines()
         return [Row(stack, form, "failed", said[-1] if said else str(error))]
+    except MeamError as error:  # such as a graph that does not act like the policy
+        return [Row(stack, form, "failed", str(error))]
     except Unavailable as error:
         return [Row(stack, form, "not run", str(error))]
 
@@ -156,10 +162,13 @@ class _Check:
         tick = build_tick(self.source.graph, self.source.spec, self.source.robot, in_parts=True)
         parts = json.dumps({part.name: list(part.indices) for part in tick.observation})
         names = json.dumps([part.name for part in tick.action])
-        seen = _play("play_leapp.py", self._environment(LEAPP), bundle, self.reference, parts, names)
-        theirs = [name for name, refused in seen["refused"].items() if refused]
-        ours = sum(_refuses(bundle, name) for name in seen["refused"])
-        more = f"of {len(seen['refused'])} damages it refuses {len(theirs)}, `check_leapp_bundle` {ours}"
+        damaged = _damaged(bundle, self.forms / f"damaged_{form}")
+        copies = json.dumps({name: str(file) for name, file in damaged.items()})
+        seen = _play("play_leapp.py", self._environment(LEAPP), bundle, self.reference, parts, names, copies)
+        theirs, ours = seen["refused"], {name: _refuses(file) for name, file in damaged.items()}
+        if theirs.pop(INTACT) or ours.pop(INTACT):
+            return Row(LEAPP, f"LEAPP bundle, `{form}`", "failed", "an undamaged copy is refused")
+        more = f"of {len(ours)} damages it refuses {sum(theirs.values())}, `check_leapp_bundle` {sum(ours.values())}"
         return _exact(LEAPP, f"LEAPP bundle, `{form}`", seen["ticks"], seen["differing"] == 0, more)
 
     def isaac(self) -> Row:
@@ -191,9 +200,16 @@ class _Check:
 
     def exploy(self) -> Row:
         """The graph with exploy's names; the controller is on no package registry."""
-        write_exploy(self.source, self.forms / "exploy.onnx")
+        file, _ = write_exploy(self.source, self.forms / "exploy.onnx")
+        model, table = onnx.load(file), json.loads(EXPLOY_TABLE.read_text())
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        seen = {
+            "inputs": sorted(value.name for value in model.graph.input),
+            "outputs": sorted(value.name for value in model.graph.output),
+            "metadata": {key: _fields(metadata[key]) for key in table["metadata"] if key in metadata},
+        }
         what = "names and metadata against a table of its sources; the graph itself acts like the policy"
-        return Row("exploy 0.1", "tick graph with its names", "names checked", what)
+        return Row("exploy 0.1", "tick graph with its names", "names checked" if seen == table else "failed", what)
 
     def plain(self) -> Row:
         """What example_18 asks of a graph: one input and one output, with no open axis. It needs ROS to run."""
@@ -206,14 +222,10 @@ class _Check:
     def _reference(self, source: Source, name: str, zero: bool = False) -> Path:
         """Observations [episodes, ticks, n], and the actions of `select_action` with the table's noise, or none."""
         spec, policy = source.spec, source.acting()
-        table = noise_table(spec, TickSettings()) * np.float32(not zero)
+        noises = noise_by_tick(spec, noise_table(spec, TickSettings()), TICKS) * np.float32(not zero)
         rows = np.stack([drawn_observations(spec, TICKS, 20 + episode) for episode in range(EPISODES)])
-        actions = []
-        for episode in rows:
-            policy.reset()
-            chunks = [table[step // spec.execute_steps % len(table)] for step in range(TICKS)]
-            actions.append([policy.select_action(*each) for each in zip(episode, chunks, strict=True)])
-        np.savez(self.forms / name, rows=rows, actions=np.array(actions, np.float32))
+        actions = np.stack([policy_actions(policy, episode, noises) for episode in rows])
+        np.savez(self.forms / name, rows=rows, actions=actions)
         return self.forms / name
 
     def _environment(self, requirement: str, alone: bool = False) -> Path:
@@ -236,26 +248,36 @@ class _Check:
         return python
 
 
-def _refuses(bundle: Path, damage: str) -> bool:
-    """Whether this project's own check refuses a bundle with a damage of play_leapp.py's."""
-    copy = bundle.with_name(f"{bundle.name}-damaged") / bundle.name
-    shutil.rmtree(copy.parent, ignore_errors=True)
-    shutil.copytree(bundle, copy)
-    description, graph = copy / f"{bundle.name}.yaml", copy / f"{bundle.name}.onnx"
-    text = description.read_text(encoding="utf-8")
-    changes = {
-        "wrong md5": ("md5sum: ", "md5sum: 0"),
-        "no md5": ("md5sum", "md5"),
-        "unknown kind": ("state/joint/velocity", "state/joint/velocities"),
-        "no system information": ("system information", "system"),
+INTACT = "none"
+"""The copy of a bundle that has no damage, which must be accepted."""
+
+
+def _damaged(bundle: Path, folder: Path) -> dict[str, Path]:
+    """Copies of a bundle with one thing wrong each: their descriptions, by what it is."""
+    text = (bundle / f"{bundle.name}.yaml").read_text(encoding="utf-8")
+    graph = (bundle / f"{bundle.name}.onnx").read_bytes()
+    damages = {
+        INTACT: (text, graph),
+        "another graph": (text, graph + b"\0"),
+        "wrong md5": (text.replace(hashlib.md5(graph).hexdigest(), "0" * 32), graph),
+        "no md5": (text.replace("md5sum", "md5"), graph),
+        "unknown kind": (text.replace("state/joint/velocity", "state/joint/velocities"), graph),
+        "no system information": (text.replace("system information", "system"), graph),
     }
-    if damage == "another graph":
-        graph.write_bytes(graph.read_bytes() + b"\0")
-    else:
-        description.write_text(text.replace(*changes[damage]), encoding="utf-8")
+    for number, (name, damage) in enumerate(damages.items()):
+        assert name == INTACT or damage != damages[INTACT], name
+        copy = folder / str(number) / bundle.name
+        shutil.copytree(bundle, copy)
+        (copy / f"{bundle.name}.yaml").write_text(damage[0], encoding="utf-8")
+        (copy / f"{bundle.name}.onnx").write_bytes(damage[1])
+    return {name: folder / str(n) / bundle.name / f"{bundle.name}.yaml" for n, name in enumerate(damages)}
+
+
+def _refuses(description: Path) -> bool:
+    """Whether this project's own check refuses a bundle."""
     try:
         check_leapp_bundle(description)
-    except (FormatError, IntegrityError):
+    except FormatError:
         return True
     return False
 
@@ -270,6 +292,12 @@ def _play(script: str, python: Path | str, *arguments: Path | str) -> dict[str, 
 def _exact(stack: str, form: str, ticks: int, equal: bool, more: str) -> Row:
     state, how = ("run here", "bit-equal to") if equal else ("failed", "not equal to")
     return Row(stack, form, state, f"{ticks} ticks {how} `select_action`; {more}")
+
+
+def _fields(text: str) -> list[str]:
+    """Fields of a JSON object, or none of another value."""
+    value = json.loads(text)
+    return sorted(value) if isinstance(value, dict) else []
 
 
 def _purelib(python: Path) -> str:

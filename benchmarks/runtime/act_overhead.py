@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from meam_policy.acting.observation import unflatten_observation
 from meam_policy.folder.policy_folder import read_graph, read_spec
 from meam_policy.policy import MeamPolicy
 from meam_policy.spec import PolicySpec
@@ -85,14 +86,14 @@ def measure_overhead(folder: Path, rounds: int, calls: int, seed: int = 0) -> Ov
 
 def example_observations(spec: PolicySpec, count: int, seed: int) -> list[Any]:
     """Observations as an environment gives them, around the mean of the training data."""
-    space, generator = spec.observation_space, np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     mean, std = np.array(spec.observation_mean), np.array(spec.observation_std)
     found = []
     for row in mean + std * generator.standard_normal((count, spec.observation_dim)):
-        parts = np.split(row, np.cumsum([box.size for box in spec.observation])[:-1])
-        boxes = zip(spec.observation, parts, strict=True)
-        arrays = {box.key: part.reshape(box.shape).astype(box.dtype) for box, part in boxes}
-        found.append(arrays if hasattr(space, "spaces") else arrays[None])
+        parts = unflatten_observation(spec, row)
+        types = {box.key: box.dtype for box in spec.observation}
+        keyed = isinstance(parts, dict)
+        found.append({k: part.astype(types[k]) for k, part in parts.items()} if keyed else parts.astype(types[None]))
     return found
 
 

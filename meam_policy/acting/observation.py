@@ -14,7 +14,7 @@ from meam_policy.errors import ObservationError
 from meam_policy.spec import BoxSpec, PolicySpec
 from meam_policy.spec.names import named_numbers
 
-__all__ = ["flatten_observation", "lost_digits", "require_finite"]
+__all__ = ["flatten_observation", "lost_digits", "require_finite", "unflatten_observation"]
 
 LOST = 0.01
 """Step between neighbouring numbers, in standard deviations of the training data, above which digits are lost."""
@@ -54,6 +54,13 @@ def flatten_observation(spec: PolicySpec, observation: Any, *, finite: bool = Tr
     if finite:
         require_finite(spec, flat, observation)
     return flat, batched
+
+
+def unflatten_observation(spec: PolicySpec, row: NDArray[Any]) -> Any:
+    """The observation that one flat row [observation_dim] is of: an array, or a dict of arrays, in the row's type."""
+    parts = np.split(row, np.cumsum([box.size for box in spec.observation])[:-1])
+    found = {box.key: part.reshape(box.shape) for box, part in zip(spec.observation, parts, strict=True)}
+    return found.get(None, found)
 
 
 def lost_digits(spec: PolicySpec, observation: Any) -> str | None:

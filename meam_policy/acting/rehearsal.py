@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import numpy as np
 
 from meam_policy.acting.chunk_execution import ChunkExecution, Infer
 from meam_policy.acting.health import Health
-from meam_policy.acting.observation import flatten_observation
+from meam_policy.acting.observation import flatten_observation, unflatten_observation
 from meam_policy.acting.safety import SafetySettings, SafetyShell
 from meam_policy.errors import MeamError
 from meam_policy.spec import PolicySpec
@@ -30,13 +29,6 @@ def rehearse(spec: PolicySpec, infer: Infer) -> None:
     execution = ChunkExecution(spec, SafetyShell(spec, SafetySettings(), Health()))
     execution.noise.reseed(0)
     with contextlib.suppress(MeamError):
-        rows, _ = flatten_observation(spec, _mean_observation(spec))
+        mean = np.array(spec.observation_mean) + np.array(spec.observation_offset or 0.0)
+        rows, _ = flatten_observation(spec, unflatten_observation(spec, mean))
         execution.act(rows, infer)
-
-
-def _mean_observation(spec: PolicySpec) -> Any:
-    ends = np.cumsum([box.size for box in spec.observation])
-    offset = np.array(spec.observation_offset or 0.0)
-    parts = np.split(np.array(spec.observation_mean) + offset, ends[:-1])
-    found = {box.key: part.reshape(box.shape) for box, part in zip(spec.observation, parts, strict=True)}
-    return found.get(None, found)

@@ -16,6 +16,7 @@ from meam_policy.acting.observation import require_finite
 from meam_policy.errors import ActionError, ConfigError, ObservationError
 from meam_policy.robot.contract import RobotContract
 from meam_policy.robot.limits import ActionLimits
+from meam_policy.robot.vocabulary import ON_FAILURE
 from meam_policy.spec import PolicySpec
 from meam_policy.typed import shown, typed_fields
 
@@ -28,9 +29,6 @@ a slot's first action, "hold" takes the neutral one."""
 
 Agreed = Literal["raise", "hold", "neutral", "home", "contract"]
 """A reaction, or the one that the robot's contract says."""
-
-_ON_FAILURE: dict[str, Reaction] = {"hold": "hold", "neutral": "neutral", "home": "home", "disable": "raise"}
-"""Reactions by the contract's word for them."""
 
 
 @dataclass(frozen=True)
@@ -286,7 +284,7 @@ class _Reactions(NamedTuple):
 
     @classmethod
     def of(cls, settings: SafetySettings, robot: RobotContract) -> _Reactions:
-        agreed = None if robot.timing.on_failure is None else _ON_FAILURE[robot.timing.on_failure]
+        agreed = None if robot.timing.on_failure is None else ON_FAILURE[robot.timing.on_failure].reaction
         bad = agreed or "raise"
         unfamiliar = agreed or ("hold" if robot.stands_still else "neutral")
         return cls(

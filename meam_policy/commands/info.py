@@ -11,12 +11,15 @@ import tyro
 from meam_policy.cli import Command, load_command
 from meam_policy.commands import parse
 from meam_policy.commands.numbers import print_numbers
-from meam_policy.console import print_json, print_mapping
+from meam_policy.console import print_json, print_mapping, print_table
 from meam_policy.folder.policy_folder import GRAPH_FILE, locate_policy, read_graph, verify_files
 from meam_policy.given_files import given_path
 from meam_policy.graph.graph_check import check_graph
+from meam_policy.inference.session import PolicySession
 from meam_policy.inference.versions import requires_onnxruntime
 from meam_policy.policy import MeamPolicy
+from meam_policy.robot import RobotContract
+from meam_policy.robot.table import COLUMNS, contract_rows
 from meam_policy.spec import PolicySpec
 
 __all__ = ["info", "run"]
@@ -66,18 +69,30 @@ def info(
             "control rate": rate,
             **({} if loaded.robot is None else {"robot": loaded.robot.describe(spec)}),
             "runs on": loaded.provider,
-            "needs onnxruntime": _needs(folder, spec),
+            "needs onnxruntime": _needs(folder, loaded),
             "variants": ", ".join(spec.variants) or "none",
             "files": ", ".join(f"{name} {digest[:8]}" for name, digest in spec.files.items() if name not in missing),
             **({"missing": ", ".join(missing)} if missing else {}),
         },
     )
     print_numbers(spec)
+    if loaded.robot is not None:
+        _print_contract(loaded.robot)
 
 
-def _needs(folder: Path, spec: PolicySpec) -> str:
+def _print_contract(robot: RobotContract) -> None:
+    """Print what the contract says of every number, without columns in which it says nothing."""
+    rows = contract_rows(robot)
+    told = [index for index in range(len(COLUMNS)) if any(row[index] for row in rows)]
+    if rows:
+        print_table("On the robot", [COLUMNS[index] for index in told], [[row[i] for i in told] for row in rows])
+
+
+def _needs(folder: Path, loaded: MeamPolicy) -> str:
     """The oldest onnxruntime that loads the policy, and each variant that needs a newer one and is there."""
-    needed = {"": requires_onnxruntime(check_graph(read_graph(folder, spec)))}
+    spec, session = loaded.spec, loaded.session
+    assert isinstance(session, PolicySession)
+    needed = {"": requires_onnxruntime(session.structure)}
     for name, variant in spec.variants.items():
         if (folder / variant.file).exists():
             graph = check_graph(read_graph(folder, spec, variant.file), variant.file)

@@ -64,7 +64,8 @@ def add(
 ) -> None:
     """Write a policy folder again, with a robot's contract, or with another one in its place.
 
-    The graphs stay as they are. `meam export --robot` writes the contract with the policy, and on its card.
+    The graphs stay as they are, and so does the model card, which needs new results: those of the old folder are not
+    of this one. `meam export --robot` writes the contract with the policy, and on its card.
 
     Example: meam robot add policies/arm robot.toml --output-dir policies/arm-on-robot
 
@@ -82,9 +83,11 @@ def add(
     spec = replace(spec, files={**spec.files, CONTRACT_FILE: sha256(files[CONTRACT_FILE])})
     files[CONFIG_FILE] = spec.to_json().encode()
     write_policy_files(target, files)
+    place = quote(str(target))
     say(
-        f"Wrote {target}, with {CONTRACT_FILE}: MeamPolicy and ControlLoop follow it. Its card is the old one; "
-        "`meam card` writes it anew."
+        f"Wrote {target}, with {CONTRACT_FILE}: MeamPolicy and ControlLoop follow it. Its card is the old one, and "
+        "needs new results, since those of the policy without it are another's: "
+        f"`meam eval {place} --json > results.json`, then `meam card {place} --results results.json`."
     )
 
 

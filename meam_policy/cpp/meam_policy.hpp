@@ -1434,7 +1434,7 @@ class Loop {
     for (std::size_t i = 0; i < contract_.action_dim; ++i) {
       low_.push_back(detail::cast(contract_.type, contract_.low[i]));
       high_.push_back(detail::cast(contract_.type, contract_.high[i]));
-      neutral_[i] = detail::clipped(0.0, low_[i], high_[i]);
+      neutral_[i] = detail::clipped(0.0, contract_.robot_low[i], contract_.robot_high[i]);
     }
     last_ = chosen_ = start_ = neutral_;
     prepare_blend_in();
@@ -1552,7 +1552,8 @@ class Loop {
     }
     if (contract_.has_max_rate && contract_.rate_hz && rate > (1 + detail::kRateTolerance) * *contract_.rate_hz) {
       refuse("rate_hz is " + detail::shown(rate) + "; expected at most " + detail::shown(*contract_.rate_hz) +
-             ", that of robot.json: its max_rate holds from tick to tick, and would be exceeded in a second");
+             ", that of robot.json: its max_rate holds from tick to tick, and would be exceeded in a second, whatever "
+             "rate_limit is given. Take a robot.json without max_rate, and give a rate_limit for this rate");
     }
     if (options_.chunking == Chunking::realtime && !contract_.takes_prefix) {
       refuse("chunking is realtime, and the graph takes no prefix; expected naive, or a policy loaded with its variant "
@@ -1596,7 +1597,9 @@ class Loop {
 
   void prepare_blend_in() {
     const double seconds = options_.blend_in_s.value_or(contract_.blend_in_s);
-    if (!(seconds >= 0) || !std::isfinite(seconds)) refuse("blend_in_s is not a finite number of seconds, 0 or more");
+    if (!(seconds >= 0) || seconds > 3600) {
+      refuse("blend_in_s is " + detail::shown(seconds) + "; expected a number of seconds, 0 to 3600");
+    }
     blend_ticks_ = static_cast<std::int64_t>(std::ceil(seconds * rate_hz_));
     for (std::size_t i = 0; seconds > 0 && i < contract_.action_dim; ++i) {
       const bool lost = contract_.still[i] && contract_.measured[i] < 0 && std::isnan(contract_.start_default[i]);

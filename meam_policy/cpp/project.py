@@ -7,9 +7,9 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
-from meam_policy.atomic_files import atomic_folder, given_folder, write_failure
-from meam_policy.errors import ConfigError, OutputError
-from meam_policy.folder.policy_folder import locate_policy, read_graph, read_spec
+from meam_policy.atomic_files import given_folder, write_folder
+from meam_policy.errors import ConfigError
+from meam_policy.folder.policy_folder import check_output_folder, locate_policy, read_graph, read_spec
 
 __all__ = ["SOURCES", "wheel_library", "write_project"]
 
@@ -44,8 +44,7 @@ def write_project(policy: str | os.PathLike[str], output_dir: str | os.PathLike[
         MeamError: as `locate_policy`; or the policy's config.json or graph is broken.
     """
     target = given_folder("output_dir", output_dir)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(f"{target} already holds something. Choose another --output-dir, or delete it first.")
+    check_output_folder(target)
     folder = locate_policy(policy, complete=True, **where).absolute()
     read_graph(folder, read_spec(folder))
     library = wheel_library()
@@ -55,13 +54,7 @@ def write_project(policy: str | os.PathLike[str], output_dir: str | os.PathLike[
         if _BRACKET in path:
             raise ConfigError(f"The path {path} has {_BRACKET}; expected none, which CMakeLists.txt could not hold.")
         texts["CMakeLists.txt"] = texts["CMakeLists.txt"].replace(mark, path)
-    try:
-        with atomic_folder(target) as temporary:
-            for name, text in texts.items():
-                (temporary / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        reason = write_failure(error, target, sum(map(len, texts.values())))
-        raise OutputError(f"{target} cannot be written: {reason}.") from error
+    write_folder(target, {name: text.encode() for name, text in texts.items()}, f"{target} cannot be written")
     return folder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
-from meam_policy.atomic_files import atomic_folder, write_failure
+from meam_policy.atomic_files import write_folder
 from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoundError, OutputError
 from meam_policy.folder.hub_names import REPO_ID, is_ref_name
 from meam_policy.folder.safetensors_reader import check_arrays
@@ -386,13 +386,7 @@ def write_policy_files(folder: Path, files: Mapping[str, bytes]) -> None:
         OutputError: the path exists and is not an empty folder, or cannot be written.
     """
     check_output_folder(folder)
-    try:
-        with atomic_folder(folder, last=CONFIG_FILE) as hidden:
-            for name, data in files.items():
-                (hidden / name).write_bytes(data)
-    except OSError as error:
-        reason = write_failure(error, folder, sum(map(len, files.values())))
-        raise OutputError(f"The policy folder {folder} cannot be written: {reason}.") from error
+    write_folder(folder, files, f"The policy folder {folder} cannot be written", last=CONFIG_FILE)
 
 
 def _read_checked(folder: Path, name: str, expected: str | None) -> bytes:

@@ -23,7 +23,7 @@ from meam_policy.typed import typed
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["Optimization", "PolicySession", "Session"]
+__all__ = ["Optimization", "PolicySession", "Session", "session_options"]
 
 Optimization = Literal["none", "basic", "extended", "all"]
 """How far onnxruntime may rewrite the graph; policies act with "all", the others serve to check it."""
@@ -120,7 +120,7 @@ class PolicySession:
         check_identity(summary, identity, name)
         if declared is not None:
             check_declared(summary, declared.takes_prefix, declared.precision, name)
-        options = _options(threads, fixed_batch, spec.integration.best_of, optimization)
+        options = session_options(threads, fixed_batch, spec.integration.best_of, optimization)
         if needs_gpu(device):
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if fixed_batch else "0")
         self._session = _create_session(graph, summary, options, providers, device, name)
@@ -256,9 +256,20 @@ class _Binding:
         return {name: self._values[name].numpy() for name in self._outputs}
 
 
-def _options(
-    threads: int, fixed_batch: int | None, samples: int, optimization: Optimization
+def session_options(
+    threads: int = 1, fixed_batch: int | None = None, samples: int = 1, optimization: Optimization = "all"
 ) -> onnxruntime.SessionOptions:
+    """Options of a session that shares its machine with a controller.
+
+    Args:
+        threads: Intra-op threads.
+        fixed_batch: Number to put for the axis `batch`; None leaves it open.
+        samples: The same for the axis `samples`, if there is a fixed batch.
+        optimization: How far the graph may be rewritten.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+    """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

@@ -23,6 +23,7 @@ from meam_policy.loop.chunk_schedule import Chunking, ChunkSchedule
 from meam_policy.loop.loop_health import HealthRecorder, LoopHealth
 from meam_policy.robot import RobotContract
 from meam_policy.robot.limits import ActionLimits
+from meam_policy.robot.vocabulary import ON_FAILURE
 from meam_policy.spec import RATE_TOLERANCE
 from meam_policy.typed import typed
 
@@ -30,9 +31,6 @@ __all__ = ["ControlLoop", "Overrun", "Plan", "StampedObservation"]
 
 Overrun = Literal["hold", "repeat", "zero", "home", "stop"]
 """What a control loop does in a tick for which it has no action."""
-
-_ON_FAILURE: dict[str, Overrun] = {"hold": "hold", "neutral": "zero", "home": "home", "disable": "stop"}
-"""Overruns by the word of the robot's contract for them."""
 
 _RECENT_DELAYS = 10
 """Number of recent inferences whose longest delay is expected of the next one."""
@@ -166,7 +164,7 @@ class ControlLoop:
             )
         if overrun is None:
             usual = "hold" if robot.stands_still else "zero"
-            overrun = usual if timing.on_failure is None else _ON_FAILURE[timing.on_failure]
+            overrun = usual if timing.on_failure is None else ON_FAILURE[timing.on_failure].overrun
         age = timing.max_observation_age_s if max_observation_age_s is None else max_observation_age_s
         chunk_size = policy.spec.chunk_size
         steps = policy.spec.execute_steps if execute_steps is None else execute_steps
@@ -195,7 +193,8 @@ class ControlLoop:
         if limited and agreed is not None and rate_hz > (1 + RATE_TOLERANCE) * agreed:
             raise ConfigError(
                 f"rate_hz is {rate_hz:g}; expected at most {agreed:g}, that of robot.json: its max_rate holds from "
-                "tick to tick, and would be exceeded in a second. Export the policy with a contract for this rate."
+                "tick to tick, and would be exceeded in a second, whatever rate_limit is given. Put a robot.toml "
+                "without max_rate in its place (`meam robot add`), and give SafetySettings a rate_limit for this rate."
             )
         if chunking == "realtime" and not checks.takes_prefix:
             raise ConfigError(
@@ -209,10 +208,10 @@ class ControlLoop:
         self._delay = 1 if self._given_delay is None else self._given_delay
         self._delays: deque[int] = deque(maxlen=_RECENT_DELAYS)
         self._accepts, self._limit, self._preview = checks.accepts, checks.limit_action, checks.preview_actions
-        space = policy.spec.action_space
-        self._neutral = np.zeros_like(space.low)
-        np.clip(self._neutral, space.low, space.high, out=self._neutral)
-        self._last, self._home = self._neutral, ActionLimits.of(robot, policy.spec).home
+        space, limits = policy.spec.action_space, ActionLimits.of(robot, policy.spec)
+        neutral = np.clip(np.zeros(policy.spec.action_dim), limits.low, limits.high)
+        self._neutral = self._last = neutral.reshape(space.shape).astype(space.dtype)
+        self._home = None if limits.home is None else limits.home.reshape(space.shape).astype(space.dtype)
         if overrun == "home" and self._home is None:
             raise ConfigError(
                 'overrun is "home"; expected another one, since no robot.json says where home is: a default of every '
@@ -340,8 +339,8 @@ class ControlLoop:
             send_action: Sends an action to the robot.
             steps: Ticks to run; None for no end.
             stop: Ends the loop before its next tick when it is set.
-            send_neutral_on_exit: Send zero, clipped into the action bounds, at the end. None for True if `overrun` is
-                "zero", and else False: zero may be a place far away.
+            send_neutral_on_exit: Send zero, clipped into the bounds and the contract's limits, at the end; or the home
+                pose if `overrun` is "home". None for True if `overrun` is "zero", and else False: it may be far away.
 
         Returns:
             How the loop did.
@@ -372,11 +371,12 @@ class ControlLoop:
         return self.health()
 
     def _send_neutral(self, send_action: Callable[[NDArray[Any]], Any]) -> None:
-        """Go to the neutral action, in steps that the rate limit allows, for at most two seconds."""
+        """Go to the neutral action, or home, in steps that the rate limit allows, for at most two seconds."""
+        rest = self._home if self._overrun == "home" and self._home is not None else self._neutral
         for _ in range(max(1, math.ceil(2 * self._rate_hz))):
-            self._last = self._limit(self._neutral.copy())
+            self._last = self._limit(rest.copy())
             send_action(self._last.copy())
-            if np.array_equal(self._last, self._neutral):
+            if np.array_equal(self._last, rest):
                 return
             if not self._simulated:
                 self._sleep(1 / self._rate_hz)
@@ -533,7 +533,7 @@ class ControlLoop:
             return self._neutral
         if self._overrun == "home":
             assert self._home is not None
-            return self._home.reshape(self._neutral.shape).astype(self._neutral.dtype)
+            return self._home
         # Without an observation to go by, a chunk is not begun again.
         return self._last if self._overrun == "hold" or blind else self._schedule.repeated_action(self._tick)
 

@@ -38,6 +38,9 @@ raise an error, for the caller to switch the robot off."""
 _STILL = ("target/joint/position", "target/body/position", "target/body/orientation")
 """Kinds of actions that stand still when they are repeated."""
 
+LONGEST_BLEND_S = 3600.0
+"""Beyond which an episode would never be the policy's."""
+
 _ROUNDING = 1e-6
 """Of a limit beyond the action box, as a share: both went through float32."""
 
@@ -151,7 +154,8 @@ class Timing:
         max_observation_age_s: Age beyond which an observation is not acted on, seconds; None for any.
         interpolation: What lies between two actions.
         blend_in_s: Time over which the first actions of an episode are approached, seconds: from the joints' measured
-            positions, else from the home pose; actions that do not stand still grow from 0. 0 for none.
+            positions, else from the home pose; actions that do not stand still grow from 0. 0 for none; at most
+            `LONGEST_BLEND_S`.
         on_failure: What to do without an action; None leaves that to `SafetySettings` and `ControlLoop`.
     """
 
@@ -171,7 +175,8 @@ class Timing:
         typed_fields(self, error=FormatError)
         for name in ("rate_hz", "latency_budget_ms", "max_observation_age_s"):
             _require_number(name, getattr(self, name), "a finite number above 0", _positive)
-        _require_number("blend_in_s", self.blend_in_s, "a finite number of seconds, 0 or more", _not_negative)
+        span = f"a finite number of seconds, 0 to {LONGEST_BLEND_S:g}"
+        _require_number("blend_in_s", self.blend_in_s, span, lambda seconds: 0 <= seconds <= LONGEST_BLEND_S)
         _require_choice("interpolation", self.interpolation, get_args(Interpolation))
         if self.on_failure is not None:
             _require_choice("on_failure", self.on_failure, get_args(OnFailure))
@@ -214,6 +219,7 @@ class RobotContract:
             need = "a default, or an observation of the same joint's position in the same unit"
             _require_each("timing.blend_in_s", self.timing.blend_in_s, self.action, lost, need)
 
+    @typed()
     def measured_by(self, action: ActionNumber) -> int | None:
         """Index of the observation number that measures an action's joint, in its unit; None if there is none."""
         if action.kind != "target/joint/position":
@@ -320,7 +326,11 @@ def _require_each(name: str, value: object, action: Sequence[ActionNumber], lack
 def _check_meaning(number: ObservationNumber | ActionNumber, kinds: Mapping[str, tuple[str, ...]]) -> None:
     if not number.name.strip() or "," in number.name:
         _refuse("name", number.name, "a name that is not empty and holds no comma")
-    extra = number.kind.startswith(EXTRA) and number.kind != EXTRA
+    for place in ("joint", "body", "frame"):
+        given = getattr(number, place)
+        if given is not None and (not given.strip() or "," in given):
+            _refuse(place, given, "a name that is not empty and holds no comma, or none")
+    extra = number.kind.startswith(EXTRA) and number.kind.removeprefix(EXTRA).strip() != ""
     if not extra and number.kind not in kinds:
         _refuse("kind", number.kind, f"one of {', '.join(kinds)}, or {EXTRA} and a name", kinds)
     if number.unit not in UNITS:

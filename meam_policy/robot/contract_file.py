@@ -61,8 +61,7 @@ def given_contract(contract: RobotContract | str | os.PathLike[str], spec: Polic
         ConfigError: it is neither.
     """
     if isinstance(contract, RobotContract):
-        contract.check(spec)
-        ActionLimits.of(contract, spec)  # something must lie between them
+        _require_fit(contract, spec)
         return contract
     if not isinstance(contract, (str, os.PathLike)):
         raise ConfigError(f"robot is {contract!r}; expected the path of a robot.toml, or a RobotContract.")
@@ -72,11 +71,15 @@ def given_contract(contract: RobotContract | str | os.PathLike[str], spec: Polic
 def _checked(file: str, data: dict[str, object], spec: PolicySpec) -> RobotContract:
     try:
         contract = RobotContract.from_object(data)
-        contract.check(spec)
-        ActionLimits.of(contract, spec)
+        _require_fit(contract, spec)
     except FormatError as error:
         raise FormatError(f"{file}: {error}") from error
     return contract
+
+
+def _require_fit(contract: RobotContract, spec: PolicySpec) -> None:
+    contract.check(spec)
+    ActionLimits.of(contract, spec)  # something must lie between them
 
 
 def skeleton(spec: PolicySpec) -> str:
@@ -87,7 +90,9 @@ def skeleton(spec: PolicySpec) -> str:
     rate = spec.control_rate_hz
     lines = [
         "# What the numbers of this policy are on the robot. Correct the kinds and units, and give limits and rates;",
-        "# leave out what does not matter. Then: meam export RUN --robot robot.toml --output-dir DIR",
+        "# leave out what does not matter. Then, with this policy's folder: meam robot add POLICY robot.toml "
+        "--output-dir DIR",
+        "# or with the training run that it comes from: meam export RUN --robot robot.toml --output-dir DIR",
         *_wrapped("units", UNITS),
         "",
         "[timing]",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,23 +46,61 @@ class ActionLimits(NamedTuple):
         change = np.full(spec.action_dim, np.inf)
         rate = contract.rate_hz(spec)
         for index, number in enumerate(contract.action):
-            step = math.inf if number.max_rate is None or rate is None else number.max_rate / rate
-            least, most = low[index], high[index]
-            if number.representation == "absolute":
-                change[index] = step
-            else:
-                least, most = max(least, -step), min(most, step)
-            least = least if number.lower is None else max(least, number.lower)
-            most = most if number.upper is None else min(most, number.upper)
+            least = low[index] if number.lower is None else max(low[index], number.lower)
+            most = high[index] if number.upper is None else min(high[index], number.upper)
+            _require_between(f"action[{index}], {number.name},", least, most, space.dtype)
+            if number.max_rate is not None and rate is not None:
+                step, needed = number.max_rate / rate, _half_a_step(max(abs(least), abs(most)), space.dtype)
+                moves = step > needed
+                if number.representation == "absolute":
+                    change[index] = step
+                else:
+                    needed = max(needed, least, -most)
+                    least, most = max(least, -step), min(most, step)
+                    moves = moves and _lies_between(least, most, space.dtype)
+                if not moves:
+                    raise FormatError(
+                        f"action[{index}].max_rate is {number.max_rate}, {step:g} a tick at {rate:g} Hz; expected more "
+                        f"than {needed * rate:g}, without which {number.name} never moves, or not to its limits."
+                    )
             low[index], high[index] = _inwards(least, space.dtype, -1), _inwards(most, space.dtype, 1)
-            if low[index] > high[index]:
-                raise FormatError(
-                    f"action[{index}].max_rate is {number.max_rate}; expected a limit that leaves values between "
-                    f"{number.name}'s {least:g} and {most:g}."
-                )
         defaults = [number.default for number in contract.action if number.default is not None]
         home = np.clip(defaults, low, high) if defaults and len(defaults) == spec.action_dim else None
         return cls(low, high, change, home)
+
+    def rounded(self, dtype: type[np.floating[Any]]) -> ActionLimits:
+        """The same with bounds that a type of floats holds, rounded inwards, for whoever returns actions in it.
+
+        Raises:
+            FormatError: the type has no number between two of them.
+        """
+        kind = np.dtype(dtype)
+        for index, (least, most) in enumerate(zip(self.low, self.high, strict=True)):
+            _require_between(f"action[{index}]", least, most, kind)
+        low, high = (
+            np.array([_inwards(bound, kind, side) for bound in bounds])
+            for bounds, side in ((self.low, -1), (self.high, 1))
+        )
+        home = None if self.home is None else np.clip(self.home, low, high)
+        return ActionLimits(low, high, self.max_change, home)
+
+
+def _lies_between(least: float, most: float, dtype: np.dtype) -> bool:
+    """Whether a type has a number between two."""
+    return _inwards(least, dtype, -1) <= _inwards(most, dtype, 1)
+
+
+def _require_between(name: str, least: float, most: float, dtype: np.dtype) -> None:
+    if not _lies_between(least, most, dtype):
+        raise FormatError(
+            f"{name} is limited to {float(least)!r} or more and {float(most)!r} or less; expected limits between which "
+            f"{dtype} has a number."
+        )
+
+
+def _half_a_step(size: float, dtype: np.dtype) -> float:
+    """Half the distance to the next number of a type: a smaller change is rounded away."""
+    return float(np.spacing(dtype.type(size))) / 2 if dtype.kind == "f" else 0.5
 
 
 def _inwards(bound: float, dtype: np.dtype, side: int) -> float:

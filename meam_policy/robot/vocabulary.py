@@ -5,7 +5,30 @@ Kinds are those of LEAPP 0.7.2, which NVIDIA's Isaac ROS reads too; what they ha
 
 from __future__ import annotations
 
-__all__ = ["ACTION_KINDS", "ANY_UNIT", "EXTRA", "OBSERVATION_KINDS", "QUATERNIONS", "UNITS"]
+from typing import Literal, NamedTuple
+
+__all__ = ["ACTION_KINDS", "ANY_UNIT", "EXTRA", "OBSERVATION_KINDS", "ON_FAILURE", "QUATERNIONS", "UNITS", "Failing"]
+
+
+class Failing(NamedTuple):
+    """What acting calls one of the contract's ways to go on without an action.
+
+    Attributes:
+        reaction: In `SafetySettings`.
+        overrun: In a `ControlLoop`.
+    """
+
+    reaction: Literal["raise", "hold", "neutral", "home"]
+    overrun: Literal["stop", "hold", "zero", "home"]
+
+
+ON_FAILURE = {
+    "hold": Failing("hold", "hold"),
+    "neutral": Failing("neutral", "zero"),
+    "home": Failing("home", "home"),
+    "disable": Failing("raise", "stop"),
+}
+"""By the contract's word, `timing.on_failure`."""
 
 EXTRA = "extra/"
 """Begins kinds that have no standard word; any unit fits them."""

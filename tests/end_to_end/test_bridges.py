@@ -599,6 +599,29 @@ def test_whole_chunks_drive_the_joints_as_single_points_would(
     assert all(begin <= end + 1.001 * PERIOD for (_, end), (begin, _) in itertools.pairwise(controller.ends))
 
 
+def test_a_chunk_is_stamped_with_its_observations_time_however_long_the_inference_was_waited_for(
+    arm: Path, start: Callable[..., Any]
+) -> None:
+    node = start(arm, command_type="chunk")
+    step = node._loop.step
+
+    def slow(observation: Any) -> Any:
+        node.now += 0.3 * PERIOD
+        return step(observation)
+
+    node._loop.step = slow
+    node.arm([1, 2, 3, 4])
+    node.enable()
+    for tick in range(3):
+        began = node.now + PERIOD
+        node.arm([1, 2, 3, 4])
+        node.tick()
+        if tick != 1:  # two actions of each chunk are executed
+            stamp = node.published[-1][1].header.stamp
+            assert stamp.sec + stamp.nanosec * 1e-9 == pytest.approx(began)
+    assert len(node.published) == 2
+
+
 def test_a_halt_takes_back_what_is_left_of_a_chunk(arm: Path, start: Callable[..., Any]) -> None:
     node, policy = start(arm, command_type="chunk"), MeamPolicy.from_pretrained(arm, seed=5)
     node.arm([1, 2, 3, 4])
@@ -632,6 +655,20 @@ def test_velocities_are_set_to_zero_within_the_bounds_when_the_node_halts(arm: P
         ("~/commands", policy.act([1, 2, 3, 4]).tolist()),
         ("~/commands", [0.0, 0.5]),  # the second number's lower bound is 0.5
     ]
+
+
+def test_the_velocity_of_a_halt_is_within_the_robots_contract(tmp_path: Path, start: Callable[..., Any]) -> None:
+    action = [
+        {"name": joint, "kind": "target/joint/velocity", "joint": joint, "unit": "rad/s", **limits}
+        for joint, limits in (("shoulder", {"lower": 0.125}), ("elbow", {"lower": 0.75}))
+    ]
+    robot = RobotContract.from_object({"observation": [], "action": action, "timing": {}})
+    node = start(export_arm(tmp_path, ARM_SPACE, robot=robot), observation_names=list(ARM))
+    node.arm([1, 2, 3, 4])
+    node.enable()
+    node.tick()
+    node.callbacks["/emergency_stop"](Bool(data=True))
+    assert node.published[-1][1].data == [0.125, 0.75]
 
 
 def test_ctrl_c_halts_before_the_context_ends(

@@ -22,6 +22,7 @@ from huggingface_hub import constants as hub_constants
 
 import meam_export
 import meam_policy
+import meam_policy.robot
 import meam_training
 from meam_export import LadderTask, export_policy
 from meam_policy import (
@@ -36,13 +37,14 @@ from meam_policy import (
     SafetySettings,
     cli,
 )
+from meam_policy.robot import ActionNumber, ObservationNumber, RobotContract, Timing
 from meam_policy.spec import VariantSpec
 from meam_training import Checkpoint, OfflineDataset, PolicyModule, Recorder, TrainConfig, collect, train
 from meam_training.data.data_report import data_report
 from meam_training.learning.learner import Learner
 from meam_training.runs.checkpoint import TrainingState
 
-PACKAGES: tuple[ModuleType, ...] = (meam_policy, meam_training, meam_export)
+PACKAGES: tuple[ModuleType, ...] = (meam_policy, meam_policy.robot, meam_training, meam_export)
 
 WRONG: Mapping[str, Any] = {
     "None": None,
@@ -185,6 +187,11 @@ def fields(thing: Any) -> dict[str, Any]:
     return {name: getattr(thing, name) for name in inspect.signature(type(thing)).parameters}
 
 
+JOINT = ActionNumber("elbow", "target/joint/position", "rad", joint="elbow", max_rate=1.0)
+READING = ObservationNumber("angle", "state/joint/position", "rad", joint="elbow")
+CONTRACT = RobotContract((READING,), (JOINT,), Timing(rate_hz=10.0))
+
+
 def stopped() -> threading.Event:
     """A sign to stop that has been given, so that no number of steps takes long."""
     event = threading.Event()
@@ -193,6 +200,19 @@ def stopped() -> threading.Event:
 
 
 CASES: Mapping[str, Callable[[World], Case]] = {
+    "ActionNumber": lambda _: (ActionNumber, fields(JOINT)),
+    "ObservationNumber": lambda _: (ObservationNumber, fields(READING)),
+    "RobotContract": lambda _: (RobotContract, fields(CONTRACT)),
+    "RobotContract.check": lambda w: (
+        RobotContract(timing=Timing(on_failure="disable")).check,
+        {"spec": w.policy.spec},
+    ),
+    "RobotContract.describe": lambda w: (CONTRACT.describe, {"spec": w.policy.spec}),
+    "RobotContract.from_object": lambda _: (RobotContract.from_object, {"data": CONTRACT.to_json()}),
+    "RobotContract.measured_by": lambda _: (CONTRACT.measured_by, {"action": JOINT}),
+    "RobotContract.named": lambda w: (RobotContract().named, {"spec": w.policy.spec}),
+    "RobotContract.rate_hz": lambda w: (CONTRACT.rate_hz, {"spec": w.policy.spec}),
+    "Timing": lambda _: (Timing, fields(CONTRACT.timing)),
     "BoxSpec": lambda w: (meam_policy.BoxSpec, fields(w.checkpoint.spec.action)),
     "BoxSpec.from_space": lambda w: (meam_policy.BoxSpec.from_space, {"space": w.env.action_space, "key": None}),
     "ControlLoop": lambda w: (

@@ -120,6 +120,44 @@ def linear_graph(
     return model.SerializeToString()
 
 
+def continuing_graph(
+    weight: NDArray[np.float32], noise_weight: NDArray[np.float32], chunk_shape: tuple[int, int], low: Any, high: Any
+) -> bytes:
+    """actions = clip((1 - w) D + w prefix, low, high) with D = reshape(observation @ weight + noise @ noise_weight)."""
+    constants = {
+        "weight": weight,
+        "noise_weight": noise_weight,
+        "shape": np.array([-1, *chunk_shape]),
+        "last": np.array([2]),
+        "one": np.float32(1),
+        "low": np.array(low, np.float32),
+        "high": np.array(high, np.float32),
+    }
+    nodes = [
+        ("MatMul", ["observation", "weight"], "row"),
+        ("MatMul", ["noise", "noise_weight"], "from_noise"),
+        ("Add", ["row", "from_noise"], "flat"),
+        ("Reshape", ["flat", "shape"], "chunks"),
+        ("Unsqueeze", ["prefix_weight", "last"], "share"),
+        ("Sub", ["one", "share"], "rest"),
+        ("Mul", ["chunks", "rest"], "own"),
+        ("Mul", ["prefix", "share"], "given"),
+        ("Add", ["own", "given"], "sum"),
+        ("Max", ["sum", "low"], "above"),
+        ("Min", ["above", "high"], "actions"),
+    ]
+    dims = {"observation": weight.shape[:1], "noise": noise_weight.shape[:1], "prefix": chunk_shape}
+    inputs = {**dims, "prefix_weight": chunk_shape[:1]}
+    graph = helper.make_graph(
+        [helper.make_node(kind, reads, [makes]) for kind, reads, makes in nodes],
+        "rtc",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info("actions", TensorProto.FLOAT, ["batch", *chunk_shape])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
 @dataclasses.dataclass(frozen=True)
 class LinearPolicy:
     """A policy folder, and what is in it."""
@@ -162,6 +200,13 @@ class LinearPolicy:
         variants, files = {**spec.variants, name: variant}, {**spec.files, variant.file: sha256(graph)}
         spec = dataclasses.replace(spec, variants=variants, files=files)
         (self.folder / "config.json").write_text(spec.to_json())
+
+    def add_continuing(self, weight: Any = None, noise_weight: Any = None) -> None:
+        """Put a variant rtc into the folder, which takes a prefix; of the same weights if none are given."""
+        weight = self.weight if weight is None else weight
+        noise_weight = self.noise_weight if noise_weight is None else noise_weight
+        shape, box = (self.spec.chunk_size, self.spec.action_dim), self.spec.action
+        self.add_variant("rtc", continuing_graph(weight, noise_weight, shape, box.low, box.high), takes_prefix=True)
 
     def leave_out_bounds(self, through: str = "Identity") -> None:
         """Put a graph into the folder that returns actions of any size."""

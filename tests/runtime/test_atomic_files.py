@@ -5,8 +5,15 @@ from pathlib import Path
 import pytest
 
 from meam_policy import atomic_files
-from meam_policy.atomic_files import atomic_folder, delete_folder, given_folder, write_atomically, write_failure
-from meam_policy.errors import ConfigError
+from meam_policy.atomic_files import (
+    atomic_folder,
+    delete_folder,
+    given_folder,
+    write_atomically,
+    write_failure,
+    write_folder,
+)
+from meam_policy.errors import ConfigError, NotFoundError, OutputError
 
 
 def contents(folder):
@@ -184,6 +191,26 @@ def test_a_full_disk_is_said_with_the_bytes_that_are_needed(tmp_path):
     repeated = write_failure(ValueError("I/O error: No space left on device (os error 28)"), tmp_path, 5)
     assert repeated.startswith("No space left on device: 5 bytes are needed, and ")
     assert write_failure(OSError(errno.EACCES, "Permission denied"), tmp_path, 1) == "Permission denied"
+
+
+def test_a_folder_of_files_is_checked_before_it_is_there(tmp_path):
+    def refuse(hidden):
+        assert contents(hidden) == {"a": "1"}
+        raise NotFoundError("b is missing")
+
+    with pytest.raises(NotFoundError, match="b is missing"):
+        write_folder(tmp_path / "new", {"a": b"1"}, "The folder cannot be written", check=refuse)
+    assert not list(tmp_path.iterdir())
+    write_folder(tmp_path / "new", {"a": b"1"}, "The folder cannot be written")
+    assert contents(tmp_path / "new") == {"a": "1"}
+
+
+def test_a_folder_that_does_not_fit_says_how_many_bytes_it_needs(tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(OutputError, match=r"^The folder cannot be written: No space left on device: 7 bytes are need"):
+        write_folder(tmp_path / "new", {"a": b"123", "b": b"1234"}, "The folder cannot be written")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("folder", ["", "  ", None, 3])

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from meam_policy import ActionError, BoxSpec, ConfigError, FormatError, MeamPolicy, ObservationError
 from meam_policy.loop.chunk_schedule import prefix_weights
@@ -11,46 +10,11 @@ BOX = BoxSpec(shape=(2,), dtype="float32", low=(-1.0, -4.0), high=(1.0, 12.0))
 OFFSET, SCALE = (0.0, 4.0), (1.0, 8.0)
 
 
-def continuing_graph(weight, noise_weight):
-    """actions = clip((1 - w) D + w prefix) with D = observation @ weight + noise @ noise_weight."""
-    constants = {
-        "weight": weight,
-        "noise_weight": noise_weight,
-        "shape": np.array([-1, 4, 2]),
-        "last": np.array([2]),
-        "one": np.float32(1),
-        "low": np.array(BOX.low, np.float32),
-        "high": np.array(BOX.high, np.float32),
-    }
-    nodes = [
-        ("MatMul", ["observation", "weight"], "row"),
-        ("MatMul", ["noise", "noise_weight"], "from_noise"),
-        ("Add", ["row", "from_noise"], "flat"),
-        ("Reshape", ["flat", "shape"], "chunks"),
-        ("Unsqueeze", ["prefix_weight", "last"], "share"),
-        ("Sub", ["one", "share"], "rest"),
-        ("Mul", ["chunks", "rest"], "own"),
-        ("Mul", ["prefix", "share"], "given"),
-        ("Add", ["own", "given"], "sum"),
-        ("Max", ["sum", "low"], "above"),
-        ("Min", ["above", "high"], "actions"),
-    ]
-    inputs = {"observation": [3], "noise": [8], "prefix": [4, 2], "prefix_weight": [4]}
-    graph = helper.make_graph(
-        [helper.make_node(kind, reads, [written]) for kind, reads, written in nodes],
-        "rtc",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info("actions", TensorProto.FLOAT, ["batch", 4, 2])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
-
-
 @pytest.fixture
 def folder(make_policy):
     """A policy, and its variant rtc."""
     linear = make_policy(action=BOX, action_offset=OFFSET, action_scale=SCALE)
-    linear.add_variant("rtc", continuing_graph(linear.weight, linear.noise_weight), takes_prefix=True)
+    linear.add_continuing()
     return linear
 
 
@@ -275,7 +239,7 @@ def test_actions_beyond_the_bounds_are_clipped(rtc):
 def test_a_network_that_overflows_is_an_action_error_even_under_a_prefix_of_weight_one(make_policy):
     linear = make_policy(action=BOX, action_offset=OFFSET, action_scale=SCALE)
     huge = np.full_like(linear.weight, np.finfo(np.float32).max)
-    linear.add_variant("rtc", continuing_graph(huge, linear.noise_weight), takes_prefix=True)
+    linear.add_continuing(weight=huge)
     policy = linear.load(variant="rtc")
     with pytest.raises(ActionError):
         policy.predict_action_chunk(np.full(3, 3.0), prefix=np.zeros((4, 2)), prefix_weight=np.ones(4))

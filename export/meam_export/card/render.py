@@ -16,6 +16,7 @@ from meam_export.variants.ladder import FIGURES
 from meam_policy.extras import needs
 from meam_policy.folder.policy_folder import sha256
 from meam_policy.robot import RobotContract
+from meam_policy.robot.table import COLUMNS, contract_rows
 from meam_policy.spec import BoxSpec, PolicySpec, VariantSpec
 
 __all__ = ["is_unchanged", "render_card"]
@@ -74,7 +75,7 @@ def render_card(
             for n in numbers
             if n.name is not None
         ],
-        robot=None if robot is None else {"rows": _robot_rows(robot), "timing": robot.describe(spec)},
+        robot=None if robot is None else _robot(robot, spec),
         settings=json.dumps(dict(spec.hyperparameters), indent=2),
         record=record,
         missing=missing,
@@ -187,34 +188,10 @@ def _acting_rows(spec: PolicySpec) -> list[dict[str, str]]:
     ]
 
 
-def _robot_rows(robot: RobotContract) -> list[dict[str, str]]:
-    """A row for every number of the robot's contract."""
-    rows = []
-    for side, numbers in (("in", robot.observation), ("out", robot.action)):
-        for index, number in enumerate(numbers):
-            said = {
-                name: "" if value is None else f"{value:g}" if isinstance(value, (int, float)) else _cell(value)
-                for name, value in vars(number).items()
-            }
-            limits = f"{said.get('lower') or '…'} to {said.get('upper') or '…'}"
-            gains = " / ".join(part for part in (said.get("stiffness"), said.get("damping")) if part)
-            rows.append(
-                {
-                    "side": side,
-                    "index": str(index),
-                    "name": said["name"],
-                    "of": said["joint"] or said["body"],
-                    "kind": said["kind"],
-                    "unit": said["unit"],
-                    "frame": said["frame"],
-                    "says": said.get("representation", ""),
-                    "limits": limits if said.get("lower") or said.get("upper") else "",
-                    "rate": said.get("max_rate", ""),
-                    "gains": gains,
-                    "home": said.get("default", ""),
-                }
-            )
-    return rows
+def _robot(robot: RobotContract, spec: PolicySpec) -> dict[str, Any]:
+    """The timing of the robot's contract, and the table of its numbers."""
+    rows = [[_cell(cell) for cell in row] for row in contract_rows(robot)]
+    return {"timing": robot.describe(spec), "columns": COLUMNS, "rows": rows}
 
 
 def _variant_row(name: str, variant: VariantSpec) -> dict[str, str]:

@@ -17,8 +17,8 @@ from meam_export.deploy.manifest import write_manifest
 from meam_export.deploy.plain import write_plain
 from meam_export.deploy.source import Source, read_source
 from meam_export.deploy.tick_graph import Form, Noise, TickSettings
-from meam_export.deploy.tick_player import given_observation, write_tick
-from meam_policy.acting.observation import lost_digits
+from meam_export.deploy.tick_player import write_tick
+from meam_policy.acting.observation import lost_digits, unflatten_observation
 from meam_policy.commands import parse
 from meam_policy.commands.environment_options import (
     chosen_environment,
@@ -95,14 +95,14 @@ def deploy(arguments: DeployArguments) -> None:
     settings = TickSettings(**{name: value for name, value in given.items() if value is not None})
     source = read_source(a.policy, revision=a.revision, subfolder=a.subfolder, variant=a.variant)
     middle = np.array(source.spec.observation_mean) + np.array(source.spec.observation_offset or 0.0)
-    if lost_digits(source.spec, given_observation(source.spec, middle, np.float32)):
+    if lost_digits(source.spec, unflatten_observation(source.spec, middle.astype(np.float32))):
         say(
             "These graphs take observations in float32, in which the policy's large coordinates lose digits (`meam "
             "info` shows the offset): MeamPolicy, which takes float64, would see smaller differences."
         )
     for name in ("rows", "noise_seed"):
         if getattr(a, name) is not None and (how := settings.noise_of(source.spec)) != "table":
-            raise ConfigError(f"--{name.replace('_', '-')} has no effect with noise {how}; leave it out.")
+            raise ConfigError(f"{_flag(name)} has no effect with noise {how}; leave it out.")
     found: dict[str, dict[str, Any]] = {}
     writers = {"tick": write_tick, "leapp": write_leapp_bundle, "exploy": write_exploy}
     for name, writer in writers.items():
@@ -151,12 +151,12 @@ def _refuse_idle(a: DeployArguments) -> None:
     """
     targets = ("tick", "leapp", "exploy", "manifest", "plain")
     if all(getattr(a, name) is None for name in targets):
-        raise ConfigError(f"Nothing is to be written; give {', '.join(f'--{name}' for name in targets)}.")
+        raise ConfigError(f"Nothing is to be written; give {', '.join(map(_flag, targets))}.")
     ticks = a.tick or a.leapp or a.exploy
     for name in ("form", "noise", "rows", "noise_seed"):
         if getattr(a, name) is not None and not ticks:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} has no effect without --tick, --leapp or --exploy; leave it out, or give one.")
+            why = "has no effect without --tick, --leapp or --exploy"
+            raise ConfigError(f"{_flag(name)} {why}; leave it out, or give one.")
     if a.plain is not None and a.episodes < 1:
         raise ConfigError(
             "--plain is another policy than the one that was trained, and is written only with its own measured "
@@ -164,8 +164,12 @@ def _refuse_idle(a: DeployArguments) -> None:
         )
     for name in ("episodes", "env_id", "env_kwargs", "max_episode_steps"):
         if getattr(a, name) and a.plain is None:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} has no effect without --plain; leave it out, or give --plain.")
+            raise ConfigError(f"{_flag(name)} has no effect without --plain; leave it out, or give --plain.")
+
+
+def _flag(name: str) -> str:
+    """The option of a field."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _print(found: Mapping[str, Mapping[str, Any]]) -> None:

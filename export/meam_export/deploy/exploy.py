@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from meam_export.deploy.parts import Part
+from meam_export.deploy.parts import GAINS, Part
 from meam_export.deploy.source import Source, require_plain_meaning, write_file
 from meam_export.deploy.tick_graph import TickGraph, TickSettings, build_tick
 from meam_export.deploy.tick_player import TickCheck, check_tick
 from meam_policy.atomic_files import given_folder
 from meam_policy.errors import ConfigError
 from meam_policy.extras import needs
-from meam_policy.robot.contract import ActionNumber
 
 with needs("A graph for exploy", "onnx", "deploy"):
     import onnx
@@ -86,12 +85,7 @@ def _as_exploy_names(tick: TickGraph, source: Source) -> TickGraph:
     Raises:
         ConfigError: as `write_exploy`.
     """
-    rate, robot = source.rate_hz("exploy"), source.robot
-    if robot is None or not robot.observation or not robot.action:
-        raise ConfigError(
-            f"{source.name} has no robot.json that says what its observations and actions are, and exploy reads "
-            "meaning from names. Write one with `meam robot init`, and add it with `meam robot add`."
-        )
+    rate, robot = source.rate_hz("exploy"), source.contract("exploy reads meaning from names")
     if rate != round(rate):
         raise ConfigError(f"rate_hz is {rate:g}; expected a whole number, which is what exploy reads.")
     require_plain_meaning(robot, "exploy")
@@ -120,7 +114,7 @@ def _as_exploy_names(tick: TickGraph, source: Source) -> TickGraph:
         "update_rate": round(rate),
         "decimation": 1,
         "sim_dt": 1 / rate,
-        output: {"names": _joints(action), **_gains(action)},
+        output: {"names": _joints(action), **_gains(tick, action)},
     }
     if joints:
         metadata[f"obj.{ROBOT}.joints"] = {"joint_names": joints[0]}
@@ -156,7 +150,7 @@ def _renamed(tick: TickGraph, names: dict[str, str], zeros: Sequence[str], metad
         tuple(replace(part, name=names[part.name]) for part in parts) for parts in (tick.observation, tick.action)
     )
     recurrent = {names[out]: (names[into], shape) for out, (into, shape) in tick.recurrent.items()}
-    return TickGraph(proto.SerializeToString(deterministic=True), observation, action, recurrent)
+    return TickGraph(proto.SerializeToString(deterministic=True), observation, action, recurrent, tick.gains)
 
 
 def _named(part: Part, names: dict[str, str]) -> str:
@@ -177,12 +171,9 @@ def _require_units(part: Part) -> None:
             raise ConfigError(f"{number.name} is in {number.unit}; expected one of {', '.join(_UNITS)}, as in exploy.")
 
 
-def _gains(action: Part) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for field in ("stiffness", "damping"):
-        gains = [getattr(number, field) for number in action.numbers if isinstance(number, ActionNumber)]
-        if None in gains:
-            lacking = action.numbers[gains.index(None)].name
+def _gains(tick: TickGraph, action: Part) -> dict[str, tuple[float, ...]]:
+    for name, field in GAINS.items():
+        if name not in tick.gains:
+            lacking = next(number.name for number in action.numbers if getattr(number, field) is None)
             raise ConfigError(f"{lacking} has no {field} in robot.json; expected one, since exploy sends gains too.")
-        found[field] = gains
-    return found
+    return {field: tick.gains[name] for name, field in GAINS.items()}

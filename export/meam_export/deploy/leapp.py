@@ -18,25 +18,22 @@ import numpy as np
 import safetensors.numpy
 import yaml
 
-from meam_export.deploy.parts import Part, observation_parts
-from meam_export.deploy.source import Source, new_folder, require_plain_meaning
+from meam_export.deploy.leapp_check import NODE, check_leapp_bundle
+from meam_export.deploy.parts import GAINS, Part
+from meam_export.deploy.source import Source, require_plain_meaning
 from meam_export.deploy.tick_graph import TickGraph, TickSettings, build_tick, zero_state
 from meam_export.deploy.tick_player import TickCheck, check_tick
-from meam_policy.atomic_files import given_folder
-from meam_policy.errors import ConfigError, FormatError, IntegrityError, NotFoundError
+from meam_policy.atomic_files import given_folder, write_folder
+from meam_policy.errors import ConfigError
 from meam_policy.extras import needs
 from meam_policy.folder.policy_folder import check_output_folder
-from meam_policy.given_files import read_regular
-from meam_policy.robot import RobotContract
-from meam_policy.robot.vocabulary import ACTION_KINDS, EXTRA, OBSERVATION_KINDS
+from meam_policy.robot import ActionNumber, ObservationNumber, RobotContract
+from meam_policy.spec import PolicySpec
 
 with needs("A LEAPP bundle", "onnx", "deploy"):
     import onnx
 
-__all__ = ["check_leapp_bundle", "kinds_by_message", "write_leapp_bundle"]
-
-NODE = "policy"
-"""Name of the bundle's one node."""
+__all__ = ["kinds_by_message", "write_leapp_bundle"]
 
 LEAPP_VERSION, CONFIG_VERSION = "0.7.2", "1.3"
 
@@ -67,14 +64,9 @@ def write_leapp_bundle(
         OutputError: the folder is not empty, or cannot be written.
     """
     made = settings or TickSettings()
-    robot, rate = source.robot, source.rate_hz("a LEAPP bundle")
-    if robot is None or not robot.observation or not robot.action:
-        raise ConfigError(
-            f"{source.name} has no robot.json that says what its observations and actions are, and a LEAPP bundle is "
-            "read by kinds and names. Write one with `meam robot init`, and add it with `meam robot add`."
-        )
+    rate, robot = source.rate_hz("a LEAPP bundle"), source.contract("a LEAPP bundle is read by kinds and names")
     require_plain_meaning(robot, "LEAPP")
-    for field in ("stiffness", "damping"):
+    for field in GAINS.values():
         lacking = [number.name for number in robot.action if getattr(number, field) is None]
         if 0 < len(lacking) < len(robot.action):
             raise ConfigError(f"{lacking[0]} has no {field} in robot.json, and others have; expected all, or none.")
@@ -92,14 +84,16 @@ def write_leapp_bundle(
 
     found = check_tick(tick, source.acting(), made, "The bundle's graph", action)
     name = target.name
-    description = _description(tick, source, rate, name)
-    with new_folder(target) as place:
-        (place / f"{name}.onnx").write_bytes(tick.graph)
-        state = {f"{NODE}/{each}": zeros for each, zeros in zero_state(tick.recurrent).items()}
-        (place / f"{name}_initial_values.safetensors").write_bytes(safetensors.numpy.save(state))
-        text = yaml.safe_dump(description, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
-        (place / f"{name}.yaml").write_text(text, encoding="utf-8")
-        check_leapp_bundle(place / f"{name}.yaml")
+    description = _description(tick, source.spec, robot, rate, name)
+    text = yaml.safe_dump(description, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    state = {f"{NODE}/{each}": zeros for each, zeros in zero_state(tick.recurrent).items()}
+    files = {
+        f"{name}.onnx": tick.graph,
+        f"{name}_initial_values.safetensors": safetensors.numpy.save(state),
+        f"{name}.yaml": text.encode(),
+    }
+    failure = f"The bundle {target} cannot be written"
+    write_folder(target, files, failure, check=lambda folder: check_leapp_bundle(folder / f"{name}.yaml"))
     return target, found
 
 
@@ -112,83 +106,17 @@ def kinds_by_message(robot: RobotContract) -> tuple[str, ...]:
     return tuple(kind for kind in kinds if kind not in ISAAC_ROS2_CONTROL)
 
 
-def check_leapp_bundle(file: str | os.PathLike[str]) -> None:
-    """Check a LEAPP bundle of one node, also where leapp lets through what is wrong.
-
-    Both hashes, the graph's names and shapes, kinds that the vocabulary lacks, names of another number than the
-    elements, and a feedback that one of the two readers would miss.
-
-    Args:
-        file: The bundle's YAML file.
-
-    Raises:
-        NotFoundError: the description, or its graph, cannot be read.
-        FormatError: the description is none, or does not fit the graph; IntegrityError if the graph is another.
-    """
-    path = Path(file)
-    try:
-        description = yaml.safe_load(read_regular(path))
-        (node,) = description["models"].values()
-        parameters, pipeline = node["parameters"], description["pipeline"]
-        graph = read_regular(path.parent / parameters["model_path"])
-        given = {"md5sum": hashlib.md5(graph).hexdigest(), "sha256sum": hashlib.sha256(graph).hexdigest()}
-        for name, seen in given.items():
-            if parameters[name] != seen:
-                raise IntegrityError(
-                    f"{path.name}: {name} of {parameters['model_path']} is {parameters[name][:16]}…, and the file's is "
-                    f"{seen[:16]}…. One was changed; write the bundle again."
-                )
-        _check_tensors(path.name, node, onnx.load_model_from_string(graph))
-        description["system information"]["leapp config version"]  # without it leapp loads nothing
-        if not (path.parent / pipeline["initial_values"]).is_file():
-            raise FormatError(f"{path.name}: {pipeline['initial_values']} is missing; write the bundle again.")
-        flows = [pipeline[key] for key in ("feedback_flow", "feedback_connections")]
-        if flows[0] != flows[1]:
-            raise FormatError(f"{path.name}: feedback_flow and feedback_connections differ; expected the same twice.")
-    except FormatError:
-        raise
-    except OSError as error:
-        raise NotFoundError(f"Cannot read {error.filename}: {error.strerror}. Write the bundle again.") from error
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(
-            f"{path.name} is no LEAPP bundle of this project ({type(error).__name__}: {error}). Write it again."
-        ) from error
-
-
-def _check_tensors(file: str, node: Mapping[str, Any], model: onnx.ModelProto) -> None:
-    for side, values, known in (
-        ("inputs", model.graph.input, OBSERVATION_KINDS),
-        ("outputs", model.graph.output, ACTION_KINDS),
-    ):
-        shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-        described = {tensor["name"]: tensor for tensor in node[side]}
-        if list(described) != list(shapes):
-            raise FormatError(f"{file}: the {side} are {list(described)}; the graph's are {list(shapes)}.")
-        for name, tensor in described.items():
-            if list(tensor["shape"]) != shapes[name]:
-                raise FormatError(f"{file}: {name} is {tensor['shape']}; the graph's is {shapes[name]}.")
-            kind = tensor.get("kind")
-            if kind is not None and kind not in known and not kind.startswith(EXTRA):
-                raise FormatError(f'{file}: the kind of {name} is "{kind}"; expected one of {", ".join(known)}.')
-            names = tensor.get("element_names")
-            if names is not None and [len(axis) for axis in names] != [0, shapes[name][-1]]:
-                raise FormatError(f"{file}: {name} has {len(names[-1])} element names; expected {shapes[name][-1]}.")
-
-
-def _description(tick: TickGraph, source: Source, rate: float, name: str) -> dict[str, Any]:
+def _description(tick: TickGraph, spec: PolicySpec, robot: RobotContract, rate: float, name: str) -> dict[str, Any]:
     """The contents of the YAML file."""
-    spec, robot = source.spec, source.robot
-    assert robot is not None
-    states = [(into, shape) for into, shape in tick.recurrent.values()]
-    inputs = [*map(_tensor, tick.observation), *(_state(into, shape) for into, shape in states)]
+    inputs = [*map(_part, tick.observation), *(_tensor(into, shape) for into, shape in tick.recurrent.values())]
+    # Gains by the joints that they are of.
     gains = [
-        Part(gain, tuple(range(spec.action_dim)), robot.action)
-        for gain, field in (("kp", "stiffness"), ("kd", "damping"))
-        if None not in [getattr(number, field) for number in robot.action]
+        {**_tensor(gain, (1, len(robot.action))), "element_names": [[], _element_names(robot.action)], "kind": gain}
+        for gain in tick.gains
     ]
-    outputs = _in_order(tick, [*map(_tensor, tick.action), *({**_gain(gain), "kind": gain.name} for gain in gains)])
+    outputs = _in_order(tick, [*map(_part, tick.action), *gains])
     feedback = {f"{NODE}/{out}": [f"{NODE}/{into}"] for out, (into, _) in tick.recurrent.items()}
-    given = [part.name for part in (*tick.action, *gains)]
+    given = [*(part.name for part in tick.action), *tick.gains]
     return {
         "models": {
             NODE: {
@@ -209,7 +137,7 @@ def _description(tick: TickGraph, source: Source, rate: float, name: str) -> dic
             }
         },
         "pipeline": {
-            "inputs": {NODE: [part.name for part in observation_parts(spec, robot)]},
+            "inputs": {NODE: [part.name for part in tick.observation]},
             "outputs": {NODE: given},
             "data_flow": {},
             "feedback_flow": feedback,
@@ -234,14 +162,16 @@ def _description(tick: TickGraph, source: Source, rate: float, name: str) -> dic
     }
 
 
-def _tensor(part: Part) -> dict[str, Any]:
+def _tensor(name: str, shape: Sequence[int]) -> dict[str, Any]:
+    """What every description has: those of states have no more."""
+    return {"name": name, "dtype": "float32", "shape": list(shape), "type": "tensor"}
+
+
+def _part(part: Part) -> dict[str, Any]:
     """The description of a part."""
-    found: dict[str, Any] = {"name": part.name, "dtype": "float32", "shape": [1, part.size], "type": "tensor"}
-    if part.kind is not None:
-        found["kind"] = part.kind
-    found["element_names"] = [[], _element_names(part)]
-    if part.numbers:
-        found["units"] = [number.unit for number in part.numbers]
+    found = {**_tensor(part.name, (1, part.size)), "kind": part.kind}
+    found["element_names"] = [[], _element_names(part.numbers)]
+    found["units"] = [number.unit for number in part.numbers]
     for field in ("lower", "upper", "max_rate"):
         values = [getattr(number, field, None) for number in part.numbers]
         if any(value is not None for value in values):
@@ -249,24 +179,14 @@ def _tensor(part: Part) -> dict[str, Any]:
     return found
 
 
-def _gain(part: Part) -> dict[str, Any]:
-    """The description of gains, by the joints that they are of."""
-    shape = {"shape": [1, part.size], "type": "tensor", "element_names": [[], _element_names(part)]}
-    return {"name": part.name, "dtype": "float32", **shape}
-
-
-def _element_names(part: Part) -> list[str]:
+def _element_names(numbers: Sequence[ObservationNumber | ActionNumber]) -> list[str]:
     """The names by which a runtime finds the numbers on the robot: those of joints, where they are of joints."""
-    joints = [number.joint for number in part.numbers]
-    return [str(joint) for joint in joints] if joints and None not in joints else [n.name for n in part.numbers]
-
-
-def _state(name: str, shape: Sequence[int]) -> dict[str, Any]:
-    return {"name": name, "dtype": "float32", "shape": list(shape), "type": "tensor"}
+    joints = [number.joint for number in numbers]
+    return [number.name for number in numbers] if None in joints else [str(joint) for joint in joints]
 
 
 def _in_order(tick: TickGraph, described: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Descriptions of all outputs, in the order of the graph."""
     known = {tensor["name"]: tensor for tensor in described}
     outputs = onnx.load_model_from_string(tick.graph).graph.output
-    return [known.get(v.name) or _state(v.name, tick.recurrent[v.name][1]) for v in outputs]
+    return [known.get(v.name) or _tensor(v.name, tick.recurrent[v.name][1]) for v in outputs]

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from meam_export.deploy.source import Source, new_folder
+from meam_export.deploy.source import Source
 from meam_export.deploy.tick_graph import TickGraph, build_plain
-from meam_export.deploy.tick_player import TickCheck, TickPlayer, drawn_observations, given_observation
+from meam_export.deploy.tick_player import TickCheck, TickPlayer, drawn_observations, policy_actions, require_equal
 from meam_policy import __version__
-from meam_policy.atomic_files import given_folder
-from meam_policy.errors import ParityError
+from meam_policy.atomic_files import given_folder, write_folder
 from meam_policy.folder.policy_folder import check_output_folder
+from meam_policy.robot import RobotContract
 
 __all__ = ["write_manifest"]
 
@@ -50,15 +50,15 @@ def write_manifest(source: Source, folder: str | os.PathLike[str]) -> tuple[Path
     check_output_folder(target)
     made = build_plain(source.graph, source.spec, source.robot, names=("state", "action"), whole=True)
     found = _check(made, source)
-    with new_folder(target) as place:
-        (place / f"{NAME}.onnx").write_bytes(made.graph)
-        text = json.dumps(_manifest(source, made), indent=2) + "\n"
-        (place / "manifest.json").write_text(text, encoding="utf-8")
+    manifest = json.dumps(_manifest(source, made), indent=2) + "\n"
+    files = {f"{NAME}.onnx": made.graph, "manifest.json": manifest.encode()}
+    write_folder(target, files, f"The package {target} cannot be written")
     return target, found
 
 
 def _manifest(source: Source, made: TickGraph) -> dict[str, Any]:
-    spec = source.spec
+    contract = source.robot or RobotContract()
+    spec = contract.named(source.spec)
     robot: dict[str, Any] = {"name": "main"}
     for name, size, numbers in (
         ("state", spec.observation_dim, spec.observation_numbers),
@@ -83,8 +83,8 @@ def _manifest(source: Source, made: TickGraph) -> dict[str, Any]:
         "meam": {
             "acting": "zero",
             "execute_steps": spec.execute_steps,
-            "control_rate_hz": spec.control_rate_hz,
-            "spec_sha256": spec.identity,
+            "control_rate_hz": contract.rate_hz(spec),
+            "spec_sha256": source.spec.identity,
             "graph_sha256": hashlib.sha256(made.graph).hexdigest(),
         },
     }
@@ -92,18 +92,10 @@ def _manifest(source: Source, made: TickGraph) -> dict[str, Any]:
 
 def _check(made: TickGraph, source: Source) -> TickCheck:
     """Compare every executed action with the policy's from zero noise."""
-    spec, policy, player = source.spec, source.acting(), TickPlayer(made, "The package's graph")
-    rows = drawn_observations(spec, COMPARED, seed=0)
+    name, spec, policy = "The package's graph", source.spec, source.acting()
+    player, rows = TickPlayer(made, name), drawn_observations(spec, COMPARED, seed=0)
+    silence = np.zeros((spec.execute_steps, spec.noise_dim), np.float32)
     for row in rows:
-        observation = given_observation(spec, row)
-        policy.reset()
-        found = player.tick(row)["action"][0]
-        for step, action in enumerate(found):
-            wanted = np.asarray(policy.act(observation, deterministic=True), np.float32).reshape(-1)
-            if not np.array_equal(action, wanted):
-                raise ParityError(
-                    f"The package's graph differs from the policy by {np.abs(action - wanted).max():.2g} at action "
-                    f"{step} of a chunk; expected the same number. It was not written. Please report this with the "
-                    "version of onnxruntime."
-                )
+        wanted = policy_actions(policy, np.tile(row, (spec.execute_steps, 1)), silence)
+        require_equal(name, player.tick(row)["action"][0], wanted, "of a chunk")
     return TickCheck(COMPARED * spec.execute_steps, *player.latency_ms(rows))

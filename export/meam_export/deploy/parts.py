@@ -5,23 +5,21 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meam_policy.robot import RobotContract
 from meam_policy.robot.contract import ActionNumber, ObservationNumber
 from meam_policy.spec import PolicySpec
-from meam_policy.spec.names import NamedNumber
 
-__all__ = ["Part", "action_parts", "observation_parts"]
+__all__ = ["GAINS", "STATES", "Part", "action_parts", "observation_parts"]
 
+GAINS = {"kp": "stiffness", "kd": "damping"}
+"""Outputs for the gains of the joints' controllers, and the contract's words for them."""
 
-RESERVED = (
-    "action",
-    "kd",
-    "kp",
-    "noise",
-    *(f"{state}_{way}" for state in ("last", "queue", "state") for way in ("in", "out")),
-)
+STATES = ("last", "queue", "state")
+"""What a tick graph leaves for the next tick: outputs NAME_out that come back as inputs NAME_in."""
+
+RESERVED = ("action", *GAINS, "noise", *(f"{state}_{way}" for state in STATES for way in ("in", "out")))
 """Names of a tick graph's other inputs and outputs."""
 
 
@@ -33,13 +31,11 @@ class Part:
         name: The tensor's name in the graph: letters, digits and underscores.
         indices: Which numbers of the flat observation or action they are, in their order.
         numbers: What the robot's contract says of each; empty without one.
-        names: Name of each; empty if unknown.
     """
 
     name: str
     indices: tuple[int, ...]
     numbers: tuple[ObservationNumber | ActionNumber, ...] = ()
-    names: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -60,10 +56,10 @@ def observation_parts(spec: PolicySpec, robot: RobotContract) -> tuple[Part, ...
     if robot.observation:
         return _by_kind(robot.observation)
     if spec.observation[0].key is None:
-        return (_part("observation", range(spec.observation_dim), spec.observation_numbers),)
+        return (Part("observation", tuple(range(spec.observation_dim))),)
     parts, start = [], 0
     for box in spec.observation:
-        parts.append(_part(_identifier(str(box.key)), range(start, start + box.size), spec.observation_numbers))
+        parts.append(Part(_identifier(str(box.key)), tuple(range(start, start + box.size))))
         start += box.size
     return _with_own_names(parts)
 
@@ -72,7 +68,7 @@ def action_parts(spec: PolicySpec, robot: RobotContract) -> tuple[Part, ...]:
     """The parts of an action: one for each kind of number, if the contract describes them, else `action` alone."""
     if robot.action:
         return _by_kind(robot.action, [part.name for part in observation_parts(spec, robot)])
-    return (_part("action", range(spec.action_dim), spec.action_numbers),)
+    return (Part("action", tuple(range(spec.action_dim))),)
 
 
 def _by_kind(numbers: Sequence[ObservationNumber | ActionNumber], taken: Sequence[str] = ()) -> tuple[Part, ...]:
@@ -80,21 +76,8 @@ def _by_kind(numbers: Sequence[ObservationNumber | ActionNumber], taken: Sequenc
     indices: dict[str, list[int]] = {}
     for index, number in enumerate(numbers):
         indices.setdefault(number.kind, []).append(index)
-    return _with_own_names(
-        [
-            Part(
-                _identifier(kind), tuple(found), tuple(numbers[i] for i in found), tuple(numbers[i].name for i in found)
-            )
-            for kind, found in indices.items()
-        ],
-        taken,
-    )
-
-
-def _part(name: str, indices: range, numbers: Sequence[NamedNumber]) -> Part:
-    names = [numbers[index].name for index in indices]
-    known = tuple(name for name in names if name is not None)
-    return Part(name, tuple(indices), (), known if len(known) == len(names) else ())
+    parts = [Part(_identifier(kind), tuple(of), tuple(numbers[i] for i in of)) for kind, of in indices.items()]
+    return _with_own_names(parts, taken)
 
 
 def _identifier(text: str) -> str:
@@ -110,5 +93,5 @@ def _with_own_names(parts: Sequence[Part], taken: Sequence[str] = ()) -> tuple[P
         numbered = (f"{part.name}_{number}" for number in itertools.count(2))
         name = next(each for each in itertools.chain([part.name], numbered) if each not in known)
         known.add(name)
-        found.append(Part(name, part.indices, part.numbers, part.names))
+        found.append(replace(part, name=name))
     return tuple(found)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meam_export.deploy.source import Source, write_file
-from meam_export.deploy.tick_graph import build_plain
+from meam_export.deploy.tick_graph import build_plain, with_metadata
 from meam_export.deploy.tick_player import TickPlayer
 from meam_policy import MeamPolicy
 from meam_policy.acting.observation import flatten_observation
@@ -60,7 +60,7 @@ def write_plain(
     figures = {"return_mean": result.return_mean, "return_low": low, "return_high": high}
     about = {f"meam_{name}": repr(float(value)) for name, value in figures.items()}
     about |= {"meam_episodes": str(episodes), "meam_seed": str(seed), "meam_measured_in": environment}
-    write_file(target, build_plain(source.graph, source.spec, source.robot, about=about).graph)
+    write_file(target, with_metadata(made.graph, about))
     return target, result
 
 

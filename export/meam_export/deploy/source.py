@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from meam_policy import MeamPolicy, SafetySettings
-from meam_policy.atomic_files import atomic_folder, write_atomically, write_failure
-from meam_policy.errors import ConfigError, MeamError, OutputError
+from meam_policy.atomic_files import write_atomically, write_failure
+from meam_policy.errors import ConfigError, OutputError
 from meam_policy.folder.policy_folder import locate_policy, read_config, read_contract, read_graph
 from meam_policy.inference.session import PolicySession
 from meam_policy.robot import RobotContract
 from meam_policy.spec import PolicySpec
 
-__all__ = ["Source", "new_folder", "read_source", "require_plain_meaning", "write_file"]
+__all__ = ["Source", "read_source", "require_plain_meaning", "write_file"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,22 @@ class Source:
         """The policy on this machine, with the contract's limits and without reactions that replace its actions."""
         session = PolicySession(self.graph, self.spec, name=f"The graph of {self.name}")
         return MeamPolicy(self.spec, session, safety=SafetySettings(on_unfamiliar=None), robot=self.robot)
+
+    def contract(self, why: str) -> RobotContract:
+        """The robot's contract, which says what every number is.
+
+        Args:
+            why: What reads that, for the message.
+
+        Raises:
+            ConfigError: there is none, or it leaves observations or actions out.
+        """
+        if self.robot is None or not self.robot.observation or not self.robot.action:
+            raise ConfigError(
+                f"{self.name} has no robot.json that says what its observations and actions are, and {why}. Write one "
+                "with `meam robot init`, and add it with `meam robot add`."
+            )
+        return self.robot
 
     def rate_hz(self, need: str) -> float:
         """Actions per second.
@@ -107,22 +121,6 @@ def require_plain_meaning(robot: RobotContract, stack: str) -> None:
                 f"{number.name} is in {number.unit} in robot.json; expected radians, or quaternion_xyzw: {stack} has "
                 "no field for units, and takes them for granted."
             )
-
-
-@contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Make a folder, whole or not at all; yields the place to fill.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    try:
-        with atomic_folder(target) as place:
-            yield place
-    except MeamError:
-        raise
-    except OSError as error:
-        raise OutputError(f"Cannot write {target}: {write_failure(error, target.parent, 0)}.") from error
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -11,14 +11,14 @@ constant time, no control flow. `if` runs it only then, in the branch of the gra
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from meam_export.deploy.parts import Part, action_parts, observation_parts
+from meam_export.deploy.parts import GAINS, Part, action_parts, observation_parts
 from meam_policy.errors import ConfigError
 from meam_policy.extras import needs
 from meam_policy.robot import RobotContract
@@ -33,7 +33,18 @@ with needs("The tick graph", "onnx", "deploy"):
 
     from meam_export.graph.writer import IR_VERSION, OPSET, GraphWriter
 
-__all__ = ["LARGEST_TABLE", "Form", "Noise", "TickGraph", "TickSettings", "build_plain", "build_tick", "noise_table"]
+__all__ = [
+    "LARGEST_TABLE",
+    "Form",
+    "Noise",
+    "TickGraph",
+    "TickSettings",
+    "build_plain",
+    "build_tick",
+    "noise_table",
+    "with_metadata",
+    "zero_state",
+]
 
 Form = Literal["where", "if"]
 """Whether the network runs in every tick, or only where a chunk begins."""
@@ -92,6 +103,8 @@ class TickGraph:
         observation: Parts of the observation, which are the first inputs, each [1, size].
         action: Parts of the action, each [1, size], if the graph returns parts; else `action` [1, action_dim] alone.
         recurrent: For every state, its input's name and shape by its output's name. Zeros begin an episode.
+        gains: The contract's stiffness as `kp` and damping as `kd`, a number for each of the action; each where every
+            action has one. Outputs [1, action_dim] if they were asked for.
         noise_dim: Numbers of the input `noise` [1, noise_dim]; 0 if it has none.
     """
 
@@ -99,6 +112,7 @@ class TickGraph:
     observation: tuple[Part, ...]
     action: tuple[Part, ...]
     recurrent: Mapping[str, tuple[str, tuple[int, ...]]]
+    gains: Mapping[str, tuple[float, ...]]
     noise_dim: int = 0
 
 
@@ -131,7 +145,8 @@ def build_tick(
 
     Its actions are those of `MeamPolicy.select_action` with the rows of `noise_table`, bit for bit: within the box, and
     within the limits and the `max_rate` of the robot's contract, whose last action is a further state, `last_in`
-    [1, action_dim + 1]. What needs a clock or a decision stays with the runtime: NaN, age, unfamiliarity, hold.
+    [1, action_dim + 1]. Whatever queue is handed back, actions are within the box. What needs a clock or a decision
+    stays with the runtime: NaN, which passes through, age, unfamiliarity, hold.
 
     Args:
         graph: Contents of the policy's ONNX file, or of one of its variants'.
@@ -153,7 +168,7 @@ def build_tick(
     wrapper.give_back(chunk, begins, row)
     parts = wrapper.give(action, contract, in_parts)
     if gains:
-        wrapper.give_gains(contract)
+        wrapper.give_gains()
     about = {"meam_tick": settings.form, "meam_noise": settings.noise_of(spec)}
     if settings.noise_of(spec) == "table":
         about |= {"meam_noise_rows": str(settings.rows), "meam_noise_seed": str(settings.seed)}
@@ -167,7 +182,6 @@ def build_plain(
     *,
     names: tuple[str, str] = ("observation", "actions"),
     whole: bool = False,
-    about: Mapping[str, str] | None = None,
 ) -> TickGraph:
     """Write a policy without a state: one observation [1, n] in, and out the first action of its chunk from zero noise.
 
@@ -180,7 +194,6 @@ def build_plain(
         names: Names of the input and the output.
         whole: Return all actions that are executed of the chunk, [1, execute_steps, action_dim], for a consumer that
             queues them; else the first, [1, action_dim].
-        about: Further metadata, such as what it returned.
 
     Raises:
         ConfigError: as `build_tick`; or the contract has a `max_rate`, which needs a memory.
@@ -199,7 +212,15 @@ def build_plain(
     else:
         wrapper.output(names[1], wrapper.limited(wrapper.first(chunk), None), spec.action_dim)
     form = "chunk" if whole else "plain"
-    return wrapper.finished({"meam_tick": form, "meam_noise": "zero", **(about or {})}, ())
+    return wrapper.finished({"meam_tick": form, "meam_noise": "zero"}, ())
+
+
+def with_metadata(graph: bytes, about: Mapping[str, str]) -> bytes:
+    """An ONNX file with further metadata, such as what it returned."""
+    model = onnx.load_model_from_string(graph)
+    for key, value in about.items():
+        model.metadata_props.add(key=key, value=value)
+    return model.SerializeToString(deterministic=True)
 
 
 class _Wrapper:
@@ -207,8 +228,8 @@ class _Wrapper:
 
     def __init__(self, graph: bytes, spec: PolicySpec, robot: RobotContract, *, one_part: str = "") -> None:
         _require_fitting(spec)
-        self._spec, self._limits = spec, ActionLimits.of(robot, spec) if robot.action else None
-        self._joints = ",".join(robot.joints or ())
+        self._spec, self._limits = spec, ActionLimits.of(robot, spec).rounded(np.float32)
+        self._joints, self._gains = ",".join(robot.joints or ()), _gains(robot)
         self._model = ir.from_proto(onnx.load_model_from_string(graph))
         inner = self._model.graph
         names = [value.name for value in inner.inputs]
@@ -310,14 +331,12 @@ class _Wrapper:
         return write.op("Slice", chunk, write.integers(0), write.integers(count), write.integers(1))
 
     def limited(self, action: ir.Value, begins: ir.Value | None) -> ir.Value:
-        """The action within the contract's limits and rates, in the float64 of `SafetyShell.limit`."""
+        """The action within the box and the contract's limits and rates, these in float64 as `SafetyShell.limit`."""
         limits, write = self._limits, self._write
-        if limits is None:
-            return action
-        wide = write.op("Cast", action, to=int(ir.DataType.DOUBLE))
-        wide = write.op("Min", write.op("Max", wide, write.store(limits.low)), write.store(limits.high))
+        # Also of the box: the queue is what the runtime hands back, and float64 bounds round outwards in the policy.
+        action = write.op("Min", write.op("Max", action, write.constant(limits.low)), write.constant(limits.high))
         if begins is None or not np.isfinite(limits.max_change).any():
-            return write.op("Cast", wide, to=int(ir.DataType.FLOAT))
+            return action
         if self._spec.action_space.dtype != np.float32:
             raise ConfigError(
                 f"robot.json has a max_rate, and the actions are {self._spec.action_space.dtype}; expected float32: a "
@@ -326,7 +345,7 @@ class _Wrapper:
         count = self._spec.action_dim
         state = self._state("last", (1, count + 1))
         last, acted = write.ops("Split", [state, write.integers(count, 1)], 2, axis=1)
-        last = write.op("Cast", last, to=int(ir.DataType.DOUBLE))
+        wide, last = (write.op("Cast", each, to=int(ir.DataType.DOUBLE)) for each in (action, last))
         # The gate lets no infinity through where it is added.
         change = write.store(np.where(np.isfinite(limits.max_change), limits.max_change, 1e300))
         slow = write.op("Max", wide, write.op("Sub", last, change))
@@ -356,13 +375,10 @@ class _Wrapper:
             self.output(part.name, own, part.size)
         return parts
 
-    def give_gains(self, robot: RobotContract) -> None:
+    def give_gains(self) -> None:
         """Return the contract's gains, where every action has them."""
-        for name, field in (("kp", "stiffness"), ("kd", "damping")):
-            gains = [getattr(number, field) for number in robot.action]
-            if gains and None not in gains:
-                constant = self._write.constant(np.array([gains]))
-                self.output(name, self._write.op("Identity", constant), len(gains))
+        for name, gains in self._gains.items():
+            self.output(name, self._write.op("Identity", self._write.constant(np.array([gains]))), len(gains))
 
     def output(self, name: str, value: ir.Value, *size: int) -> None:
         """Make a value [1, *size] an output of the graph."""
@@ -388,16 +404,15 @@ class _Wrapper:
             name="meam_policy_tick",
         )
         # Elsewhere `action_scale` means to multiply the output by it; joints are those of the contract.
-        kept = {k: v for k, v in self._model.metadata_props.items() if k not in ("action_scale", "action_offset")}
-        if self._joints != kept.get("joint_names"):
-            kept.pop("joint_names", None)
-            kept |= {"joint_names": self._joints} if self._joints else {}
-        metadata = {**kept, **about, "meam_graph_sha256": self._digest}
+        dropped = ("action_scale", "action_offset", "joint_names")
+        metadata = {name: value for name, value in self._model.metadata_props.items() if name not in dropped}
+        metadata |= {"joint_names": self._joints} if self._joints else {}
+        metadata |= {**about, "meam_graph_sha256": self._digest}
         model = ir.Model(outer, ir_version=IR_VERSION, producer_name="meam-policy", metadata_props=metadata)
         proto = ir.to_proto(model)
         onnx.checker.check_model(proto, full_check=True)
         data = proto.SerializeToString(deterministic=True)
-        return TickGraph(data, self.parts, action, self._recurrent, self._noise_dim)
+        return TickGraph(data, self.parts, action, self._recurrent, self._gains, self._noise_dim)
 
     def _inlined(self) -> ir.Value:
         """The policy's nodes, among those of the tick graph; their chunk."""
@@ -448,6 +463,11 @@ class _Wrapper:
         self.output(f"{name}_out", value, *self._recurrent[f"{name}_out"][1][1:])
 
 
+def _gains(robot: RobotContract) -> dict[str, tuple[float, ...]]:
+    found = {name: tuple(getattr(number, field) for number in robot.action) for name, field in GAINS.items()}
+    return {name: gains for name, gains in found.items() if gains and None not in gains}
+
+
 def _require_fitting(spec: PolicySpec) -> None:
     dtype = spec.action_space.dtype
     if dtype not in (np.float32, np.float64):
@@ -455,11 +475,6 @@ def _require_fitting(spec: PolicySpec) -> None:
             f"The actions are {dtype}; expected float32 or float64, the numbers that a tick graph returns. Act with "
             "MeamPolicy, which rounds them."
         )
-
-
-def state_bytes(recurrent: Mapping[str, tuple[str, Sequence[int]]]) -> int:
-    """Bytes that a caller hands back from tick to tick."""
-    return sum(4 * int(np.prod(shape)) for _, shape in recurrent.values())
 
 
 def zero_state(recurrent: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, NDArray[Any]]:

@@ -14,13 +14,26 @@ from numpy.typing import NDArray
 from meam_export.deploy.source import Source, write_file
 from meam_export.deploy.tick_graph import TickGraph, TickSettings, build_tick, noise_table, zero_state
 from meam_policy import MeamPolicy
+from meam_policy.acting.observation import unflatten_observation
 from meam_policy.atomic_files import given_folder
 from meam_policy.errors import ParityError
 from meam_policy.graph.graph_check import check_graph
 from meam_policy.inference.providers import import_onnxruntime
+from meam_policy.inference.session import session_options
+from meam_policy.robot import RobotContract
+from meam_policy.robot.limits import ActionLimits
 from meam_policy.spec import PolicySpec
 
-__all__ = ["TickCheck", "TickPlayer", "check_tick", "drawn_observations", "given_observation", "write_tick"]
+__all__ = [
+    "TickCheck",
+    "TickPlayer",
+    "check_tick",
+    "drawn_observations",
+    "noise_by_tick",
+    "policy_actions",
+    "require_equal",
+    "write_tick",
+]
 
 EPISODES, CHUNKS = 3, 8
 """What is compared: episodes, and chunks begun in each."""
@@ -56,11 +69,8 @@ class TickPlayer:
 
     def __init__(self, tick: TickGraph, name: str = "The tick graph") -> None:
         check_graph(tick.graph, name, conditional=True)
-        ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(tick.graph, options, providers=["CPUExecutionProvider"])
+        providers = ["CPUExecutionProvider"]
+        self._session = import_onnxruntime().InferenceSession(tick.graph, session_options(), providers=providers)
         self._tick = tick
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.reset()
@@ -120,27 +130,58 @@ def check_tick(
     spec = policy.spec
     player = TickPlayer(tick, name)
     read = action or (lambda found: found["action"][0])
-    table = noise_table(spec, settings) if settings.noise_of(spec) == "table" else None
     ticks = min(CHUNKS * spec.execute_steps + 1, MOST_TICKS)
-    generator = np.random.default_rng(7)
+    generator, source = np.random.default_rng(7), settings.noise_of(spec)
     for episode in range(EPISODES):
         player.reset()
-        policy.reset()
-        rows, noise = drawn_observations(spec, ticks, episode), np.zeros(spec.noise_dim, np.float32)
-        for step, row in enumerate(rows):
-            chunk, begun = divmod(step, spec.execute_steps)
-            if begun == 0:
-                drawn = generator.standard_normal(spec.noise_dim, np.float32) * np.float32(tick.noise_dim > 0)
-                noise = drawn if table is None else table[chunk % len(table)]
-            wanted = np.asarray(policy.select_action(given_observation(spec, row), noise=noise))
-            found = player.tick(row, noise)
-            if not np.array_equal(read(found), wanted.astype(np.float32).reshape(-1)):
-                error = np.abs(read(found) - wanted.reshape(-1)).max()
-                raise ParityError(
-                    f"{name} differs from the policy by {error:.2g} at tick {step} of episode {episode}; expected the "
-                    "same number. It was not written. Please report this with the version of onnxruntime."
-                )
+        drawn = generator.standard_normal((CHUNKS + 1, spec.noise_dim), np.float32) * np.float32(source == "input")
+        noise = noise_by_tick(spec, noise_table(spec, settings) if source == "table" else drawn, ticks)
+        rows = drawn_observations(spec, ticks, episode)
+        found = np.stack([read(player.tick(*each)) for each in zip(rows, noise, strict=True)])
+        require_equal(name, found, policy_actions(policy, rows, noise), f"of episode {episode}")
     return TickCheck(EPISODES * ticks, *player.latency_ms(drawn_observations(spec, ticks, EPISODES)))
+
+
+def noise_by_tick(spec: PolicySpec, noises: NDArray[np.float32], ticks: int) -> NDArray[np.float32]:
+    """The noise of every tick [ticks, noise_dim], where each chunk takes the next row of a table [rows, noise_dim]."""
+    return noises[np.arange(ticks) // spec.execute_steps % len(noises)]
+
+
+def policy_actions(policy: MeamPolicy, rows: NDArray[Any], noises: NDArray[Any]) -> NDArray[np.float32]:
+    """The actions [ticks, action_dim] of an episode of `MeamPolicy.select_action`, within its bounds in float32 too.
+
+    Args:
+        policy: The policy, which is reset.
+        rows: Flat raw observations [ticks, observation_dim].
+        noises: Noise [ticks, noise_dim], of which the ticks that begin a chunk read theirs.
+    """
+    policy.reset()
+    observations = (unflatten_observation(policy.spec, row) for row in rows.astype(np.float64))
+    actions = [policy.select_action(*each) for each in zip(observations, noises, strict=True)]
+    limits = ActionLimits.of(policy.robot or RobotContract(), policy.spec).rounded(np.float32)
+    flat = np.stack(actions).reshape(len(rows), -1).astype(np.float32)
+    return np.clip(flat, limits.low, limits.high).astype(np.float32)
+
+
+def require_equal(name: str, found: NDArray[np.float32], wanted: NDArray[np.float32], of: str) -> None:
+    """Refuse a graph whose actions [ticks, action_dim] are not the policy's, bit for bit.
+
+    Args:
+        name: Name of the graph's file.
+        found: Its actions.
+        wanted: The policy's.
+        of: What the ticks are of, such as an episode.
+
+    Raises:
+        ParityError: one differs; the message names its tick.
+    """
+    differing = np.flatnonzero((found != wanted).any(axis=1))
+    if differing.size:
+        tick = int(differing[0])
+        raise ParityError(
+            f"{name} differs from the policy by {np.abs(found[tick] - wanted[tick]).max():.2g} at tick {tick} {of}; "
+            "expected the same number. It was not written. Please report this with the version of onnxruntime."
+        )
 
 
 def write_tick(
@@ -173,12 +214,3 @@ def drawn_observations(spec: PolicySpec, count: int, seed: int) -> NDArray[np.fl
     drawn = np.clip(np.random.default_rng((seed, 3)).standard_normal((count, spec.observation_dim)), -3, 3)
     rows = np.array(spec.observation_mean) + np.array(spec.observation_std) * drawn
     return (rows + np.array(spec.observation_offset or 0.0)).astype(np.float32)
-
-
-def given_observation(spec: PolicySpec, row: NDArray[Any], dtype: type[np.floating[Any]] = np.float64) -> Any:
-    """A flat observation [observation_dim] in the form of the policy's observation space, in a type."""
-    parts, start = {}, 0
-    for box in spec.observation:
-        parts[box.key] = row[start : start + box.size].reshape(box.shape).astype(dtype)
-        start += box.size
-    return parts.get(None, parts)

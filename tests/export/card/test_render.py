@@ -16,6 +16,8 @@ from meam_export.card.render import render_card
 from meam_export.graph.parity import ParityRow
 from meam_export.variants.ladder import FIGURES
 from meam_policy import BoxSpec, PolicySpec
+from meam_policy.robot import RobotContract
+from meam_policy.robot.table import COLUMNS
 from meam_policy.spec import Integration, VariantSpec
 
 SPEC = PolicySpec(
@@ -73,6 +75,20 @@ def tables(card: str) -> list[list[list[str]]]:
             found[-1].append([cell.replace("\0", "|") for cell in cells])
         before = line
     return found
+
+
+def test_the_robots_contract_is_a_table_of_its_numbers() -> None:
+    joint = {"kind": "target/joint/position", "unit": "rad", "joint": "el|bow"}
+    limits = {"upper": 0.5, "max_rate": 2.0, "stiffness": 40.0, "damping": 2.0, "default": 0.25}
+    robot = RobotContract.from_object(
+        {"action": [{"name": "a|b", **joint, **limits}], "timing": {"on_failure": "home"}}
+    )
+    card = render(robot=robot)
+    assert "which `MeamPolicy` and `ControlLoop` follow: 33.3333 actions a second; hold between actions; on" in card
+    (table,) = (rows for rows in tables(card) if "gains" in rows[0])
+    assert table[0] == list(COLUMNS)
+    said = ["a|b", "el|bow", "target/joint/position", "rad", "", "absolute", "… to 0.5", "2", "40 / 2", "0.25"]
+    assert table[2:] == [["out", "0", *said]]
 
 
 def test_the_front_matter_is_what_the_hub_reads() -> None:

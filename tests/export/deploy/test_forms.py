@@ -19,7 +19,8 @@ from gymnasium import spaces
 
 from meam_export.commands import deploy
 from meam_export.deploy.exploy import write_exploy
-from meam_export.deploy.leapp import check_leapp_bundle, kinds_by_message, write_leapp_bundle
+from meam_export.deploy.leapp import kinds_by_message, write_leapp_bundle
+from meam_export.deploy.leapp_check import check_leapp_bundle
 from meam_export.deploy.manifest import write_manifest
 from meam_export.deploy.plain import write_plain
 from meam_export.deploy.source import Source, read_source
@@ -84,19 +85,38 @@ def test_a_bundle_describes_its_graph(bundle: Path, arm: Source) -> None:
 DAMAGES: dict[str, tuple[str, str, str]] = {
     "md5": ("md5sum: ", "md5sum: 0", "md5sum of bundle.onnx is 0"),
     "sha256": ("sha256sum: ", "sha256sum: 0", "sha256sum of bundle.onnx is 0"),
-    "kind": ("state/joint/velocity", "state/joint/speed", 'the kind of state_joint_velocity is "state/joint/speed"'),
-    "shape": ("shape: [1, 4, 2]", "shape: [1, 5, 2]", r"queue_in is \[1, 5, 2\]; the graph's is \[1, 4, 2\]"),
-    "name": ("- name: state_in", "- name: counter_in", "the inputs are .*counter_in"),
-    "element names": ("- [a, b]", "- [a, b, c]", "has 3 element names; expected 2"),
-    "feedback": ("policy/state_out: [policy/state_in]", "policy/state_out: []", "feedback_connections differ"),
+    "kind": ("state/joint/velocity", "state/joint/speed", "the kind of state_joint_velocity is 'state/joint/speed'"),
+    "shape": ("shape: [1, 4, 2]", "shape: [1, 5, 2]", r"shape of queue_in is \[1, 5, 2\]; expected the .*\[1, 4, 2\]"),
+    "dtype": ("dtype: float32", "dtype: float64", "the dtype of state_joint_position is 'float64'; expected .*float32"),
+    "name": ("- name: state_in", "- name: counter_in", "the list of inputs is .*counter_in"),
+    "element names": ("- [a, b]", "- [a, b, c]", r"element_names of state_joint_position is .*'c'\]\]; expected none"),
+    "no element names": (
+        "element_names:\n      - []\n      - [a, b]",
+        "element_names: []",
+        r"position is \[\]; expected",
+    ),
+    "feedback": (
+        "policy/state_out: [policy/state_in]",
+        "policy/state_out: []",
+        "feedback_flow is .*expected every state",
+    ),
+    "crossed feedback": (
+        "queue_out: [policy/queue_in]",
+        "queue_out: [policy/last_in]",
+        "feedback_flow is .*every state",
+    ),
+    "pipeline inputs": ("policy: [state_joint_position, ", "policy: [", "pipeline.inputs is .*no state"),
+    "pipeline outputs": ("policy: [target_joint_position, kp, kd", "policy: [kp, kd", "pipeline.outputs is"),
+    "time of a step": ("dt: 0.05", "dt: 0.02", "dt is 0.02; expected the time of a step at the frequency, 20.0 Hz"),
+    "a huge step": ("dt: 0.05", "dt: .inf", "dt is inf"),
+    "another node": (
+        "  policy:\n    formatting",
+        "  network:\n    formatting",
+        "is no LEAPP bundle .*KeyError: 'policy'",
+    ),
     "no pipeline": ("pipeline:", "pipe:", "is no LEAPP bundle"),
     "no system information": ("system information:", "system:", "is no LEAPP bundle"),
     "no YAML": ("models:", "models: ]", "is no LEAPP bundle"),
-    "initial values": (
-        "initial_values: bundle",
-        "initial_values: other",
-        "other_initial_values.safetensors is missing",
-    ),
 }
 
 
@@ -109,6 +129,40 @@ def test_damaged_bundles_are_refused(bundle: Path, damage: str) -> None:
     assert old in text
     file.write_text(text.replace(old, new, 1))
     with pytest.raises(FormatError, match=message):
+        check_leapp_bundle(file)
+
+
+def test_a_bundle_that_does_not_begin_at_zero_is_refused(bundle: Path) -> None:
+    file, values = bundle / "bundle.yaml", bundle / "bundle_initial_values.safetensors"
+    zeros = safetensors.numpy.load(values.read_bytes())
+
+    def refused(message: str, **changes: Any) -> None:
+        state = {**zeros, **{f"policy/{name}": array for name, array in changes.items()}}
+        values.write_bytes(safetensors.numpy.save({name: array for name, array in state.items() if array is not None}))
+        with pytest.raises(FormatError, match=message):
+            check_leapp_bundle(file)
+
+    refused(r"initial_values is .*; expected the states", state_in=None)
+    refused(r"the initial shape of policy/last_in is \[1, 2\]; expected \[1, 3\]", last_in=np.zeros((1, 2), np.float32))
+    refused(r"the initial value of policy/state_in is .*7.*; expected zeros", state_in=np.array([[0, 7]], np.float32))
+    refused(r"has the dtype 'F64'; expected F32", state_in=np.zeros((1, 2)))
+    values.write_bytes(b"")
+    with pytest.raises(FormatError, match="is not a valid safetensors file"):
+        check_leapp_bundle(file)
+    values.unlink()
+    with pytest.raises(NotFoundError, match=r"Cannot read .*bundle_initial_values\.safetensors"):
+        check_leapp_bundle(file)
+
+
+def test_a_bundle_whose_graph_is_none_is_refused(bundle: Path) -> None:
+    file, graph = bundle / "bundle.yaml", b"no ONNX"
+    before = (bundle / "bundle.onnx").read_bytes()
+    (bundle / "bundle.onnx").write_bytes(graph)
+    text = file.read_text()
+    for digest in (hashlib.md5, hashlib.sha256):
+        text = text.replace(digest(before).hexdigest(), digest(graph).hexdigest())
+    file.write_text(text)
+    with pytest.raises(FormatError, match=r"bundle\.onnx"):
         check_leapp_bundle(file)
 
 
@@ -179,12 +233,7 @@ def test_kinds_that_isaac_does_not_convert_are_named(make_contract: Contract) ->
 
 # exploy: names that its matchers take (control/include/exploy/matcher.hpp, control/src/matcher.cpp), and metadata.
 
-EXPLOY_INPUTS = {"obj.robot.joints.pos", "obj.robot.joints.vel", "memory.queue.in", "memory.state.in", "memory.last.in"}
-EXPLOY_OUTPUTS = {f"output.joint_targets.robot.{each}" for each in ("pos", "vel", "effort")} | {
-    "memory.queue.out",
-    "memory.state.out",
-    "memory.last.out",
-}
+EXPLOY = json.loads((Path(__file__).parent / "exploy.json").read_text())
 
 
 @pytest.mark.parametrize("form", ["where", "if"])
@@ -192,9 +241,10 @@ def test_exploy_finds_its_names_and_metadata(arm: Source, tmp_path: Path, form: 
     file, found = write_exploy(arm, tmp_path / "e.onnx", TickSettings(form))
     assert found.ticks > 60
     model = onnx.load_model_from_string(file.read_bytes())
-    assert {value.name for value in model.graph.input} == EXPLOY_INPUTS
-    assert {value.name for value in model.graph.output} == EXPLOY_OUTPUTS
+    assert sorted(value.name for value in model.graph.input) == EXPLOY["inputs"]
+    assert sorted(value.name for value in model.graph.output) == EXPLOY["outputs"]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert EXPLOY["metadata"].keys() <= metadata.keys()
     assert json.loads(metadata["exploy_version"]) == "0.1"
     assert metadata["update_rate"] == "20"
     assert json.loads(metadata["obj.robot.joints"]) == {"joint_names": ["a", "b"]}
@@ -240,6 +290,16 @@ def test_a_package_maps_a_state_to_the_executed_actions(make_source: Make, tmp_p
     assert [d.dim_value for d in graph.output[0].type.tensor_type.shape.dim] == [1, 3, 2]
     (robot,) = manifest["hardware"]["robots"]
     assert (robot["state"]["shape"], robot["action"]["shape"]) == ([4], [2])
+
+
+def test_a_package_has_the_contracts_names_and_rate(make_source: Make, make_contract: Contract, tmp_path: Path) -> None:
+    source = make_source(make_contract(rate_hz=25.0), control_rate_hz=None)
+    folder, _ = write_manifest(source, tmp_path / "package")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (robot,) = manifest["hardware"]["robots"]
+    assert robot["state"]["order"] == ["a position", "a velocity", "b position", "b velocity"]
+    assert robot["action"]["order"] == ["a", "b"]
+    assert (manifest["meam"]["control_rate_hz"], manifest["meam"]["spec_sha256"]) == (25.0, source.spec.identity)
 
 
 def test_a_package_keeps_no_rate_so_none_is_dropped(arm: Source, tmp_path: Path) -> None:
@@ -349,7 +409,7 @@ def test_places_that_cannot_be_written_are_refused(make_source: Make, tmp_path: 
     assert (tmp_path / "arm/policy.onnx").read_bytes() == before
     with pytest.raises(NotFoundError):
         read_source(tmp_path / "nowhere", variant=None)
-    with pytest.raises(OutputError, match=r"Cannot write .*file/package"):
+    with pytest.raises(OutputError, match=r"file/package cannot be written: Not a directory"):
         write_manifest(source, tmp_path / "file" / "package")
     full = tmp_path / "full"
     full.mkdir()

@@ -15,8 +15,9 @@ from onnx import helper
 
 from meam_export.deploy.source import Source
 from meam_export.deploy.tick_graph import LARGEST_TABLE, TickSettings, build_plain, build_tick, noise_table
-from meam_export.deploy.tick_player import TickPlayer, check_tick, drawn_observations, given_observation, write_tick
+from meam_export.deploy.tick_player import TickPlayer, check_tick, drawn_observations, write_tick
 from meam_policy import BoxSpec, ConfigError, FormatError, MeamPolicy, ParityError
+from meam_policy.acting.observation import unflatten_observation
 from meam_policy.graph.graph_check import check_graph
 from meam_policy.robot import RobotContract
 
@@ -44,7 +45,8 @@ def played(source: Source, made: TickSettings, ticks: int = TICKS) -> tuple[int,
                 drawn = {"table": table[chunk % made.rows], "zero": noise * 0}
                 noise = drawn.get(source_of_noise, generator.standard_normal(spec.noise_dim, np.float32))
             found = player.tick(row, noise)["action"]
-            wanted = np.asarray(policy.select_action(given_observation(spec, row), noise=noise)).reshape(1, -1)
+            observation = unflatten_observation(spec, row.astype(np.float64))
+            wanted = np.asarray(policy.select_action(observation, noise=noise)).reshape(1, -1)
             differing += not np.array_equal(found, wanted.astype(np.float32))
     return differing, policy
 
@@ -169,6 +171,42 @@ def test_a_state_of_garbage_reads_no_row_and_no_action_that_is_not_there(
         action = player.tick(row)["action"][0]
         assert (action <= 0.3).all()
         assert (action >= [-1, -2]).all()
+
+
+@pytest.mark.parametrize("robot", [False, True])
+def test_float64_bounds_hold_in_the_graphs_float32(make_source: Make, make_contract: Contract, robot: bool) -> None:
+    low, high = (-0.1, -1 / 3), (0.4, 0.6)  # of which float32 rounds all outwards
+    assert (np.abs(np.array([*low, *high], np.float32)) > np.abs([*low, *high])).all()
+    source = make_source(
+        make_contract() if robot else None,
+        action=BoxSpec((2,), "float64", low, high),
+        action_scale=(9.0, 9.0),
+        action_offset=(0.0, 0.0),
+    )
+    player, policy = TickPlayer(build_tick(source.graph, source.spec, source.robot)), source.acting()
+    plain = TickPlayer(build_plain(source.graph, source.spec, source.robot))
+    rows = drawn_observations(source.spec, 200, 0)
+    upper = np.minimum(high, 0.3) if robot else high
+    for found in ([player.tick(row)["action"][0] for row in rows], [plain.tick(row)["actions"][0] for row in rows]):
+        actions = np.array(found, np.float64)
+        assert (actions >= low).all()
+        assert (actions <= upper).all()
+        for side in (low, upper):  # and are reached
+            assert (np.isclose(actions, side, rtol=1e-6, atol=0).any(axis=0)).all()
+    assert check_tick(build_tick(source.graph, source.spec, source.robot), policy, TickSettings()).ticks > 60
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_queue_of_garbage_gives_actions_within_the_box_or_nan(make_source: Make, form: Any) -> None:
+    source = make_source()
+    player = TickPlayer(build_tick(source.graph, source.spec, None, TickSettings(form)))
+    row = drawn_observations(source.spec, 1, 0)[0]
+    for value, expected in ((1e9, [1, 0.5]), (-1e9, [-1, -2]), (np.inf, [1, 0.5]), (np.nan, [np.nan, np.nan])):
+        player._state = {
+            "queue_in": np.full((1, 4, 2), value, np.float32),
+            "state_in": np.array([[2, 0]], np.float32),
+        }
+        np.testing.assert_array_equal(player.tick(row)["action"][0], np.array(expected, np.float32))
 
 
 def test_old_metadata_that_elsewhere_mean_something_else_are_left_out(

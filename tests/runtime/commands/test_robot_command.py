@@ -28,11 +28,21 @@ def test_a_skeleton_is_printed_or_written_once(folder, tmp_path, capsys):
     assert file.read_text() == printed
 
 
-def test_a_contract_is_added_to_a_copy_of_the_folder(folder, tmp_path):
+def test_a_skeleton_names_the_commands_that_take_it(folder, capsys):
+    assert run(["robot", "init", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "with this policy's folder: meam robot add POLICY robot.toml --output-dir DIR" in printed
+    assert "with the training run that it comes from: meam export RUN --robot robot.toml --output-dir DIR" in printed
+
+
+def test_a_contract_is_added_to_a_copy_of_the_folder(folder, tmp_path, capsys):
     (tmp_path / "robot.toml").write_text(CONTRACT)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert run(["robot", "add", str(folder), str(tmp_path / "robot.toml"), "--output-dir", str(tmp_path / "new")]) == 0
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    place = tmp_path / "new"
+    said = f"`meam eval {place} --json > results.json`, then `meam card {place} --results results.json`"
+    assert said in " ".join(capsys.readouterr().err.split())
     policy = MeamPolicy.from_pretrained(tmp_path / "new")
     assert policy.robot is not None
     assert policy.robot.joints == ("elbow", "wrist")
@@ -46,6 +56,20 @@ def test_a_contract_is_added_to_a_copy_of_the_folder(folder, tmp_path):
     newer = MeamPolicy.from_pretrained(tmp_path / "newer").robot
     assert newer is not None
     assert newer.action[0].max_rate == 3
+
+
+def test_info_prints_what_the_contract_says(folder, tmp_path, capsys):
+    limited = CONTRACT.replace("max_rate = 2", "max_rate = 2.5\nlower = -0.5\nstiffness = 40.0\ndamping = 2.0")
+    (tmp_path / "robot.toml").write_text(limited)
+    assert run(["robot", "add", str(folder), str(tmp_path / "robot.toml"), "--output-dir", str(tmp_path / "new")]) == 0
+    assert run(["info", str(tmp_path / "new")]) == 0
+    title, header, _, *rows = capsys.readouterr().out.partition("On the robot")[2].splitlines()
+    assert not title.strip()
+    assert [title.strip() for title in header.split("┃")][:4] == ["", "index", "name", "of"]
+    said = [[cell.strip() for cell in row.split("│")] for row in rows]
+    assert said[0][:7] == ["out", "0", "elbow", "elbow", "target/joint/position", "rad", "absolute"]
+    assert said[0][7:] == ["-0.5 to …", "2.5", "40 / 2"]
+    assert said[1][7:] == ["", "", ""]
 
 
 @pytest.mark.parametrize(

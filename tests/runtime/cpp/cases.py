@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
 
 from meam_policy import ActionError, BoxSpec, ControlLoop, MeamPolicy, ObservationError, PolicySpec, SafetySettings
 from meam_policy.folder.policy_folder import read_contract, sha256
@@ -157,6 +157,16 @@ def written(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def table_file(found: list[dict[str, Any]], health: str, counters: Sequence[str], folder: Path) -> Path:
+    """Write cases as the table that the program reads, once enough of them reach every counter of a health."""
+    for counter in counters:
+        assert sum(bool(case[health][counter]) for case in found) >= 10, f"few cases reach {counter}"
+    assert {step.get("status", 0) for case in found for step in case["steps"]} == {0, 1, 2}
+    file = folder / "cases.json"
+    file.write_text(json.dumps(written(found), allow_nan=False))
+    return file
+
+
 def policy_cases(folders: dict[str, Path]) -> Iterator[dict[str, Any]]:
     sessions = {}
     for number in range(CASES):
@@ -187,41 +197,7 @@ def policy_cases(folders: dict[str, Path]) -> Iterator[dict[str, Any]]:
 # Control loops
 
 
-def continuing_graph(low: Any, high: Any) -> bytes:
-    """actions = clip((1 - w) observation @ weight + w prefix), of chunks of 6 actions of 2 numbers."""
-    constants = {
-        "weight": (np.random.default_rng(1).integers(-8, 9, (3, 12)) / 64).astype(np.float32),
-        "shape": np.array([-1, 6, 2]),
-        "last": np.array([2]),
-        "one": np.float32(1),
-        "none": np.float32(0),
-        "low": np.array(low, np.float32),
-        "high": np.array(high, np.float32),
-    }
-    nodes = [
-        ("MatMul", ["observation", "weight"], "row"),
-        ("Mul", ["noise", "none"], "silence"),
-        ("Add", ["row", "silence"], "flat"),
-        ("Reshape", ["flat", "shape"], "chunks"),
-        ("Unsqueeze", ["prefix_weight", "last"], "share"),
-        ("Sub", ["one", "share"], "rest"),
-        ("Mul", ["chunks", "rest"], "own"),
-        ("Mul", ["prefix", "share"], "given"),
-        ("Add", ["own", "given"], "sum"),
-        ("Max", ["sum", "low"], "above"),
-        ("Min", ["above", "high"], "actions"),
-    ]
-    inputs = {"observation": [3], "noise": [12], "prefix": [6, 2], "prefix_weight": [6]}
-    graph = helper.make_graph(
-        [helper.make_node(kind, reads, [makes]) for kind, reads, makes in nodes],
-        "rtc",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info("actions", TensorProto.FLOAT, ["batch", 6, 2])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
-
-
+CONTINUING = (np.random.default_rng(1).integers(-8, 9, (3, 12)) / 64).astype(np.float32)
 LATE = {"max_observation_age_s": 0.15, "latency_budget_ms": 0.5, "rate_hz": 10.0}
 LOOP_CONTRACTS: dict[str, RobotContract | None] = {
     "free": None,
@@ -233,6 +209,11 @@ LOOP_CONTRACTS: dict[str, RobotContract | None] = {
 ROOT_CAUSES = ("usual",) * 14 + ("far", "nan", "short", "stale", "reset", "pause")
 
 
+def quick(robot: RobotContract) -> RobotContract:
+    """The contract with rates that let whole numbers change from tick to tick."""
+    return replace(robot, action=tuple(replace(n, max_rate=n.max_rate and 7.0) for n in robot.action))
+
+
 def loop_folders(make_policy: Callable[..., Any]) -> dict[str, Path]:
     """Policy folders with a variant rtc, of every contract, and of other types of actions."""
     made = {}
@@ -241,9 +222,9 @@ def loop_folders(make_policy: Callable[..., Any]) -> dict[str, Path]:
         action = box(dtype, (boxes[dtype][0],) * 2, (boxes[dtype][1],) * 2)
         offset = {"observation_offset": (1e5, 0.0, -8.0)} if dtype == "float64" else {}
         policy = make_policy(action=action, chunk_size=6, execute_steps=3, control_rate_hz=10.0, **offset)
-        policy.add_variant("rtc", continuing_graph(action.low, action.high), takes_prefix=True)
+        policy.add_continuing(CONTINUING, np.zeros((12, 12), np.float32))
         if robot is not None:
-            put_contract(policy.folder, robot)
+            put_contract(policy.folder, quick(robot) if dtype == "int8" else robot)
         made[f"{contract}, {dtype}"] = policy.folder
     return made
 

@@ -28,14 +28,8 @@ def folders(make_policy: Callable[..., Any]) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def table(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = list(cases.loop_cases(folders))
-    seen = [case["loop_health"] for case in found]
     counters = ("failed_inferences", "overruns", "missed_deadlines", "stale_observations", "over_budget", "stopped")
-    for counter in counters:
-        assert sum(bool(health[counter]) for health in seen) >= 10, f"few cases reach {counter}"
-    assert {step.get("status", 0) for case in found for step in case["steps"]} == {0, 1, 2}
-    file = tmp_path_factory.mktemp("table") / "cases.json"
-    file.write_text(json.dumps(cases.written(found), allow_nan=False))
-    return file
+    return cases.table_file(found, "loop_health", counters, tmp_path_factory.mktemp("table"))
 
 
 def test_actions_and_health_equal_those_of_python_in_every_case(program, table):
@@ -78,7 +72,8 @@ def test_no_sanitizer_finds_anything(sanitized_program, folders, table):
         ({"expected_delay": 6}, "A chunk has 6 actions and takes 6 ticks to arrive: none of it would be executed."),
         ({"expected_delay": 6, "chunking": "blocking"}, "0 made"),
         ({"max_observation_age_s": 0.0}, "max_observation_age_s is 0; expected seconds above 0."),
-        ({"blend_in_s": -1.0}, "blend_in_s is not a finite number of seconds, 0 or more."),
+        ({"blend_in_s": 1e300}, "blend_in_s is 1e+300; expected a number of seconds, 0 to 3600"),
+        ({"blend_in_s": -1.0}, "blend_in_s is -1; expected a number of seconds, 0 to 3600"),
         ({"blend_in_s": 0.5}, "0 made"),
     ],
 )

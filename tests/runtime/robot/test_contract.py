@@ -95,6 +95,10 @@ def test_what_is_not_given_is_not_written():
         ({"wrist": {"joint": "elbow"}}, r"action\[1\]\.joint is 'elbow'; expected each joint once; action\[0\]"),
         ({"wrist": {"name": "elbow"}}, r"action\[1\]\.name is 'elbow'; expected each name once"),
         ({"elbow": {"name": "a,b"}}, r"action\[0\]\.name is 'a,b'; expected a name"),
+        ({"elbow": {"joint": " "}}, r"action\[0\]\.joint is ' '; expected a name that is not empty"),
+        ({"elbow": {"joint": "a,b"}}, r"action\[0\]\.joint is 'a,b'; expected a name .* no comma"),
+        ({"elbow": {"frame": ""}}, r"action\[0\]\.frame is ''; expected a name that is not empty"),
+        ({"elbow": {"kind": "extra/ "}}, r"action\[0\]\.kind is 'extra/ '; expected one of"),
         ({"elbow": {"max_rate": 0}}, r"action\[0\]\.max_rate is 0; expected a finite number above 0"),
         ({"elbow": {"max_rate": True}}, r"action\[0\]\.max_rate is True .*expected a number"),
         ({"elbow": {"max_rate": "2"}}, r"action\[0\]\.max_rate is '2' .*expected a number"),
@@ -108,6 +112,7 @@ def test_what_is_not_given_is_not_written():
         ({"rate_hz": 0}, r"timing\.rate_hz is 0; expected a finite number above 0"),
         ({"rate": 50}, r"timing\.rate is not a field; expected rate_hz"),
         ({"blend_in_s": -1}, r"timing\.blend_in_s is -1; expected a finite number of seconds"),
+        ({"blend_in_s": 3601}, r"timing\.blend_in_s is 3601; expected a finite number of seconds, 0 to 3600"),
         ({"blend_in_s": 1}, r"timing\.blend_in_s is 1; .* every action has a default, .*wrist has none"),
         ({"on_failure": "stop"}, r"timing\.on_failure is 'stop'; expected one of hold"),
         ({"on_failure": "home"}, r"timing\.on_failure is 'home'; .* a default; elbow has none"),
@@ -252,8 +257,39 @@ def test_limits_of_whole_numbers_are_whole():
 
 
 def test_limits_that_leave_nothing_are_refused():
-    contract = read({"representation": "delta_to_last", "max_rate": 5.0, "lower": 0.5})
-    with pytest.raises(
-        FormatError, match=r"action\[0\]\.max_rate is 5\.0; expected a limit that leaves values between"
-    ):
-        ActionLimits.of(contract, spec_of())
+    def refused(message, elbow, **changes):
+        with pytest.raises(FormatError, match=message):
+            ActionLimits.of(read(elbow), spec_of(**changes))
+
+    delta = {"representation": "delta_to_last", "lower": 0.5}
+    refused(
+        r"action\[0\]\.max_rate is 5\.0, 0\.1 a tick at 50 Hz; expected more than 25, .*elbow",
+        {**delta, "max_rate": 5.0},
+    )
+    assert ActionLimits.of(read({**delta, "max_rate": 25.0}), spec_of()).high[0] == 0.5
+    narrow = {"lower": 0.1, "upper": 0.1 + 1e-12}
+    refused(
+        r"^action\[0\], elbow, is limited to 0\.1 or more and 0\.1\d* or less; expected .* which float32 has", narrow
+    )
+    ActionLimits.of(read(narrow), spec_of(dtype="float64"))
+    refused("0.25 or more and 0.75 or less; expected .* int8", {"lower": 0.25, "upper": 0.75}, dtype="int8")
+
+
+@given(
+    share=st.floats(1e-9, 4),
+    dtype=st.sampled_from(["float16", "float32", "float64", "int16"]),
+    delta=st.booleans(),
+)
+def test_a_rate_that_could_never_move_a_number_is_refused(share, dtype, delta):
+    spec = spec_of(dtype=dtype, bound=3.0)
+    spacing = 1.0 if dtype == "int16" else float(np.spacing(np.dtype(dtype).type(3.0)))
+    step = share * spacing
+    way = {"representation": "delta_to_last"} if delta else {}
+    contract = read({"max_rate": step * 50, **way})
+    if step * 50 / 50 > spacing / 2:
+        limits = ActionLimits.of(contract, spec)
+        reach = limits.high[0] if delta else limits.max_change[0]
+        assert delta or np.dtype(dtype).type(np.rint(2 + reach) if dtype == "int16" else 2 + reach) > 2
+    else:
+        with pytest.raises(FormatError, match=r"action\[0\]\.max_rate is .* a tick at 50 Hz; expected more than"):
+            ActionLimits.of(contract, spec)

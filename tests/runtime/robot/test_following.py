@@ -182,18 +182,37 @@ def test_a_loop_goes_home(make_robot):
         np.testing.assert_array_equal(loop.step(ROWS[1], timestamp=-9.0), [0.25, -0.5])
 
 
+@pytest.mark.parametrize(
+    ("overrun", "expected"), [("zero", [0.25, -0.5]), ("home", [0.5, -0.75]), ("hold", [0.25, -0.5])]
+)
+def test_the_last_action_of_a_run_is_within_the_contract(make_robot, overrun, expected):
+    robot = contract({"lower": 0.25, "default": 0.5}, {"upper": -0.5, "default": -0.75, "max_rate": 0.5})
+    loop = ControlLoop(make_robot(robot).load(seed=0), chunking="naive", overrun=overrun, simulated_delay=0)
+    sent = []
+    loop.run(lambda: ROWS[0], sent.append, steps=3, send_neutral_on_exit=True)
+    np.testing.assert_array_equal(sent[-1], expected)
+    assert len(sent) < 14  # and no tick longer there
+    assert np.abs(np.diff(np.array(sent)[:, 1])).max() <= 0.05 + 1e-6
+
+
 def test_a_loop_without_any_rate_is_refused(make_policy):
     with pytest.raises(ConfigError, match=r"rate_hz is None; expected ticks a second, since neither"):
         ControlLoop(make_policy().load(), chunking="naive")
 
 
 def test_a_loop_faster_than_the_contract_is_refused_where_rates_are_limited(make_robot):
-    policy = make_robot(contract({"max_rate": 1.0}, rate_hz=10)).load()
-    with pytest.raises(
-        ConfigError, match=r"rate_hz is 20; expected at most 10, that of robot\.json: its max_rate holds"
-    ):
-        ControlLoop(policy, 20, any_rate=True, chunking="naive")
+    linear = make_robot(contract({"max_rate": 1.0}, rate_hz=10))
+    policy, limited = linear.load(), SafetySettings(rate_limit=0.05)
+    message = (
+        r"rate_hz is 20; expected at most 10, that of robot\.json: .* whatever rate_limit is given\. Put a robot\.toml"
+    )
+    for each in (policy, linear.load(safety=limited)):
+        with pytest.raises(ConfigError, match=message):
+            ControlLoop(each, 20, any_rate=True, chunking="naive")
     ControlLoop(policy, 5, any_rate=True, chunking="naive").close()
+    # The remedy.
+    remedied = make_robot(contract(rate_hz=10)).load(safety=limited)
+    ControlLoop(remedied, 20, any_rate=True, chunking="naive").close()
 
 
 def test_first_actions_are_blended_in_from_where_the_robot_is(make_robot):
@@ -265,5 +284,5 @@ def test_the_loops_plan_is_limited_as_its_ticks_are(make_robot):
 
 
 def test_limits_that_leave_nothing_are_refused_when_the_contract_is_given(make_robot):
-    with pytest.raises(FormatError, match="expected a limit that leaves values between"):
+    with pytest.raises(FormatError, match=r"action\[0\]\.max_rate is 1\.0, 0\.1 a tick at 10 Hz; expected more than 5"):
         make_robot(contract({"representation": "delta_to_last", "lower": 0.5, "max_rate": 1.0}, rate_hz=10)).load()
