@@ -93,15 +93,35 @@ def encode(message: Mapping[str, Any]) -> bytes:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        if value.dtype.kind == "b":
-            return value.astype(np.int64).tolist()
-        listed = value.tolist()
-        return listed if value.dtype.kind in "iu" or np.isfinite(value).all() else _spelled(listed)
+        return _listed(value)
     if isinstance(value, float):
-        return _spelled(value)
+        return _spelled(float(value))
+    if isinstance(value, (str, bool, int)):
+        return value
     if isinstance(value, Mapping):
         return {str(name): _plain(part) for name, part in value.items()}
-    return value
+    if isinstance(value, list) and all(isinstance(each, (str, int)) for each in value):
+        return value
+    return _listed(_array(value))
+
+
+def _array(value: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(value.detach() if hasattr(value, "detach") else value)
+    except Exception:  # ragged, on another device, or no numbers at all: an observation may be anything
+        return np.asarray(None)
+
+
+def _listed(array: NDArray[Any]) -> Any:
+    kind = array.dtype.kind
+    if kind == "b":
+        return array.astype(np.int64).tolist()
+    if kind in "iu":
+        return array.tolist()
+    if kind != "f":
+        return f"no numbers: {array.dtype} {array.shape}"
+    listed = array.astype(np.float64).tolist()
+    return listed if np.isfinite(array).all() else _spelled(listed)
 
 
 def _spelled(value: Any) -> Any:

@@ -531,9 +531,14 @@ class ControlLoop:
         self._tick, self._given_at, self._chunk = 0, None, None
 
     def _age(self, timestamp: float | None) -> float | None:
-        if timestamp is None:
+        if timestamp is None or (self._max_age is None and self._flight is None):
             return None
-        return (self._tick / self._rate_hz if self._simulated else self._clock()) - timestamp
+        try:
+            return (self._tick / self._rate_hz if self._simulated else self._clock()) - timestamp
+        except (TypeError, OverflowError):
+            if self._max_age is None:  # nobody but the recorder asks
+                return None
+            raise
 
     def _is_fresh(self, age: float | None) -> bool:
         return age is None or self._max_age is None or abs(age) <= self._max_age  # False for NaN

@@ -49,8 +49,10 @@ class FlightLog:
         self._episode = 0
         self._tick: dict[str, Any] = {}
         self._arrived: list[int] = []
+        self._stopped_by: BaseException | None = None
         self.pause: float | None = None
-        self.skipped, self.asked = 0, None
+        self.skipped = 0
+        self.asked: int | None = None
 
     @property
     def dropped(self) -> int:
@@ -124,6 +126,9 @@ class FlightLog:
 
     def stop(self, error: BaseException) -> None:
         """The loop ends by an exception; a ring is written now."""
+        if error is self._stopped_by:
+            return
+        self._stopped_by = error
         self._recorder.add("event", {"kind": "stop", "episode": self._episode, "reason": str(error)})
         if self._recorder.is_ring:
             self._recorder.save()
