@@ -99,7 +99,6 @@ class FlightRecorder:
                     while True:
                         taken.append(self._records.popleft())
                 if taken:
-                    self._saved += 1
                     path = self._free_path()
                     self._begin(self._write_ring, path, taken)
         if timeout_s is not None:
@@ -130,11 +129,12 @@ class FlightRecorder:
         self._flushed.wait(timeout_s)
 
     def _free_path(self) -> Path:
-        path = self._path
-        while path.exists() or path.is_symlink():
+        while True:
             self._saved += 1
-            path = self._path.with_name(f"{self._path.stem}-{self._saved}{self._path.suffix}")
-        return path
+            number = "" if self._saved == 1 else f"-{self._saved}"
+            path = self._path.with_name(f"{self._path.stem}{number}{self._path.suffix}")
+            if not (path.exists() or path.is_symlink()):
+                return path
 
     def _begin(self, work: Any, *arguments: Any) -> None:
         thread = threading.Thread(target=work, args=arguments, name="meam-policy-recorder", daemon=True)

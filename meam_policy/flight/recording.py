@@ -43,6 +43,8 @@ class Recording:
             ConfigError: a field has another type, or is out of range.
         """
         typed_fields(self)
+        if not os.fspath(self.path).strip():
+            raise ConfigError(f"path is {self.path!r}; expected the path of a file, such as flight.mcap.")
         given_path("path", self.path)
         seconds = self.ring_seconds
         if seconds is not None and not 0 < seconds <= _LONGEST_RING_S:

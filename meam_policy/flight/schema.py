@@ -72,7 +72,7 @@ TOPICS: Mapping[str, dict[str, Any]] = {
     ),
     "event": _object(
         "What happened between ticks.",
-        kind=_TEXT | {"description": "episode, neutral, stop, close, end or dropped"},
+        kind=_TEXT | {"description": "begin (the loop was made), episode, neutral, stop, end or dropped"},
         episode=_WHOLE,
         reset={"type": "boolean", "description": "Of episode: whether the policy was reset"},
         action=_ROW | {"description": "Of neutral: the action that was sent"},

@@ -47,6 +47,7 @@ class FlightLog:
         self._events: list[str] = []
         health.heard = self._events
         self._episode = 0
+        self._recorder.add("event", {"kind": "begin", "episode": 0})
         self._tick: dict[str, Any] = {}
         self._arrived: list[int] = []
         self._stopped_by: BaseException | None = None
@@ -109,8 +110,7 @@ class FlightLog:
         tick, self._tick = self._tick, {}
         tick["asked"], tick["arrived"] = self.asked, self._arrived or None
         if self._events:
-            # Not ticks and inferences, which are records themselves.
-            tick["events"] = [event for event in self._events if event not in ("ticks", "inferences")] or None
+            tick["events"] = self._events[:]
             self._events.clear()
         self._recorder.add("tick", tick)
 

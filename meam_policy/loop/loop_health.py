@@ -71,7 +71,8 @@ class HealthRecorder:
     """Counts what happens in a control loop; every method may be called from any thread.
 
     Attributes:
-        heard: Where to put the name of every event, for a flight recorder; None if nobody listens.
+        heard: Where to put the name of every event but ticks and inferences, for a flight recorder; None if nobody
+            listens.
     """
 
     def __init__(self) -> None:
@@ -85,7 +86,7 @@ class HealthRecorder:
         """Count an event."""
         with self._lock:
             self._counts[event] += times
-            if times and self.heard is not None:
+            if times and self.heard is not None and event not in ("ticks", "inferences"):
                 self.heard.append(event)
 
     def add_latency(self, seconds: float) -> None:

@@ -138,46 +138,41 @@ class _LoopReplay:
 
     def __init__(self, loop: ReplayLoop, comparison: _Comparison) -> None:
         self._loop, self._comparison = loop, comparison
-        # Whether the loop's state is that of the recorded one; a loop that was just made has none.
-        self._synchronous = True
+        # Whether the loop's state is that of the recorded one.
+        self._synchronous = False
         self._before: Ticked | None = None
         self._askers: dict[int, Ticked] = {}
 
     def run(self, flight: Flight) -> None:
-        begun = False
         for record, joined in _numbered(flight, self._comparison):
             if not joined:
                 self._lose()
-            if not begun and record.topic != "event":
-                # Of a ring, or of a loop whose first step came without a reset.
-                self._synchronous = record.topic == "tick" and _opens(record, flight) or record.topic == "inference"
-                if record.topic == "inference" and not Answered.of(record).opening:
-                    self._lose()
-                begun = True
             if record.topic == "inference":
                 answer = Answered.of(record)
                 self._loop.inference.answers[answer.number] = answer
             elif record.topic == "tick":
                 self._tick(record)
             else:
-                begun = self._event(record) or begun
+                self._event(record)
 
     def _lose(self) -> None:
         self._synchronous, self._before = False, None
 
-    def _event(self, record: FlightRecord) -> bool:
+    def _event(self, record: FlightRecord) -> None:
         kind = record.message.get("kind")
-        if kind == "episode":
-            if record.message.get("reset") or self._synchronous:
-                self._loop.begin(bool(record.message.get("reset")))
-                self._synchronous = True
+        if kind == "begin":
+            self._synchronous = True
+        elif kind == "episode":
+            reset = bool(record.message.get("reset"))
+            self._synchronous |= reset
+            if self._synchronous:
+                self._loop.begin(reset)
             self._before = None
         elif kind == "neutral" and self._synchronous:
             was, now = _array(record.message.get("action")), self._loop.neutral()
             if not self._comparison.arrays(was, now, of_action=True):
                 reason = "the way to the neutral action is limited otherwise"
                 self._comparison.differs(record, "neutral action", reason, _OF_LIMITS)
-        return kind == "episode"
 
     def _tick(self, record: FlightRecord) -> None:
         comparison, loop, tick = self._comparison, self._loop, Ticked.of(record)
@@ -253,12 +248,6 @@ class _LoopReplay:
             size = np.abs(np.ravel(recorded.chunk) - np.ravel(answer.chunk)).max()
             reason = f"the network computes another chunk from the same observation and noise, by up to {size:.3g}"
             comparison.differs(record, name, reason)
-
-
-def _opens(record: FlightRecord, flight: Flight) -> bool:
-    """Whether a first tick begins an episode: it failed before an inference, or asked for one that opens it."""
-    tick = Ticked.of(record)
-    return tick.tick == 0 and tick.episode == 0
 
 
 def _array(value: Any) -> NDArray[Any] | None:
