@@ -64,7 +64,7 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line and exit: 0 for success, 1 for a replay that differs, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Run the command line and exit: 0 for success, 1 where a replay differs, 2 for a mistake, 130 for Ctrl-C."""
     warnings.showwarning = _say_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an accent in a path is no reason to fail where all is ASCII

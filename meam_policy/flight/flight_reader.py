@@ -17,6 +17,7 @@ from meam_policy.given_files import given_path, open_regular
 __all__ = ["Flight", "FlightRecord", "read_flight"]
 
 _MAGIC = b"\x89MCAP0\r\n"
+_FOOTER = 2
 _LARGEST_RECORD = 2**28
 
 
@@ -87,7 +88,7 @@ def read_flight(path: str | os.PathLike[str]) -> Flight:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise FormatError(f"{file} is damaged ({reason}). Take an undamaged copy.") from error
     if about is None:
-        raise FormatError(f"{file} is an MCAP file without the record {METADATA}; expected a recording of this package.")
+        raise FormatError(f"{file} is an MCAP file without the record {METADATA}; expected a recording of ours.")
     if about.get("format") != FORMAT:
         raise VersionError(
             f"{file} is of format {about.get('format')!r}; this meam-policy reads {FORMAT}. Upgrade meam-policy."
@@ -122,14 +123,14 @@ def _collect(reader: Any, end: int, source: _Beginning) -> tuple[dict[str, str] 
 def _whole_records(file: BinaryIO) -> tuple[int, bool]:
     """Where the last whole record ends, and whether that is the end of a complete file."""
     size = os.fstat(file.fileno()).st_size
-    position, footer = len(_MAGIC), False
+    position = len(_MAGIC)
     while position + 9 <= size:
         file.seek(position)
         kind, length = struct.unpack("<BQ", file.read(9))
         if position + 9 + length > size:
             break
         position += 9 + length
-        if footer := kind == 2:
+        if kind == _FOOTER:
             file.seek(position)
             if file.read(len(_MAGIC)) == _MAGIC:
                 return position + len(_MAGIC), True

@@ -1,7 +1,7 @@
 """The messages of a flight file, as JSON.
 
-Numbers are written so that they read back bit for bit: whole numbers as they are, and float16, float32 and float64 as the
-shortest decimal of the same float64. JSON has no NaN and no infinity: they are the texts "NaN", "Infinity" and
+Numbers are written so that they read back bit for bit: whole numbers as they are, and float16, float32 and float64 as
+the shortest decimal of the same float64. JSON has no NaN and no infinity: they are the texts "NaN", "Infinity" and
 "-Infinity", as in the JSON of Protocol Buffers. Signs and payloads of NaN are not kept.
 """
 

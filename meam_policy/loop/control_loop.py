@@ -115,8 +115,8 @@ class ControlLoop:
     been executed that could be held. Later a failed inference is counted and asked for again in the next tick, while
     the running chunk goes on; only "stop" raises it. A tick whose observation is too old gives what an overrun gives.
 
-    One thread calls `step`, `run` and `reset`; `health`, `save_recording` and `close` may be called from any. Nobody else may use the
-    policy until the loop is closed.
+    One thread calls `step`, `run` and `reset`; `health`, `save_recording` and `close` may be called from any. Nobody
+    else may use the policy until the loop is closed.
 
     Args:
         policy: A `MeamPolicy`, a wrapper around one, or any other `ChunkPolicy`.
@@ -497,8 +497,8 @@ class ControlLoop:
         """End the thread; the loop gives no more actions.
 
         Args:
-            timeout_s: Seconds to wait for a running inference, and as many for a recording. One that hangs is left behind in its daemon thread,
-                which uses the policy until it returns.
+            timeout_s: Seconds to wait for a running inference, and as many for a recording. An inference that hangs is
+                left behind in its daemon thread, which uses the policy until it returns.
 
         Raises:
             ConfigError: the time is below 0, or longer than the system can wait.

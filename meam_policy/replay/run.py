@@ -33,7 +33,7 @@ def replay_flight(file: str | os.PathLike[str], policy: Any) -> ReplayReport:
     at the next chunk, from the last action that was recorded before it.
 
     Args:
-        file: A flight file, of `ControlLoop(record=)` or `meam eval --flight`; one that was cut is replayed up to there.
+        file: A flight file, of `ControlLoop(record=)` or `meam eval --flight`; a cut one is replayed up to there.
         policy: A `MeamPolicy`, with the settings with which it acted; its queues are used.
 
     Returns:
@@ -46,7 +46,7 @@ def replay_flight(file: str | os.PathLike[str], policy: Any) -> ReplayReport:
         MissingExtraError: mcap is not installed.
     """
     if not (hasattr(policy, "spec") and hasattr(policy, "predict_action_chunk") and hasattr(policy, "reset")):
-        raise ConfigError(f"policy is a {type(policy).__name__}; expected a MeamPolicy, from MeamPolicy.from_pretrained.")
+        raise ConfigError(f"policy is a {type(policy).__name__}; expected a MeamPolicy.")
     flight = read_flight(file)
     comparison = _Comparison(flight, changes(flight.about, identity_of(policy)))
     if flight.about.get("kind") == "evaluation":
@@ -189,7 +189,7 @@ class _LoopReplay:
             except MeamError as raised:
                 action, error = None, type(raised).__name__
             self._compare(record, tick, action, error)
-            if tick.error is not None and error is None or (action is None) != (tick.action is None):
+            if (tick.error is not None and error is None) or (action is None) != (tick.action is None):
                 comparison.one_sided()
                 self._lose()
         loop.inference.answers = {n: a for n, a in loop.inference.answers.items() if n not in tick.arrived}
@@ -280,5 +280,3 @@ def _replay_evaluation(flight: Flight, policy: Any, comparison: _Comparison) -> 
         if not comparison.arrays(tick.action, action, of_action=True):
             reason = "from the same observations and noise, network or limits gave another action"
             comparison.differs(record, "action", reason)
-
-

@@ -108,5 +108,3 @@ class EpisodeFlights:
                 raise
         except OSError as error:
             raise OutputError(f"The flight {path} cannot be written: {error.strerror or error}.") from error
-
-

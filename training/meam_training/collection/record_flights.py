@@ -16,7 +16,11 @@ __all__ = ["record_flights"]
 
 
 def record_flights(
-    flights: Sequence[Flight], dataset_id: str, *, root: str | os.PathLike[str] | None = None, reward: float | None = None
+    flights: Sequence[Flight],
+    dataset_id: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    reward: float | None = None,
 ) -> tuple[Path, int, int]:
     """Write flights of one policy as a local Minari data set: an episode for every stretch without a gap.
 
