@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,11 @@ from meam_policy.loop.control_loop import ControlLoop
 
 ABOUT = {"format": "1", "kind": "loop"}
 ROWS = np.random.default_rng(0).normal(size=(300, 20))
+
+
+def number_of(loop):
+    assert loop._flight is not None
+    return loop._flight._recorder._number
 
 
 def written(path, count=300):
@@ -128,7 +134,13 @@ def test_what_exists_is_never_written_over_and_a_missing_folder_is_named(make_po
     assert path.read_text() == "mine"
     with pytest.raises(OutputError, match="is not a folder"):
         ControlLoop(policy, 50, chunking="naive", record=tmp_path / "nowhere" / "flight.mcap")
-    for wrong in ({"path": ""}, {"path": "a", "ring_seconds": 0}, {"path": "a", "queue": 0}, {"path": 3}):
+    wrongs: tuple[dict[str, Any], ...] = (
+        {"path": ""},
+        {"path": "a", "ring_seconds": 0},
+        {"path": "a", "queue": 0},
+        {"path": 3},
+    )
+    for wrong in wrongs:
         with pytest.raises(ConfigError):
             Recording(**wrong)
     with ControlLoop(policy, 50, chunking="naive") as loop, pytest.raises(ConfigError, match="record="):
@@ -168,10 +180,10 @@ def test_a_full_disk_is_said_once_and_the_loop_goes_on(make_policy, tmp_path, mo
         assert len(said) == 1
         flight = read_flight(path)
         assert not flight.complete
-        assert health.dropped_records + len(flight.records) == loop._flight._recorder._number
+        assert health.dropped_records + len(flight.records) == number_of(loop)
     else:
         assert list(tmp_path.iterdir()) == []
-        assert health.dropped_records == loop._flight._recorder._number
+        assert health.dropped_records == number_of(loop)
 
 
 def test_what_the_queue_cannot_hold_is_dropped_and_counted_in_health_and_file(tmp_path, monkeypatch):

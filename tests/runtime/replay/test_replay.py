@@ -30,6 +30,11 @@ def linear(make_policy):
     return make_policy(chunk_size=8, execute_steps=3)
 
 
+def recorder_of(loop):
+    assert loop._flight is not None
+    return loop._flight._recorder
+
+
 def observations(count, seed=0):
     return np.random.default_rng(seed).normal(size=(count, 3)).astype(np.float32)
 
@@ -92,7 +97,7 @@ def test_ten_thousand_ticks_replay_with_difference_zero(linear, tmp_path):
         loop.reset(seed=0)
         for row in observations(10_000):
             loop.step(row)
-            while len(loop._flight._recorder._records) > 5000:  # a simulation is faster than any robot
+            while len(recorder_of(loop)._records) > 5000:  # a simulation is faster than any robot
                 time.sleep(0.01)
     report = replay_flight(path, linear.load())
     assert (report.replayed, report.max_difference, report.first) == (10_000, 0.0, None)
@@ -104,6 +109,7 @@ def test_another_policy_is_named_first(linear, make_policy, tmp_path):
     other = make_policy(chunk_size=8, execute_steps=3, weight=np.full((3, 16), 0.25))
     report = replay_flight(path, other.load())
     assert not report.same
+    assert report.first is not None
     assert report.first.what == "chunk of inference 0"
     assert report.first.tick == 0
     assert "another graph" in report.first.reason
@@ -114,6 +120,7 @@ def test_a_changed_limit_is_named(linear, tmp_path):
     path = tmp_path / "flight.mcap"
     record(linear.load(safety=SafetySettings(rate_limit=0.1)), path)
     report = replay_flight(path, linear.load(safety=SafetySettings(rate_limit=0.05)))
+    assert report.first is not None
     assert report.first.what == "action"
     assert "limits gave another action" in report.first.reason
     assert "rate_limit" in report.first.reason
@@ -124,6 +131,7 @@ def test_a_refusal_that_is_new_is_named(linear, tmp_path):
     path = tmp_path / "flight.mcap"
     record(linear.load(safety=SafetySettings(on_unfamiliar="hold", unfamiliarity_limit=100.0)), path)
     report = replay_flight(path, linear.load(safety=SafetySettings(on_unfamiliar="raise", unfamiliarity_limit=2.0)))
+    assert report.first is not None
     assert "safety" in report.first.reason
 
 
@@ -135,12 +143,13 @@ def test_a_ring_holds_a_stop_and_replays_from_its_first_chunk_on(linear, tmp_pat
     policy = linear.load(safety=rate)
     arguments = {"chunking": "naive", "overrun": "stop", "max_observation_age_s": 0.1, "clock": clock}
     with ControlLoop(policy, RATE, record=ring, sleep=clock.sleep, **arguments) as loop:
-        for row in observations(200):
+        rows = observations(200)
+        for row in rows:
             clock.now += 1 / RATE
             loop.step(row, clock.now)
             late.wait(0.005)
         with pytest.raises(ActionError, match="older than"):
-            loop.step(row, clock.now - 1.0)
+            loop.step(rows[0], clock.now - 1.0)
         loop.save_recording()
     report = replay_flight(path, linear.load(safety=rate))
     assert report.first is None
@@ -151,7 +160,7 @@ def test_dropped_records_are_a_gap_after_which_the_replay_goes_on(linear, tmp_pa
     path = tmp_path / "flight.mcap"
     policy = linear.load(safety=SafetySettings(rate_limit=0.1))
     with ControlLoop(policy, RATE, chunking="naive", simulated_delay=2, record=path) as loop:
-        recorder = loop._flight._recorder
+        recorder = recorder_of(loop)
         for tick, row in enumerate(observations(60)):
             monkeypatch.setattr(recorder, "_limit", 0 if 20 <= tick < 25 else 10_000)
             loop.step(row)

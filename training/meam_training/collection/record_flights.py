@@ -72,6 +72,8 @@ def record_flights(
             recorder.reset(stretch.first)
             for number, (action, observation, earned, terminated) in enumerate(stretch.steps, 1):
                 last = number == len(stretch.steps) and not terminated
-                recorder.step(action, observation, reward if earned is None else earned, terminated, last)
+                gained = reward if earned is None else earned
+                assert gained is not None
+                recorder.step(action, observation, gained, terminated, last)
         counts = recorder.episodes, recorder.transitions
         return recorder.finish(), *counts
