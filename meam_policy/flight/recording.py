@@ -52,11 +52,6 @@ class Recording:
         if self.queue < 1:
             raise ConfigError(f"queue is {self.queue}; expected 1 record or more.")
 
-    @classmethod
-    def of(cls, given: Recording | str | os.PathLike[str]) -> Recording:
-        """The settings for a path, or those that are given."""
-        return given if isinstance(given, Recording) else cls(given)
-
     def checked_path(self) -> Path:
         """The path, at which a file can be written now, as far as that can be known.
 

@@ -259,7 +259,8 @@ class ControlLoop:
                 "simulated_delay": simulated_delay,
                 "unchecked": unchecked,
             }
-            self._flight = FlightLog(Recording.of(record), policy, settings, self._recorder)
+            recording = record if isinstance(record, Recording) else Recording(record)
+            self._flight = FlightLog(recording, policy, settings, self._recorder)
         self._inference = self._new_inference(policy, simulated_delay)
 
     def _new_inference(self, policy: UncheckedPolicy, simulated_delay: int | None) -> Inference:

@@ -134,12 +134,8 @@ def test_what_exists_is_never_written_over_and_a_missing_folder_is_named(make_po
     assert path.read_text() == "mine"
     with pytest.raises(OutputError, match="is not a folder"):
         ControlLoop(policy, 50, chunking="naive", record=tmp_path / "nowhere" / "flight.mcap")
-    wrongs: tuple[dict[str, Any], ...] = (
-        {"path": ""},
-        {"path": "a", "ring_seconds": 0},
-        {"path": "a", "queue": 0},
-        {"path": 3},
-    )
+    wrongs: list[dict[str, Any]] = [{"path": ""}, {"path": 3}, {"path": "a", "queue": 0}]
+    wrongs.append({"path": "a", "ring_seconds": 0})
     for wrong in wrongs:
         with pytest.raises(ConfigError):
             Recording(**wrong)

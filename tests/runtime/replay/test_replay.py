@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from meam_policy import ActionError, ConfigError, FormatError, SafetySettings
-from meam_policy.flight import Recording
+from meam_policy.flight import Recording, read_flight
 from meam_policy.loop.control_loop import ControlLoop, StampedObservation
 from meam_policy.replay import replay_flight
 
@@ -71,6 +71,67 @@ def test_a_loop_in_real_time_replays_bit_for_bit_whenever_its_chunks_arrived(lin
     report = replay_flight(path, linear.load())
     assert report.first is None
     assert report.replayed == report.ticks == 220
+
+
+class Continuing:
+    """Real-time chunking: a policy whose chunk is its prefix where that weighs, and else what another one gives."""
+
+    takes_prefix = True
+
+    def __init__(self, policy):
+        self._policy = policy
+
+    def __getattr__(self, name):
+        return getattr(self._policy, name)
+
+    def predict_action_chunk(self, observation, *, prefix=None, prefix_weight=None, noise=None):
+        chunk = self._policy.predict_action_chunk(observation, noise=noise)
+        return (chunk + prefix_weight[:, None] * (prefix - chunk)).astype(np.float32)
+
+
+@pytest.mark.parametrize("ring", [None, 60.0])
+def test_real_time_chunks_and_their_prefixes_replay(linear, tmp_path, ring):
+    path = tmp_path / "flight.mcap"
+    recording = Recording(path, ring_seconds=ring)
+    record(Continuing(linear.load()), path, chunking="realtime", recording=recording)
+    found = [record for record in read_flight(path).records if record.topic == "inference"]
+    assert np.any(found[1].message["prefix"])
+    report = replay_flight(path, Continuing(linear.load()))
+    assert (report.first, report.replayed) == (None, 60)
+
+
+def test_failed_inferences_and_held_actions_replay(linear, tmp_path):
+    class Failing(Continuing):
+        calls = 0
+
+        def predict_action_chunk(self, observation, *, noise=None):
+            self.calls += 1
+            if self.calls in (3, 4, 5, 6):
+                raise ActionError("It failed.")
+            return self._policy.predict_action_chunk(observation, noise=noise)
+
+    path = tmp_path / "flight.mcap"
+    record(Failing(linear.load()), path)
+    report = replay_flight(path, Failing(linear.load()))
+    assert (report.first, report.replayed) == (None, 60)
+    report = replay_flight(path, linear.load())
+    assert report.first is not None
+    assert "recorded ActionError: It failed., now a chunk" in report.first.reason
+
+
+def test_an_interrupt_in_a_tick_is_a_gap(linear, tmp_path, monkeypatch):
+    path, rows = tmp_path / "flight.mcap", observations(40)
+    with ControlLoop(linear.load(), RATE, chunking="naive", simulated_delay=1, record=path) as loop:
+        for tick, row in enumerate(rows):
+            if tick == 10:
+                with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                    patch.setattr(loop, "_is_accepted", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+                    loop.step(row)
+            loop.step(row)
+    report = replay_flight(path, linear.load())
+    assert report.first is None
+    assert (report.ticks, report.differing) == (41, 0)
+    assert 35 <= report.replayed < 41
 
 
 def test_pauses_stale_and_refused_observations_replay(linear, tmp_path):
