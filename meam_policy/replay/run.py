@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from meam_policy import errors
 from meam_policy.errors import ConfigError, FormatError, MeamError
 from meam_policy.flight import Flight, FlightRecord, read_flight
 from meam_policy.flight.identity import changes, identity_of
 from meam_policy.replay.messages import Answered, Ticked
 from meam_policy.replay.replay_loop import ReplayLoop
 from meam_policy.replay.report import Difference, ReplayReport
+from meam_policy.replay.training_steps import recorded_spec
 
 __all__ = ["replay_flight"]
 
@@ -48,13 +50,34 @@ def replay_flight(file: str | os.PathLike[str], policy: Any) -> ReplayReport:
     if not (hasattr(policy, "spec") and hasattr(policy, "predict_action_chunk") and hasattr(policy, "reset")):
         raise ConfigError(f"policy is a {type(policy).__name__}; expected a MeamPolicy.")
     flight = read_flight(file)
+    _require_fit(flight, policy)
     comparison = _Comparison(flight, changes(flight.about, identity_of(policy)))
-    if flight.about.get("kind") == "evaluation":
-        _replay_evaluation(flight, policy, comparison)
-    else:
-        with closing(_loop_of(flight, policy)) as loop:
-            _LoopReplay(loop, comparison).run(flight)
+    try:
+        if flight.about.get("kind") == "evaluation":
+            _replay_evaluation(flight, policy, comparison)
+        else:
+            with closing(_loop_of(flight, policy)) as loop:
+                _LoopReplay(loop, comparison).run(flight)
+    except MeamError:
+        raise
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise FormatError(f"{flight.path} has what no loop records ({reason}). Take an undamaged copy.") from error
     return comparison.report()
+
+
+def _require_fit(flight: Flight, policy: Any) -> None:
+    """Refuse a policy of other sizes than the recorded one: not a number could be compared."""
+    recorded = recorded_spec(flight)
+    for name in ("observation", "action", "chunk_size"):
+        was, now = (
+            [(box.key, box.shape) for box in value] if name == "observation" else getattr(value, "shape", value)
+            for value in (getattr(spec, name) for spec in (recorded, policy.spec))
+        )
+        if was != now:
+            raise ConfigError(
+                f"The policy's {name} is {now}; expected {was}, as {flight.path} has. Load the policy of it."
+            )
 
 
 class _Comparison:
@@ -180,6 +203,9 @@ class _LoopReplay:
         if tick.asked is not None:
             self._askers = {number: asker for number, asker in self._askers.items() if number > tick.asked - 8}
             self._askers[tick.asked] = tick
+        if tick.error is not None and tick.error not in errors.__all__:  # an interrupt, anywhere in the tick
+            self._lose()
+            return
         if not self._synchronous:
             self._resume(tick)
         if self._synchronous:
@@ -272,7 +298,14 @@ def _replay_evaluation(flight: Flight, policy: Any, comparison: _Comparison) -> 
         comparison.replayed += 1
         before = policy.inferences
         noise = zeros if tick.noise is None else tick.noise.astype(np.float32)
-        action = policy.select_action(tick.observation, noise=noise)
+        try:
+            action = policy.select_action(tick.observation, noise=noise)
+        except MeamError as error:
+            comparison.differs(
+                record, "what the tick did", f"recorded an action, now {type(error).__name__}", _OF_LIMITS
+            )
+            comparison.one_sided()
+            return
         ran = policy.inferences > before
         comparison.inferences += ran
         if ran != (tick.noise is not None):

@@ -3,9 +3,12 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from meam_policy import ActionError, ConfigError, FormatError, SafetySettings
+from meam_policy import ActionError, ConfigError, FormatError, MeamError, SafetySettings
 from meam_policy.flight import Recording, read_flight
+from meam_policy.flight.flight_file import FlightFile
 from meam_policy.loop.control_loop import ControlLoop, StampedObservation
 from meam_policy.replay import replay_flight
 
@@ -124,9 +127,10 @@ def test_an_interrupt_in_a_tick_is_a_gap(linear, tmp_path, monkeypatch):
     with ControlLoop(linear.load(), RATE, chunking="naive", simulated_delay=1, record=path) as loop:
         for tick, row in enumerate(rows):
             if tick == 10:
-                with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                with monkeypatch.context() as patch:
                     patch.setattr(loop, "_is_accepted", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-                    loop.step(row)
+                    with pytest.raises(KeyboardInterrupt):
+                        loop.step(row)
             loop.step(row)
     report = replay_flight(path, linear.load())
     assert report.first is None
@@ -244,9 +248,11 @@ def test_an_episode_without_a_reset_goes_on_from_the_last_action(linear, tmp_pat
     assert report.replayed == 40
 
 
-def test_what_is_no_flight_or_no_policy_is_refused(linear, tmp_path):
+def test_what_is_no_flight_or_no_policy_is_refused(linear, make_policy, tmp_path):
     path = tmp_path / "flight.mcap"
     record(linear.load(), path)
+    with pytest.raises(ConfigError, match="chunk_size is 4; expected 8"):
+        replay_flight(path, make_policy(chunk_size=4).load())
     with pytest.raises(ConfigError, match="expected a MeamPolicy"):
         replay_flight(path, "policy")
     (tmp_path / "text.mcap").write_text("text")
@@ -260,3 +266,37 @@ def test_recording_changes_no_action(linear, tmp_path):
         loop.reset(seed=3)
         bare = [loop.step(row) for row in observations(40)]
     np.testing.assert_array_equal(actions[:40], bare)
+
+
+WRONG = st.sampled_from([None, "text", -1, 2**60, 1e300, "NaN", [], [[1.0], [2.0, 3.0]], {}, True, [0.0] * 7, ["x"]])
+FIELDS = {
+    "tick": ("tick", "observation", "age_s", "pause", "skipped", "asked", "arrived", "chosen", "action", "error"),
+    "inference": ("number", "tick", "opening", "noise", "chunk", "seconds", "delays", "expected", "error"),
+    "event": ("kind", "reset", "action"),
+}
+
+
+@pytest.fixture(scope="module")
+def flown(tmp_path_factory, make_policy):
+    linear, folder = make_policy(chunk_size=8, execute_steps=3), tmp_path_factory.mktemp("flown")
+    record(linear.load(), folder / "flight.mcap", ticks=12)
+    return read_flight(folder / "flight.mcap"), linear.load(), folder / "other.mcap"
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_flight_with_wrong_fields_is_compared_or_refused(flown, data):
+    flight, policy, path = flown
+    number = data.draw(st.integers(0, len(flight.records) - 1))
+    topic = flight.records[number].topic
+    message = {**flight.records[number].message, data.draw(st.sampled_from(FIELDS[topic])): data.draw(WRONG)}
+    path.unlink(missing_ok=True)
+    file = FlightFile(path, flight.about)
+    for each in flight.records:
+        file.add(each.number, each.time_ns, each.topic, message if each.number == number else each.message)
+    file.finish(len(flight.records), 0)
+    try:
+        report = replay_flight(path, policy)
+    except MeamError:
+        return
+    assert report.ticks >= 17
