@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -79,11 +81,11 @@ def read_flight(path: str | os.PathLike[str]) -> Flight:
         end, complete = _whole_records(opened)
         opened.seek(0)
         source: Any = _Beginning(opened, end)
-        reader = mcap.stream_reader.StreamReader(source, validate_crcs=True, record_size_limit=_LARGEST_RECORD)
+        reader = mcap.stream_reader.StreamReader(source, emit_chunks=True, record_size_limit=_LARGEST_RECORD)
         try:
             about, records = _collect(reader, end, source)
-        except (FormatError, MemoryError):
-            raise
+        except FormatError as error:
+            raise FormatError(f"{file}: {error}") from error
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise FormatError(f"{file} is damaged ({reason}). Take an undamaged copy.") from error
@@ -104,7 +106,7 @@ def _collect(reader: Any, end: int, source: _Beginning) -> tuple[dict[str, str] 
     topics: dict[int, str] = {}
     records: list[FlightRecord] = []
     try:
-        for record in reader.records:
+        for record in itertools.chain.from_iterable(map(_unpacked, reader.records)):
             if isinstance(record, Metadata) and record.name == METADATA:
                 about = record.metadata
             elif isinstance(record, Channel):
@@ -118,6 +120,26 @@ def _collect(reader: Any, end: int, source: _Beginning) -> tuple[dict[str, str] 
         if source.position < end:
             raise
     return about, records
+
+
+def _unpacked(record: Any) -> Iterable[Any]:
+    """A record, or those in a chunk, which must not be larger than it says when it is unpacked."""
+    from mcap.records import Chunk
+    from mcap.stream_reader import breakup_chunk
+
+    if not isinstance(record, Chunk):
+        return (record,)
+    if record.compression != "zstd":
+        raise FormatError(f'A chunk is compressed by "{record.compression}"; expected zstd, as this package writes.')
+    import zstandard
+
+    size = zstandard.frame_content_size(record.data)
+    if size != record.uncompressed_size or size > _LARGEST_RECORD:
+        raise FormatError(
+            f"A chunk has {size} bytes when unpacked; expected {record.uncompressed_size}, as it says, and at most "
+            f"{_LARGEST_RECORD}."
+        )
+    return breakup_chunk(record, validate_crc=True)
 
 
 def _whole_records(file: BinaryIO) -> tuple[int, bool]:

@@ -72,7 +72,7 @@ class FlightRecorder:
         """Take a record; nobody may change what it holds any more. From one thread at a time."""
         now, records = time.time_ns(), self._records
         number, self._number = self._number, self._number + 1
-        if self._ring_ns is None and (self._failed or len(records) >= self._limit):
+        if self._closed or (self._ring_ns is None and (self._failed or len(records) >= self._limit)):
             self._dropped += 1
             return
         records.append(_Record(number, now, topic, message))
