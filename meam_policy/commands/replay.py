@@ -11,7 +11,7 @@ import tyro
 from meam_policy.acting.safety import SafetySettings
 from meam_policy.cli import Command, load_command
 from meam_policy.commands import parse
-from meam_policy.console import print_json, print_mapping, say
+from meam_policy.console import print_json, print_lines, print_mapping, say
 from meam_policy.errors import ConfigError, FormatError, NotFoundError
 from meam_policy.flight import Flight, read_flight
 from meam_policy.given_files import given_path
@@ -76,7 +76,7 @@ def replay(
                 loaded[key] = MeamPolicy.from_pretrained(policy, **how, **where)
             report = replay_flight(each, loaded[key])
             same &= report.same
-            print_json(report.to_json()) if json else _print(report)
+            print_json(report.to_json()) if json else _print(report, short=len(files) > 1)
     if to_minari is not None:
         conversion = load_command(CONVERSION, "meam replay --to-minari")
         flights = [read_flight(each) for each in files]
@@ -110,7 +110,10 @@ def _recorded_loading(flight: Flight) -> dict[str, Any]:
     return how
 
 
-def _print(report: ReplayReport) -> None:
+def _print(report: ReplayReport, short: bool) -> None:
+    if short and report.same and report.replayed == report.ticks and report.complete and not report.identity:
+        print_lines(f"{report.path}: the same, {report.ticks} ticks and {report.inferences} inferences")
+        return
     rows = {
         "ticks": f"{report.ticks}, of which {report.replayed} were computed again",
         "inferences": str(report.inferences),

@@ -90,7 +90,9 @@ def test_a_file_that_is_cut_anywhere_is_readable_up_to_there(tmp_path):
     everything = read_flight(tmp_path / "flight.mcap").records
     # Opcode and length of the first chunk follow the metadata.
     with (tmp_path / "flight.mcap").open("rb") as file:
-        metadata_end = make_reader(file).get_summary().chunk_indexes[0].chunk_start_offset
+        summary = make_reader(file).get_summary()
+    assert summary is not None
+    metadata_end = summary.chunk_indexes[0].chunk_start_offset
     cuts = sorted({*range(8, len(whole), 997), *range(len(whole) - 40, len(whole))})
     seen = []
     for cut in cuts:

@@ -89,6 +89,7 @@ class Continuing:
 
     def predict_action_chunk(self, observation, *, prefix=None, prefix_weight=None, noise=None):
         chunk = self._policy.predict_action_chunk(observation, noise=noise)
+        assert prefix_weight is not None
         return (chunk + prefix_weight[:, None] * (prefix - chunk)).astype(np.float32)
 
 
@@ -107,7 +108,7 @@ def test_failed_inferences_and_held_actions_replay(linear, tmp_path):
     class Failing(Continuing):
         calls = 0
 
-        def predict_action_chunk(self, observation, *, noise=None):
+        def predict_action_chunk(self, observation, *, prefix=None, prefix_weight=None, noise=None):
             self.calls += 1
             if self.calls in (3, 4, 5, 6):
                 raise ActionError("It failed.")
