@@ -184,6 +184,7 @@ class _LoopReplay:
     def _event(self, record: FlightRecord) -> None:
         kind = record.message.get("kind")
         if kind == "begin":
+            self._loop.begin(reset=True)  # as a policy that was just loaded
             self._synchronous = True
         elif kind == "episode":
             reset = bool(record.message.get("reset"))

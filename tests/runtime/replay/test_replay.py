@@ -237,6 +237,15 @@ def test_dropped_records_are_a_gap_after_which_the_replay_goes_on(linear, tmp_pa
     assert 45 <= report.replayed < report.ticks < 60
 
 
+def test_a_policy_that_acted_before_replays_like_one_that_was_just_loaded(linear, tmp_path):
+    path, policy = tmp_path / "flight.mcap", linear.load(safety=SafetySettings(rate_limit=0.01))
+    with ControlLoop(policy, RATE, chunking="naive", simulated_delay=1, record=path) as loop:
+        for row in observations(20):
+            loop.step(row)
+    assert replay_flight(path, policy).same
+    assert replay_flight(path, policy).same
+
+
 def test_an_episode_without_a_reset_goes_on_from_the_last_action(linear, tmp_path):
     path, rate = tmp_path / "flight.mcap", SafetySettings(rate_limit=0.1)
     rows = iter(observations(100))
