@@ -26,10 +26,13 @@ from meam_policy.errors import (
     VersionError,
     WorkerError,
 )
+from meam_policy.flight.recording import Recording
 from meam_policy.folder.push_settings import Pushed
 from meam_policy.loop.control_loop import ControlLoop, StampedObservation
 from meam_policy.loop.loop_health import LoopHealth
 from meam_policy.policy import MeamPolicy
+from meam_policy.replay.report import Difference, ReplayReport
+from meam_policy.replay.run import replay_flight
 from meam_policy.rollouts.episodes import rollout
 from meam_policy.rollouts.result import RolloutResult
 from meam_policy.spec import FORMAT_VERSION, BoxSpec, EnvironmentSpec, EnvironmentWrapper, PolicySpec
@@ -45,6 +48,7 @@ __all__ = [
     "ControlLoop",
     "DatasetError",
     "DeviceError",
+    "Difference",
     "DivergedError",
     "EnvironmentSpec",
     "EnvironmentWrapper",
@@ -64,6 +68,8 @@ __all__ = [
     "ParityError",
     "PolicySpec",
     "Pushed",
+    "Recording",
+    "ReplayReport",
     "RolloutResult",
     "SafetySettings",
     "SpaceError",
@@ -72,6 +78,7 @@ __all__ = [
     "WorkerError",
     "make_environment",
     "register_environments",
+    "replay_flight",
     "rollout",
 ]
 

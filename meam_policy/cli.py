@@ -43,6 +43,7 @@ COMMANDS = {
     "export": Command("meam_export.commands.export", "Export a checkpoint as a policy folder.", "cpu,train,export"),
     "deploy": Command("meam_export.commands.deploy", "Write a policy in other runtimes' forms.", "cpu,deploy"),
     "eval": Command("meam_policy.commands.eval", "Run a policy in its environment.", "cpu"),
+    "replay": Command("meam_policy.commands.replay", "Compute a recording's actions again.", "cpu,flight"),
     "card": Command(
         "meam_export.commands.card", "Write what was measured on a policy's model card.", "cpu,train,export"
     ),
@@ -63,7 +64,7 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line and exit: 0 for success, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Run the command line and exit: 0 for success, 1 where a replay differs, 2 for a mistake, 130 for Ctrl-C."""
     warnings.showwarning = _say_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an accent in a path is no reason to fail where all is ASCII
@@ -113,12 +114,11 @@ def _dispatch(arguments: list[str]) -> int:
         close = get_close_matches(name, COMMANDS, n=1, cutoff=_CLOSE)
         hint = f"Did you mean `meam {close[0]}`?" if close else f"The commands are {', '.join(COMMANDS)}."
         raise ConfigError(f'There is no command "{name}". {hint} `meam --help` explains them.')
-    load_command(COMMANDS[name], f"meam {name}").run(arguments[1:], prog=f"meam {name}")
-    return 0
+    return load_command(COMMANDS[name], f"meam {name}").run(arguments[1:], prog=f"meam {name}") or 0
 
 
 def load_command(command: Command, name: str) -> ModuleType:
-    """Import the module of a command, which has `run(arguments, prog)`.
+    """Import the module of a command, which has `run(arguments, prog)`; that may return an exit code.
 
     Args:
         command: The command.

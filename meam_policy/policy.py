@@ -74,6 +74,9 @@ class MeamPolicy:
         spec: The policy's spec, with the integration of the variant in use.
         variant: Name of that variant; None for the policy as trained.
         session: Runs its graph, without any checks.
+        safety: Its checks and limits.
+        last_noise: The noise that the newest run of the network to act started from [slots, noise_dim]; None before
+            the first.
         robot: What its numbers are on its robot, from the folder's `robot.json`; None if there is none.
 
     Raises:
@@ -99,7 +102,9 @@ class MeamPolicy:
         self.spec, self.variant, self.session, self.robot = spec, variant, session, robot
         self._action_shape, self._noise_dim = spec.action.shape, spec.noise_dim
         self._health = Health()
-        self._shell = SafetyShell(spec, safety or SafetySettings(), self._health, robot)
+        self.safety = safety or SafetySettings()
+        self.last_noise: NDArray[np.float32] | None = None
+        self._shell = SafetyShell(spec, self.safety, self._health, robot)
         self._origin = origin
         self._watches_digits = any(spec.observation_offset)
         self._process, self._lock = os.getpid(), threading.RLock()
@@ -626,6 +631,7 @@ class MeamPolicy:
         given: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
     ) -> NDArray[np.float32]:
         self._health.inferences += 1
+        self.last_noise = noise
         found = self.session.run_all(rows, noise, *(given or ()))
         if "value" in found:
             note_values(self._health, found["value"], found["disagreement"])

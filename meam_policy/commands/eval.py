@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from meam_policy import __version__
+from meam_policy.atomic_files import given_folder
 from meam_policy.cli import Command, load_command
 from meam_policy.commands import parse
 from meam_policy.commands.acting_rules import loading_of
@@ -31,6 +32,7 @@ from meam_policy.inference.providers import Device
 from meam_policy.policy import MeamPolicy
 from meam_policy.rollouts.comparison import BASELINE, gain_interval
 from meam_policy.rollouts.episodes import rollout
+from meam_policy.rollouts.flights import EpisodeFlights
 from meam_policy.rollouts.result import RolloutResult
 from meam_policy.spec import EnvironmentSpec, parse_acting, rule_name
 
@@ -50,6 +52,7 @@ def evaluate(
     async_envs: bool = False,
     video: Path | None = None,
     record: str | None = None,
+    flight: Path | None = None,
     root: Path | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
@@ -86,6 +89,8 @@ def evaluate(
         video: New folder for a video of every episode; one environment at a time.
         record: Minari id, e.g. pockets/rollouts-v0, under which to record the episodes; `meam train --data` reads them,
             including those finished before Ctrl-C. Evaluate policies trained on them with another --seed.
+        flight: New folder for a flight file (MCAP) of every episode, from which `meam replay` acts again; one
+            environment at a time.
         root: Folder of the Minari data sets; by default MINARI_DATASETS_PATH, or ~/.minari/datasets.
         revision: Branch, tag or commit on the Hub.
         subfolder: Folder of the repository that the policy is in.
@@ -103,8 +108,13 @@ def evaluate(
     if root is not None and record is None:
         raise ConfigError("--root is given without --record; it says where a recorded data set goes.")
     recording = load_command(RECORDING, "meam eval --record") if record is not None else None
-    if len(acting) > 1 and (video is not None or record is not None):
-        flag = "--record" if video is None else "--video"
+    if flight is not None and (record is not None or num_envs != 1 or async_envs):
+        raise ConfigError(
+            "--flight records one environment at a time, and not beside --record; leave out --num-envs, --async-envs "
+            "and --record. `meam replay --to-minari` makes the data set."
+        )
+    if len(acting) > 1 and (video is not None or record is not None or flight is not None):
+        flag = "--video" if video is not None else "--record" if record is not None else "--flight"
         raise ConfigError(
             f"--acting names {len(acting)} rules; expected one with {flag}, which keeps the episodes of one."
         )
@@ -123,7 +133,11 @@ def evaluate(
             done = episodes * len(results)
             count = partial(_advance, advance, done)
             with named_failures(made), _partial_results(about, results, rule, episodes, json):
-                if recording is None:
+                if flight is not None:
+                    recorder = EpisodeFlights(loaded, given_folder("flight", flight), seed)
+                    kept = {"on_episode": count, "on_trajectory": recorder.write}
+                    results[rule] = rollout(recorder, env, episodes, seed, **kept)
+                elif recording is None:
                     results[rule] = rollout(loaded, env, episodes, seed, on_episode=count)
                 else:
                     where = {"root": root, "environment_id": name, "on_episode": count}
@@ -142,6 +156,8 @@ def evaluate(
     summary = {**about, "acting": rule, **result.summary()}
     if video is not None:
         summary["video"] = str(video)
+    if flight is not None:
+        summary["flight"] = str(flight)
     if folder is not None:
         summary["dataset"] = str(folder)
     if json:

@@ -24,10 +24,13 @@ class BlendIn:
         robot: Says where every action begins: at an observed joint position, at its home pose, or at 0.
         spec: The policy's.
         ticks: Ticks until the policy's actions are executed as they are.
+
+    Attributes:
+        ticks: The same.
     """
 
     def __init__(self, robot: RobotContract, spec: PolicySpec, ticks: int) -> None:
-        self._robot, self._spec, self._ticks = robot, spec, ticks
+        self._robot, self._spec, self.ticks = robot, spec, ticks
         self._start = np.zeros(spec.action_dim)
 
     @classmethod
@@ -46,7 +49,7 @@ class BlendIn:
 
     def begin(self, observation: Any) -> None:
         """Begin an episode at an observation."""
-        if not self._ticks:
+        if not self.ticks:
             return
         rows, _ = flatten_observation(self._spec, observation)
         row = rows[0].astype(np.float64) + np.array(self._spec.observation_offset or 0.0)
@@ -56,7 +59,7 @@ class BlendIn:
 
     def blend(self, action: NDArray[Any], tick: int) -> NDArray[Any]:
         """The action of a tick, counted from the beginning of the episode; shaped and typed as given."""
-        weight = (tick + 1) / (self._ticks + 1)
+        weight = (tick + 1) / (self.ticks + 1)
         if weight >= 1:
             return action
         start = self._start.reshape(action.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from meam_policy.errors import ActionError, MeamError
 from meam_policy.loop.chunk_policy import UncheckedPolicy
 
-__all__ = ["BackgroundInference", "ChunkAnswer", "ChunkRequest", "SimulatedInference"]
+__all__ = ["BackgroundInference", "CheckedPolicy", "ChunkAnswer", "ChunkRequest", "Inference", "SimulatedInference"]
 
 Prefix = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -27,12 +27,16 @@ class ChunkRequest:
         tick: The tick of that observation.
         prefix: Actions to continue, and their weights; None for a policy that takes none.
         opening: Whether it is the first one of an episode, which the loop waits for.
+        number: How many inferences the loop had asked for before.
+        noise: What it starts from [noise_dim]; None lets the policy draw it.
     """
 
     observation: Any
     tick: int
     prefix: Prefix | None = None
     opening: bool = False
+    number: int = 0
+    noise: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +49,43 @@ class ChunkAnswer:
             there is an error.
         error: Why there is no chunk.
         seconds: How long the inference took; None in a simulation.
+        noise: What it started from [noise_dim], of a policy with `last_noise`.
     """
 
     request: ChunkRequest
     chunk: NDArray[Any] | None = None
     error: MeamError | None = None
     seconds: float | None = None
+    noise: NDArray[np.float32] | None = None
+
+
+class Inference(Protocol):
+    """Where a control loop's chunks come from: see `BackgroundInference`."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether something was asked for that has not been collected yet."""
+        ...
+
+    def reset(self, seed: int | None) -> None:
+        """Discard what was asked for, and reset the policy before its next inference."""
+        ...
+
+    def discard(self) -> None:
+        """Discard what was asked for."""
+        ...
+
+    def ask(self, request: ChunkRequest) -> None:
+        """Ask for a chunk; nothing may be pending."""
+        ...
+
+    def collect(self, tick: int, wait: bool = False) -> ChunkAnswer | None:
+        """Take the answer if it is there, or wait for it."""
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """End it."""
+        ...
 
 
 class BackgroundInference:
@@ -64,7 +99,7 @@ class BackgroundInference:
     """
 
     def __init__(self, policy: UncheckedPolicy, clock: Callable[[], float]) -> None:
-        self._policy, self._clock = _CheckedPolicy(policy), clock
+        self._policy, self._clock = CheckedPolicy(policy), clock
         self._changed = threading.Condition()
         # All of these are read and written under `_changed` only.
         self._generation = 0
@@ -156,7 +191,7 @@ class SimulatedInference:
 
     def __init__(self, policy: UncheckedPolicy, delay: int) -> None:
         self._policy, self._delay = policy, delay
-        self._checked_policy = _CheckedPolicy(policy)
+        self._checked_policy = CheckedPolicy(policy)
         self._answer: ChunkAnswer | None = None
 
     @property
@@ -191,7 +226,7 @@ class SimulatedInference:
         self.discard()
 
 
-class _CheckedPolicy:
+class CheckedPolicy:
     """Turns requests into answers, whatever the policy does."""
 
     def __init__(self, policy: UncheckedPolicy) -> None:
@@ -210,19 +245,23 @@ class _CheckedPolicy:
             start = clock() if clock else 0.0
             actions = self._predict(request)
             seconds = clock() - start if clock else None
-            return ChunkAnswer(request, chunk=self._checked(actions), seconds=seconds)
+            return ChunkAnswer(request, chunk=self._checked(actions), seconds=seconds, noise=self._noise())
         except MeamError as error:
-            return ChunkAnswer(request, error=error)
+            return ChunkAnswer(request, error=error, noise=self._noise())
         except BaseException as error:  # whatever it is, the control loop goes on, and reports it
             failure = ActionError(f"The inference failed; no action comes of it: {type(error).__name__}: {error}")
             failure.__cause__ = error
-            return ChunkAnswer(request, error=failure)
+            return ChunkAnswer(request, error=failure, noise=self._noise())
 
     def _predict(self, request: ChunkRequest) -> NDArray[Any]:
-        if request.prefix is None:
-            return self._policy.predict_action_chunk(request.observation)
-        prefix, weight = request.prefix
-        return self._policy.predict_action_chunk(request.observation, prefix=prefix, prefix_weight=weight)
+        given: dict[str, Any] = {} if request.noise is None else {"noise": request.noise}
+        if request.prefix is not None:
+            given["prefix"], given["prefix_weight"] = request.prefix
+        return self._policy.predict_action_chunk(request.observation, **given)
+
+    def _noise(self) -> NDArray[np.float32] | None:
+        noise = getattr(self._policy, "last_noise", None)
+        return None if noise is None else noise[0]
 
     def _checked(self, actions: Any) -> NDArray[Any]:
         chunk = np.asarray(actions)

@@ -48,8 +48,8 @@ class ChunkPolicy(UncheckedPolicy, Protocol):
     """A policy whose safety settings hold in a control loop too, such as `MeamPolicy`.
 
     A wrapper passes `takes_prefix`, `accepts` and `limit_action` on to the policy inside it, and `robot`, without which
-    there is no robot's contract, and `preview_actions`, without which `ControlLoop.plan` is not limited. None of the
-    methods may wait for an inference.
+    there is no robot's contract, and `preview_actions`, without which `ControlLoop.plan` is not limited; and
+    `last_noise`, without which a recording cannot be replayed. None of the methods may wait for an inference.
     """
 
     @property

@@ -5,21 +5,31 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meam_policy.errors import ActionError, ConfigError, MeamError, ObservationError
+from meam_policy.flight import Recording
 from meam_policy.loop.blend_in import BlendIn
-from meam_policy.loop.chunk_inference import BackgroundInference, ChunkAnswer, ChunkRequest, SimulatedInference
+from meam_policy.loop.chunk_inference import (
+    BackgroundInference,
+    ChunkAnswer,
+    ChunkRequest,
+    Inference,
+    SimulatedInference,
+)
 from meam_policy.loop.chunk_policy import ChunkPolicy, UncheckedPolicy, checks_of
 from meam_policy.loop.chunk_schedule import Chunking, ChunkSchedule
+from meam_policy.loop.flight_log import FlightLog
 from meam_policy.loop.loop_health import HealthRecorder, LoopHealth
 from meam_policy.robot import RobotContract
 from meam_policy.robot.limits import ActionLimits
@@ -103,8 +113,8 @@ class ControlLoop:
     been executed that could be held. Later a failed inference is counted and asked for again in the next tick, while
     the running chunk goes on; only "stop" raises it. A tick whose observation is too old gives what an overrun gives.
 
-    One thread calls `step`, `run` and `reset`; `health` and `close` may be called from any. Nobody else may use the
-    policy until the loop is closed.
+    One thread calls `step`, `run` and `reset`; `health`, `save_recording` and `close` may be called from any. Nobody
+    else may use the policy until the loop is closed.
 
     Args:
         policy: A `MeamPolicy`, a wrapper around one, or any other `ChunkPolicy`.
@@ -123,10 +133,15 @@ class ControlLoop:
         any_rate: Accept another rate than that of the actions that the policy was trained on.
         unchecked: Accept a policy without all of `ChunkPolicy`, and do without what it lacks: then it takes no prefix,
             every observation is accepted, and no action is limited.
+        record: Flight file to write, *.mcap, from which `replay_flight` recomputes every action; a `Recording` says
+            more, such as to keep only the last seconds until the loop stops. The loop never waits for it. None records
+            nothing.
         clock: Seconds, monotonic.
         sleep: Sleeps for the given time, seconds.
 
     Raises:
+        OutputError: the file to record into exists, or cannot be made.
+        MissingExtraError: mcap, which recording needs, is not installed.
         ConfigError: an argument is unknown or out of range; or the policy was trained on actions of another rate, takes
             no prefix, or has no `accepts`, `limit_action` or `takes_prefix`; or there is no rate, home pose or place to
             blend in from.
@@ -151,6 +166,7 @@ class ControlLoop:
         simulated_delay: int | None = None,
         any_rate: bool = False,
         unchecked: bool = False,
+        record: Recording | str | os.PathLike[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -210,13 +226,14 @@ class ControlLoop:
         self._accepts, self._limit, self._preview = checks.accepts, checks.limit_action, checks.preview_actions
         space, limits = policy.spec.action_space, ActionLimits.of(robot, policy.spec)
         neutral = np.clip(np.zeros(policy.spec.action_dim), limits.low, limits.high)
-        self._neutral = self._last = neutral.reshape(space.shape).astype(space.dtype)
+        self._neutral = self._last = self._chosen = neutral.reshape(space.shape).astype(space.dtype)
         self._home = None if limits.home is None else limits.home.reshape(space.shape).astype(space.dtype)
         if overrun == "home" and self._home is None:
             raise ConfigError(
                 'overrun is "home"; expected another one, since no robot.json says where home is: a default of every '
                 "action."
             )
+        blend_in_s = timing.blend_in_s if blend_in_s is None else blend_in_s
         self._blend_in = BlendIn.of(robot, policy.spec, blend_in_s, rate_hz)
         self._budget = math.inf if timing.latency_budget_ms is None else timing.latency_budget_ms / 1e3
         self._schedule = ChunkSchedule(chunking, chunk_size, policy.spec.action_dim, steps)
@@ -226,11 +243,28 @@ class ControlLoop:
         self._chunk_before: int | None = None
         self._given_at: float | None = None
         self._stopped: str | None = None
-        self._inference = (
-            BackgroundInference(policy, clock)
-            if simulated_delay is None
-            else SimulatedInference(policy, simulated_delay)
-        )
+        self._asked = 0
+        self._flight = None
+        if record is not None:
+            settings = {
+                "rate_hz": rate_hz,
+                "chunking": chunking,
+                "overrun": overrun,
+                "execute_steps": steps,
+                "max_observation_age_s": age,
+                "blend_in_s": blend_in_s,
+                "expected_delay": expected_delay,
+                "simulated_delay": simulated_delay,
+                "unchecked": unchecked,
+            }
+            recording = record if isinstance(record, Recording) else Recording(record)
+            self._flight = FlightLog(recording, policy, settings, self._recorder)
+        self._inference = self._new_inference(policy, simulated_delay)
+
+    def _new_inference(self, policy: UncheckedPolicy, simulated_delay: int | None) -> Inference:
+        if simulated_delay is None:
+            return BackgroundInference(policy, self._clock)
+        return SimulatedInference(policy, simulated_delay)
 
     def __repr__(self) -> str:
         """One line: what acts, and how."""
@@ -265,8 +299,22 @@ class ControlLoop:
         return self._give(observation, timestamp)
 
     def _give(self, observation: Any, timestamp: float | None = None) -> NDArray[Any]:
-        """Give the action of the present tick."""
-        fresh = self._is_fresh(timestamp)
+        """Give the action of the present tick, and record it."""
+        age = self._age(timestamp)
+        if self._flight is None:
+            return self._act(observation, age)
+        self._flight.begin(observation, self._tick, age)
+        try:
+            action = self._act(observation, age)
+        except BaseException as error:
+            self._flight.fail(error)
+            raise
+        self._flight.give(self._chosen, self._last, self._delay)
+        return action
+
+    def _act(self, observation: Any, age: float | None) -> NDArray[Any]:
+        """Give the action of the present tick, from all that comes from outside: this, and the answers that arrive."""
+        fresh = self._is_fresh(age)
         usable = fresh and self._is_accepted(observation)
         if self._schedule.empty:
             self._open(observation, fresh, usable)
@@ -276,7 +324,8 @@ class ControlLoop:
                 self._ask(observation)
                 self._collect(wait=self._chunking == "blocking")
         self._chunk_before, self._chunk = self._chunk, None
-        self._last = self._limit(self._choose(fresh, usable))
+        self._chosen = self._choose(fresh, usable)
+        self._last = self._limit(self._chosen)
         self._tick += 1
         self._recorder.count("ticks")
         self._given_at = None if self._simulated else self._clock()
@@ -306,6 +355,8 @@ class ControlLoop:
         """Skip the ticks that have passed since the last action, so many periods ago; before it, if it is negative."""
         if 0 <= periods < 2:
             return
+        if self._flight is not None:
+            self._flight.pause = periods
         chunk_size = self._policy.spec.chunk_size
         skipped = int(periods) - 1 if periods > 0 else chunk_size
         self._recorder.count("missed_deadlines", skipped if periods > 0 else 1)
@@ -356,7 +407,7 @@ class ControlLoop:
             for tick in itertools.count() if steps is None else range(steps):
                 if tick and not self._simulated:
                     due, slot = slot + 1, self._wait_for_slot(start, slot + 1)
-                    self._tick += slot - due  # actions whose time has passed are not made up for
+                    self._skip(slot - due)  # actions whose time has passed are not made up for
                 if stop is not None and stop.is_set():
                     break
                 action = self._step_stamped(read_observation)
@@ -365,18 +416,37 @@ class ControlLoop:
                 if self._closed:  # by another thread, meanwhile
                     break
                 send_action(action)
+        except BaseException as error:
+            if self._flight is not None:
+                self._flight.stop(error)
+            raise
         finally:
             if self._overrun == "zero" if send_neutral_on_exit is None else send_neutral_on_exit:
                 self._send_neutral(send_action)
         return self.health()
 
+    def _skip(self, ticks: int) -> None:
+        self._tick += ticks
+        if self._flight is not None:
+            self._flight.skipped += ticks
+
+    @property
+    def _rest(self) -> NDArray[Any]:
+        """The action that a run ends with: the neutral one, or home."""
+        return self._home if self._overrun == "home" and self._home is not None else self._neutral
+
+    def _go_to_rest(self) -> None:
+        """Go to the neutral action, or home, as far as the rate limit allows."""
+        self._last = self._limit(self._rest.copy())
+        if self._flight is not None:
+            self._flight.neutral(self._last)
+
     def _send_neutral(self, send_action: Callable[[NDArray[Any]], Any]) -> None:
         """Go to the neutral action, or home, in steps that the rate limit allows, for at most two seconds."""
-        rest = self._home if self._overrun == "home" and self._home is not None else self._neutral
         for _ in range(max(1, math.ceil(2 * self._rate_hz))):
-            self._last = self._limit(rest.copy())
+            self._go_to_rest()
             send_action(self._last.copy())
-            if np.array_equal(self._last, rest):
+            if np.array_equal(self._last, self._rest):
                 return
             if not self._simulated:
                 self._sleep(1 / self._rate_hz)
@@ -397,28 +467,51 @@ class ControlLoop:
         _check(seed is None or seed >= 0, "seed", seed, "a whole number of 0 or more")
         self._require_open()
         self._inference.reset(seed)
-        self._begin_episode()
+        self._begin_episode(reset=True)
         self._stopped = None
 
     def health(self) -> LoopHealth:
         """How the loop is doing; from any thread, at any time."""
-        return self._recorder.read(delay_ticks=self._delay, stopped=self._stopped is not None or self._closed)
+        stopped = self._stopped is not None or self._closed
+        dropped = 0 if self._flight is None else self._flight.dropped
+        return self._recorder.read(delay_ticks=self._delay, stopped=stopped, dropped_records=dropped)
+
+    @typed()
+    def save_recording(self, timeout_s: float = 10.0) -> Path:
+        """Write the ring of `Recording(ring_seconds=)` now; without a ring, what waits for the disk.
+
+        From any thread, but not from the one that keeps the robot's time: it waits.
+
+        Args:
+            timeout_s: Seconds to wait for the disk.
+
+        Returns:
+            The file.
+
+        Raises:
+            ConfigError: nothing is recorded, or the time is below 0 or longer than the system can wait.
+        """
+        _check_wait(timeout_s)
+        if self._flight is None:
+            raise ConfigError("Nothing is recorded; expected a loop made with record=, a path or a Recording.")
+        return self._flight.save(timeout_s)
 
     @typed()
     def close(self, timeout_s: float = 1.0) -> None:
         """End the thread; the loop gives no more actions.
 
         Args:
-            timeout_s: Seconds to wait for a running inference. One that hangs is left behind in its daemon thread,
-                which uses the policy until it returns.
+            timeout_s: Seconds to wait for a running inference, and as many for a recording. An inference that hangs is
+                left behind in its daemon thread, which uses the policy until it returns.
 
         Raises:
             ConfigError: the time is below 0, or longer than the system can wait.
         """
-        waits = 0 <= timeout_s <= threading.TIMEOUT_MAX
-        _check(waits, "timeout_s", timeout_s, f"seconds from 0 to {threading.TIMEOUT_MAX:g}")
+        _check_wait(timeout_s)
         self._closed = True
         self._inference.close(timeout_s)
+        if self._flight is not None:
+            self._flight.close(timeout_s)
 
     def __enter__(self) -> ControlLoop:
         return self
@@ -435,15 +528,24 @@ class ControlLoop:
         if self._stopped is not None:
             raise ActionError(f"The control loop is stopped: {self._stopped} Call reset() to start again.")
 
-    def _begin_episode(self) -> None:
+    def _begin_episode(self, reset: bool = False) -> None:
         self._schedule.clear()
+        if self._flight is not None:
+            self._flight.episode(reset)
         self._tick, self._given_at, self._chunk = 0, None, None
 
-    def _is_fresh(self, timestamp: float | None) -> bool:
-        if timestamp is None or self._max_age is None:
-            return True
-        now = self._tick / self._rate_hz if self._simulated else self._clock()
-        return abs(now - timestamp) <= self._max_age  # False for NaN
+    def _age(self, timestamp: float | None) -> float | None:
+        if timestamp is None or (self._max_age is None and self._flight is None):
+            return None
+        try:
+            return (self._tick / self._rate_hz if self._simulated else self._clock()) - timestamp
+        except (TypeError, OverflowError):
+            if self._max_age is None:  # nobody but the recorder asks
+                return None
+            raise
+
+    def _is_fresh(self, age: float | None) -> bool:
+        return age is None or self._max_age is None or abs(age) <= self._max_age  # False for NaN
 
     def _is_accepted(self, observation: Any) -> bool:
         try:
@@ -480,8 +582,11 @@ class ControlLoop:
     def _ask(self, observation: Any, opening: bool = False) -> None:
         # With weight zero in the opening one, which so warms up what the later ones run.
         prefix = self._schedule.prefix(self._tick, self._delay) if self._chunking == "realtime" else None
+        if self._flight is not None:
+            self._flight.asked = self._asked
         # Copied: drivers write the next reading into the same memory.
-        self._inference.ask(ChunkRequest(copy.deepcopy(observation), self._tick, prefix, opening))
+        self._inference.ask(ChunkRequest(copy.deepcopy(observation), self._tick, prefix, opening, self._asked))
+        self._asked += 1
 
     def _collect(self, wait: bool = False) -> None:
         answer = self._inference.collect(self._tick, wait)
@@ -492,6 +597,8 @@ class ControlLoop:
             self._stop(answer.error)
 
     def _take(self, answer: ChunkAnswer) -> None:
+        if self._flight is not None:
+            self._flight.arrive(answer, self._delay, self._delays)
         if answer.chunk is None:
             assert answer.error is not None
             self._recorder.add_failure(answer.error)
@@ -566,6 +673,11 @@ class ControlLoop:
 def _check(good: bool, name: str, value: Any, expected: str) -> None:
     if not good:
         raise ConfigError(f"{name} is {value}; expected {expected}.")
+
+
+def _check_wait(timeout_s: float) -> None:
+    waits = 0 <= timeout_s <= threading.TIMEOUT_MAX
+    _check(waits, "timeout_s", timeout_s, f"seconds from 0 to {threading.TIMEOUT_MAX:g}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

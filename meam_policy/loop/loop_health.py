@@ -40,6 +40,7 @@ class LoopHealth:
         latency_p50_ms: Median of the newest 1000 durations.
         latency_p99_ms: 99th percentile of the same.
         delay_ticks: Ticks that the next chunk is expected to take.
+        dropped_records: Records of the flight recorder that are in no file, because the disk was too slow or full.
         stopped: Whether the loop gives no more actions until it is reset.
         last_error: The newest error of an inference; None if there was none. `to_json` has its text.
     """
@@ -55,6 +56,7 @@ class LoopHealth:
     latency_p50_ms: float | None
     latency_p99_ms: float | None
     delay_ticks: int
+    dropped_records: int
     stopped: bool
     last_error: MeamError | None
 
@@ -66,18 +68,26 @@ class LoopHealth:
 
 
 class HealthRecorder:
-    """Counts what happens in a control loop; every method may be called from any thread."""
+    """Counts what happens in a control loop; every method may be called from any thread.
+
+    Attributes:
+        heard: Where to put the name of every event but ticks and inferences, for a flight recorder; None if nobody
+            listens.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._seconds: deque[float] = deque(maxlen=_RECENT)
         self._last_error: MeamError | None = None
+        self.heard: list[str] | None = None
 
     def count(self, event: Event, times: int = 1) -> None:
         """Count an event."""
         with self._lock:
             self._counts[event] += times
+            if times and self.heard is not None and event not in ("ticks", "inferences"):
+                self.heard.append(event)
 
     def add_latency(self, seconds: float) -> None:
         """Record the duration of an inference."""
@@ -88,9 +98,11 @@ class HealthRecorder:
         """Record a failed inference."""
         with self._lock:
             self._counts["failed_inferences"] += 1
+            if self.heard is not None:
+                self.heard.append("failed_inferences")
             self._last_error = error
 
-    def read(self, *, delay_ticks: int, stopped: bool) -> LoopHealth:
+    def read(self, *, delay_ticks: int, stopped: bool, dropped_records: int = 0) -> LoopHealth:
         """Take a snapshot."""
         with self._lock:
             counts, seconds, last_error = self._counts.copy(), list(self._seconds), self._last_error
@@ -110,6 +122,7 @@ class HealthRecorder:
             latency_p50_ms=p50,
             latency_p99_ms=p99,
             delay_ticks=delay_ticks,
+            dropped_records=dropped_records,
             stopped=stopped,
             last_error=last_error,
         )

@@ -33,6 +33,7 @@ from meam_policy import (
     MeamPolicy,
     ObservationError,
     PolicySpec,
+    Recording,
     RolloutResult,
     SafetySettings,
     cli,
@@ -157,6 +158,17 @@ class World:
             "truncations": data.episode_ends & ~data.terminations,
         }
 
+    def recording_loop(self) -> ControlLoop:
+        options: dict[str, Any] = {"chunking": "naive", "any_rate": True, "simulated_delay": 1}
+        return ControlLoop(self.policy, 1000.0, record=Recording(self.new(), ring_seconds=1.0), **options)
+
+    def flight(self) -> Path:
+        path = self.new()
+        options: dict[str, Any] = {"chunking": "naive", "any_rate": True, "simulated_delay": 1}
+        with ControlLoop(self.policy, 1000.0, record=path, **options) as loop:
+            loop.step(self.row)
+        return path
+
     def loop(self) -> ControlLoop:
         return ControlLoop(self.policy, 1000.0, chunking="naive", any_rate=True, expected_delay=1)
 
@@ -229,12 +241,14 @@ CASES: Mapping[str, Callable[[World], Case]] = {
             "simulated_delay": 1,
             "any_rate": True,
             "unchecked": False,
+            "record": None,
             "clock": lambda: 0.0,
             "sleep": lambda _: None,
         },
     ),
     "ControlLoop.close": lambda w: (w.loop().close, {"timeout_s": 1.0}),
     "ControlLoop.reset": lambda w: (w.loop().reset, {"seed": 0}),
+    "ControlLoop.save_recording": lambda w: (w.recording_loop().save_recording, {"timeout_s": 0.1}),
     "ControlLoop.run": lambda w: (
         w.loop().run,
         {
@@ -246,6 +260,7 @@ CASES: Mapping[str, Callable[[World], Case]] = {
         },
     ),
     "ControlLoop.step": lambda w: (w.loop().step, {"observation": w.row, "timestamp": None}),
+    "Difference": held(meam_policy.Difference),
     "EnvironmentSpec": lambda w: (
         EnvironmentSpec,
         {"id": "meam/Pockets-v0", "kwargs": {}, "max_episode_steps": 5, "wrappers": (), "evaluation": None},
@@ -334,6 +349,8 @@ CASES: Mapping[str, Callable[[World], Case]] = {
     "PolicySpec.identity_in": lambda w: (w.policy.spec.identity_in, {"config": json.loads(w.policy.spec.to_json())}),
     "PolicySpec.select": lambda w: (w.policy.spec.select, {"variant": None}),
     "Pushed": held(meam_policy.Pushed),
+    "Recording": lambda w: (Recording, {"path": w.new(), "ring_seconds": None, "queue": 10}),
+    "ReplayReport": held(meam_policy.ReplayReport),
     "RolloutResult": held(RolloutResult),
     "RolloutResult.latency_ms": lambda w: (
         RolloutResult(np.ones(1), np.ones(1, int), None, np.ones(3)).latency_ms,
@@ -349,6 +366,7 @@ CASES: Mapping[str, Callable[[World], Case]] = {
             "rate_limit": 1.0,
         },
     ),
+    "replay_flight": lambda w: (meam_policy.replay_flight, {"file": w.flight(), "policy": w.policy}),
     "StampedObservation": held(meam_policy.StampedObservation),
     "make_environment": lambda w: (meam_policy.make_environment, {"environment": "meam/Pockets-v0"}),
     "rollout": lambda w: (

@@ -11,7 +11,20 @@ import pytest
 import meam_policy
 from meam_policy import MeamError, errors
 
-HEAVY = ("torch", "onnxruntime", "onnx", "minari", "tyro", "rich", "mujoco", "ogbench", "matplotlib", "h5py", "pandas")
+HEAVY = (
+    "torch",
+    "mcap",
+    "onnxruntime",
+    "onnx",
+    "minari",
+    "tyro",
+    "rich",
+    "mujoco",
+    "ogbench",
+    "matplotlib",
+    "h5py",
+    "pandas",
+)
 
 
 def test_importing_the_runtime_imports_nothing_heavy(run_python):

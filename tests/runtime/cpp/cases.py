@@ -18,6 +18,8 @@ from meam_policy.robot import ActionNumber, ObservationNumber, RobotContract, Ti
 from meam_policy.robot.contract_file import contract_text
 
 CASES, LOOP_CASES = 300, 240
+PYTHONS = ("last_error", "dropped_records")
+"""Fields of `LoopHealth` that the header does not have."""
 
 
 def box(dtype: str, low: tuple[float, ...], high: tuple[float, ...]) -> BoxSpec:
@@ -320,5 +322,5 @@ def loop_cases(folders: dict[str, Path]) -> Iterator[dict[str, Any]]:
             "loop": options,
             "steps": steps,
             "health": asdict(policy.health()),
-            "loop_health": {key: value for key, value in loop_health.to_json().items() if key != "last_error"},
+            "loop_health": {key: value for key, value in loop_health.to_json().items() if key not in PYTHONS},
         }

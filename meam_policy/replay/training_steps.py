@@ -1,0 +1,113 @@
+"""What can be learned from a flight: its steps, in stretches without a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meam_policy.flight import Flight, FlightRecord
+from meam_policy.replay.messages import Ticked, observation_of
+from meam_policy.spec import PolicySpec
+
+__all__ = ["Step", "Stretch", "recorded_spec", "stretches"]
+
+
+class Step(NamedTuple):
+    """One step: an action, and the observation after it.
+
+    Attributes:
+        reward: None where none was recorded.
+    """
+
+    action: NDArray[Any]
+    observation: Any
+    reward: float | None
+    terminated: bool
+
+
+class Stretch(NamedTuple):
+    """Steps one after the other.
+
+    Attributes:
+        first: The observation before the first step.
+    """
+
+    first: Any
+    steps: list[Step]
+
+
+class _Row(NamedTuple):
+    tick: int
+    observation: Any
+    action: NDArray[Any]
+    reward: float | None
+    terminated: bool
+
+
+def recorded_spec(flight: Flight) -> PolicySpec:
+    """The spec of the policy that acted.
+
+    Raises:
+        FormatError: the recording has none, or a broken one.
+    """
+    return PolicySpec.from_json(flight.about.get("spec", ""))
+
+
+def stretches(flight: Flight) -> Iterator[Stretch]:
+    """The stretches of a flight of one step or more.
+
+    One ends where records are missing, ticks were skipped, an observation is not finite, a tick gave no action, or an
+    episode ends. The last action of a control loop's stretch is left out: nothing says what came of it.
+    """
+    spec = recorded_spec(flight)
+    rows: list[_Row] = []
+    expected = 0
+    for record in flight.records:
+        if record.topic == "event" and record.message.get("kind") == "dropped":
+            continue
+        row = _row(record, spec) if record.topic == "tick" else None
+        joined = record.number == expected and record.topic != "event"
+        goes_on = record.topic == "inference" or (row is not None and rows and row.tick == rows[-1].tick + 1)
+        expected = record.number + 1
+        if rows and not (joined and goes_on):
+            last = record.message.get("observation") if record.message.get("kind") == "end" else None
+            yield from _stretch(rows, _shaped(observation_of(last), spec))
+            rows = []
+        if row is not None:
+            rows.append(row)
+    yield from _stretch(rows, None)
+
+
+def _row(record: FlightRecord, spec: PolicySpec) -> _Row | None:
+    tick = Ticked.of(record)
+    observation = _shaped(tick.observation, spec)
+    if observation is None or tick.action is None:
+        return None
+    action = in_type(tick.action.reshape(spec.action.shape), spec.action.dtype)
+    reward = record.message.get("reward")
+    reward = None if reward is None else float(reward)
+    return _Row(tick.tick, observation, action, reward, bool(record.message.get("terminated", False)))
+
+
+def _shaped(observation: Any, spec: PolicySpec) -> Any:
+    """An observation in the types of its space; None if it does not fit, or is not finite."""
+    parts = {}
+    for box in spec.observation:
+        part = observation if box.key is None else (observation or {}).get(box.key)
+        if part is None or np.shape(part) != tuple(box.shape) or not np.isfinite(part).all():
+            return None
+        parts[box.key] = in_type(np.asarray(part), box.dtype)
+    return parts.get(None, parts)
+
+
+def _stretch(rows: list[_Row], last: Any) -> Iterator[Stretch]:
+    """A stretch, with the observation after its last row if that is known."""
+    if not rows:
+        return
+    after = [row.observation for row in rows[1:]] + ([] if last is None else [last])
+    steps = [Step(row.action, seen, row.reward, row.terminated) for row, seen in zip(rows, after, strict=False)]
+    if steps:
+        yield Stretch(rows[0].observation, steps)
