@@ -357,7 +357,10 @@ def test_without_an_environment_there_is_nothing_to_learn_on_in(make_config, lef
 
 @pytest.mark.slow
 def test_online_learning_takes_a_policy_far_beyond_its_data(make_config, leftward):
-    """The data's mean return is -11.4, that of three steps to the goal -0.9. Seen with seeds 0 to 3: -3.9 to -4.8 offline, -2.2 to -2.4 online."""
+    """The data's mean return is -11.4, that of three steps to the goal -0.9.
+
+    Seen with seeds 0 to 3: -3.9 to -4.8 offline, -2.2 to -2.4 online.
+    """
     config = make_config(
         steps=80,
         batch_size=64,
