@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # As many processes as cores; a file's tests stay together, in the order of tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-fast gpu-check deploy-check lint format docs clean
+.PHONY: help install demo test test-fast gpu-check deploy-check style lint format docs clean
 
 help:
 	@echo "make install    prepare $(VENV) with everything for development"
@@ -36,17 +36,22 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/meam demo
 
-lint: $(STAMP)
+style: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+lint: style
 	$(BIN)/pyright
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: lint
-	$(PYTEST) --durations 10
+# Pyright is one process for a minute or more: it runs beside the tests, and is heard after them.
+test: style
+	@types=$$(mktemp); $(BIN)/pyright >$$types 2>&1 & checker=$$!; \
+	$(PYTEST) --durations 10; failed=$$?; \
+	wait $$checker || failed=1; cat $$types; rm $$types; exit $$failed
 
 test-fast: $(STAMP)
 	$(PYTEST) -m 'not slow'

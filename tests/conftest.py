@@ -1,4 +1,4 @@
-"""Threads, shape checks and order of the tests; set here, before any test imports numpy, torch or meam_training."""
+"""Threads, shape checks, disk and order of the tests; set here, before a test imports numpy, torch or meam_training."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ SHAPE_CHECKED = ("meam_training.flow", "meam_training.networks", "meam_training.
 
 # torch.compile cannot trace them: see training/learning/test_compilation.py
 if "MEAM_WITHOUT_SHAPE_CHECKS" not in os.environ:
-    jaxtyping.install_import_hook(SHAPE_CHECKED, "beartype.beartype")
+    jaxtyping.install_import_hook(SHAPE_CHECKED, "shape_checks.when_called")
 
 # A shell starts its background jobs with SIGINT ignored, and they would hand that on to the commands under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,24 +30,26 @@ hypothesis.settings.load_profile("tests")
 
 LONGEST = (
     "training/learning/test_compilation.py",
-    "training/benchmark/test_accuracy_suite.py",
-    "training/test_trainer.py",
-    "runtime/cpp/test_header.py",
     "export/graph/test_policy_graph.py",
     "training/collection/test_oracles.py",
-    "end_to_end/test_demo.py",
-    "export/benchmark/test_bench_infer.py",
     "training/runs/test_sweep.py",
+    "runtime/cpp/test_loop.py",
     "training/learning/test_distributed.py",
-    "training/algorithm/test_objectives.py",
-    "training/learning/test_online.py",
-    "end_to_end/test_wheel.py",
-    "training/algorithm/test_bandit.py",
+    "runtime/cpp/test_header.py",
+    "export/benchmark/test_bench_infer.py",
+    "training/test_trainer.py",
+    "training/benchmark/test_accuracy_suite.py",
+    "end_to_end/test_demo.py",
     "training/collection/test_collect.py",
+    "end_to_end/test_wheel.py",
     "training/runs/test_kill.py",
-    "training/learning/test_budget.py",
-    "runtime/folder/test_hub.py",
+    "end_to_end/test_readme.py",
+    "runtime/commands/test_eval_command.py",
+    "training/commands/test_train_command.py",
     "training/flow/test_solvers.py",
+    "training/learning/test_evaluation.py",
+    "training/learning/test_online.py",
+    "training/algorithm/test_objectives.py",
 )
 """The files that take longest, longest first. A file is one worker's: begun last, it would keep the others waiting."""
 
@@ -59,7 +61,15 @@ CHECKED = [
 """Where their tests are, which call everything in them."""
 
 
+SYNCED = [Path(__file__).parent / name for name in ("runtime/test_atomic_files.py", "training/runs/test_checkpoint.py")]
+"""Where files are on the disk before a test goes on; so they are in the commands that tests start."""
+
+FSYNC = os.fsync
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Waiting for the disk takes a quarter of a short training's time; fstat refuses the same descriptors.
+    os.fsync = FSYNC if item.path in SYNCED else os.fstat
     # The checks take three quarters of a training's time.
     checked = any(map(item.path.is_relative_to, CHECKED)) and not item.get_closest_marker("slow")
     jaxtyping.config.update("jaxtyping_disable", not checked)

@@ -49,9 +49,9 @@ def test_the_wheel_acts_in_mujoco_without_torch(tmp_path: Path) -> None:
     policy = export_policy(train(config, dataset, tmp_path / "run"), tmp_path / "policy").folder
 
     python = tmp_path / "venv" / "bin" / "python"
-    succeed(sys.executable, "-m", "venv", tmp_path / "venv")
-    constraints = ROOT / "constraints.txt"
-    succeed(python, "-m", "pip", "install", "--quiet", "--constraint", constraints, f"{wheel}[cpu]", "mujoco")
+    succeed(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    pip = (sys.executable, "-m", "pip", "--python", python, "--quiet")
+    succeed(*pip, "install", "--no-compile", "--constraint", ROOT / "constraints.txt", f"{wheel}[cpu]", "mujoco")
     found = json.loads(succeed(python, "-c", ACT, policy))
     assert found == {"lengths": [20, 20], "provider": "CPUExecutionProvider"}
 

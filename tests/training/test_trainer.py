@@ -333,14 +333,18 @@ def test_resuming_on_other_data_is_refused(dataset, make_config, tmp_path):
 # Interruption
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(dataset, make_config, tmp_path_factory):
+    """A run of twelve updates, four of them pretraining."""
+    return train(make_config(pretrain_steps=4), dataset, tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("at", [2, 5, 12])
+@pytest.mark.parametrize(("number", "at"), [(signal.SIGINT, 2), (signal.SIGTERM, 5), (signal.SIGINT, 12)])
 def test_an_interrupt_saves_the_update_it_met_and_the_run_goes_on_from_there(
-    dataset, make_config, tmp_path, number, at
+    uninterrupted, dataset, tmp_path, number, at
 ):
-    config = make_config(pretrain_steps=4)
-    whole = train(config, dataset, tmp_path / "whole")
+    config = uninterrupted.config
     cut = tmp_path / "cut"
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
@@ -353,8 +357,8 @@ def test_an_interrupt_saves_the_update_it_met_and_the_run_goes_on_from_there(
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert Checkpoint.load(cut).step == at
     assert left_in(cut) == ALWAYS | {f"step_{at:08d}"}
-    assert_bit_equal(whole, train(config, dataset, cut, resume=True))
-    assert without_speed(cut) == without_speed(tmp_path / "whole")
+    assert_bit_equal(uninterrupted, train(config, dataset, cut, resume=True))
+    assert without_speed(cut) == without_speed(uninterrupted.path.parents[1])
 
 
 @pytest.mark.slow
@@ -459,20 +463,18 @@ def test_a_training_in_another_process_locks_the_folder_and_survives_being_kille
     dataset, make_config, tmp_path, monkeypatch
 ):
     cut = tmp_path / "cut"
-    for _ in range(2):
-        child = subprocess.Popen([sys.executable, "-c", ENDLESS, str(cut), "1000000"])
-        try:
-            before = Checkpoint.latest(cut)
-            deadline = time.monotonic() + 60
-            while (now := Checkpoint.latest(cut)) is None or (before is not None and now.step < before.step + 5):
-                assert child.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            with pytest.raises(LockedError, match=f"Process {child.pid} is training into"):
-                train(make_config(), dataset, cut, resume=True)
-        finally:
-            child.kill()
-            child.wait()
+    child = subprocess.Popen([sys.executable, "-c", ENDLESS, str(cut), "1000000"])
+    try:
+        deadline = time.monotonic() + 60
+        while (now := Checkpoint.latest(cut)) is None or now.step < 5:
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with pytest.raises(LockedError, match=f"Process {child.pid} is training into"):
+            train(make_config(), dataset, cut, resume=True)
+    finally:
+        child.kill()
+        child.wait()
     last = Checkpoint.load(cut)
     assert all(tensor.isfinite().all() for tensor in saved(last).values())
     for folder in (cut, tmp_path / "whole"):

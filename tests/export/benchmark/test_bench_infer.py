@@ -96,7 +96,7 @@ def problem() -> Problem:
 
 @pytest.fixture(scope="module")
 def prepared(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """The tasks of those that are quickly prepared; `test_everyone_races` has the others."""
+    """The tasks of those that are quickly prepared; `test_contestants_of_every_kind_race` has the others."""
     folder = tmp_path_factory.mktemp("tiny")
     contestants, skipped = prepare(problem, IN_THIS_PROCESS + FLOORS, CONDITIONS, folder)
     assert set(skipped) <= {"floor-c"}
@@ -668,13 +668,16 @@ def test_a_trained_policy_is_read_from_its_checkpoint(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_everyone_races(problem: Problem, tmp_path: Path) -> None:
-    names = [name for name in ENTRANTS if name != "jax"]
-    outcome = raced(problem, names, tmp_path, rounds=2, **QUICKLY)
+def test_contestants_of_every_kind_race(problem: Problem, tmp_path: Path) -> None:
+    # Of those that act by the same code, one: the others' answers are compared in this process.
+    alike = {"jax", "lean-bare", "lean-k3", "lean-k3-int8", "lean-best-of-4", "floor-torch", "floor-sum", "floor-c"}
+    names = [name for name in ENTRANTS if name not in alike]
+    assert set(ENTRANTS) - set(names) - {"jax"} < {*IN_THIS_PROCESS, *FLOORS}
+    outcome = raced(problem, names, tmp_path, rounds=1, **QUICKLY)
     assert outcome.failures == {}
-    assert set(outcome.steady) == set(outcome.paced) == set(names) - set(outcome.skipped)
+    assert set(outcome.steady) == set(outcome.paced) == set(names)
     exact = [name for name, about in outcome.about.items() if about["max_error"] < 1e-5]
-    assert set(exact) == set(outcome.about) - {"lean-int8", "lean-k3-int8"}
+    assert set(exact) == set(outcome.about) - {"lean-int8"}
     row = row_of(outcome, "lean")
     assert row.over_eager is not None
     assert row.over_eager > 0

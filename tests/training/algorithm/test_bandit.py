@@ -33,8 +33,11 @@ def test_the_rare_mode_gets_its_mass(tmp_path):
     config = TrainConfig.preset(
         "me-am",
         inverse_temperature=1.0,
-        steps=900,
-        pretrain_steps=300,
+        steps=450,
+        pretrain_steps=150,
+        batch_size=128,
+        nfe=6,
+        likelihood_steps=4,
         device="cpu",
         hidden_dims=(32, 32),
         critic_hidden_dims=(4,),
@@ -54,5 +57,5 @@ def test_the_rare_mode_gets_its_mass(tmp_path):
     # The closed form is 0.65 with entropy, and 0.41 without.
     assert target_mass(0.5) == pytest.approx(0.653, abs=1e-3)
     assert target_mass(0.0) == pytest.approx(0.411, abs=1e-3)
-    assert (acted > 0).mean() == pytest.approx(target_mass(0.5), abs=0.08)
+    assert (acted > 0).mean() == pytest.approx(target_mass(0.5), abs=0.08)  # 0.60 to 0.61 with seeds 0 to 2
     assert np.abs(acted).max() <= 1

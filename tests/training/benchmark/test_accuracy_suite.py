@@ -232,12 +232,17 @@ def test_two_mirror_stages_tilt_twice_and_faces_hold_their_share() -> None:
 
 
 @pytest.mark.slow
-def test_the_reweighted_policy_comes_close_to_its_targets_with_few_updates(tmp_path: Path) -> None:
-    command = ["--output", str(tmp_path), "--method", "reweighted", "--run", "1d-0.5-1-0", "--jobs", "1"]
-    assert suite.main([*command, "--steps", "1000", "--pretrain-steps", "500"]) == 0
+def test_the_reweighted_policy_comes_close_to_its_targets_with_few_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "SAMPLES", 8000)
+    quick = {"learning_rate": 1e-2, "hidden_dims": (32, 32), "batch_size": 128}
+    monkeypatch.setattr(suite, "COMMON", {**suite.COMMON, **quick})
+    command = ["--output", str(tmp_path), "--method", "reweighted", "--run", "1d-0.5-1-0", "--jobs", "0"]
+    assert suite.main([*command, "--steps", "600", "--pretrain-steps", "250"]) == 0
     (path,) = (tmp_path / "jobs").glob("*.json")
     cells = {cell["context"]: cell for cell in json.loads(path.read_text())["cells"]}
-    assert cells["rare"]["normalised_w1"] < 0.5
+    assert cells["rare"]["normalised_w1"] < 0.5  # 0.34 at most with seeds 0 to 2; that of the prior is 1
     assert cells["rare"]["mode_mass"][-1] > 0.3  # a tenth of the data
     assert all(cell["max_action"] <= 1 for cell in cells.values())
     assert report.main([str(tmp_path)]) == 0
@@ -255,7 +260,7 @@ def test_a_job_on_chunks_is_measured_and_reported_beside_its_floor(
     monkeypatch.setattr(suite, "SAMPLES", 4000)
     monkeypatch.setattr(suite, "PRIOR_SAMPLES", 20_000)
     command = ["--output", str(tmp_path), "--method", "reweighted", "--run", name, "--critic", critic, "--jobs", "0"]
-    assert suite.main([*command, "--steps", "60", "--pretrain-steps", "30"]) == 0
+    assert suite.main([*command, "--steps", "10", "--pretrain-steps", "5"]) == 0
     (path,) = (tmp_path / "jobs").glob("*.json")
     (cell,) = json.loads(path.read_text())["cells"]
     # Hardly trained: about where the prior is, and wider than a mode.

@@ -15,6 +15,7 @@ from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
 from meam_training.learning.chunk_source import ChunkSource, make_chunk_source
 from meam_training.learning.learner import Learner
+from meam_training.networks import trust_region
 from meam_training.networks.trust_region import TRUST_REGION_METRICS
 from meam_training.trainer import make_spec
 
@@ -131,14 +132,26 @@ def test_with_the_log_step_the_scale_of_the_values_changes_nothing(bandit, kind,
 
 
 @pytest.mark.slow
-def test_the_temperature_of_a_linear_value_is_the_closed_form(bandit):
-    """The tilt of N(0, s²) by exp(tau q a) is a shift by tau q s², and costs (tau q s)² / 2."""
-    budget, steps, slope = 0.3, 600, 100.0
-    changes = {"nfe": 6, "likelihood_steps": 3, "pretrain_steps": 200, "kl_budget": budget}
-    learner, chunks = learner_of(bandit, slope, steps=steps, **changes)
+def test_the_temperature_of_a_linear_value_is_the_closed_form(bandit, monkeypatch):
+    """The tilt of N(0, s²) by exp(tau q a) is a shift by tau q s², and costs (tau q s)² / 2.
+
+    While the policy learns, its divergence is not yet that of its target, and the temperature is off by up to 40 %.
+    Where it ends depends on no rate: so it is made to end there soon, by quick dual steps and little learning noise.
+    """
+    budget, slope, learned, steps = 0.3, 100.0, 300, 450
+    changes = {"batch_size": 256, "candidates": 32, "nfe": 6, "likelihood_steps": 3, "pretrain_steps": 150}
+    learner, chunks = learner_of(bandit, slope, steps=steps, kl_budget=budget, **changes)
     taus = []
     for step in range(1, steps + 1):
+        if step == learned + 1:
+            monkeypatch.setattr(trust_region, "LOG_RATE", 10 * trust_region.LOG_RATE)
+            learner.optimizer.param_groups[0]["lr"] /= 5
         metrics = learner.update(chunks, step)
-        if step > steps - 200:
+        if step > steps - 100:
             taus.append(metrics["inverse_temperature"].item())
-    assert np.mean(taus) == pytest.approx(math.sqrt(2 * budget) / (slope * SPREAD), rel=0.1)
+    networks, noise = learner.networks, torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        spread = networks.flow(networks.target_prior, networks.encoder(torch.zeros(20_000, 1)), noise).std().item()
+    assert spread == pytest.approx(SPREAD, rel=0.1)
+    # 0.98 to 1.05 of it with seeds 0 to 5.
+    assert np.mean(taus) == pytest.approx(math.sqrt(2 * budget) / (slope * spread), rel=0.1)

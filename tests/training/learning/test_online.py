@@ -357,18 +357,20 @@ def test_without_an_environment_there_is_nothing_to_learn_on_in(make_config, lef
 
 @pytest.mark.slow
 def test_online_learning_takes_a_policy_far_beyond_its_data(make_config, leftward):
-    """The data's mean return is -11.4, that of three steps to the goal -0.9. Seen: -4.6 offline, -2.3 online."""
+    """The data's mean return is -11.4, that of three steps to the goal -0.9.
+
+    Seen with seeds 0 to 3: -3.9 to -4.8 offline, -2.2 to -2.4 online.
+    """
     config = make_config(
-        seed=2,
-        steps=150,
+        steps=80,
         batch_size=64,
-        hidden_dims=(32, 32),
+        hidden_dims=(16, 16),
         critic_hidden_dims=(32, 32),
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         inverse_temperature=3.0,
-        polyak=0.02,
+        polyak=0.05,
         discount=0.9,
-        online_steps=350,
+        online_steps=200,
         online_warmup=40,
         offline_share=0.25,
         action_scaling="box",
