@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meam_policy.flight import Flight, FlightRecord
-from meam_policy.replay.messages import Ticked, observation_of
+from meam_policy.replay.messages import Ticked, in_type, observation_of
 from meam_policy.spec import PolicySpec
 
 __all__ = ["Step", "Stretch", "recorded_spec", "stretches"]
