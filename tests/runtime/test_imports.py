@@ -13,6 +13,7 @@ from meam_policy import MeamError, errors
 
 HEAVY = (
     "torch",
+    "huggingface_hub.errors",
     "mcap",
     "onnxruntime",
     "onnx",
@@ -196,3 +197,25 @@ def test_package_is_typed(package):
 
 def test_version_is_the_distributions():
     assert meam_policy.__version__ == importlib.metadata.version("meam-policy")
+
+
+def test_help_needs_no_pytorch_and_training_names_what_brings_it(run_python, tmp_path):
+    code = (
+        "import contextlib, io, sys\n"
+        "class WithoutTorch:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch':\n"
+        "            raise ModuleNotFoundError(name=name)\n"
+        "sys.meta_path.insert(0, WithoutTorch())\n"
+        "from meam_policy.cli import run\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):\n"
+        "    run(['train', '--help'])\n"
+        "assert said.getvalue().startswith('usage: meam train'), said.getvalue()\n"
+        "for given in (['--data', 'd'], ['--resume'], ['--data', 'd', '--from', 'p']):\n"
+        f"    assert run(['train', '--output-dir', {str(tmp_path / 'run')!r}, *given]) == 2\n"
+    )
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == 3 * (
+        "meam: `meam train` needs torch, which is not installed: pip install 'meam-policy[train]'.\n"
+    )

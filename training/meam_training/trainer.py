@@ -20,7 +20,7 @@ from meam_policy.environments.make import make_environment
 from meam_policy.errors import ConfigError
 from meam_policy.spec import EnvironmentSpec, PolicySpec
 from meam_policy.typed import typed
-from meam_training.config import TrainConfig
+from meam_training.config import Statistics, TrainConfig
 from meam_training.data.action_range import action_range
 from meam_training.data.data_report import ChunkCoverage
 from meam_training.data.dataset import OfflineDataset
@@ -43,7 +43,7 @@ from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.csv_file import read_rows
 from meam_training.runs.run_folder import Run, open_run
 from meam_training.runs.run_log import METRICS_FILE
-from meam_training.runs.starting_point import StartingPoint, Statistics, started_spec
+from meam_training.runs.starting_point import StartingPoint, started_spec
 from meam_training.runs.watch import RunWarning, Watch
 
 __all__ = ["EVALUATION_SECONDS", "data_statistics", "make_spec", "train"]

@@ -20,7 +20,8 @@ from meam_policy.cli import run as meam
 from meam_policy.commands import parse
 from meam_policy.errors import ConfigError
 from meam_training.commands import train as train_command
-from meam_training.commands.train import _Progress
+from meam_training.commands import train_run
+from meam_training.commands.train_run import _Progress
 from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
 from meam_training.learning.update_cost import RunStart, UpdateCost
@@ -209,7 +210,7 @@ def test_an_interrupted_run_says_how_to_resume_once_it_has_begun(begun, data, tm
     def interrupt(*args, **others):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_command, "train", interrupt)
+    monkeypatch.setattr(train_run, "train", interrupt)
     monkeypatch.chdir(tmp_path)
     os.rename(begun, tmp_path / "it's a run")
     capsys.readouterr()

@@ -13,7 +13,7 @@ import pytest
 
 from meam_policy.cli import run as meam
 from meam_policy.errors import ConfigError, NotFoundError
-from meam_training.commands import train as train_command
+from meam_training.commands import train_run
 from meam_training.commands.sweep import _show_table
 from meam_training.config import TrainConfig
 from meam_training.runs.sweep import Outcome, SweepRun, read_sweep, run_sweep
@@ -111,8 +111,8 @@ def test_meam_train_understands_every_command_as_the_sweep_does(write, monkeypat
         seen.append((config, dataset, output_dir, resume))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_command, "train", note)
-    monkeypatch.setattr(train_command, "open_dataset", lambda arguments: arguments.data[0])
+    monkeypatch.setattr(train_run, "train", note)
+    monkeypatch.setattr(train_run, "open_dataset", lambda arguments: arguments.data[0])
     runs = read_sweep(path, "runs/a b")
     for run in runs:
         assert meam(shlex.split(run.command)[1:]) == 130

@@ -8,7 +8,8 @@ from meam_training.config.train_config import (
     Objective,
     Precision,
     Scheme,
+    Statistics,
     TrainConfig,
 )
 
-__all__ = ["PRESETS", "Dual", "Logger", "Method", "Objective", "Precision", "Scheme", "TrainConfig"]
+__all__ = ["PRESETS", "Dual", "Logger", "Method", "Objective", "Precision", "Scheme", "Statistics", "TrainConfig"]

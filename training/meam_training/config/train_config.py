@@ -24,7 +24,7 @@ from meam_training.config.declaration import (
     unknown,
 )
 
-__all__ = ["PRESETS", "Dual", "Logger", "Method", "Objective", "Precision", "Scheme", "TrainConfig"]
+__all__ = ["PRESETS", "Dual", "Logger", "Method", "Objective", "Precision", "Scheme", "Statistics", "TrainConfig"]
 
 Method = Literal["bc", "qam", "qam-edit", "trqam", "me-am"]
 Objective = Literal["two_scale", "reweighted", "adjoint", "bridge", "target_score"]
@@ -34,6 +34,8 @@ Dual = Literal["log", "reference"]
 Precision = Literal["float32", "bf16"]
 ActionScaling = Literal["data", "box"]
 Logger = Literal["tensorboard", "wandb"]
+Statistics = Literal["kept", "renewed"]
+"""Whose normalisation a run uses that starts from a policy: the policy's, or that of the new data."""
 
 
 _ROWS, _WIDE, _CRITICS, _THREADS = 2**24, 2**16, 2**10, 2**10

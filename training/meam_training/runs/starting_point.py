@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from meam_policy.errors import CheckpointError, ConfigError, SpaceError
 from meam_policy.spec import BoxSpec, PolicySpec
-from meam_training.config import TrainConfig
+from meam_training.config import Statistics, TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.trained_policy import TrainedPolicy
 
-__all__ = ["StartingPoint", "Statistics", "started_spec"]
-
-Statistics = Literal["kept", "renewed"]
-"""Whose normalisation a run uses that starts from a policy: the policy's, or that of the new data."""
+__all__ = ["StartingPoint", "started_spec"]
 
 SPEC_STATISTICS = ("observation_mean", "observation_std", "action_offset", "action_scale")
 """Normalisation in the policy's specification."""
