@@ -177,7 +177,7 @@ def _train(
 ) -> Checkpoint:
     config, run = task.config(method, seed), folder / "runs" / method
     last = Checkpoint.latest(run)
-    if last is not None and last.step == config.steps and last.config == config:
+    if last is not None and last.step == config.steps and last.config == config.resolved():
         return last
     with progress(f"Training {method}", config.steps) as advance:
         return train(
