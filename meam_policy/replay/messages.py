@@ -107,13 +107,20 @@ class Answered(NamedTuple):
 
 
 def observation_of(value: Any) -> Any:
-    """An observation as it was given, in float64; None for one that held no numbers."""
-    if isinstance(value, Mapping):
-        return {name: observation_of(part) for name, part in value.items()}
-    try:
-        return None if value is None else numbers(value)
-    except ValueError:
+    """An observation as it was given, in float64; None for one that held no numbers.
+
+    Raises:
+        TypeError: it is no object, as `flight.schema` has it.
+        ValueError: it has another number of values than its shape says.
+    """
+    if value is None:
         return None
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{value!r:.40}; expected an observation as an object")
+    values = value.get("values", value)
+    if isinstance(values, Mapping):  # parts by their keys, one of which may be "values"
+        return {name: observation_of(part) for name, part in value.items()}
+    return None if isinstance(values, str) else numbers(value)
 
 
 def in_type(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
