@@ -15,16 +15,21 @@ from meam_policy import errors
 from meam_policy.errors import ConfigError, FormatError, MeamError
 from meam_policy.flight import Flight, FlightRecord, read_flight
 from meam_policy.flight.identity import changes, identity_of
-from meam_policy.replay.messages import Answered, Ticked, in_type
+from meam_policy.replay.messages import Answered, Ticked, in_type, numbered
 from meam_policy.replay.replay_loop import ReplayLoop
 from meam_policy.replay.report import Difference, ReplayReport
 from meam_policy.replay.training_steps import recorded_spec
 
-__all__ = ["replay_flight"]
+__all__ = ["replay_flight", "replay_read"]
 
 _OF_LIMITS = ("safety", "robot_sha256")
 _OUTSIDE = "missed_deadlines"
 """The event that is counted by the clock."""
+_FIRST_TICKS = 10
+_ACTED_BEFORE = (
+    "; or the policy had acted before this flight, which begins without a reset: then its first action was limited "
+    "from one that the recording does not have; call loop.reset() before the first tick"
+)
 
 
 def replay_flight(file: str | os.PathLike[str], policy: Any) -> ReplayReport:
@@ -47,9 +52,13 @@ def replay_flight(file: str | os.PathLike[str], policy: Any) -> ReplayReport:
         ConfigError: the policy is none, or cannot act as the recorded loop did: it takes no prefix, for instance.
         MissingExtraError: mcap is not installed.
     """
+    return replay_read(read_flight(file), policy)
+
+
+def replay_read(flight: Flight, policy: Any) -> ReplayReport:
+    """`replay_flight` of a file that was read."""
     if not (hasattr(policy, "spec") and hasattr(policy, "predict_action_chunk") and hasattr(policy, "reset")):
         raise ConfigError(f"policy is a {type(policy).__name__}; expected a MeamPolicy.")
-    flight = read_flight(file)
     _require_fit(flight, policy)
     comparison = _Comparison(flight, changes(flight.about, identity_of(policy)))
     try:
@@ -97,7 +106,7 @@ class _Comparison:
             behind = "; ".join(named) or "policy, settings and versions are the recorded ones"
             message = record.message
             place = int(message.get("episode", 0)), int(message.get("tick", 0))
-            self._first = Difference(record.number, *place, what, f"{reason}. Identity: {behind}.")
+            self._first = Difference(record.number, *place, what, f"{reason.rstrip('.')}. Identity: {behind}.")
 
     def arrays(self, was: NDArray[Any] | None, now: ArrayLike | None, *, of_action: bool = False) -> bool:
         """Whether two arrays are the same bits."""
@@ -131,16 +140,11 @@ class _Comparison:
         )
 
 
-def _numbered(flight: Flight, comparison: _Comparison) -> Iterator[tuple[FlightRecord, bool]]:
+def _counted(flight: Flight, comparison: _Comparison) -> Iterator[tuple[FlightRecord, bool]]:
     """The records, and whether the one before each is there."""
-    expected = 0
-    for record in flight.records:
-        if record.topic == "event" and record.message.get("kind") == "dropped":
-            continue
-        missing = (record.number - expected) % 2**32
+    for record, missing in numbered(flight):
         comparison.dropped += missing
         yield record, not missing
-        expected = record.number + 1
 
 
 def _loop_of(flight: Flight, policy: Any) -> ReplayLoop:
@@ -165,9 +169,11 @@ class _LoopReplay:
         self._synchronous = False
         self._before: Ticked | None = None
         self._askers: dict[int, Ticked] = {}
+        # Whether the flight began without a reset, and none came since.
+        self._unreset = False
 
     def run(self, flight: Flight) -> None:
-        for record, joined in _numbered(flight, self._comparison):
+        for record, joined in _counted(flight, self._comparison):
             if not joined:
                 self._lose()
             if record.topic == "inference":
@@ -185,9 +191,10 @@ class _LoopReplay:
         kind = record.message.get("kind")
         if kind == "begin":
             self._loop.begin(reset=True)  # as a policy that was just loaded
-            self._synchronous = True
+            self._synchronous = self._unreset = True
         elif kind == "episode":
             reset = bool(record.message.get("reset"))
+            self._unreset &= not reset
             self._synchronous |= reset
             if self._synchronous:
                 self._loop.begin(reset)
@@ -254,6 +261,8 @@ class _LoopReplay:
         if not comparison.arrays(tick.action, action, of_action=True):
             limits = "the limits gave another action" + ("" if not chosen else ", from the same choice")
             reason = limits if chosen else "another action was chosen" + (f" ({', '.join(was)})" if was else "")
+            if self._unreset and tick.tick < _FIRST_TICKS:
+                reason += _ACTED_BEFORE
             comparison.differs(record, "action", reason, _OF_LIMITS if chosen else ())
         elif not chosen:
             comparison.differs(record, "action before the limits", "another action was chosen, and limited to the same")
@@ -288,7 +297,7 @@ def _replay_evaluation(flight: Flight, policy: Any, comparison: _Comparison) -> 
     synchronous = True
     zeros = np.zeros(policy.spec.noise_dim, np.float32)
     policy.reset()
-    for record, joined in _numbered(flight, comparison):
+    for record, joined in _counted(flight, comparison):
         synchronous &= joined
         if record.topic != "tick":
             continue

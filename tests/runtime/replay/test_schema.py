@@ -13,7 +13,7 @@ SCALARS = ("boolean", "string", "number", "integer")
 
 
 def require_viewable(schema, place):
-    """Two rules of parseJsonSchema of foxglove/studio: every property has a type, and arrays hold scalars or objects."""
+    """Two rules of foxglove/studio's parseJsonSchema: properties have types, and arrays hold scalars or objects."""
     assert schema.get("type") == "object", place
     for name, field in schema["properties"].items():
         kind, here = field.get("type"), f"{place}.{name}"
