@@ -18,7 +18,7 @@ from meam_policy.flight.identity import changes, identity_of
 from meam_policy.replay.messages import Answered, Ticked, in_type, numbered
 from meam_policy.replay.replay_loop import ReplayLoop
 from meam_policy.replay.report import Difference, ReplayReport
-from meam_policy.replay.training_steps import recorded_spec
+from meam_policy.replay.training_steps import of_evaluation, recorded_spec
 
 __all__ = ["replay_flight", "replay_read"]
 
@@ -62,7 +62,7 @@ def replay_read(flight: Flight, policy: Any) -> ReplayReport:
     _require_fit(flight, policy)
     comparison = _Comparison(flight, changes(flight.about, identity_of(policy)))
     try:
-        if flight.about.get("kind") == "evaluation":
+        if of_evaluation(flight):
             _replay_evaluation(flight, policy, comparison)
         else:
             with closing(_loop_of(flight, policy)) as loop:
@@ -221,7 +221,7 @@ class _LoopReplay:
             try:
                 action, error = loop.replay(tick), None
             except MeamError as raised:
-                action, error = None, type(raised).__name__
+                action, error = None, raised
             self._compare(record, tick, action, error)
             if (tick.error is not None and error is None) or (action is None) != (tick.action is None):
                 comparison.one_sided()
@@ -239,15 +239,19 @@ class _LoopReplay:
         loop.resume(before, tick, asker, answer)
         self._synchronous = True
 
-    def _compare(self, record: FlightRecord, tick: Ticked, action: NDArray[Any] | None, error: str | None) -> None:
+    def _compare(
+        self, record: FlightRecord, tick: Ticked, action: NDArray[Any] | None, error: MeamError | None
+    ) -> None:
         comparison, loop = self._comparison, self._loop
         for answer, recorded in loop.inference.again:
             comparison.inferences += 1
             self._compare_inference(record, answer, recorded)
         asked = [] if tick.asked is None else [tick.asked]
         was, now = (sorted(event for event in events if event != _OUTSIDE) for events in (tick.events, loop.events))
-        if error != tick.error:
-            reason = f"recorded {tick.error or 'an action'}, now {error or 'an action'}"
+        kind = None if error is None else type(error).__name__
+        if kind != tick.error:
+            answer_now = "an action" if error is None else f"{kind}: {error}"
+            reason = f"recorded {tick.error or 'an action'}, now {answer_now}"
             comparison.differs(record, "what the tick did", reason, _OF_LIMITS)
         elif loop.inference.asked != asked:
             reason = f"inferences asked for: recorded {asked}, now {loop.inference.asked}"
@@ -312,7 +316,7 @@ def _replay_evaluation(flight: Flight, policy: Any, comparison: _Comparison) -> 
             action = policy.select_action(tick.observation, noise=noise)
         except MeamError as error:
             comparison.differs(
-                record, "what the tick did", f"recorded an action, now {type(error).__name__}", _OF_LIMITS
+                record, "what the tick did", f"recorded an action, now {type(error).__name__}: {error}", _OF_LIMITS
             )
             comparison.one_sided()
             return

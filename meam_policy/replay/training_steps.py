@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from meam_policy.errors import FormatError
 from meam_policy.flight import Flight, FlightRecord
 from meam_policy.replay.messages import Ticked, checked, in_type, numbered, observation_of
 from meam_policy.spec import PolicySpec
 
-__all__ = ["Step", "Stretch", "recorded_spec", "stretches"]
+__all__ = ["Step", "Stretch", "of_evaluation", "recorded_rate_hz", "recorded_spec", "stretches"]
 
 
 class Step(NamedTuple):
@@ -54,6 +57,30 @@ def recorded_spec(flight: Flight) -> PolicySpec:
         FormatError: the recording has none, or a broken one.
     """
     return PolicySpec.from_json(flight.about.get("spec", ""))
+
+
+def of_evaluation(flight: Flight) -> bool:
+    """Whether `meam eval` recorded it, in the policy's environment, and not a control loop."""
+    return flight.about.get("kind") == "evaluation"
+
+
+def recorded_rate_hz(flight: Flight) -> float | None:
+    """The ticks a second of a loop; of an evaluation the policy's, None where it has none.
+
+    Raises:
+        FormatError: a loop's flight has no rate above 0.
+    """
+    if of_evaluation(flight):
+        return recorded_spec(flight).control_rate_hz
+    try:
+        rate = float(json.loads(flight.about["settings"])["rate_hz"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"{flight.path} does not say its rate_hz; expected one that a ControlLoop recorded."
+        ) from error
+    if not 0 < rate < math.inf:
+        raise FormatError(f"{flight.path} has a rate_hz of {rate:g}; expected one above 0.")
+    return rate
 
 
 def stretches(flight: Flight) -> Iterator[Stretch]:
