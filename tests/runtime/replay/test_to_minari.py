@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from meam_policy import BoxSpec, ConfigError, ControlLoop, DatasetError, FormatError, SafetySettings
 from meam_policy.cli import run
 from meam_policy.flight import read_flight
+from meam_policy.replay.training_steps import stretches
 from meam_training import OfflineDataset, TrainConfig, train
 from meam_training.collection.record_flights import record_flights
 
@@ -72,6 +75,16 @@ def test_a_field_that_does_not_fit_is_said(flown, tmp_path, field):
     flight.about.pop("settings")
     with pytest.raises(FormatError, match="rate_hz"):
         record_flights([flight], "arm/flight-v0", root=tmp_path / "data", reward=0.0)
+
+
+def test_numbers_of_records_go_round_without_a_gap(flown):
+    flight = read_flight(flown[0])
+    start = 2**32 - len(flight.records) // 2
+    later = [record._replace(number=(record.number + start) % 2**32) for record in flight.records]
+    steps, again = (
+        [len(found.steps) for found in stretches(each)] for each in (flight, replace(flight, records=later))
+    )
+    assert steps == again == [19, 18]
 
 
 def test_an_evaluation_is_recorded_replayed_and_made_a_data_set(make_policy, tmp_path, capsys):
