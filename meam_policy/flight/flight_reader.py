@@ -90,8 +90,9 @@ def read_flight(path: str | os.PathLike[str]) -> Flight:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise FormatError(f"{file} is damaged ({reason}). Take an undamaged copy.") from error
     if about is None:
+        cut = "" if complete else ", or cut at its very beginning"
         raise FormatError(
-            f"{file} is no recording of ours: an MCAP file without the record {METADATA}. Expected one that "
+            f"{file} is no recording of ours{cut}: an MCAP file without the record {METADATA}. Expected one that "
             "a ControlLoop or `meam eval` recorded."
         )
     if about.get("format") != FORMAT:
