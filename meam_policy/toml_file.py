@@ -19,12 +19,13 @@ __all__ = ["read_toml"]
 MAX_BYTES = 2**22
 
 
-def read_toml(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+def read_toml(path: str | os.PathLike[str], kind: str, remedy: str = "") -> dict[str, Any]:
     """Read a TOML file.
 
     Args:
         path: The file.
         kind: What it is, for messages: "sweep file".
+        remedy: Where one comes from, for the message that there is none.
 
     Raises:
         NotFoundError: there is no such file, or it cannot be read.
@@ -38,7 +39,7 @@ def read_toml(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
             raise ConfigError(f"{path} has more than {MAX_BYTES} bytes; expected a {kind}.")
         return tomllib.loads(data.decode("utf-8"))
     except FileNotFoundError as error:
-        raise NotFoundError(f"There is no {kind} {path}.") from error
+        raise NotFoundError(f"There is no {kind} {path}{remedy and f': {remedy}'}.") from error
     except OSError as error:
         raise NotFoundError(f"The {kind} {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

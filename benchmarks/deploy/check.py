@@ -134,7 +134,12 @@ class _Check:
         """What this machine cannot run, and where else it is tested."""
         rows = (
             Row("ROS 2", "[node](ros2.md)", "names checked", "run by the tests with stand-ins of ROS's classes"),
-            Row("LeRobot 0.6", "[plugin](lerobot.md)", "names checked", "see that page for what was run"),
+            Row(
+                "LeRobot 0.4.4",
+                "[plugin](lerobot.md)",
+                "names checked",
+                "ran with it before, not in this check: see that page",
+            ),
             Row("NVIDIA Triton", "[repository](export.md#triton)", "names checked", "files compared with its schema"),
         )
         return [(row.stack, row.form, lambda row=row: row) for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from meam_policy.given_files import given_path
 from meam_policy.inference.providers import Device
 from meam_policy.policy import MeamPolicy
 from meam_policy.replay.report import ReplayReport
-from meam_policy.replay.run import replay_flight
+from meam_policy.replay.run import replay_read
 from meam_policy.replay.training_steps import recorded_spec
 
 __all__ = ["replay", "run"]
@@ -40,7 +41,7 @@ def replay(
     """Compute every action of a recording again, compare it bit for bit, and name the first tick that differs.
 
     The policy is loaded with the variant, noise scale and safety settings that were recorded. Ends with exit code 1 if
-    anything differs.
+    anything differs, or if no tick of a file could be compared.
 
     Examples:
       meam replay flight.mcap --policy policies/arm
@@ -58,28 +59,30 @@ def replay(
         json: Print one line of JSON to stdout for each file.
 
     Returns:
-        Whether everything that was compared is the same.
+        Whether something was compared in every file, and all of it is the same.
     """
     if policy is None and to_minari is None:
         raise ConfigError("Neither --policy nor --to-minari is given; expected a policy to replay the recording with.")
     if to_minari is None and (root is not None or reward is not None):
         raise ConfigError("--root or --reward is given without --to-minari, whose data set they are for.")
     files = _files(given_path("file", file))
-    same = True
+    conversion = None if to_minari is None else load_command(CONVERSION, "meam replay --to-minari")
+    same, flights = True, list[Flight]()
     if policy is not None:
         where: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "device": device}
         loaded: dict[str, MeamPolicy] = {}
-        for each in files:
-            how = _recorded_loading(read_flight(each))
+        for flight in map(read_flight, files):
+            how = _recorded_loading(flight)
             key = repr(sorted(how.items()))
             if key not in loaded:
                 loaded[key] = MeamPolicy.from_pretrained(policy, **how, **where)
-            report = replay_flight(each, loaded[key])
+            report = replay_read(flight, loaded[key])
             same &= report.same
             print_json(report.to_json()) if json else _print(report, short=len(files) > 1)
-    if to_minari is not None:
-        conversion = load_command(CONVERSION, "meam replay --to-minari")
-        flights = [read_flight(each) for each in files]
+            if conversion is not None:
+                flights.append(flight)
+    if conversion is not None:
+        flights = flights or [read_flight(each) for each in files]
         folder, episodes, steps = conversion.record_flights(flights, to_minari, root=root, reward=reward)
         say(f"Wrote {folder}: {episodes} episodes of {steps} steps in all. `meam train bc --data {folder}` reads it.")
     return same
@@ -88,10 +91,15 @@ def replay(
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(path.glob("*.mcap"))
+    files = sorted(path.glob("*.mcap"), key=_with_numbers)
     if not files:
         raise NotFoundError(f"{path} has no *.mcap; expected a folder of `meam eval --flight`, or a file.")
     return files
+
+
+def _with_numbers(path: Path) -> list[Any]:
+    """By which stop comes before stop-2, and that before stop-10."""
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"([0-9]+)", path.stem))]
 
 
 def _recorded_loading(flight: Flight) -> dict[str, Any]:
@@ -129,7 +137,7 @@ def _print(report: ReplayReport, short: bool) -> None:
     if report.first is not None:
         first = report.first
         rows["first difference"] = f"episode {first.episode}, tick {first.tick}: {first.what}; {first.reason}"
-    print_mapping(f"{report.path}: {'the same' if report.same else 'DIFFERS'}", rows)
+    print_mapping(f"{report.path}: {report.verdict}", rows)
 
 
 def run(arguments: list[str], prog: str) -> int:

@@ -90,7 +90,11 @@ def read_flight(path: str | os.PathLike[str]) -> Flight:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise FormatError(f"{file} is damaged ({reason}). Take an undamaged copy.") from error
     if about is None:
-        raise FormatError(f"{file} is an MCAP file without the record {METADATA}; expected a recording of ours.")
+        cut = "" if complete else ", or cut at its very beginning"
+        raise FormatError(
+            f"{file} is no recording of ours{cut}: an MCAP file without the record {METADATA}. Expected one that "
+            "a ControlLoop or `meam eval` recorded."
+        )
     if about.get("format") != FORMAT:
         raise VersionError(
             f"{file} is of format {about.get('format')!r}; this meam-policy reads {FORMAT}. Upgrade meam-policy."
@@ -100,13 +104,15 @@ def read_flight(path: str | os.PathLike[str]) -> Flight:
 
 def _collect(reader: Any, end: int, source: _Beginning) -> tuple[dict[str, str] | None, list[FlightRecord]]:
     from mcap.exceptions import EndOfFile
-    from mcap.records import Channel, Message, Metadata
+    from mcap.records import Channel, Chunk, Message, Metadata
 
     about: dict[str, str] | None = None
     topics: dict[int, str] = {}
     records: list[FlightRecord] = []
     try:
-        for record in itertools.chain.from_iterable(map(_unpacked, reader.records)):
+        # A recording of ours says that it is one before its first chunk.
+        ours = itertools.takewhile(lambda packed: about is not None or not isinstance(packed, Chunk), reader.records)
+        for record in itertools.chain.from_iterable(map(_unpacked, ours)):
             if isinstance(record, Metadata) and record.name == METADATA:
                 about = record.metadata
             elif isinstance(record, Channel):

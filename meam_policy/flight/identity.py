@@ -7,6 +7,7 @@ import json
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from meam_policy.flight.schema import FORMAT
@@ -14,6 +15,7 @@ from meam_policy.flight.schema import FORMAT
 __all__ = ["changes", "identity_of"]
 
 _WORDS = {
+    "policy": "another class of policy",
     "spec_sha256": "another policy (spec_sha256)",
     "config_sha256": "another export (config_sha256)",
     "files": "another graph, or robot.json",
@@ -25,7 +27,9 @@ _WORDS = {
     "onnxruntime": "another onnxruntime",
     "numpy": "another NumPy",
     "meam_policy": "another meam-policy",
+    "python": "another Python",
     "machine": "another machine",
+    "processor": "another processor",
 }
 
 
@@ -34,6 +38,7 @@ def identity_of(policy: Any) -> dict[str, str]:
     spec, robot, safety = policy.spec, getattr(policy, "robot", None), getattr(policy, "safety", None)
     found = {
         "format": FORMAT,
+        "policy": f"{type(policy).__module__}.{type(policy).__qualname__}",
         "spec": spec.to_json(),
         "spec_sha256": spec.identity,
         "config_sha256": getattr(policy, "config_sha256", None),
@@ -48,8 +53,19 @@ def identity_of(policy: Any) -> dict[str, str]:
         "meam_policy": _version("meam-policy"),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
     }
     return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def _processor() -> str | None:
+    """The model of the CPU, where the system says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, None) or platform.processor() or None
 
 
 def _version(distribution: str) -> str | None:

@@ -3,6 +3,8 @@
 Numbers are written so that they read back bit for bit: whole numbers as they are, and float16, float32 and float64 as
 the shortest decimal of the same float64. JSON has no NaN and no infinity: they are the texts "NaN", "Infinity" and
 "-Infinity", as in the JSON of Protocol Buffers. Signs and payloads of NaN are not kept.
+
+Every property of the schemas has a type, and the items of every array are scalars or objects: viewers ask for that.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ METADATA = "meam_flight"
 _NUMBER: dict[str, Any] = {"type": "number"}
 _WHOLE: dict[str, Any] = {"type": "integer"}
 _ROW: dict[str, Any] = {"type": "array", "items": _NUMBER}
+_WHOLES: dict[str, Any] = {"type": "array", "items": _WHOLE}
 _TEXT: dict[str, Any] = {"type": "string"}
 
 
@@ -33,19 +36,24 @@ def _object(description: str, **properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "description": description, "properties": properties}
 
 
+def _array_of(description: str) -> dict[str, Any]:
+    shape = _WHOLES | {"description": "Left out where there is one axis"}
+    return _object(description, values=_ROW | {"description": "In C order"}, shape=shape)
+
+
 TOPICS: Mapping[str, dict[str, Any]] = {
     "tick": _object(
         "One tick: what was seen, and what was done. What does not apply is left out.",
         episode=_WHOLE | {"description": "Episodes begun before this one"},
         tick=_WHOLE | {"description": "Tick of the episode; those whose time passed are counted"},
-        observation={"description": "As it was given: an array, or an object of arrays"},
+        observation=_array_of("As it was given: an array, or an object of such arrays by their keys"),
         age_s=_NUMBER | {"description": "Age of the observation, seconds, where it had a timestamp"},
         pause=_NUMBER | {"description": "Periods since the last action, where they were not about one"},
         skipped=_WHOLE | {"description": "Ticks whose deadlines passed before this one"},
         asked=_WHOLE | {"description": "Number of the inference that was asked for in this tick"},
-        arrived={"type": "array", "items": _WHOLE, "description": "Numbers of the inferences that arrived"},
-        chosen=_ROW | {"description": "The action before the policy's limits"},
-        action=_ROW | {"description": "The action that was given"},
+        arrived=_WHOLES | {"description": "Numbers of the inferences that arrived"},
+        chosen=_ROW | {"description": "The action before the policy's limits, in C order"},
+        action=_ROW | {"description": "The action that was given, in C order"},
         delay=_WHOLE | {"description": "Ticks that the next inference is expected to take"},
         events={"type": "array", "items": _TEXT, "description": "What LoopHealth counted"},
         error=_object("What the tick raised instead", type=_TEXT, message=_TEXT),
@@ -61,12 +69,11 @@ TOPICS: Mapping[str, dict[str, Any]] = {
         tick=_WHOLE | {"description": "The tick of its observation"},
         opening={"type": "boolean", "description": "Whether it opens the episode"},
         noise=_ROW | {"description": "What it started from"},
-        prefix={"type": "array", "items": _ROW, "description": "Actions that it continues"},
+        prefix=_array_of("Actions that it continues"),
         prefix_weight=_ROW,
-        chunk={"type": "array", "items": _ROW, "description": "Its actions"},
-        latency_ms=_NUMBER,
-        seconds=_NUMBER,
-        delays={"type": "array", "items": _WHOLE, "description": "Delays of the inferences before it, ticks"},
+        chunk=_array_of("Its actions"),
+        seconds=_NUMBER | {"description": "How long it took"},
+        delays=_WHOLES | {"description": "Delays of the inferences before it, ticks"},
         expected=_WHOLE | {"description": "The delay that was expected of it"},
         error=_object("Why there is no chunk", type=_TEXT, message=_TEXT),
     ),
@@ -78,7 +85,7 @@ TOPICS: Mapping[str, dict[str, Any]] = {
         action=_ROW | {"description": "Of neutral: the action that was sent"},
         reason=_TEXT,
         records=_WHOLE | {"description": "Of dropped: how many records are missing here"},
-        observation={"description": "Of end: the last observation of an evaluation's episode"},
+        observation=_array_of("Of end: the last observation of an evaluation's episode"),
         truncated={"type": "boolean", "description": "Of end"},
     ),
 }
@@ -87,13 +94,35 @@ TOPICS: Mapping[str, dict[str, Any]] = {
 
 def encode(message: Mapping[str, Any]) -> bytes:
     """A message as JSON; what is None is left out."""
-    plain = {name: _plain(value) for name, value in message.items() if value is not None}
+    plain = {name: _field(name, value) for name, value in message.items() if value is not None}
     return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode()
+
+
+_ROWS = {name for topic in TOPICS.values() for name, field in topic["properties"].items() if field["type"] == "array"}
+
+
+def _field(name: str, value: Any) -> Any:
+    if name == "observation":
+        return _seen(value)
+    return _listed(value.ravel()) if name in _ROWS and isinstance(value, np.ndarray) else _plain(value)
+
+
+def _seen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _seen(part) for name, part in value.items()}
+    return _shaped(_array(value))
+
+
+def _shaped(array: NDArray[Any]) -> dict[str, Any]:
+    if array.dtype.kind not in "biuf":
+        return {"values": f"no numbers: {array.dtype} {array.shape}"}
+    values = {"values": _listed(array.ravel())}
+    return values if array.ndim == 1 else {**values, "shape": list(array.shape)}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return _listed(value)
+        return _shaped(value) if value.ndim > 1 else _listed(value)
     if isinstance(value, float):
         return _spelled(float(value))
     if isinstance(value, (str, bool, int)):
@@ -136,8 +165,11 @@ def numbers(value: Any) -> NDArray[np.float64]:
     """The array that a message's value holds.
 
     Raises:
-        ValueError: it holds something else than numbers.
+        ValueError: it holds something else than numbers, or another number of them than its shape says.
     """
+    if isinstance(value, Mapping):
+        array = numbers(value.get("values"))
+        return array.reshape([int(size) for size in value["shape"]]) if "shape" in value else array
     array = np.array(value)
     if array.dtype.kind == "U":
         array = np.vectorize(float, otypes=[np.float64])(np.array(value, dtype=object))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from meam_policy.errors import FormatError
-from meam_policy.flight import FlightRecord
+from meam_policy.flight import Flight, FlightRecord
 from meam_policy.flight.schema import numbers
 
-__all__ = ["Answered", "Ticked", "in_type", "observation_of"]
+__all__ = ["Answered", "Ticked", "checked", "in_type", "numbered", "observation_of"]
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class Ticked(NamedTuple):
             FormatError: a field is missing, or of another type.
         """
         message = record.message
-        return _checked(
+        return checked(
             record,
             lambda: cls(
                 episode=_whole(message["episode"]),
@@ -103,17 +103,24 @@ class Answered(NamedTuple):
                 error=_optional(message.get("error"), lambda error: f"{error['type']}: {error['message']}"),
             )
 
-        return _checked(record, read)
+        return checked(record, read)
 
 
 def observation_of(value: Any) -> Any:
-    """An observation as it was given, in float64; None for one that held no numbers."""
-    if isinstance(value, Mapping):
-        return {name: observation_of(part) for name, part in value.items()}
-    try:
-        return None if value is None else numbers(value)
-    except ValueError:
+    """An observation as it was given, in float64; None for one that held no numbers.
+
+    Raises:
+        TypeError: it is no object, as `flight.schema` has it.
+        ValueError: it has another number of values than its shape says.
+    """
+    if value is None:
         return None
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{value!r:.40}; expected an observation as an object")
+    values = value.get("values", value)
+    if isinstance(values, Mapping):  # parts by their keys, one of which may be "values"
+        return {name: observation_of(part) for name, part in value.items()}
+    return None if isinstance(values, str) else numbers(value)
 
 
 def in_type(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
@@ -122,7 +129,21 @@ def in_type(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
         return array.astype(dtype)
 
 
-def _checked(record: FlightRecord, read: Callable[[], T]) -> T:
+def numbered(flight: Flight) -> Iterator[tuple[FlightRecord, int]]:
+    """The records without those that say what was dropped, and how many are missing before each."""
+    expected = 0
+    for record in flight.records:
+        if record.topic != "event" or record.message.get("kind") != "dropped":
+            yield record, (record.number - expected) % 2**32
+            expected = record.number + 1
+
+
+def checked(record: FlightRecord, read: Callable[[], T]) -> T:
+    """What of a record is read.
+
+    Raises:
+        FormatError: a field is missing, or of another type.
+    """
     try:
         return read()
     except (KeyError, TypeError, ValueError, OverflowError) as error:

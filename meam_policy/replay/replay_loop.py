@@ -112,11 +112,6 @@ class ReplayLoop(ControlLoop):
         return self._chunking == "blocking"
 
     @property
-    def present(self) -> int:
-        """The present tick of the episode."""
-        return self._tick
-
-    @property
     def blend_ticks(self) -> int:
         """Ticks of an episode that are blended in."""
         return self._blend_in.ticks

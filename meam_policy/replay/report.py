@@ -59,8 +59,13 @@ class ReplayReport:
 
     @property
     def same(self) -> bool:
-        """Whether every tick that was computed again gave the very same action, for the same reasons."""
-        return self.first is None
+        """Whether ticks were computed again, and every one gave the very same action, for the same reasons."""
+        return self.first is None and self.replayed > 0
+
+    @property
+    def verdict(self) -> str:
+        """In words: "the same", "DIFFERS", or "NOTHING COMPARED" where no tick could be computed again."""
+        return "the same" if self.same else "NOTHING COMPARED" if self.first is None else "DIFFERS"
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON data; an infinite difference is null."""

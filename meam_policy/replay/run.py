@@ -15,16 +15,21 @@ from meam_policy import errors
 from meam_policy.errors import ConfigError, FormatError, MeamError
 from meam_policy.flight import Flight, FlightRecord, read_flight
 from meam_policy.flight.identity import changes, identity_of
-from meam_policy.replay.messages import Answered, Ticked, in_type
+from meam_policy.replay.messages import Answered, Ticked, in_type, numbered
 from meam_policy.replay.replay_loop import ReplayLoop
 from meam_policy.replay.report import Difference, ReplayReport
-from meam_policy.replay.training_steps import recorded_spec
+from meam_policy.replay.training_steps import of_evaluation, recorded_spec
 
-__all__ = ["replay_flight"]
+__all__ = ["replay_flight", "replay_read"]
 
 _OF_LIMITS = ("safety", "robot_sha256")
 _OUTSIDE = "missed_deadlines"
 """The event that is counted by the clock."""
+_FIRST_TICKS = 10
+_ACTED_BEFORE = (
+    "; or the policy had acted before this flight, which begins without a reset: then its first action was limited "
+    "from one that the recording does not have; call loop.reset() before the first tick"
+)
 
 
 def replay_flight(file: str | os.PathLike[str], policy: Any) -> ReplayReport:
@@ -47,13 +52,17 @@ def replay_flight(file: str | os.PathLike[str], policy: Any) -> ReplayReport:
         ConfigError: the policy is none, or cannot act as the recorded loop did: it takes no prefix, for instance.
         MissingExtraError: mcap is not installed.
     """
+    return replay_read(read_flight(file), policy)
+
+
+def replay_read(flight: Flight, policy: Any) -> ReplayReport:
+    """`replay_flight` of a file that was read."""
     if not (hasattr(policy, "spec") and hasattr(policy, "predict_action_chunk") and hasattr(policy, "reset")):
         raise ConfigError(f"policy is a {type(policy).__name__}; expected a MeamPolicy.")
-    flight = read_flight(file)
     _require_fit(flight, policy)
     comparison = _Comparison(flight, changes(flight.about, identity_of(policy)))
     try:
-        if flight.about.get("kind") == "evaluation":
+        if of_evaluation(flight):
             _replay_evaluation(flight, policy, comparison)
         else:
             with closing(_loop_of(flight, policy)) as loop:
@@ -97,7 +106,7 @@ class _Comparison:
             behind = "; ".join(named) or "policy, settings and versions are the recorded ones"
             message = record.message
             place = int(message.get("episode", 0)), int(message.get("tick", 0))
-            self._first = Difference(record.number, *place, what, f"{reason}. Identity: {behind}.")
+            self._first = Difference(record.number, *place, what, f"{reason.rstrip('.')}. Identity: {behind}.")
 
     def arrays(self, was: NDArray[Any] | None, now: ArrayLike | None, *, of_action: bool = False) -> bool:
         """Whether two arrays are the same bits."""
@@ -131,16 +140,11 @@ class _Comparison:
         )
 
 
-def _numbered(flight: Flight, comparison: _Comparison) -> Iterator[tuple[FlightRecord, bool]]:
+def _counted(flight: Flight, comparison: _Comparison) -> Iterator[tuple[FlightRecord, bool]]:
     """The records, and whether the one before each is there."""
-    expected = 0
-    for record in flight.records:
-        if record.topic == "event" and record.message.get("kind") == "dropped":
-            continue
-        missing = (record.number - expected) % 2**32
+    for record, missing in numbered(flight):
         comparison.dropped += missing
         yield record, not missing
-        expected = record.number + 1
 
 
 def _loop_of(flight: Flight, policy: Any) -> ReplayLoop:
@@ -165,9 +169,11 @@ class _LoopReplay:
         self._synchronous = False
         self._before: Ticked | None = None
         self._askers: dict[int, Ticked] = {}
+        # Whether the flight began without a reset, and none came since.
+        self._unreset = False
 
     def run(self, flight: Flight) -> None:
-        for record, joined in _numbered(flight, self._comparison):
+        for record, joined in _counted(flight, self._comparison):
             if not joined:
                 self._lose()
             if record.topic == "inference":
@@ -185,9 +191,10 @@ class _LoopReplay:
         kind = record.message.get("kind")
         if kind == "begin":
             self._loop.begin(reset=True)  # as a policy that was just loaded
-            self._synchronous = True
+            self._synchronous = self._unreset = True
         elif kind == "episode":
             reset = bool(record.message.get("reset"))
+            self._unreset &= not reset
             self._synchronous |= reset
             if self._synchronous:
                 self._loop.begin(reset)
@@ -214,7 +221,7 @@ class _LoopReplay:
             try:
                 action, error = loop.replay(tick), None
             except MeamError as raised:
-                action, error = None, type(raised).__name__
+                action, error = None, raised
             self._compare(record, tick, action, error)
             if (tick.error is not None and error is None) or (action is None) != (tick.action is None):
                 comparison.one_sided()
@@ -232,15 +239,19 @@ class _LoopReplay:
         loop.resume(before, tick, asker, answer)
         self._synchronous = True
 
-    def _compare(self, record: FlightRecord, tick: Ticked, action: NDArray[Any] | None, error: str | None) -> None:
+    def _compare(
+        self, record: FlightRecord, tick: Ticked, action: NDArray[Any] | None, error: MeamError | None
+    ) -> None:
         comparison, loop = self._comparison, self._loop
         for answer, recorded in loop.inference.again:
             comparison.inferences += 1
             self._compare_inference(record, answer, recorded)
         asked = [] if tick.asked is None else [tick.asked]
         was, now = (sorted(event for event in events if event != _OUTSIDE) for events in (tick.events, loop.events))
-        if error != tick.error:
-            reason = f"recorded {tick.error or 'an action'}, now {error or 'an action'}"
+        kind = None if error is None else type(error).__name__
+        if kind != tick.error:
+            answer_now = "an action" if error is None else f"{kind}: {error}"
+            reason = f"recorded {tick.error or 'an action'}, now {answer_now}"
             comparison.differs(record, "what the tick did", reason, _OF_LIMITS)
         elif loop.inference.asked != asked:
             reason = f"inferences asked for: recorded {asked}, now {loop.inference.asked}"
@@ -254,6 +265,8 @@ class _LoopReplay:
         if not comparison.arrays(tick.action, action, of_action=True):
             limits = "the limits gave another action" + ("" if not chosen else ", from the same choice")
             reason = limits if chosen else "another action was chosen" + (f" ({', '.join(was)})" if was else "")
+            if self._unreset and tick.tick < _FIRST_TICKS:
+                reason += _ACTED_BEFORE
             comparison.differs(record, "action", reason, _OF_LIMITS if chosen else ())
         elif not chosen:
             comparison.differs(record, "action before the limits", "another action was chosen, and limited to the same")
@@ -288,7 +301,7 @@ def _replay_evaluation(flight: Flight, policy: Any, comparison: _Comparison) -> 
     synchronous = True
     zeros = np.zeros(policy.spec.noise_dim, np.float32)
     policy.reset()
-    for record, joined in _numbered(flight, comparison):
+    for record, joined in _counted(flight, comparison):
         synchronous &= joined
         if record.topic != "tick":
             continue
@@ -303,7 +316,7 @@ def _replay_evaluation(flight: Flight, policy: Any, comparison: _Comparison) -> 
             action = policy.select_action(tick.observation, noise=noise)
         except MeamError as error:
             comparison.differs(
-                record, "what the tick did", f"recorded an action, now {type(error).__name__}", _OF_LIMITS
+                record, "what the tick did", f"recorded an action, now {type(error).__name__}: {error}", _OF_LIMITS
             )
             comparison.one_sided()
             return

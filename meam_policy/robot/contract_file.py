@@ -51,7 +51,7 @@ def read_contract_toml(path: str | os.PathLike[str], spec: PolicySpec) -> RobotC
         ConfigError: it is not TOML.
         FormatError: it is no contract, or none of this policy.
     """
-    return _checked(os.fspath(path), read_toml(path, "robot contract (`meam robot init` writes one)"), spec)
+    return _checked(os.fspath(path), read_toml(path, "robot contract", "`meam robot init` writes one"), spec)
 
 
 def given_contract(contract: RobotContract | str | os.PathLike[str], spec: PolicySpec) -> RobotContract:

@@ -43,6 +43,8 @@ def check_leapp_bundle(file: str | os.PathLike[str]) -> None:
         FormatError: the description is none, or does not fit the graph; IntegrityError if the graph is another.
     """
     path = Path(file)
+    if path.is_dir():
+        raise NotFoundError(f"{path} is a folder; expected the YAML file of a bundle, such as {path / 'arm.yaml'}.")
     try:
         description = yaml.safe_load(read_regular(path))
         node, pipeline = description["models"][NODE], description["pipeline"]

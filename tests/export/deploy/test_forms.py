@@ -152,6 +152,8 @@ def test_a_bundle_that_does_not_begin_at_zero_is_refused(bundle: Path) -> None:
     values.unlink()
     with pytest.raises(NotFoundError, match=r"Cannot read .*bundle_initial_values\.safetensors"):
         check_leapp_bundle(file)
+    with pytest.raises(NotFoundError, match="is a folder; expected the YAML file of a bundle"):
+        check_leapp_bundle(bundle)
 
 
 def test_a_bundle_whose_graph_is_none_is_refused(bundle: Path) -> None:

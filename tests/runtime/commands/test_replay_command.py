@@ -5,6 +5,9 @@ import pytest
 
 from meam_policy import ControlLoop, SafetySettings
 from meam_policy.cli import run
+from meam_policy.commands import replay as replay_command
+from meam_policy.flight import read_flight
+from meam_policy.flight.flight_file import FlightFile
 
 
 @pytest.fixture
@@ -54,3 +57,28 @@ def test_what_cannot_be_done_is_said(flown, arguments, said, capsys):
 def test_an_empty_folder_is_said(tmp_path, capsys):
     assert run(["replay", str(tmp_path), "--policy", "policy"]) == 2
     assert "has no *.mcap" in capsys.readouterr().err
+
+
+def test_a_file_of_which_nothing_is_compared_is_exit_code_1(flown, tmp_path, capsys):
+    linear, path = flown
+    flight = read_flight(path)
+    file = FlightFile(tmp_path / "late.mcap", flight.about)
+    last = flight.records[-1]
+    file.add(last.number, last.time_ns, last.topic, last.message)
+    file.finish(last.number + 1, 0)
+    assert run(["replay", str(tmp_path / "late.mcap"), "--policy", str(linear.folder)]) == 1
+    assert "NOTHING COMPARED" in capsys.readouterr().out
+
+
+def test_files_of_a_ring_come_in_their_order_and_are_read_once(flown, tmp_path, capsys, monkeypatch):
+    linear, path = flown
+    folder, read = tmp_path / "ring", []
+    folder.mkdir()
+    for name in ("stop-10", "stop", "stop-2"):
+        (folder / f"{name}.mcap").write_bytes(path.read_bytes())
+    original = replay_command.read_flight
+    monkeypatch.setattr(replay_command, "read_flight", lambda each: read.append(each.stem) or original(each))
+    monkeypatch.setattr("meam_policy.replay.run.read_flight", None)
+    arguments = ["--to-minari", "arm/flights-v0", "--root", str(tmp_path / "data"), "--reward", "0"]
+    assert run(["replay", str(folder), "--policy", str(linear.folder), *arguments]) == 0
+    assert read == ["stop", "stop-2", "stop-10"]

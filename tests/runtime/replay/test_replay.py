@@ -1,14 +1,18 @@
+import json
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mcap.writer import CompressionType, Writer
 
 from meam_policy import ActionError, ConfigError, FormatError, MeamError, SafetySettings
 from meam_policy.flight import Recording, read_flight
 from meam_policy.flight.flight_file import FlightFile
+from meam_policy.flight.schema import numbers
 from meam_policy.loop.control_loop import ControlLoop, StampedObservation
 from meam_policy.replay import replay_flight
 
@@ -50,6 +54,22 @@ def record(policy, path, ticks=40, recording=None, **arguments):
         found = [loop.step(row) for row in observations(ticks)]
         loop.reset()
         return found + [loop.step(row) for row in observations(ticks // 2, 1)]
+
+
+def written(flight, path, part=slice(None)):
+    """Write the records of a flight, or some of them, as they were read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("meam_policy.flight.flight_file.encode", lambda message: json.dumps(message).encode())
+        file = FlightFile(path, flight.about)
+        for each in flight.records[part]:
+            file.add(each.number, each.time_ns, each.topic, each.message)
+        file.finish(flight.records[part][-1].number + 1, 0)
+    return path
+
+
+def record_and_read(policy, folder):
+    record(policy, folder / "flight.mcap")
+    return read_flight(folder / "flight.mcap")
 
 
 @pytest.mark.parametrize("chunking", ["naive", "blocking"])
@@ -99,7 +119,7 @@ def test_real_time_chunks_and_their_prefixes_replay(linear, tmp_path, ring):
     recording = Recording(path, ring_seconds=ring)
     record(Continuing(linear.load()), path, chunking="realtime", recording=recording)
     found = [record for record in read_flight(path).records if record.topic == "inference"]
-    assert np.any(found[1].message["prefix"])
+    assert np.any(numbers(found[1].message["prefix"]))
     report = replay_flight(path, Continuing(linear.load()))
     assert (report.first, report.replayed) == (None, 60)
 
@@ -278,6 +298,76 @@ def test_recording_changes_no_action(linear, tmp_path):
     np.testing.assert_array_equal(actions[:40], bare)
 
 
+def test_a_flight_of_which_nothing_can_be_compared_is_not_the_same(linear, tmp_path):
+    flight = read_flight(written(record_and_read(linear.load(), tmp_path), tmp_path / "late.mcap", slice(5, 8)))
+    report = replay_flight(flight.path, linear.load())
+    assert (report.ticks > 0, report.replayed, report.first) == (True, 0, None)
+    assert (report.same, report.verdict, report.to_json()["same"]) == (False, "NOTHING COMPARED", False)
+
+
+def test_a_policy_that_acted_in_another_loop_before_is_named_with_its_remedy(linear, tmp_path):
+    slow = SafetySettings(rate_limit=0.01)
+    policy, arguments = linear.load(safety=slow), {"chunking": "naive", "simulated_delay": 1}
+    for number, reset in enumerate((False, False, True)):
+        path = tmp_path / f"{number}.mcap"
+        with ControlLoop(policy, RATE, record=path, **arguments) as loop:
+            if reset:
+                loop.reset()
+            for row in observations(20, number):
+                loop.step(row)
+    reports = [replay_flight(tmp_path / f"{number}.mcap", linear.load(safety=slow)) for number in range(3)]
+    assert [report.same for report in reports] == [True, False, True]
+    first = reports[1].first
+    assert first is not None
+    assert (first.what, first.tick) == ("action", 0)
+    assert "had acted before" in first.reason
+    assert "loop.reset()" in first.reason
+    assert ".." not in first.reason
+
+
+class Wrapped(Continuing):
+    """Another class that acts alike."""
+
+
+def test_the_identity_names_class_processor_and_python(linear, tmp_path, monkeypatch):
+    path = tmp_path / "flight.mcap"
+    record(Continuing(linear.load()), path, chunking="realtime")
+    assert read_flight(path).about["policy"].endswith("test_replay.Continuing")
+    for name, value in (("python_version", "3.99"), ("machine", "other")):
+        monkeypatch.setattr(f"platform.{name}", lambda value=value: value)
+    monkeypatch.setattr("meam_policy.flight.identity._processor", lambda: "another one")
+    report = replay_flight(path, Wrapped(linear.load()))
+    assert report.same
+    assert [each.split(":")[0] for each in report.identity] == [
+        "another class of policy",
+        "another Python",
+        "another machine",
+        "another processor",
+    ]
+
+
+def test_noise_of_another_size_is_refused_in_one_sentence(linear, tmp_path):
+    flight = record_and_read(linear.load(), tmp_path)
+    next(record for record in flight.records if record.topic == "inference").message["noise"] = []
+    report = replay_flight(written(flight, tmp_path / "other.mcap"), linear.load())
+    assert report.first is not None
+    assert "Noise has shape (0,); expected" in report.first.reason
+    assert ".." not in report.first.reason
+
+
+@pytest.mark.parametrize("compression", list(CompressionType))
+def test_an_mcap_file_of_others_is_said_to_be_none_of_ours(tmp_path, compression):
+    if compression == CompressionType.LZ4:
+        pytest.importorskip("lz4")
+    writer = Writer(str(tmp_path / "theirs.mcap"), compression=compression)
+    writer.start()
+    channel = writer.register_channel("/theirs", "json", 0)
+    writer.add_message(channel, 0, b"{}", 0)
+    writer.finish()
+    with pytest.raises(FormatError, match="no recording of ours"):
+        read_flight(tmp_path / "theirs.mcap")
+
+
 WRONG = st.sampled_from([None, "text", -1, 2**60, 1e300, "NaN", [], [[1.0], [2.0, 3.0]], {}, True, [0.0] * 7, ["x"]])
 FIELDS = {
     "tick": ("tick", "observation", "age_s", "pause", "skipped", "asked", "arrived", "chosen", "action", "error"),
@@ -301,10 +391,8 @@ def test_a_flight_with_wrong_fields_is_compared_or_refused(flown, data):
     topic = flight.records[number].topic
     message = {**flight.records[number].message, data.draw(st.sampled_from(FIELDS[topic])): data.draw(WRONG)}
     path.unlink(missing_ok=True)
-    file = FlightFile(path, flight.about)
-    for each in flight.records:
-        file.add(each.number, each.time_ns, each.topic, message if each.number == number else each.message)
-    file.finish(len(flight.records), 0)
+    records = [each._replace(message=message) if each.number == number else each for each in flight.records]
+    written(replace(flight, records=records), path)
     try:
         report = replay_flight(path, policy)
     except MeamError:

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from meam_policy import BoxSpec, ConfigError, ControlLoop, DatasetError, SafetySettings
+from meam_policy import BoxSpec, ConfigError, ControlLoop, DatasetError, FormatError, SafetySettings
 from meam_policy.cli import run
 from meam_policy.flight import read_flight
+from meam_policy.replay.training_steps import stretches
 from meam_training import OfflineDataset, TrainConfig, train
 from meam_training.collection.record_flights import record_flights
 
@@ -41,6 +44,47 @@ def test_rewards_are_never_made_up(flown, tmp_path):
     with pytest.raises(DatasetError, match="no flight"):
         record_flights([], "arm/flight-v0", root=tmp_path / "data")
     assert not (tmp_path / "data" / "arm" / "flight-v0").exists()
+
+
+def test_the_rate_is_the_loops_and_a_robots_data_is_of_no_environment(make_policy, tmp_path):
+    policy = make_policy(chunk_size=4, environment_id="Pendulum-v1", control_rate_hz=10.0).load(seed=0)
+    assert policy.spec.control_rate_hz == 10
+    for rate in (50, 20):
+        record = tmp_path / f"{rate}.mcap"
+        with ControlLoop(policy, rate, any_rate=True, chunking="naive", simulated_delay=1, record=record) as loop:
+            for row in np.zeros((5, 3)):
+                loop.step(row)
+    flights = [read_flight(tmp_path / f"{rate}.mcap") for rate in (50, 20)]
+    folder, *_ = record_flights(flights[:1], "arm/flight-v0", root=tmp_path / "data", reward=0.0)
+    data = OfflineDataset.from_minari(folder)
+    assert (data.control_rate_hz, data.environment_id) == (50.0, None)
+    with pytest.raises(DatasetError, match=r"20\.mcap was flown at 20 Hz, and .*50\.mcap at 50 Hz"):
+        record_flights(flights, "arm/flights-v0", root=tmp_path / "data", reward=0.0)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"reward": "abc"}, {"action": [0.0] * 5}, {"action": "abc"}, {"observation": {"values": [1.0], "shape": [7]}}],
+)
+def test_a_field_that_does_not_fit_is_said(flown, tmp_path, field):
+    flight = read_flight(flown[0])
+    record = next(record for record in flight.records if record.topic == "tick")
+    record.message.update(field)
+    with pytest.raises(FormatError, match=f"Record {record.number} of the flight, a message of tick"):
+        record_flights([flight], "arm/flight-v0", root=tmp_path / "data", reward=0.0)
+    flight.about.pop("settings")
+    with pytest.raises(FormatError, match="rate_hz"):
+        record_flights([flight], "arm/flight-v0", root=tmp_path / "data", reward=0.0)
+
+
+def test_numbers_of_records_go_round_without_a_gap(flown):
+    flight = read_flight(flown[0])
+    start = 2**32 - len(flight.records) // 2
+    later = [record._replace(number=(record.number + start) % 2**32) for record in flight.records]
+    steps, again = (
+        [len(found.steps) for found in stretches(each)] for each in (flight, replace(flight, records=later))
+    )
+    assert steps == again == [19, 18]
 
 
 def test_an_evaluation_is_recorded_replayed_and_made_a_data_set(make_policy, tmp_path, capsys):

@@ -215,7 +215,9 @@ def test_the_words_are_consistent():
 
 
 def test_files_that_are_none_are_refused(tmp_path):
-    with pytest.raises(NotFoundError, match=r"There is no robot contract \(`meam robot init` writes one\)"):
+    with pytest.raises(
+        NotFoundError, match=r"There is no robot contract .*robot\.toml: `meam robot init` writes one\."
+    ):
         given_contract(tmp_path / "robot.toml", spec_of())
     (tmp_path / "robot.toml").write_bytes(b"action = [")
     with pytest.raises(ConfigError, match=r"robot\.toml is not TOML"):

@@ -37,7 +37,10 @@ def new_dataset_folder(name: str, root: str | os.PathLike[str] | None) -> Path:
         from minari.dataset.minari_dataset import DATASET_ID_RE
     match = DATASET_ID_RE.fullmatch(name)
     if match is None or match["version"] is None:
-        raise ConfigError(f'"{name}" is not a Minari id; expected one such as "namespace/name-v0".')
+        raise ConfigError(
+            f'"{name}" is not a Minari id; expected one such as "namespace/name-v0", with a version, and a '
+            "namespace of two characters or more, or none."
+        )
     given_path("The data set", name)
     base = (minari_root() if root is None else given_folder("root", root)).absolute()
     if (base / name).exists():
