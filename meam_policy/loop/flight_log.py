@@ -88,7 +88,6 @@ class FlightLog:
             "prefix_weight": weight,
             "chunk": answer.chunk,
             "seconds": answer.seconds,
-            "latency_ms": None if answer.seconds is None else answer.seconds * 1e3,
             "delays": list(delays),
             "expected": expected,
             "error": None if answer.error is None else _shown(answer.error),
