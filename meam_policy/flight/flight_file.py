@@ -74,6 +74,13 @@ class FlightFile:
         if self._sink.flush():
             self.unwritten = 0
 
+    def flush(self) -> None:
+        """Write the chunk that is not full yet."""
+        if self.unwritten:
+            self._writer.flush()
+            self._sink.flush()
+            self.unwritten = 0
+
     def finish(self, number: int, time_ns: int) -> None:
         """Write what waits, the index, and the end of the file.
 

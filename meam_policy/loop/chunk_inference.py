@@ -260,8 +260,12 @@ class CheckedPolicy:
         return self._policy.predict_action_chunk(request.observation, **given)
 
     def _noise(self) -> NDArray[np.float32] | None:
-        noise = getattr(self._policy, "last_noise", None)
-        return None if noise is None else noise[0]
+        """What the policy's newest inference started from, as a copy; None if it does not say so in an array."""
+        try:
+            noise = np.array(getattr(self._policy, "last_noise", None), dtype=np.float32)
+        except Exception:  # of whatever a policy of somebody's own has under that name
+            return None
+        return noise[0] if noise.ndim == 2 and len(noise) == 1 else None
 
     def _checked(self, actions: Any) -> NDArray[Any]:
         chunk = np.asarray(actions)

@@ -402,6 +402,8 @@ class ControlLoop:
         """
         self._require_running()
         self._begin_episode()
+        if self._flight is not None:
+            self._flight.begin_run()
         start, slot = 0.0, 0
         try:
             for tick in itertools.count() if steps is None else range(steps):
@@ -421,8 +423,12 @@ class ControlLoop:
                 self._flight.stop(error)
             raise
         finally:
-            if self._overrun == "zero" if send_neutral_on_exit is None else send_neutral_on_exit:
-                self._send_neutral(send_action)
+            try:
+                if self._overrun == "zero" if send_neutral_on_exit is None else send_neutral_on_exit:
+                    self._send_neutral(send_action)
+            finally:
+                if self._flight is not None:
+                    self._flight.end_run()
         return self.health()
 
     def _skip(self, ticks: int) -> None:
@@ -486,10 +492,11 @@ class ControlLoop:
             timeout_s: Seconds to wait for the disk.
 
         Returns:
-            The file.
+            The newest file.
 
         Raises:
             ConfigError: nothing is recorded, or the time is below 0 or longer than the system can wait.
+            OutputError: the disk does not take it; what a ring held is kept for another try.
         """
         _check_wait(timeout_s)
         if self._flight is None:
@@ -501,8 +508,9 @@ class ControlLoop:
         """End the thread; the loop gives no more actions.
 
         Args:
-            timeout_s: Seconds to wait for a running inference, and as many for a recording. An inference that hangs is
-                left behind in its daemon thread, which uses the policy until it returns.
+            timeout_s: Seconds to wait for a running inference, and as many for a recording, which goes on being written
+                afterwards, if need be until the process ends. An inference that hangs is left behind in its daemon
+                thread, which uses the policy until it returns.
 
         Raises:
             ConfigError: the time is below 0, or longer than the system can wait.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from meam_policy.errors import OutputError
 from meam_policy.flight import FlightRecorder, Recording
 from meam_policy.flight.identity import identity_of
 from meam_policy.loop.chunk_inference import ChunkAnswer
@@ -51,6 +53,7 @@ class FlightLog:
         self._tick: dict[str, Any] = {}
         self._arrived: list[int] = []
         self._stopped_by: BaseException | None = None
+        self._running = self._unsaved = False
         self.pause: float | None = None
         self.skipped = 0
         self.asked: int | None = None
@@ -128,9 +131,26 @@ class FlightLog:
         if error is self._stopped_by:
             return
         self._stopped_by = error
-        self._recorder.add("event", {"kind": "stop", "episode": self._episode, "reason": str(error)})
-        if self._recorder.is_ring:
-            self._recorder.save()
+        reason = str(error) or type(error).__name__
+        self._recorder.add("event", {"kind": "stop", "episode": self._episode, "reason": reason})
+        self._unsaved = self._recorder.is_ring
+        if not self._running:
+            self._save_stop()
+
+    def begin_run(self) -> None:
+        """A run begins, in which the ring is not written before the actions after a stop."""
+        self._running = True
+
+    def end_run(self) -> None:
+        """A run ends, and with it what follows its stop."""
+        self._running = False
+        self._save_stop()
+
+    def _save_stop(self) -> None:
+        if self._unsaved:
+            self._unsaved = False
+            with contextlib.suppress(OutputError):  # said by a warning
+                self._recorder.save()
 
     def save(self, timeout_s: float) -> Path:
         """Write what is kept."""
@@ -145,9 +165,9 @@ def copied(observation: Any) -> Any:
     """A copy of an observation, which drivers may write over: fast for arrays, and for mappings of them."""
     if type(observation) is np.ndarray:
         return observation.copy()
-    if isinstance(observation, Mapping):
-        return {name: copied(part) for name, part in observation.items()}
     try:
+        if isinstance(observation, Mapping):
+            return {name: copied(part) for name, part in observation.items()}
         return copy.deepcopy(observation)
     except Exception:  # whatever it is, the policy judges it
         return None

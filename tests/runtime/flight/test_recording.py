@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import functools
 import io
 import itertools
 import json
@@ -18,7 +19,7 @@ from mcap.exceptions import McapError
 from mcap.reader import NonSeekingReader, make_reader
 from mcap.records import Chunk
 
-from meam_policy import ConfigError, FormatError, NotFoundError, OutputError
+from meam_policy import ConfigError, FormatError, MeamError, NotFoundError, OutputError
 from meam_policy.flight import Recording, read_flight
 from meam_policy.flight.flight_file import CHUNK_BYTES, FlightFile
 from meam_policy.flight.flight_reader import _unpacked
@@ -170,8 +171,8 @@ def test_a_full_disk_is_said_once_and_the_loop_goes_on(make_policy, tmp_path, mo
     def fly():
         for _ in range(400):
             loop.step(np.zeros(3, np.float32))
-        loop.save_recording()
-        time.sleep(0.1)
+        with pytest.raises(OutputError, match="No space left on device"):
+            loop.save_recording()
         for _ in range(400):
             loop.step(np.zeros(3, np.float32))
         loop.close()
@@ -204,8 +205,9 @@ def test_what_the_queue_cannot_hold_is_dropped_and_counted_in_health_and_file(tm
 
 
 def test_a_ring_keeps_the_newest_seconds_and_numbers_its_files(tmp_path, monkeypatch):
-    now = [10**18]
-    monkeypatch.setattr("meam_policy.flight.recorder.time.time_ns", lambda: now[0])
+    now, wall = [10**18], iter(range(10**9))
+    monkeypatch.setattr("meam_policy.flight.recorder.time.monotonic_ns", lambda: now[0])
+    monkeypatch.setattr("meam_policy.flight.recorder.time.time_ns", lambda: next(wall) * 10**12 % 7)  # set all the time
     recorder = FlightRecorder(Recording(tmp_path / "stop.mcap", ring_seconds=2), ABOUT)
     for tick in range(100):
         now[0] += 10**8
@@ -219,6 +221,91 @@ def test_a_ring_keeps_the_newest_seconds_and_numbers_its_files(tmp_path, monkeyp
     assert [record.message["tick"] for record in flight.records] == list(range(79, 100))
     assert flight.complete
     assert recorder.dropped == 0
+
+
+def test_what_waits_is_in_the_file_once_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("meam_policy.flight.recorder.FLUSH_S", 3600)
+    recorder = FlightRecorder(Recording(tmp_path / "flight.mcap"), ABOUT)
+    for tick in range(3):
+        recorder.add("tick", {"episode": 0, "tick": tick})
+    assert len(read_flight(recorder.save(10)).records) == 3
+    recorder.close(10)
+    start = time.monotonic()
+    assert recorder.save(10) == tmp_path / "flight.mcap"  # there is nothing to wait for
+    assert time.monotonic() - start < 5
+
+
+def test_records_wait_a_second_for_their_chunk_to_be_full(tmp_path, monkeypatch):
+    monkeypatch.setattr("meam_policy.flight.recorder.FLUSH_S", 0)
+    recorder = FlightRecorder(Recording(tmp_path / "flight.mcap"), ABOUT)
+    recorder.add("tick", {"episode": 0, "tick": 0})
+    deadline = time.monotonic() + 10
+    while not read_flight(tmp_path / "flight.mcap").records:
+        assert time.monotonic() < deadline
+    recorder.close(10)
+
+
+def test_whoever_does_not_close_loses_nothing_when_the_process_ends(run_python, make_policy, tmp_path):
+    code = (
+        "import numpy as np\n"
+        "from meam_policy import ControlLoop, MeamPolicy, Recording\n"
+        f"folder, place = {str(make_policy().folder)!r}, {str(tmp_path)!r}\n"
+        "kept = []\n"
+        "for name, ring in (('file', None), ('ring', 60)):\n"
+        "    policy = MeamPolicy.from_pretrained(folder)\n"
+        "    recording = Recording(f'{place}/{name}.mcap', ring_seconds=ring)\n"
+        "    kept.append(ControlLoop(policy, 50, chunking='naive', simulated_delay=1, record=recording))\n"
+        "    for _ in range(50):\n"
+        "        kept[-1].step(np.zeros(3, np.float32))\n"
+        "raise KeyboardInterrupt\n"
+    )
+    assert "KeyboardInterrupt" in run_python("-c", code).stderr
+    for name in ("file", "ring"):
+        flight = read_flight(tmp_path / f"{name}.mcap")
+        assert flight.complete
+        assert sum(record.topic == "tick" for record in flight.records) == 50
+
+
+def test_a_stop_and_the_actions_after_it_are_in_one_file(make_policy, tmp_path):
+    def read():
+        if len(sent) == 5:
+            raise RuntimeError
+        return np.zeros(3, np.float32)
+
+    sent: list[Any] = []
+    recording = Recording(tmp_path / "stop.mcap", ring_seconds=60)
+    loop = ControlLoop(make_policy().load(), 50, chunking="naive", simulated_delay=1, record=recording)
+    with loop, pytest.raises(RuntimeError):
+        loop.run(read, sent.append, send_neutral_on_exit=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["stop.mcap"]
+    events = [record.message for record in read_flight(tmp_path / "stop.mcap").records if record.topic == "event"]
+    assert [event["kind"] for event in events] == ["begin", "episode", "stop", "neutral"]
+    assert events[2]["reason"] == "RuntimeError"
+
+
+class _Broken(dict[str, Any]):
+    def items(self):
+        raise RuntimeError("the driver is gone")
+
+
+@pytest.mark.parametrize("noise", [0.0, "none", np.zeros(3), [[1.0], [1.0, 2.0]]])
+def test_nothing_that_is_recorded_stops_the_loop(make_policy, tmp_path, noise):
+    policy = make_policy().load()
+    policy.last_noise = noise
+    policy.predict_action_chunk = functools.partial(_keeping, policy, policy.predict_action_chunk, noise)
+    with ControlLoop(policy, 50, chunking="naive", record=tmp_path / "flight.mcap") as loop:
+        loop.step(np.zeros(3, np.float32))
+        with contextlib.suppress(MeamError):  # as without a recorder
+            loop.step(_Broken(a=1))
+        loop.step(np.zeros(3, np.float32))
+    records = read_flight(tmp_path / "flight.mcap").records
+    assert all("noise" not in record.message for record in records if record.topic == "inference")
+
+
+def _keeping(policy, predict, noise, *arguments, **named):
+    chunk = predict(*arguments, **named)
+    policy.last_noise = noise
+    return chunk
 
 
 def test_the_loop_says_what_is_missing(make_policy, tmp_path, monkeypatch):
