@@ -171,6 +171,8 @@ def numbers(value: Any) -> NDArray[np.float64]:
         array = numbers(value.get("values"))
         return array.reshape([int(size) for size in value["shape"]]) if "shape" in value else array
     array = np.array(value)
+    if array.dtype.kind == "f" and isinstance(value, list) and all(type(each) is int and each >= 0 for each in value):
+        array = np.array(value, np.uint64)  # NumPy takes floats for small whole numbers beside large ones
     if array.dtype.kind == "U":
         array = np.vectorize(float, otypes=[np.float64])(np.array(value, dtype=object))
     if array.dtype.kind not in "iuf":

@@ -27,7 +27,7 @@ def meam(tmp_path):
         ("numpy", ["--help"]),
         ("gymnasium", ["train", "bc"]),
         ("gymnasium", ["eval", "policies/arm"]),
-        ("torch", ["train", "bc"]),
+        ("torch", ["train", "bc", "--data", "d", "--output-dir", "r"]),
         ("tyro", ["eval", "policies/arm"]),
     ],
 )

@@ -109,6 +109,7 @@ def test_without_entropy_and_mixture_a_run_of_me_am_is_one_of_qam_bit_for_bit(
     dataset, make_config, tmp_path, objective
 ):
     common = {"pretrain_steps": 3, "steps": 8, "objective": objective, "learning_rate": 3e-4}
+    common |= {"polyak": 0.005}
     scheme = {**PUBLISHED, "sde": "reference"} if objective == "adjoint" else PUBLISHED
     qam = train(make_config("qam", **common), dataset, tmp_path / "qam")
     me_am = train(
@@ -453,6 +454,7 @@ data = OfflineDataset.from_arrays(
 config = TrainConfig.preset(
     "me-am", steps=int(sys.argv[2]), checkpoint_every=1, log_every=1, batch_size=4, hidden_dims=(4,),
     critic_hidden_dims=(4,), num_critics=1, nfe=2, device="cpu", pretrain_steps=2, threads=1, candidates=4,
+    polyak=0.05,  # whatever the number of steps
 )
 train(config, data, sys.argv[1], resume=True)
 """

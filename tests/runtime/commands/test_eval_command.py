@@ -75,21 +75,21 @@ def test_rollouts_are_recorded_for_training(capfd, swinger, tmp_path):
     assert data.rewards.sum() / 3 == pytest.approx(plain["return_mean"], rel=1e-5)
 
 
-def test_recording_without_the_training_extra_names_it(run_python, swinger):
+def test_recording_needs_no_pytorch_and_names_the_extra_of_minari(run_python, swinger):
     code = (
         "import sys\n"
-        "class WithoutTorch:\n"
+        "class WithoutMinari:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'torch':\n"
+        "        if name in ('minari', 'torch'):\n"
         "            raise ModuleNotFoundError(name=name)\n"
-        "sys.meta_path.insert(0, WithoutTorch())\n"
+        "sys.meta_path.insert(0, WithoutMinari())\n"
         "from meam_policy.cli import run\n"
         f"sys.exit(run(['eval', {str(swinger.folder)!r}, '--record', 'walk/data-v0']))"
     )
     result = run_python("-c", code)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
-        "meam: `meam eval --record` needs torch, which is not installed: pip install 'meam-policy[train]'.\n"
+        "meam: Recording needs minari, which is not installed: pip install 'meam-policy[train]'.\n"
     )
 
 
