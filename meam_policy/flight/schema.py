@@ -161,8 +161,8 @@ def _spelled(value: Any) -> Any:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def numbers(value: Any) -> NDArray[np.float64]:
-    """The array that a message's value holds.
+def numbers(value: Any) -> NDArray[Any]:
+    """The array that a message's value holds: whole numbers as such, all else as float64.
 
     Raises:
         ValueError: it holds something else than numbers, or another number of them than its shape says.
