@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from meam_policy.spec import BoxSpec, Integration, PolicySpec
 from meam_training.algorithm import adjoint_objective, reweighted_objective, two_scale_objective
 from meam_training.algorithm.batch import ChunkBatch, MeamNoise, draw_noise
+from meam_training.algorithm.policy_samples import draw_policy_samples
 from meam_training.algorithm.sample_matching import importance_weights
 from meam_training.algorithm.update import compute_losses
 from meam_training.config import TrainConfig
@@ -304,7 +305,7 @@ def test_the_two_scale_loss_is_that_of_its_definition(confine: bool, switch_time
 
     # Late: every row, one point.
     prior, other, policy = (NumpyFlow(field, observations, config) for field in fields)
-    x_1 = other.end(noise.bridge_start.numpy()).clip(-1, 1)
+    x_1 = other.end(noise.acted_x_0.numpy()).clip(-1, 1)
     x_0, t = noise.bridge_x_0.numpy()[0], 1 - (1 - switch_time) * noise.bridge_t.numpy()[0]
     assert x_0.shape == (48, ACT)
     assert switch_time < t.min() < t.max() < 1
@@ -342,7 +343,7 @@ def test_the_bridge_loss_is_that_of_its_definition(adjoint: str, confine: bool) 
         NumpyFlow(field, batch.observations.numpy(), config)
         for field in (networks.target_prior, networks.target_policy, networks.policy)
     )
-    x_1 = other.end(noise.bridge_start.numpy())
+    x_1 = other.end(noise.acted_x_0.numpy())
     # -tau grad Q + lambda score, which no longer pushes outwards from the box's faces
     inside = x_1.clip(-1, 1)
     score = (0.8 * prior.velocity(inside, 0.8) - inside) / 0.2
@@ -393,9 +394,10 @@ def test_a_fixed_part_of_the_candidates_and_at_least_one_comes_from_the_prior(
         policy_loss(networks, config, 32)
         expected.append(max(1, candidates // part))
         rows = 32 // candidates if objective == "reweighted" else 16 // candidates
-        assert drawn[:2] == [(expected[-1], rows, ACT), (candidates - expected[-1], rows, ACT)]
-        # The late part has a sample for every row.
-        assert drawn[2:] == ([(32, ACT)] if objective == "two_scale" else [])
+        of_policy = (candidates - expected[-1]) * rows
+        # The penalty and the late part share a sample for every row, drawn together with the policy's candidates.
+        late = 32 if objective == "two_scale" or config.value_penalty else 0
+        assert drawn == [(late + of_policy, ACT), (expected[-1], rows, ACT)]
     assert seen == [of_prior / candidates for of_prior, candidates in zip(expected, counts, strict=True)]
 
 
@@ -427,8 +429,10 @@ def test_the_reweighted_loss_cannot_diverge(
     with torch.no_grad():
         networks.target_critic.weights[-1].mul_(size)
     noise = MeamNoise(*(tensor.float() for tensor in make_noise(config, 16, seed)))
-    features = networks.encoder(make_batch(16, seed).observations.float())
-    loss, metrics = reweighted_objective.reweighted_loss(networks, features, noise, config)
+    batch = ChunkBatch(*(tensor.float() for tensor in make_batch(16, seed)))
+    features = networks.encoder(batch.observations)
+    samples = draw_policy_samples(networks, features, batch, noise, config)
+    loss, metrics = reweighted_objective.reweighted_loss(networks, features, samples, noise, config)
     loss.backward()
     assert networks.policy is not None
     # The actions lie in the box and the weights' mean is one: no loss exceeds that of the worst sample.
@@ -609,7 +613,6 @@ AXIS_OF_ROWS = {  # of every field of the noise
             "flow_x_0",
             "flow_t",
             "sde_x_0",
-            "bridge_start",
             "bandwidth",
         ),
         0,

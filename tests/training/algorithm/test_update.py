@@ -23,6 +23,7 @@ from meam_training.algorithm.batch import (
 from meam_training.algorithm.bridge_objective import BRIDGE_METRICS
 from meam_training.algorithm.critic_loss import CRITIC_METRICS
 from meam_training.algorithm.head_losses import HEAD_METRICS, distill_loss, edit_loss, head_losses
+from meam_training.algorithm.policy_samples import draw_policy_samples
 from meam_training.algorithm.prior_loss import MIXTURE_METRICS
 from meam_training.algorithm.reweighted_objective import REWEIGHTED_METRICS
 from meam_training.algorithm.target_score_objective import TARGET_SCORE_METRICS
@@ -147,7 +148,7 @@ def test_the_noise_has_a_row_for_everything_that_is_random(make_config, batch, a
     assert {name: tuple(tensor.shape) for name, tensor in noise._asdict().items()} == {
         "next_x_0": (batch, config.best_of * act),
         "next_edit": (batch if edits else 0, config.best_of * act),
-        "acted_x_0": (penalised, config.best_of * act),
+        "acted_x_0": (max(penalised, bridges), (config.best_of if penalised else 1) * act),
         "acted_edit": (penalised if edits else 0, config.best_of * act),
         "flow_x_0": (batch, act),
         "flow_t": (batch, 1),
@@ -156,7 +157,6 @@ def test_the_noise_has_a_row_for_everything_that_is_random(make_config, batch, a
         "sample_x_0": (*samples, act),
         "match_x_0": (draws, *samples, act),
         "match_t": (draws, *samples, 1),
-        "bridge_start": (bridges, act),
         "bridge_x_0": (points, bridges, act),
         "bridge_t": (points, bridges, 1),
         "probes": (probes, act),
@@ -277,7 +277,9 @@ def test_every_loss_trains_its_own_network_and_nothing_else(make_config, make_ne
     config = make_config(method, objective=objective, distill_coef=1.0, **mixture)
     networks, batch, noise = make_networks(config), random_batch(), noise_for(config)
     losses = compute_losses(networks, batch, noise, config)
-    heads, _ = head_losses(networks, networks.encoder(batch.observations), noise, config)
+    features = networks.encoder(batch.observations)
+    samples = draw_policy_samples(networks, features, batch, noise, config)
+    heads, _ = head_losses(networks, features, samples, noise, config)
     of_heads = ("edit_policy.", "one_step.") if method == "qam-edit" else ("one_step.",)
     for loss, prefixes in (
         (losses.metrics["critic_loss"], ("critic.",)),
@@ -886,7 +888,8 @@ def test_the_heads_learn_from_the_deployed_flow(make_config, make_networks):
     config = make_config("qam-edit", objective="reweighted", distill_coef=2.0, edit_target_entropy=-3.0)
     networks, batch, noise = make_networks(config), random_batch(), noise_for(config)
     features = networks.encoder(batch.observations)
-    total, metrics = head_losses(networks, features, noise, config)
+    samples = draw_policy_samples(networks, features, batch, noise, config)
+    total, metrics = head_losses(networks, features, samples, noise, config)
     flowed = flow_of(networks, config, features, noise.head_x_0).detach()
     assert networks.edit_policy is not None
     assert networks.one_step is not None
@@ -900,7 +903,7 @@ def test_the_heads_learn_from_the_deployed_flow(make_config, make_networks):
     assert metrics.keys() == {*logged, *more}
     default = dataclasses.replace(config, edit_target_entropy=None)
     half = edit_loss(networks.edit_policy, value, features, flowed, noise.edit, 0.1, -0.5 * 4)[0]
-    torch.testing.assert_close(head_losses(networks, features, noise, default)[0], half + distill)
+    torch.testing.assert_close(head_losses(networks, features, samples, noise, default)[0], half + distill)
 
 
 def test_networks_have_only_the_heads_of_their_settings(make_config, make_networks):

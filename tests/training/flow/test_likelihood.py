@@ -64,7 +64,9 @@ def test_the_density_of_a_random_network_flow_integrates_to_one():
         for parameter in network.parameters():
             parameter.mul_(2)
     grid = torch.linspace(-12, 12, 4001, dtype=torch.float64)
-    log_density = log_likelihood(lambda x, t: network(torch.cat([x, t], -1)), grid[:, None], eye(1), 100)
+    log_density = log_likelihood(
+        lambda x, t: network(torch.cat([x, torch.full_like(x, t)], -1)), grid[:, None], eye(1), 100
+    )
     density = log_density.exp()
     assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=1e-4)
     assert (density - torch.exp(-0.5 * grid**2) / math.sqrt(2 * math.pi)).abs().max() > 0.1  # no resting flow

@@ -15,8 +15,8 @@ CPU = torch.device("cpu")
     ("method", "settings", "parts"),
     [
         ("bc", {}, set()),
-        ("me-am", {"pretrain_steps": 3}, {"data", "critic", "prior", "policy", "optimiser"}),
-        ("qam-edit", {}, {"data", "critic", "prior", "policy", "heads", "optimiser"}),
+        ("me-am", {"pretrain_steps": 3}, {"data", "samples", "critic", "prior", "policy", "optimiser"}),
+        ("qam-edit", {}, {"data", "samples", "critic", "prior", "policy", "heads", "optimiser"}),
     ],
 )
 def test_an_update_is_divided_into_the_parts_that_the_method_has(dataset, make_config, method, settings, parts):

@@ -1,11 +1,15 @@
 """Velocity fields with the velocity of a Gaussian built in."""
 
+import copy
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meam_training.flow.path import time_like
 from meam_training.flow.velocity import linearize
 from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.meam_networks import build_networks
@@ -30,8 +34,8 @@ def field_of(statistics: DataStatistics | None = KNOWN, layer_norm=False, seed=0
     """A field in float64 with nothing left at zero or one."""
     field = VelocityField(4, 2, (6, 5), layer_norm=layer_norm, statistics=statistics).double()
     if field.preconditioner is not None:  # they were rounded to float32
-        field.preconditioner.mean.copy_(CENTRE)
-        field.preconditioner.std.fill_(STD)
+        exact = {"mean": CENTRE, "std": torch.tensor(STD, dtype=torch.float64)}
+        field.preconditioner.load_state_dict(exact)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in field.parameters():
@@ -160,3 +164,22 @@ def test_a_preconditioned_field_starts_close_to_the_data_and_a_plain_one_does_no
         errors.append((x - 0.6).square().mean().sqrt().item())
     assert errors[0] < 0.15
     assert errors[1] > 0.5
+
+
+def test_a_copied_field_that_loads_other_statistics_acts_with_them():
+    copied, other = copy.deepcopy(field_of(DataStatistics(action_mean=MEAN, action_std=0.9))), field_of()
+    copied.load_state_dict(other.state_dict())
+    features, x = normal(7, 4), normal(7, 2, seed=2)
+    assert torch.equal(copied.condition(features)(x, 0.3), other.condition(features)(x, 0.3))
+
+
+@given(t=st.floats(0, 1), preconditioned=st.booleans(), leading=st.booleans())
+def test_one_time_of_all_rows_is_the_same_time_at_every_row(t, preconditioned, leading):
+    velocity = field_of(KNOWN if preconditioned else None).condition(normal(5, 4))
+    x = normal(3, 5, 2) if leading else normal(5, 2)
+    close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
+    close(velocity(x, t), velocity(x, time_like(x, t)))
+    (v, jacobian), (v_of_rows, of_rows) = velocity.linearize(x, t), velocity.linearize(x, time_like(x, t))
+    close(v, v_of_rows)
+    close(jacobian.product(normal(2, 2)), of_rows.product(normal(2, 2)))
+    close(jacobian.transposed_product(slice(None), x), of_rows.transposed_product(slice(None), x))

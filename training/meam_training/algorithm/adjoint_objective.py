@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from meam_training.algorithm.batch import MeamNoise
+from meam_training.algorithm.policy_samples import PolicySamples
 from meam_training.config import TrainConfig
 from meam_training.flow.ancestral import (
     ancestral_adjoint,
@@ -59,13 +60,18 @@ components of X_1 outside the box."""
 
 
 def adjoint_loss(
-    n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
+    n: MeamNetworks,
+    features: Float[Tensor, "batch features"],
+    samples: PolicySamples,
+    noise: MeamNoise,
+    config: TrainConfig,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Adjoint matching along the policy's own memoryless SDE, relative to the target prior.
 
     Args:
         n: All networks; the policy is trained.
         features: Encoded observations of the batch.
+        samples: Samples of the policy.
         noise: The update's randomness.
         config: Settings.
 

@@ -78,7 +78,8 @@ class MeamNoise(NamedTuple):
     Attributes:
         next_x_0: Initial noise of the policy's ODE for the TD target [batch, best_of * act].
         next_edit: Noise of the edit policy for the TD target [batch, best_of * act].
-        acted_x_0: Initial noise of the policy's ODE for the values to penalise [batch, best_of * act].
+        acted_x_0: Initial noise of the policy's ODE at the batch's observations, for the values to penalise
+            [batch, best_of * act]; the first samples are those to which bridges lead, or the only ones [batch, act].
         acted_edit: Noise of the edit policy for them [batch, best_of * act].
         flow_x_0: Noise end points of the prior's interpolants [batch, act].
         flow_t: Times of the prior's interpolants [batch, 1].
@@ -87,7 +88,6 @@ class MeamNoise(NamedTuple):
         sample_x_0: Initial noise of the samples that train a policy without an SDE [candidates, rows, act].
         match_x_0: Noise end points of these samples' interpolants [draws, candidates, rows, act].
         match_t: Times of these interpolants [draws, candidates, rows, 1].
-        bridge_start: Initial noise of the policy's samples to which bridges lead [batch, act].
         bridge_x_0: Noise end points of these bridges [points, batch, act].
         bridge_t: Times of the points on them, where they are random [points, batch, 1].
         probes: Orthonormal directions of the divergence [probes, act].
@@ -109,7 +109,6 @@ class MeamNoise(NamedTuple):
     sample_x_0: Annotated[Tensor, RowAxis(1)]
     match_x_0: Annotated[Tensor, RowAxis(2)]
     match_t: Annotated[Tensor, RowAxis(2)]
-    bridge_start: Annotated[Tensor, RowAxis(0)]
     bridge_x_0: Annotated[Tensor, RowAxis(1)]
     bridge_t: Annotated[Tensor, RowAxis(1)]
     probes: Annotated[Tensor, RowAxis(None)]
@@ -148,7 +147,7 @@ def draw_noise(
     return MeamNoise(
         next_x_0=normal(batch_size, config.best_of * action_dim),
         next_edit=normal(edits, config.best_of * action_dim),
-        acted_x_0=normal(penalised, config.best_of * action_dim),
+        acted_x_0=normal(max(penalised, bridges), (config.best_of if penalised else 1) * action_dim),
         acted_edit=normal(min(penalised, edits), config.best_of * action_dim),
         flow_x_0=normal(batch_size, action_dim),
         flow_t=uniform(batch_size, 1),
@@ -157,7 +156,6 @@ def draw_noise(
         sample_x_0=normal(candidates, rows, action_dim),
         match_x_0=normal(draws, candidates, rows, action_dim),
         match_t=uniform(draws, candidates, rows, 1),
-        bridge_start=normal(bridges, action_dim),
         bridge_x_0=normal(points, bridges, action_dim),
         bridge_t=uniform(points, bridges, 1),
         probes=orthonormal(normal(action_dim, probes).T),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from meam_training.algorithm.adjoint_objective import terminal_parts, tilted
 from meam_training.algorithm.batch import MeamNoise
+from meam_training.algorithm.policy_samples import PolicySamples
 from meam_training.config import TrainConfig
 from meam_training.flow.bridge import bridge_adjoint
 from meam_training.flow.memoryless import adjoint_matching_loss, memoryless_cost, memoryless_kl
@@ -30,13 +31,18 @@ BRIDGE_METRICS = ("adjoint_max",)
 
 
 def bridge_loss(
-    n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
+    n: MeamNetworks,
+    features: Float[Tensor, "batch features"],
+    samples: PolicySamples,
+    noise: MeamNoise,
+    config: TrainConfig,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Adjoint matching on bridges from the policy's own samples, relative to the target prior.
 
     Args:
-        n: All networks; the policy is trained, and its target network draws the samples.
+        n: All networks; the policy is trained, on samples of its own.
         features: Encoded observations of the batch.
+        samples: Samples of the policy.
         noise: The update's randomness; `bridge_x_0` sets the number of points.
         config: Settings.
 
@@ -44,9 +50,7 @@ def bridge_loss(
         The loss, and the metrics `BRIDGE_METRICS`; with a KL budget also the first two of `BUDGET_METRICS`.
     """
     assert n.policy is not None
-    assert n.target_policy is not None
-    with torch.no_grad():
-        x_1 = n.flow(n.target_policy, features, noise.bridge_start)
+    x_1 = samples.acted_x_1[0]
     terminal = terminal_parts(n, features, x_1, config)
     x_0 = noise.bridge_x_0
     t = torch.stack([time_like(x_1, (k + 1) / len(x_0)) for k in range(len(x_0))])

@@ -27,6 +27,7 @@ class Candidates(NamedTuple):
         log_prior: Their log densities under the target prior, nats [candidates, rows].
         log_policy: Their log densities under the target policy, nats [candidates, rows].
         value: Their values, means of the target critics [candidates, rows].
+        prior_value: Values of the prior's samples, for the unit cost, at least two with a KL budget [samples, rows].
         prior_share: Share of the samples drawn from the prior, in (0, 1).
     """
 
@@ -34,51 +35,52 @@ class Candidates(NamedTuple):
     log_prior: Tensor
     log_policy: Tensor
     value: Tensor
+    prior_value: Tensor
     prior_share: float
 
 
 def draw_candidates(
     n: MeamNetworks,
     features: Float[Tensor, "rows features"],
-    from_prior: int,
+    of_policy: Float[Tensor, "candidates rows act"],
     noise: MeamNoise,
     config: TrainConfig,
 ) -> Candidates:
-    """Draw candidates for each observation, from the flows of the target prior and of the target policy.
+    """Draw the prior's candidates for each observation, and weigh them beside the policy's.
 
     Args:
         n: All networks.
         features: Encoded observations.
-        from_prior: Candidates of each observation drawn from the prior.
+        of_policy: The policy's candidates.
         noise: The update's randomness; `sample_x_0` sets the number of candidates.
         config: Settings.
     """
-    assert n.target_policy is not None
     count, rows, _ = noise.sample_x_0.shape
+    from_prior = count - len(of_policy)
+    # One sample has no variance; the noise of the policy's first candidate is free for another of the prior's.
+    another = 1 if from_prior == 1 and n.trust_region is not None else 0
     with torch.no_grad():
-        x_1 = torch.cat(
-            [
-                n.flow(n.tilted_prior, features, noise.sample_x_0[:from_prior]),
-                n.flow(n.target_policy, features, noise.sample_x_0[from_prior:]),
-            ]
-        ).clamp(-1, 1)
-        repeated = features.expand(count, *features.shape)
-        value = n.values(repeated.flatten(0, 1), x_1.flatten(0, 1)).mean(dim=0).view(count, rows)
+        of_prior = n.flow(n.tilted_prior, features, noise.sample_x_0[: from_prior + another])
+        drawn = torch.cat([of_prior, of_policy]).clamp(-1, 1)
+        repeated = features.expand(len(drawn), *features.shape)
+        values = n.values(repeated.flatten(0, 1), drawn.flatten(0, 1)).mean(dim=0).view(-1, rows)
+    kept = [*range(from_prior), *range(from_prior + another, len(drawn))]
+    x_1, value = drawn[kept], values[kept]
 
     def log_density(field: VelocityField | KnownField) -> Tensor:
         return log_likelihood(field.condition(features), x_1, noise.probes, config.likelihood_steps)
 
-    return Candidates(x_1, log_density(n.tilted_prior), log_density(n.target_policy), value, from_prior / count)
+    return Candidates(
+        x_1,
+        log_density(n.tilted_prior),
+        log_density(n.deployed),
+        value,
+        values[: from_prior + another],
+        from_prior / count,
+    )
 
 
-@torch.no_grad()
-def budget_metrics(
-    n: MeamNetworks,
-    features: Float[Tensor, "rows features"],
-    candidates: Candidates,
-    noise: MeamNoise,
-    config: TrainConfig,
-) -> dict[str, Tensor]:
+def budget_metrics(n: MeamNetworks, candidates: Candidates, config: TrainConfig) -> dict[str, Tensor]:
     """What a KL budget needs to know, per action of a chunk; nothing without a budget.
 
     `path_kl` is the mean log ratio of policy and prior at the policy's candidates, `unit_cost` the leading order of the
@@ -86,12 +88,7 @@ def budget_metrics(
     """
     if n.trust_region is None:
         return {}
-    from_prior = round(candidates.prior_share * len(candidates.x_1))
-    of_prior = candidates.value[:from_prior]
-    if from_prior == 1:
-        # One sample has no variance; the noise of the policy's first candidate is free for another of the prior's.
-        another = n.flow(n.tilted_prior, features, noise.sample_x_0[1]).clamp(-1, 1)
-        of_prior = torch.cat([of_prior, n.values(features, another).mean(dim=0)[None]])
-    log_ratio = (candidates.log_policy - candidates.log_prior)[from_prior:]
-    found = {"path_kl": log_ratio, "unit_cost": value_cost(of_prior)}
+    c = candidates
+    log_ratio = (c.log_policy - c.log_prior)[round(c.prior_share * len(c.x_1)) :]
+    found = {"path_kl": log_ratio, "unit_cost": value_cost(c.prior_value)}
     return {name: value.mean() / config.chunk_size for name, value in found.items()}

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from meam_training.algorithm.batch import ChunkBatch, MeamNoise
+from meam_training.algorithm.policy_samples import PolicySamples
 from meam_training.algorithm.q_maximizer import pessimistic_value
 from meam_training.config import TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks
@@ -57,8 +58,12 @@ def td_target(
         next_edit: Noise of the edit policy; None takes its mode.
     """
     features = n.encoder(batch.next_observations)
-    values = n.target_critic(features, n.act(features, next_x_0, next_edit))
-    next_value = pessimistic_value(values, config.pessimism)
+    return _target(n, batch, config, features, n.act(features, next_x_0, next_edit))
+
+
+def _target(n: MeamNetworks, batch: ChunkBatch, config: TrainConfig, features: Tensor, actions: Tensor) -> Tensor:
+    """TD target of chunks, given the encoded next observations and the chunks chosen there."""
+    next_value = pessimistic_value(n.target_critic(features, actions), config.pessimism)
     return batch.rewards + _bootstrapped(batch, config) * next_value
 
 
@@ -71,6 +76,7 @@ def critic_loss(
     n: MeamNetworks,
     features: Float[Tensor, "batch features"],
     batch: ChunkBatch,
+    samples: PolicySamples,
     noise: MeamNoise,
     config: TrainConfig,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -80,19 +86,23 @@ def critic_loss(
         n: All networks; the critics are trained.
         features: Encoded observations of the batch.
         batch: The chunks.
+        samples: Samples of the policy.
         noise: The update's randomness.
         config: Settings.
 
     Returns:
         The loss, and the metrics `CRITIC_METRICS`.
     """
-    target = td_target(n, batch, config, noise.next_x_0, noise.next_edit if config.edit_scale else None)
+    edits = (noise.next_edit, noise.acted_edit) if config.edit_scale else (None, None)
+    with torch.no_grad():
+        chosen = n.choose_among(samples.next_features, samples.next_x_1, edits[0])
+        target = _target(n, batch, config, samples.next_features, chosen)
     values = n.critic(features, batch.actions)
     loss = (((values - target) / n.critic.scale).square() * batch.valid).mean()
     metrics = {"value_mean": values.mean(), "value_std": values.std(dim=0, correction=0).mean()}
     if config.value_penalty:
         with torch.no_grad():
-            acted = n.act(features, noise.acted_x_0, noise.acted_edit if config.edit_scale else None)
+            acted = n.choose_among(features, samples.acted_x_1, edits[1])
         excess = (n.critic(features, acted) - values) * batch.valid
         penalised = (excess * _bootstrapped(batch, config)).mean()
         loss = loss + config.value_penalty * n.tilt(config).temperature * penalised / n.critic.scale**2

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from meam_training.algorithm.batch import MeamNoise
+from meam_training.algorithm.policy_samples import PolicySamples
 from meam_training.config import TrainConfig
 from meam_training.networks.edit_policy import EditPolicy, apply_edit
 from meam_training.networks.meam_networks import MeamNetworks
@@ -119,7 +120,11 @@ def distill_loss(
 
 
 def head_losses(
-    n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
+    n: MeamNetworks,
+    features: Float[Tensor, "batch features"],
+    samples: PolicySamples,
+    noise: MeamNoise,
+    config: TrainConfig,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Losses of the edit policy and of the one-step policy, as far as the run has them.
 
@@ -128,6 +133,7 @@ def head_losses(
     Args:
         n: All networks; the heads are trained.
         features: Encoded observations of the batch.
+        samples: Samples of the policy.
         noise: The update's randomness.
         config: Settings.
 
@@ -137,8 +143,7 @@ def head_losses(
     total, metrics = torch.zeros_like(features[0, 0]), {}
     if n.edit_policy is None and n.one_step is None:
         return total, metrics
-    with torch.no_grad():
-        flowed = n.flow(n.deployed, features, noise.head_x_0).clamp(-1, 1)
+    flowed = samples.head_x_1[0].clamp(-1, 1)
 
     def value(actions: Tensor) -> Tensor:
         return n.values(features, actions).mean(dim=0)

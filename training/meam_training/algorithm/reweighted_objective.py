@@ -16,6 +16,7 @@ from torch import Tensor
 
 from meam_training.algorithm.batch import MeamNoise
 from meam_training.algorithm.candidates import budget_metrics, draw_candidates
+from meam_training.algorithm.policy_samples import PolicySamples
 from meam_training.algorithm.sample_matching import importance_weights
 from meam_training.config import TrainConfig
 from meam_training.flow.path import flow_matching_loss, interpolate
@@ -28,7 +29,11 @@ REWEIGHTED_METRICS = ("effective_samples",)
 
 
 def reweighted_loss(
-    n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
+    n: MeamNetworks,
+    features: Float[Tensor, "batch features"],
+    samples: PolicySamples,
+    noise: MeamNoise,
+    config: TrainConfig,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Flow matching on samples of policy and prior, with importance weights towards the policy's target density.
 
@@ -40,6 +45,7 @@ def reweighted_loss(
     Args:
         n: All networks; the policy is trained.
         features: Encoded observations of the batch; only the first batch // candidates are used.
+        samples: Samples of the policy.
         noise: The update's randomness.
         config: Settings.
 
@@ -52,7 +58,7 @@ def reweighted_loss(
     assert n.policy is not None
     count, rows, _ = noise.sample_x_0.shape
     features = features[:rows]
-    c, tilt = draw_candidates(n, features, count // 4, noise, config), n.tilt(config)
+    c, tilt = draw_candidates(n, features, samples.candidates, noise, config), n.tilt(config)
     weight = importance_weights(
         c.log_prior, c.log_policy, c.value, c.prior_share, tilt.entropy_coef, tilt.inverse_temperature
     )
@@ -62,4 +68,4 @@ def reweighted_loss(
     predicted = n.policy.condition(features)(interpolate(x_0, x_1, t), t)
     weight = (count * weight).expand(x_0.shape[:-1])
     loss = flow_matching_loss(predicted.flatten(0, 2), x_0.flatten(0, 2), x_1.flatten(0, 2), weight.reshape(-1, 1))
-    return loss, {"effective_samples": effective, **budget_metrics(n, features, c, noise, config)}
+    return loss, {"effective_samples": effective, **budget_metrics(n, c, config)}

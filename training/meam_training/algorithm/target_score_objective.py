@@ -18,6 +18,7 @@ from torch import Tensor
 
 from meam_training.algorithm.adjoint_objective import prior_score, terminal_parts, tilted
 from meam_training.algorithm.batch import MeamNoise
+from meam_training.algorithm.policy_samples import PolicySamples
 from meam_training.algorithm.sample_matching import gradient_cost, interpolant_kl, target_score_velocity
 from meam_training.config import TrainConfig
 from meam_training.flow.path import interpolate
@@ -30,23 +31,26 @@ TARGET_SCORE_METRICS = ("adjoint_max",)
 
 
 def target_score_loss(
-    n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
+    n: MeamNetworks,
+    features: Float[Tensor, "batch features"],
+    samples: PolicySamples,
+    noise: MeamNoise,
+    config: TrainConfig,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Regression on the score of the target density at the policy's own samples.
 
     Args:
-        n: All networks; the policy is trained, and its target network draws the samples.
+        n: All networks; the policy is trained, on samples of its own.
         features: Encoded observations of the batch.
+        samples: Samples of the policy.
         noise: The update's randomness.
         config: Settings.
 
     Returns:
         The loss, and the metrics `TARGET_SCORE_METRICS`; with a KL budget also the first two of `BUDGET_METRICS`.
     """
-    assert n.target_policy is not None
     assert n.policy is not None
-    with torch.no_grad():
-        x_1 = n.flow(n.target_policy, features, noise.sample_x_0[0])
+    x_1 = samples.candidates[0]
     parts = terminal_parts(n, features, x_1, config)
     adjoint = tilted(parts, n.tilt(config))
     score = prior_score(n, features, x_1, config) - adjoint

@@ -14,13 +14,13 @@ and densities say little about shifts within a mode: hence both.
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from meam_training.algorithm.adjoint_objective import value_gradient
 from meam_training.algorithm.batch import MeamNoise
 from meam_training.algorithm.candidates import budget_metrics, draw_candidates
+from meam_training.algorithm.policy_samples import PolicySamples
 from meam_training.algorithm.sample_matching import denoised_among, importance_weights
 from meam_training.config import TrainConfig
 from meam_training.flow.bridge import tilted_velocity
@@ -35,13 +35,18 @@ the loss."""
 
 
 def two_scale_loss(
-    n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
+    n: MeamNetworks,
+    features: Float[Tensor, "batch features"],
+    samples: PolicySamples,
+    noise: MeamNoise,
+    config: TrainConfig,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Weighted flow matching before `switch_time`, adjoint matching on bridges after it.
 
     Args:
-        n: All networks; the policy is trained, and its target network draws the samples.
+        n: All networks; the policy is trained, on samples of its own.
         features: Encoded observations of the batch; the early part uses the first ones, the late part all.
+        samples: Samples of the policy.
         noise: The update's randomness.
         config: Settings.
 
@@ -51,20 +56,23 @@ def two_scale_loss(
     References:
         Xu et al., Stable Target Field for Reduced Variance Score Estimation, arXiv:2302.00670 (means over candidates).
     """
-    early, metrics = _early_loss(n, features[: noise.sample_x_0.shape[1]], noise, config)
-    late = _late_loss(n, features, noise, config)
+    early, metrics = _early_loss(n, features[: noise.sample_x_0.shape[1]], samples, noise, config)
+    late = _late_loss(n, features, samples, noise, config)
     loss = config.switch_time * early + (1 - config.switch_time) * late
     return loss, {"early_loss": early.detach(), "late_loss": late.detach(), **metrics}
 
 
 def _early_loss(
-    n: MeamNetworks, features: Float[Tensor, "rows features"], noise: MeamNoise, config: TrainConfig
+    n: MeamNetworks,
+    features: Float[Tensor, "rows features"],
+    samples: PolicySamples,
+    noise: MeamNoise,
+    config: TrainConfig,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Loss before the switch, and what its candidates say."""
     assert n.policy is not None
     count = len(noise.sample_x_0)
-    # Prior samples make the weights vary even at the optimum, so an eighth has to do.
-    c, tilt = draw_candidates(n, features, max(1, count // 8), noise, config), n.tilt(config)
+    c, tilt = draw_candidates(n, features, samples.candidates, noise, config), n.tilt(config)
     weight = importance_weights(
         c.log_prior, c.log_policy, c.value, c.prior_share, tilt.entropy_coef, tilt.inverse_temperature
     )
@@ -73,18 +81,20 @@ def _early_loss(
     target = (denoised_among(c.x_1, weight, x_t, t) - x_t) / (1 - t)
     error = (n.policy.condition(features)(x_t, t) - target).square().mean(dim=-1)
     effective = (1 / weight.square().sum(dim=0)).mean() / count
-    metrics = {"effective_samples": effective, **budget_metrics(n, features, c, noise, config)}
+    metrics = {"effective_samples": effective, **budget_metrics(n, c, config)}
     return (count * weight * error).mean(), metrics
 
 
 def _late_loss(
-    n: MeamNetworks, features: Float[Tensor, "batch features"], noise: MeamNoise, config: TrainConfig
+    n: MeamNetworks,
+    features: Float[Tensor, "batch features"],
+    samples: PolicySamples,
+    noise: MeamNoise,
+    config: TrainConfig,
 ) -> Float[Tensor, ""]:
     """Loss after the switch."""
     assert n.policy is not None
-    assert n.target_policy is not None
-    with torch.no_grad():
-        x_1 = n.flow(n.target_policy, features, noise.bridge_start).clamp(-1, 1)
+    x_1 = samples.acted_x_1[0].clamp(-1, 1)
     tilt = n.tilt(config)
     gradient = tilt.inverse_temperature * value_gradient(n, features, x_1)
     x_0, t = noise.bridge_x_0[0], 1 - (1 - config.switch_time) * noise.bridge_t[0]

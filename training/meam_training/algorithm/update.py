@@ -16,6 +16,7 @@ from meam_training.algorithm.batch import ChunkBatch, MeamNoise
 from meam_training.algorithm.bridge_objective import BRIDGE_METRICS, bridge_loss
 from meam_training.algorithm.critic_loss import CRITIC_METRICS, critic_loss, return_loss
 from meam_training.algorithm.head_losses import HEAD_METRICS, head_losses
+from meam_training.algorithm.policy_samples import draw_policy_samples
 from meam_training.algorithm.prior_loss import MIXTURE_METRICS, mixture_prior_loss, prior_loss
 from meam_training.algorithm.reweighted_objective import REWEIGHTED_METRICS, reweighted_loss
 from meam_training.algorithm.target_score_objective import TARGET_SCORE_METRICS, target_score_loss
@@ -88,16 +89,17 @@ def compute_losses(
     if n.policy is None:
         return pretraining_losses(n, batch, noise, critics=False)
     features = n.encoder(batch.observations)
+    samples = draw_policy_samples(n, features, batch, noise, config)
     losses, metrics = {}, {}
     if n.known_value is None:
-        losses["critic_loss"], logged = critic_loss(n, features, batch, noise, config)
+        losses["critic_loss"], logged = critic_loss(n, features, batch, samples, noise, config)
         metrics |= logged
     if not later_stage:
         losses["prior_loss"], logged = mixture_prior_loss(n, features, batch, noise, config)
         metrics |= logged
-    losses["policy_loss"], logged = OBJECTIVES[config.objective](n, features, noise, config)
+    losses["policy_loss"], logged = OBJECTIVES[config.objective](n, features, samples, noise, config)
     metrics |= logged
-    heads_loss, logged = head_losses(n, features, noise, config)
+    heads_loss, logged = head_losses(n, features, samples, noise, config)
     metrics |= logged
     return Losses(sum(losses.values(), heads_loss), losses | metrics)
 

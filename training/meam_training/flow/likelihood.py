@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from meam_training.flow.path import time_like
 from meam_training.flow.velocity import Velocity, linearize
 
 __all__ = ["log_likelihood"]
@@ -41,8 +40,8 @@ def log_likelihood(
     directions = probes[(slice(None), *[None] * (x.dim() - 1))]
     for k in reversed(range(steps)):
         with torch.no_grad():
-            middle = x - h / 2 * velocity(x, time_like(x, (k + 1) * h))
-        v, jacobian = linearize(velocity, middle, time_like(middle, (k + 0.5) * h))
+            middle = x - h / 2 * velocity(x, (k + 1) * h)
+        v, jacobian = linearize(velocity, middle, (k + 0.5) * h)
         expansion = expansion + h * scale * (jacobian.product(probes) * directions).sum(dim=(0, -1))
         x = x - h * v
     return -0.5 * (x.square().sum(dim=-1) + x.shape[-1] * math.log(2 * math.pi)) - expansion

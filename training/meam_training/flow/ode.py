@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from meam_policy.spec import Integration
-from meam_training.flow.path import time_like
 from meam_training.flow.solvers import denoised, solve
 from meam_training.flow.velocity import Velocity
 
@@ -24,7 +23,7 @@ def denoise(velocity: Velocity, x: Float[Tensor, "*batch act"], t: float, confin
         t: Flow time in [0, 1).
         confine: Clip to the box [-1, 1], which contains the mean of any actions in it.
     """
-    return denoised(x, velocity(x, time_like(x, t)), t, confine)
+    return denoised(x, velocity(x, t), t, confine)
 
 
 def integrate(
@@ -43,8 +42,4 @@ def integrate(
         confine: Clip denoised actions, and the result, to the box [-1, 1].
         guide: Modifies denoised actions.
     """
-
-    def v(x: Tensor, t: float) -> Tensor:
-        return velocity(x, time_like(x, t))
-
-    return solve(v, x_0, integration.times, integration.solver, confine, guide)
+    return solve(velocity, x_0, integration.times, integration.solver, confine, guide)

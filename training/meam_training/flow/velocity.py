@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,10 +11,13 @@ from torch import Tensor
 
 from meam_training.flow.input_gradient import input_gradient
 
-__all__ = ["Jacobian", "RecordedVelocity", "Velocity", "linearize"]
+__all__ = ["Jacobian", "RecordedVelocity", "Time", "Velocity", "linearize"]
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
-"""v(x, t) with x [..., act] and t [..., 1] in [0, 1]; action units per unit of flow time."""
+Time = Tensor | float
+"""Flow time in [0, 1]: of every row [..., 1], or one for all rows, which costs less."""
+
+Velocity = Callable[[Tensor, Any], Tensor]
+"""v(x, t) with x [..., act] and a `Time` t; action units per unit of flow time."""
 
 
 class RecordedVelocity:
@@ -30,7 +33,7 @@ class RecordedVelocity:
         self._velocity = velocity
         self.velocities: list[Tensor] = []
 
-    def __call__(self, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch act"]:
+    def __call__(self, x: Float[Tensor, "*batch act"], t: Time) -> Float[Tensor, "*batch act"]:
         """Velocity at x and time t, detached."""
         with torch.enable_grad():
             self.velocities.append(self._velocity(x.detach(), t))
@@ -53,7 +56,7 @@ class Jacobian(Protocol):
 
 
 def linearize(
-    velocity: Velocity, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]
+    velocity: Velocity, x: Float[Tensor, "*batch act"], t: Time
 ) -> tuple[Float[Tensor, "*batch act"], Jacobian]:
     """Evaluate a velocity and its Jacobian at many points at once; neither carries gradients.
 
@@ -67,13 +70,13 @@ def linearize(
 
 
 class _AutogradJacobian:
-    def __init__(self, velocity: Velocity, x: Tensor, t: Tensor) -> None:
+    def __init__(self, velocity: Velocity, x: Tensor, t: Time) -> None:
         self._velocity, self._x, self._t = velocity, x, t
 
     def transposed_product(self, index: int | slice, covector: Tensor) -> Tensor:
         if covector.dim() > self._x[index].dim():
             return torch.stack([self.transposed_product(index, part) for part in covector])
-        t, covector = self._t[index], covector.detach()
+        t, covector = self._t[index] if isinstance(self._t, Tensor) else self._t, covector.detach()
         return input_gradient(lambda x: self._velocity(x, t) * covector, self._x[index])
 
     def product(self, vectors: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from meam_policy.spec import PolicySpec
 from meam_training.algorithm.batch import ChunkBatch, MeamNoise, draw_noise
 from meam_training.algorithm.critic_loss import critic_loss
 from meam_training.algorithm.head_losses import head_losses
+from meam_training.algorithm.policy_samples import draw_policy_samples
 from meam_training.algorithm.prior_loss import mixture_prior_loss
 from meam_training.algorithm.update import OBJECTIVES
 from meam_training.config import TrainConfig
@@ -53,8 +54,8 @@ class UpdateCost:
     Attributes:
         pretraining: An update of pretraining, or of `bc`.
         joint: An update of all networks; 0 for `bc`, which has none.
-        parts: Of it: drawing batch and noise ("data"), loss and gradient of each part ("critic", "prior", "policy",
-            "heads"), and all else ("optimiser"); empty for `bc`.
+        parts: Of it: drawing batch and noise ("data"), drawing samples of the policy ("samples"), loss and gradient of
+            each part ("critic", "prior", "policy", "heads"), and all else ("optimiser"); empty for `bc`.
     """
 
     pretraining: float
@@ -140,16 +141,20 @@ def measure_update_cost(
     whole = seconds(lambda: learner.update(chunks, config.pretraining + 1))
     batch, noise = draw()
     features = n.encoder(batch.observations)
+    samples = draw_policy_samples(n, features, batch, noise, config)
     losses: dict[str, Callable[[], tuple[Tensor, object]]] = {
         "prior": lambda: mixture_prior_loss(n, features, batch, noise, config),
-        "policy": lambda: OBJECTIVES[config.objective](n, features, noise, config),
+        "policy": lambda: OBJECTIVES[config.objective](n, features, samples, noise, config),
     }
     if value is None:
-        losses["critic"] = lambda: critic_loss(n, features, batch, noise, config)
+        losses["critic"] = lambda: critic_loss(n, features, batch, samples, noise, config)
     if n.edit_policy is not None or n.one_step is not None:
-        losses["heads"] = lambda: head_losses(n, features, noise, config)
+        losses["heads"] = lambda: head_losses(n, features, samples, noise, config)
     trained = [parameter for parameter in n.parameters() if parameter.requires_grad]
-    parts = {"data": seconds(draw)}
+    parts = {
+        "data": seconds(draw),
+        "samples": seconds(lambda: draw_policy_samples(n, features, batch, noise, config)),
+    }
     for name, loss in losses.items():
         parts[name] = seconds(lambda loss=loss: torch.autograd.grad(loss()[0], trained, allow_unused=True))
     parts["optimiser"] = max(0.0, whole - sum(parts.values()))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 
-from meam_training.flow.velocity import Velocity
+from meam_training.flow.path import time_like
+from meam_training.flow.velocity import Time, Velocity
 from meam_training.networks.encoder import ObservationEncoder
 
 __all__ = ["KnownField", "KnownPrior"]
@@ -31,4 +31,9 @@ class KnownField:
 
     def condition(self, features: Float[Tensor, "*batch features"]) -> Velocity:
         """Fix the observations, giving v(x, t)."""
-        return partial(self._velocity, self._encoder.decode(features))
+        observations = self._encoder.decode(features)
+
+        def velocity(x: Tensor, t: Time) -> Tensor:
+            return self._velocity(observations, x, t if isinstance(t, Tensor) else time_like(x, t))
+
+        return velocity

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -160,6 +160,21 @@ class MeamNetworks(nn.Module):
         """
         return integrate(field.condition(features), x_0, integration or self.integration, self.confine, guide)
 
+    def flow_together(self, field: VelocityField, starts: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Integrate several sets of samples as one batch; see `flow`.
+
+        Args:
+            field: The velocity field.
+            starts: Of each set the encoded observations [rows, features] and the noise [samples, rows, act].
+
+        Returns:
+            Of each set the ends of the flow [samples, rows, act].
+        """
+        features = [given.expand(len(x_0), -1, -1).flatten(0, 1) for given, x_0 in starts]
+        ends = self.flow(field, torch.cat(features), torch.cat([x_0.flatten(0, 1) for _, x_0 in starts]))
+        parts = ends.split([len(rows) for rows in features])
+        return [part.view_as(x_0) for part, (_, x_0) in zip(parts, starts, strict=True)]
+
     def act(
         self,
         features: Float[Tensor, "batch features"],
@@ -186,12 +201,16 @@ class MeamNetworks(nn.Module):
 
         The values are None if `best_of` is 1.
         """
-        x_1, values = self.draw(features, noise, edit_noise, integration)
-        if values is None:
-            return x_1[0], None
-        best = values.mean(dim=0).argmax(dim=0)[None, :]
-        chosen = x_1.gather(0, best[:, :, None].expand(1, *x_1.shape[1:]))[0]
-        return chosen, values.gather(1, best.expand(len(values), *best.shape))[:, 0]
+        return _best(*self.draw(features, noise, edit_noise, integration))
+
+    def choose_among(
+        self,
+        features: Float[Tensor, "batch features"],
+        x_1: Float[Tensor, "samples batch act"],
+        edit_noise: Float[Tensor, "batch noise"] | None = None,
+    ) -> Float[Tensor, "batch act"]:
+        """Choose chunks as `act` does, given the `best_of` samples in which the flow ends."""
+        return _best(*self._finished(features, x_1, edit_noise))[0]
 
     def draw(
         self,
@@ -202,9 +221,14 @@ class MeamNetworks(nn.Module):
     ) -> tuple[Float[Tensor, "samples batch act"], Float[Tensor, "critics samples batch"] | None]:
         """Draw the samples from which `choose` takes the best; their values are None if `best_of` is 1."""
         integration = integration or self.integration
-        best_of = integration.best_of
-        x_0 = noise.unflatten(-1, (best_of, -1)).movedim(1, 0)
-        x_1 = self.flow(self.deployed, features, x_0, integration)
+        x_0 = noise.unflatten(-1, (integration.best_of, -1)).movedim(1, 0)
+        return self._finished(features, self.flow(self.deployed, features, x_0, integration), edit_noise)
+
+    def _finished(
+        self, features: Tensor, x_1: Tensor, edit_noise: Tensor | None
+    ) -> tuple[Float[Tensor, "samples batch act"], Float[Tensor, "critics samples batch"] | None]:
+        """Edit and clip samples of the flow [samples, batch, act]; their values are None if there is only one."""
+        best_of = len(x_1)
         repeated = features.expand(best_of, *features.shape)
         if self.edit_policy is not None:
             x_1 = x_1.clamp(-1, 1)
@@ -227,6 +251,15 @@ class MeamNetworks(nn.Module):
         if self.known_value is not None:
             return self.known_value(self.encoder.decode(features), actions)[None]
         return self.target_critic(features, actions)
+
+
+def _best(x_1: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The samples of highest mean value [batch, act], and their values [critics, batch]."""
+    if values is None:
+        return x_1[0], None
+    best = values.mean(dim=0).argmax(dim=0)[None, :]
+    chosen = x_1.gather(0, best[:, :, None].expand(1, *x_1.shape[1:]))[0]
+    return chosen, values.gather(1, best.expand(len(values), *best.shape))[:, 0]
 
 
 def build_networks(spec: PolicySpec, config: TrainConfig, statistics: DataStatistics | None = None) -> MeamNetworks:

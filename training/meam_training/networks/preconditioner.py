@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Preconditioner", "Preconditioning", "preconditioning"]
+from meam_training.flow.velocity import Time
 
-Number = TypeVar("Number", float, Tensor)
+__all__ = ["Preconditioner", "Preconditioning", "preconditioning"]
 
 
 class Preconditioning(NamedTuple):
@@ -21,7 +21,7 @@ class Preconditioning(NamedTuple):
     gain: Any
 
 
-def preconditioning(t: Number, std: Number) -> Preconditioning:
+def preconditioning(t: Time, std: Time) -> Preconditioning:
     """Coefficients with which F = 0 is the exact velocity of the actions N(m, std^2 I).
 
     With V = (1 - t)^2 + t^2 std^2, the variance of x_t, they are skip = (t std^2 - (1 - t)) / V, scale = 1 / sqrt(V)
@@ -50,12 +50,33 @@ class Preconditioner(nn.Module):
 
     mean: Tensor
     std: Tensor
+    _std: float
 
     def __init__(self, mean: Sequence[float], std: float) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        _read_std(self)
+        self.register_load_state_dict_post_hook(_read_std)
 
-    def at(self, t: Tensor) -> Preconditioning:
-        """Coefficients at flow times."""
-        return preconditioning(t, self.std)
+    def at(self, t: Time) -> Preconditioning:
+        """Coefficients at flow times: numbers for one time of all rows, else of the times' shape."""
+        return preconditioning(t, self._std)
+
+    def centred(self, x: Tensor, t: Time) -> Tensor:
+        """States less their mean at flow times, x - t m."""
+        return torch.sub(x, self.mean, alpha=t) if not isinstance(t, Tensor) else x - t * self.mean
+
+    def assemble(self, centred: Tensor, output: Tensor, c: Preconditioning) -> Tensor:
+        """Velocity m + skip centred + gain output."""
+        if not isinstance(c.skip, Tensor):
+            return torch.add(torch.add(self.mean, centred, alpha=c.skip), output, alpha=c.gain)
+        return self.mean + c.skip * centred + c.gain * output
+
+
+def _read_std(preconditioner: Preconditioner, *_: object) -> None:
+    """Keep the standard deviation as a number, with which coefficients at one time of all rows are numbers too.
+
+    A function, as a copied module keeps the hooks of its original.
+    """
+    preconditioner._std = float(preconditioner.std)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from meam_training.config import Precision
-from meam_training.flow.velocity import Jacobian
+from meam_training.flow.velocity import Jacobian, Time
 from meam_training.networks.activation import cast, gelu, gelu_slope
 from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.preconditioner import Preconditioner, Preconditioning
@@ -99,27 +99,24 @@ class ConditionedVelocity:
             assert isinstance(norm, nn.LayerNorm)
             self._norms.append(norm)
 
-    def __call__(self, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch act"]:
+    def __call__(self, x: Float[Tensor, "*batch act"], t: Time) -> Float[Tensor, "*batch act"]:
         """Velocity at x and time t."""
         if self._preconditioner is None:
             return self._last(self._outputs(self._inputs(x, t)))
-        centred, c = x - t * self._preconditioner.mean, self._preconditioner.at(t)
+        centred, c = self._preconditioner.centred(x, t), self._preconditioner.at(t)
         output = self._last(self._outputs(self._inputs(c.scale * centred, t)))
-        return self._preconditioner.mean + c.skip * centred + c.gain * output
+        return self._preconditioner.assemble(centred, output, c)
 
-    def linearize(
-        self, x: Float[Tensor, "*batch act"], t: Float[Tensor, "*batch 1"]
-    ) -> tuple[Float[Tensor, "*batch act"], Jacobian]:
+    def linearize(self, x: Float[Tensor, "*batch act"], t: Time) -> tuple[Float[Tensor, "*batch act"], Jacobian]:
         """Evaluate the velocity and its Jacobian with respect to x; neither carries gradients."""
         with torch.no_grad():
             if self._preconditioner is None:
                 return self._network_jacobian(x, t)
-            centred, c = x - t * self._preconditioner.mean, self._preconditioner.at(t)
+            centred, c = self._preconditioner.centred(x, t), self._preconditioner.at(t)
             output, jacobian = self._network_jacobian(c.scale * centred, t)
-            velocity = self._preconditioner.mean + c.skip * centred + c.gain * output
-            return velocity, PreconditionedJacobian(jacobian, c)
+            return self._preconditioner.assemble(centred, output, c), PreconditionedJacobian(jacobian, c)
 
-    def _network_jacobian(self, x: Tensor, t: Tensor) -> tuple[Tensor, MlpJacobian]:
+    def _network_jacobian(self, x: Tensor, t: Time) -> tuple[Tensor, MlpJacobian]:
         """Output of the network and its Jacobian with respect to its input x."""
         inputs = self._inputs(x, t)
         x_weight = self._x_t_weight[:, : x.shape[-1]]
@@ -128,9 +125,13 @@ class ConditionedVelocity:
         jacobian = MlpJacobian([gelu_slope(values) for values in inputs], weights, norms)
         return self._last(self._outputs(inputs)), jacobian
 
-    def _inputs(self, x: Tensor, t: Tensor) -> list[Tensor]:
+    def _inputs(self, x: Tensor, t: Time) -> list[Tensor]:
         """Pre-activations of the hidden layers."""
-        inputs = [self._projected + F.linear(torch.cat([x, t], dim=-1), self._x_t_weight)]
+        if not isinstance(t, Tensor):
+            x_weight, t_weight = self._x_t_weight[:, :-1], self._x_t_weight[:, -1]
+            inputs = [torch.add(self._projected, t_weight, alpha=t) + F.linear(x, x_weight)]
+        else:
+            inputs = [self._projected + F.linear(torch.cat([x, t], dim=-1), self._x_t_weight)]
         for weight, bias in self._hidden:
             product = cast(self._outputs(inputs), self._precision) @ weight.T
             inputs.append(product.to(bias.dtype) + bias)
@@ -215,7 +216,7 @@ class PreconditionedJacobian:
 
     Args:
         network: Jacobian of the network.
-        preconditioning: Coefficients at the points [..., 1].
+        preconditioning: Coefficients at the points [..., 1], or for all of them.
     """
 
     def __init__(self, network: MlpJacobian, preconditioning: Preconditioning) -> None:
@@ -227,9 +228,12 @@ class PreconditionedJacobian:
     ) -> Float[Tensor, "*points act"]:
         """Product of the transpose with c at the points [index] of the first axis."""
         through = self._network.transposed_product(index, covector)
+        if not isinstance(self._skip, Tensor):
+            return self._skip * covector + self._factor * through
         return self._skip[index] * covector + self._factor[index] * through
 
     def product(self, vectors: Float[Tensor, "vectors act"]) -> Float[Tensor, "vectors *batch act"]:
         """Product with each vector u at each point."""
-        along = vectors[(slice(None), *[None] * (self._skip.dim() - 1))]
-        return self._skip * along + self._factor * self._network.product(vectors)
+        through = self._network.product(vectors)
+        along = vectors[(slice(None), *[None] * (through.dim() - 2))]
+        return self._skip * along + self._factor * through
