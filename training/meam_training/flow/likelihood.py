@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from meam_training.flow.stepping import repeat_step
 from meam_training.flow.velocity import Velocity, linearize
 
 __all__ = ["log_likelihood"]
@@ -34,14 +36,15 @@ def log_likelihood(
         Chen et al., Neural Ordinary Differential Equations, arXiv:1806.07366; Grathwohl et al., FFJORD,
         arXiv:1810.01367.
     """
-    h, x = 1 / steps, x_1.detach()
-    expansion = torch.zeros_like(x[..., 0])
-    scale = probes.shape[1] / len(probes)
-    directions = probes[(slice(None), *[None] * (x.dim() - 1))]
-    for k in reversed(range(steps)):
-        with torch.no_grad():
-            middle = x - h / 2 * velocity(x, (k + 1) * h)
-        v, jacobian = linearize(velocity, middle, (k + 0.5) * h)
-        expansion = expansion + h * scale * (jacobian.product(probes) * directions).sum(dim=(0, -1))
-        x = x - h * v
+    h, scale = 1 / steps, probes.shape[1] / len(probes)
+
+    def step(x: Tensor, expansion: Tensor, t: Any) -> tuple[Tensor, Tensor]:
+        v, jacobian = linearize(velocity, x - h / 2 * velocity(x, t), t - h / 2)
+        directions = probes[(slice(None), *[None] * (x.dim() - 1))]
+        divergence = scale * (jacobian.product(probes) * directions).sum(dim=(0, -1))
+        return x - h * v, expansion + h * divergence
+
+    with torch.no_grad():
+        start, times = (x_1.detach(), torch.zeros_like(x_1[..., 0])), [(k * h,) for k in range(steps, 0, -1)]
+        x, expansion = repeat_step(step, start, times, looped=hasattr(velocity, "linearize"))
     return -0.5 * (x.square().sum(dim=-1) + x.shape[-1] * math.log(2 * math.pi)) - expansion

@@ -11,11 +11,14 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from meam_policy.spec import Solver
 
-__all__ = ["PREFIX_SOLVERS", "Vector", "denoised", "solve"]
+__all__ = ["ONE_STEP_SOLVERS", "PREFIX_SOLVERS", "Vector", "denoised", "one_step", "solve", "steered"]
 
 
 PREFIX_SOLVERS: tuple[Solver, ...] = ("euler", "ab2", "midpoint")
 """Solvers that never evaluate the velocity at t = 1, so that a `guide` can hold them to a prefix."""
+
+ONE_STEP_SOLVERS: tuple[Solver, ...] = ("euler", "midpoint")
+"""Those of them that remember nothing of the step before."""
 
 
 @runtime_checkable
@@ -35,10 +38,27 @@ class Vector(Protocol):
 X = TypeVar("X", bound=Vector)
 
 
-def denoised(x: X, velocity: X, t: float, confine: bool) -> X:
+def denoised(x: X, velocity: X, t: Any, confine: bool) -> X:
     """Expected action E[x_1 | x_t = x] = x + (1 - t) v(x, t) of a flow, clipped to [-1, 1] if `confine` is set."""
     x_1 = x + (1 - t) * velocity
     return x_1.clamp(-1, 1) if confine else x_1
+
+
+def steered(velocity: Callable[[X, Any], X], x: X, t: Any, confine: bool, guide: Callable[[X], X] | None = None) -> X:
+    """Velocity at t < 1 towards the denoised action after `confine` and `guide`; see `solve`."""
+    free = velocity(x, t)
+    if not (confine or guide):
+        return free
+    x_1 = denoised(x, free, t, confine)
+    return ((guide(x_1) if guide else x_1) - x) / (1 - t)
+
+
+def one_step(velocity: Callable[[X, Any], X], x: X, t: Any, h: Any, solver: Solver) -> X:
+    """Step of one of the `ONE_STEP_SOLVERS` from x at flow time t to t + h."""
+    if solver == "euler":
+        # x + h v. Divides by 1/h, which in float32 is exactly K on a uniform grid, as the reference does.
+        return x + velocity(x, t) / (1 / h)
+    return x + h * velocity(x + h / 2 * velocity(x, t), t + h / 2)
 
 
 def solve(
@@ -70,26 +90,21 @@ def solve(
 
     def v(x: X, t: float) -> X:
         # At t = 1 the denoised action is x itself and does not determine the velocity.
-        free = velocity(x, t)
-        if t >= 1 or not (confine or guide):
-            return free
-        x_1 = denoised(x, free, t, confine)
-        return ((guide(x_1) if guide else x_1) - x) / (1 - t)
+        if t >= 1:
+            return velocity(x, t)
+        return steered(velocity, x, t, confine, guide)
 
     x, last = x_0, None
     for t, u in pairwise(times):
         h = u - t
-        if solver == "euler":
-            # x + h v. Divides by 1/h, which in float32 is exactly K on a uniform grid, as the reference does.
-            x = x + v(x, t) / (1 / h)
+        if solver in ONE_STEP_SOLVERS:
+            x = one_step(v, x, t, h, solver)
         elif solver == "ab2":
             # x + h ((1 + r/2) v - r/2 v'), with v' from the previous step, whose length is h / r
             now = v(x, t)
             r = 0.0 if last is None else h / last[0]
             x = x + h * (now if last is None else (1 + r / 2) * now - (r / 2) * last[1])
             last = h, now
-        elif solver == "midpoint":
-            x = x + h * v(x + h / 2 * v(x, t), t + h / 2)
         elif solver == "heun":
             k_1 = v(x, t)
             k_2 = v(x + h * k_1, u)

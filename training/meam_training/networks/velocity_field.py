@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from meam_training.config import Precision
-from meam_training.flow.velocity import Jacobian, Time
+from meam_training.flow.velocity import Jacobian, Time, of_rows
 from meam_training.networks.activation import cast, gelu, gelu_slope
 from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.preconditioner import Preconditioner, Preconditioning
@@ -88,7 +88,6 @@ class ConditionedVelocity:
         self._x_t_weight = first.weight[:, features.shape[-1] :]
         self._projected = F.linear(features, first.weight[:, : features.shape[-1]], first.bias)
         # Cast once, rather than at every evaluation.
-        self._precision: Precision = field.precision
         self._hidden: list[tuple[Tensor, Tensor]] = []
         for layer in hidden:
             assert isinstance(layer, nn.Linear)
@@ -127,14 +126,17 @@ class ConditionedVelocity:
 
     def _inputs(self, x: Tensor, t: Time) -> list[Tensor]:
         """Pre-activations of the hidden layers."""
-        if not isinstance(t, Tensor):
-            x_weight, t_weight = self._x_t_weight[:, :-1], self._x_t_weight[:, -1]
-            inputs = [torch.add(self._projected, t_weight, alpha=t) + F.linear(x, x_weight)]
-        else:
+        if of_rows(t):
             inputs = [self._projected + F.linear(torch.cat([x, t], dim=-1), self._x_t_weight)]
+        else:
+            x_weight, t_weight = self._x_t_weight[:, :-1], self._x_t_weight[:, -1]
+            inputs = [self._projected + t * t_weight + F.linear(x, x_weight)]
         for weight, bias in self._hidden:
-            product = cast(self._outputs(inputs), self._precision) @ weight.T
-            inputs.append(product.to(bias.dtype) + bias)
+            outputs = self._outputs(inputs)
+            if weight.dtype == outputs.dtype:
+                inputs.append(F.linear(outputs, weight, bias))
+            else:  # the products alone are computed in bf16
+                inputs.append(F.linear(outputs.to(weight.dtype), weight).to(bias.dtype) + bias)
         return inputs
 
     def _outputs(self, inputs: list[Tensor]) -> Tensor:
@@ -202,12 +204,12 @@ class MlpJacobian:
     def product(self, vectors: Float[Tensor, "vectors in"]) -> Float[Tensor, "vectors *batch out"]:
         """Product J u for each vector u at each point."""
         points = self._slopes[0].dim() - 1
-        pushed = (vectors @ self._weights[0].T)[(slice(None), *[None] * points)]
+        pushed = F.linear(vectors, self._weights[0])[(slice(None), *[None] * points)]
         for slopes, weight, norm in zip(self._slopes, self._weights[1:], self._norms, strict=True):
             pushed = pushed * slopes
             if norm is not None:
                 pushed = norm.product(pushed)
-            pushed = (pushed.to(weight.dtype) @ weight.T).to(slopes.dtype)
+            pushed = F.linear(pushed.to(weight.dtype), weight).to(slopes.dtype)
         return pushed
 
 
@@ -228,7 +230,7 @@ class PreconditionedJacobian:
     ) -> Float[Tensor, "*points act"]:
         """Product of the transpose with c at the points [index] of the first axis."""
         through = self._network.transposed_product(index, covector)
-        if not isinstance(self._skip, Tensor):
+        if not of_rows(self._skip):
             return self._skip * covector + self._factor * through
         return self._skip[index] * covector + self._factor[index] * through
 
