@@ -19,7 +19,7 @@ from meam_policy.acting.arguments import checked_noise, checked_prefix, checked_
 from meam_policy.acting.arrays import array_of
 from meam_policy.acting.chunk_execution import ChunkExecution
 from meam_policy.acting.health import Health, note_values
-from meam_policy.acting.observation import flatten_observation, lost_digits
+from meam_policy.acting.observation import ObservationReader, lost_digits
 from meam_policy.acting.rehearsal import rehearse
 from meam_policy.acting.safety import SafetySettings, SafetyShell, require_finite_chunks
 from meam_policy.atomic_files import given_folder
@@ -101,6 +101,7 @@ class MeamPolicy:
     ) -> None:
         self.spec, self.variant, self.session, self.robot = spec, variant, session, robot
         self._action_shape, self._noise_dim = spec.action.shape, spec.noise_dim
+        self._flat = len(self._action_shape) == 1
         self._health = Health()
         self.safety = safety or SafetySettings()
         self.last_noise: NDArray[np.float32] | None = None
@@ -109,6 +110,7 @@ class MeamPolicy:
         self._watches_digits = any(spec.observation_offset)
         self._process, self._lock = os.getpid(), threading.RLock()
         self._execution = ChunkExecution(spec, self._shell)
+        self._reader = ObservationReader(spec)
         self.reset(seed=seed)
 
     @classmethod
@@ -399,7 +401,7 @@ class MeamPolicy:
 
         `SafetySettings` may put a hold or a neutral action in place of the first two.
         """
-        return self._act(observation, noise_scale=self._noise_scale(deterministic))
+        return self._act(observation, None, self._noise_scale(deterministic))
 
     def select_action(self, observation: Any, noise: ArrayLike | None = None) -> NDArray[Any]:
         """Choose the next action, in LeRobot's words: `act`, with noise for the chunks that begin now.
@@ -469,8 +471,11 @@ class MeamPolicy:
         rows, batched = self._rows(observation, finite=False)
         draws = None if noise is None else checked_noise(self.spec, noise, len(rows), batched)
         start = None if episode_start is None else checked_starts(episode_start, len(rows))
-        with self._turn:
+        require_process(self._process)  # as in `_turn`
+        with self._lock:
             actions = self._execution.act(rows, self._infer, draws, noise_scale, start, observation)
+        if self._flat:
+            return actions if batched else actions[0]
         actions = actions.reshape(len(rows), *self._action_shape)
         return actions if batched else actions[0, ...]  # an array even for a scalar action
 
@@ -606,7 +611,7 @@ class MeamPolicy:
 
     def _rows(self, observation: Any, *, finite: bool = True) -> tuple[NDArray[np.float32], bool]:
         """Flatten observations, and warn once of digits that they lost before they came."""
-        rows, batched = flatten_observation(self.spec, observation, finite=finite)
+        rows, batched = self._reader.read(observation, finite=finite)
         if self._watches_digits and (lost := lost_digits(self.spec, observation)) is not None:
             self._watches_digits = False
             warnings.warn(lost, RuntimeWarning, stacklevel=3)

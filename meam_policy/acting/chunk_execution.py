@@ -38,6 +38,7 @@ class ChunkExecution:
         self.noise = NoiseStreams(spec.noise_dim)
         self._spec, self._shell = spec, shell
         self._queue: ActionChunkQueue | None = None
+        self._bounded = False  # whether `shell.bound` has bounded all that is queued
 
     def reset(self, seeds: int | Sequence[int] | None = None, mask: NDArray[np.bool_] | None = None) -> None:
         """Begin a new episode: see `MeamPolicy.reset`.
@@ -92,17 +93,33 @@ class ChunkExecution:
             self.reset()
         elif start is not None and self._queue is not None and self._queue.slots == len(start):
             self.reset(mask=start)
-        stopped = self._shell.judge(rows, given)
-        queue = self._queue_of(len(rows))
+        shell, slots = self._shell, len(rows)
+        stopped = shell.judge(rows, given)
+        queue = self._queue_of(slots)
         ready = queue.empty_slots()
         if stopped:
             ready = np.setdiff1d(ready, list(stopped))
         if ready.size:
             draws = self.noise.draw(ready, noise_scale) if noise is None else noise[ready]
-            chunks = infer(rows if len(ready) == len(rows) else rows[ready], draws)
-            stopped |= self._shell.check_chunks(ready, chunks)
-            queue.put(ready, chunks)
-        return self._shell.limit(self._pop_around(queue, stopped) if stopped else queue.pop())
+            chunks = infer(rows if len(ready) == slots else rows[ready], draws)
+            if bad := shell.check_chunks(ready, chunks):
+                stopped |= bad
+                good = ~np.isin(ready, list(bad))
+                ready, chunks = ready[good], chunks[good]
+            self._begin(queue, ready, chunks)
+        if stopped:
+            return shell.limit(self._pop_around(queue, stopped))
+        return shell.give(queue.pop()) if self._bounded else shell.limit(queue.pop())
+
+    def _begin(self, queue: ActionChunkQueue, slots: NDArray[np.intp], chunks: Rows) -> None:
+        """Begin chunks [k, chunk_size, action_dim] of slots [k], limited as a whole where that changes no action."""
+        bounded, held = self._shell.bound(chunks)
+        if held is None or not held.any():
+            self._bounded = self._bounded or len(slots) == queue.slots
+            queue.put(slots, bounded)
+        else:  # every change is counted when its action is executed
+            self._bounded = False
+            queue.put(slots, chunks)
 
     def _pop_around(self, queue: ActionChunkQueue, stopped: Mapping[int, Reaction]) -> NDArray[np.float64]:
         halted = np.zeros(queue.slots, dtype=bool)
@@ -125,4 +142,5 @@ class ChunkExecution:
 
     def _new_queue(self, slots: int) -> ActionChunkQueue:
         spec = self._spec
-        return ActionChunkQueue(slots, spec.chunk_size, spec.execute_steps, spec.action_dim)
+        self._bounded = True
+        return ActionChunkQueue(slots, spec.chunk_size, spec.execute_steps, spec.action_dim, np.float64)
