@@ -564,10 +564,12 @@ class MeamPolicy:
                 draws = np.random.default_rng(seed).standard_normal((len(rows), self._noise_dim), np.float32)
             else:
                 draws = self._execution.noise.draw_rows(len(rows))
-        return self._finished(self._shell.bound_chunks(self.session.run_all(rows, draws)["actions"]), batched)
+        return self._finished(self.session.run_all(rows, draws)["actions"], batched)
 
     def _finished(self, chunks: NDArray[np.float32], batched: bool) -> NDArray[np.float32]:
-        require_finite_chunks(chunks)
+        chunks, finite = self._shell.bound_chunks(chunks)
+        if not finite:
+            require_finite_chunks(chunks)
         return chunks if batched else chunks[0]
 
     @typed()
@@ -640,7 +642,7 @@ class MeamPolicy:
         found = self.session.run_all(rows, noise, *(given or ()))
         if "value" in found:
             note_values(self._health, found["value"], found["disagreement"])
-        return self._shell.bound_chunks(found["actions"])
+        return found["actions"]
 
 
 def _drawing(spec: PolicySpec, best_of: int | None, noise_scale: float | None) -> PolicySpec:
