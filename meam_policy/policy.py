@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from meam_policy.acting.arguments import checked_noise, checked_prefix, checked_seeds, checked_starts
-from meam_policy.acting.arrays import array_of
+from meam_policy.acting.arrays import array_of, is_real
 from meam_policy.acting.chunk_execution import ChunkExecution
 from meam_policy.acting.health import Health, note_values
 from meam_policy.acting.observation import ObservationReader, lost_digits
@@ -495,9 +495,12 @@ class MeamPolicy:
             ForkError: the policy was loaded before a fork.
         """
         require_process(self._process)
-        given = array_of(action, "The action", f"finite numbers of shape {self._action_shape}", ActionError)
-        real = given.dtype.kind in "fiub"
-        if not real or given.shape != self._action_shape or not np.isfinite(given).all():
+        if type(action) is np.ndarray and is_real(action):
+            given = action
+        else:
+            given = array_of(action, "The action", f"finite numbers of shape {self._action_shape}", ActionError)
+        fits = is_real(given) and given.shape == self._action_shape
+        if not fits or np.count_nonzero(np.isfinite(given)) < given.size:
             raise ActionError(f"The action is {given}; expected finite numbers of shape {self._action_shape}.")
         return self._shell.limit(given.reshape(1, -1)).reshape(self._action_shape)
 
@@ -516,7 +519,7 @@ class MeamPolicy:
         """
         require_process(self._process)
         given = array_of(actions, "The actions", f"finite numbers [ticks, *{self._action_shape}]", ActionError)
-        if given.dtype.kind not in "fiub" or given.shape[1:] != self._action_shape or not np.isfinite(given).all():
+        if not is_real(given) or given.shape[1:] != self._action_shape or not np.isfinite(given).all():
             raise ActionError(f"The actions are {given.shape}; expected finite numbers [ticks, *{self._action_shape}].")
         return self._shell.preview(given.reshape(-1, self.spec.action_dim)).reshape(given.shape)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy import ma  # np.ma would import it in the first tick, which takes 10 ms
 from numpy.typing import NDArray
 
-from meam_policy.acting.arrays import array_of
+from meam_policy.acting.arrays import array_of, is_real
 from meam_policy.errors import ObservationError
 from meam_policy.spec import BoxSpec, PolicySpec
 from meam_policy.spec.names import named_numbers
@@ -17,8 +17,6 @@ from meam_policy.spec.names import named_numbers
 __all__ = ["ObservationReader", "flatten_observation", "lost_digits", "require_finite", "unflatten_observation"]
 
 _FLOAT32 = np.dtype(np.float32)
-_REAL = "fiub"
-"""Kinds of NumPy types that hold real numbers."""
 
 LOST = 0.01
 """Step between neighbouring numbers, in standard deviations of the training data, above which digits are lost."""
@@ -213,13 +211,13 @@ def require_finite(spec: PolicySpec, rows: NDArray[np.float32], given: Any = Non
 
 def _array_of_box(box: BoxSpec, value: Any) -> NDArray[Any]:
     """An observation of one box in its own type and shape, or a batch of them with one axis more."""
-    if type(value) is np.ndarray and value.dtype.kind in _REAL:
+    if type(value) is np.ndarray and is_real(value):
         array = value
     else:
         if isinstance(value, ma.MaskedArray) and ma.is_masked(value):
             raise ObservationError(f"{_name(box)} has masked numbers; expected that none is missing.")
         array = array_of(value, _name(box), f"an array of shape {box.shape}")
-        if array.dtype.kind not in _REAL:
+        if not is_real(array):
             raise ObservationError(f"{_name(box)} has type {array.dtype}; expected real numbers of shape {box.shape}.")
     shape = array.shape
     if shape != box.shape and not (shape and shape[0] > 0 and shape[1:] == box.shape):

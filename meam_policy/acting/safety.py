@@ -260,9 +260,10 @@ class SafetyShell:
             A fresh array [slots, action_dim].
         """
         bounded, held = self.bound(actions)
+        limited = self.give(bounded)
         if held is not None:
             self._health.limited += int(held.sum())
-        return self.give(bounded)
+        return limited
 
     def bound(self, actions: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_] | None]:
         """Bring finite actions [..., action_dim] within the bounds, and within the limits of the contract.
@@ -271,6 +272,8 @@ class SafetyShell:
             The actions, and which of them [...] the contract's limits changed; None without a contract. Bounded again,
             none changes.
         """
+        if actions.dtype.itemsize <= 8:  # all but long doubles, which are limited as they are
+            actions = actions.astype(np.float64, copy=False)
         # Clipped again: a float64 bound rounds outwards in the graph's float32.
         within = _clip(actions, self._low, self._high)
         if self._limits is None:
