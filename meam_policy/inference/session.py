@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -33,6 +34,9 @@ MAX_THREADS = 1024
 
 MAX_BATCH = 2**16
 """Of a graph that is prepared for one batch size, whose buffers are allocated at once."""
+
+CPU_BATCH = 256
+"""Rows that run at once on the CPU: with more, the layers' outputs do not fit into the second-level cache."""
 
 _MAX_BINDINGS = 8
 """Batch sizes for which buffers are kept."""
@@ -127,6 +131,7 @@ class PolicySession:
         require_provider(device, self._session.get_providers())
         self.takes_prefix = any(node.name == "prefix" for node in self._session.get_inputs())
         self._check_signature()
+        self._largest_batch = CPU_BATCH if self.provider == "CPUExecutionProvider" else sys.maxsize
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._bindings: dict[int, _Binding] = {}
@@ -164,14 +169,15 @@ class PolicySession:
             shapes = self._shapes(len(observation))
             for name, array in (("prefix", prefix), ("prefix_weight", prefix_weight)):
                 inputs[name] = np.zeros(shapes[name], np.float32) if array is None else array
-        batch = len(observation)
-        size = self._fixed_batch or batch
-        if size == batch:
+        batch, size = len(observation), self._fixed_batch or self._largest_batch
+        if batch == size or (batch < size and self._fixed_batch is None):
             return self._run(inputs, batch)
         parts = []
         for start in range(0, batch, size):
-            part = {name: _padded(rows[start : start + size], size) for name, rows in inputs.items()}
-            parts.append(self._run(part, size))
+            part = {name: rows[start : start + size] for name, rows in inputs.items()}
+            if self._fixed_batch is not None:
+                part = {name: _padded(rows, size) for name, rows in part.items()}
+            parts.append(self._run(part, len(part["observation"])))
         return {name: np.concatenate([part[name] for part in parts])[:batch] for name in parts[0]}
 
     def _run(self, inputs: Mapping[str, Rows], batch: int) -> dict[str, Rows]:
