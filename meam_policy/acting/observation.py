@@ -91,7 +91,9 @@ class ObservationReader:
         try:
             return self._rows_of_mapping(observation) if self._keyed else _rows(self._parts[0], observation)
         except MemoryError as error:
-            raise ObservationError(f"The batch is too large for this machine ({error}); expected fewer rows.") from error
+            raise ObservationError(
+                f"The batch is too large for this machine ({error}); expected fewer rows."
+            ) from error
 
     def _rows_of_mapping(self, observation: Any) -> tuple[NDArray[np.float32], bool]:
         if not isinstance(observation, Mapping):

@@ -29,7 +29,7 @@ class RowByRow:
     def __init__(self, spec):
         self.spec = spec
 
-    def run_all(self, observation, noise, *_):
+    def run_all(self, observation, noise, prefix=None, prefix_weight=None):
         chunks = np.array([row.sum() + 2 * draws for row, draws in zip(observation, noise, strict=True)], np.float32)
         chunks[observation[:, 0] > 2, -1] = np.nan
         return {"actions": chunks.reshape(len(chunks), self.spec.chunk_size, self.spec.action_dim)}
