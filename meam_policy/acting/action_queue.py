@@ -51,14 +51,11 @@ class ActionChunkQueue:
         self._count()
 
     def pop(self, slots: NDArray[np.intp] | None = None) -> NDArray[Any]:
-        """Take the next action of every slot, or of some, of which none is empty.
-
-        Returns:
-            Actions [slots, action_dim]; those of every slot may be a view, which holds until the next `put`.
-        """
+        """Take the next action of every slot, or of some: a fresh array [slots, action_dim]. None of them is empty."""
         if slots is None and self._in_step:
+            found = self._actions[self._execute_steps - self.left].copy()
             self.left -= 1
-            return self._actions[self._execute_steps - self.left - 1]
+            return found
         taken, each = self._all if slots is None else slots, self._each()
         position = each[taken]
         each[taken] = position + 1

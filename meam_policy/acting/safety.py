@@ -288,7 +288,7 @@ class SafetyShell:
         """Bring actions [slots, action_dim] that `bound` gave within the rate and the type, and remember them.
 
         Returns:
-            A fresh array [slots, action_dim].
+            Actions [slots, action_dim]; the given array itself where they are that already.
         """
         health, last = self._health, self._last
         if self._rate is None:
@@ -314,7 +314,7 @@ class SafetyShell:
         return np.stack(found) if found else actions.astype(self._dtype)
 
     def _within_rate(self, bounded: NDArray[np.float64], last: NDArray[np.float64]) -> tuple[NDArray[Any], int]:
-        """Bounded actions limited after these last ones, a fresh array in the type, and how many were slowed."""
+        """Bounded actions limited after these last ones, in the type, and how many were slowed."""
         limited, slowed = bounded, 0
         if self._rate is not None and len(last) == len(bounded):  # else another number of slots: a new beginning
             before = np.where(np.isnan(last), bounded, last)
@@ -323,8 +323,8 @@ class SafetyShell:
         return self._typed(limited), slowed
 
     def _typed(self, limited: NDArray[Any]) -> NDArray[Any]:
-        """Limited actions in the type of the action box, a fresh array."""
-        return (np.rint(limited) if self._whole else limited).astype(self._dtype)
+        """Limited actions in the type of the action box."""
+        return (np.rint(limited) if self._whole else limited).astype(self._dtype, copy=False)
 
 
 def _clip(numbers: NDArray[Any], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
