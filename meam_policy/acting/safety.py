@@ -26,7 +26,7 @@ Reaction = Literal["raise", "hold", "neutral", "home"]
 the bounds; or the home pose of the robot's contract. The last two are approached no faster than the rate limit. Before
 a slot's first action, "hold" takes the neutral one."""
 
-_FEW = 24
+_FEW = 48
 """Numbers of an observation up to which a loop in Python is faster than NumPy, in which every call takes time."""
 
 Agreed = Literal["raise", "hold", "neutral", "home", "contract"]

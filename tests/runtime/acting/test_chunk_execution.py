@@ -38,7 +38,7 @@ class RowByRow:
 @st.composite
 def policies(draw):
     """Makes policies of one kind, all alike."""
-    numbers = draw(st.sampled_from([1, 3, 30]))  # more than are judged one by one
+    numbers = draw(st.sampled_from([1, 3, 60]))  # more than are judged one by one
     dtype, low, high = draw(
         st.sampled_from(
             [
@@ -138,7 +138,7 @@ def test_a_chunk_is_executed_as_its_actions_are_limited_one_by_one(make, steps, 
 
 
 @settings(max_examples=100, deadline=None)
-@given(data=st.data(), numbers=st.sampled_from([1, 4, 30]))
+@given(data=st.data(), numbers=st.sampled_from([1, 4, 60]))
 def test_one_observation_is_judged_to_the_bit_as_a_batch_of_it(data, numbers):
     number = st.floats(-1e3, 1e3)
     mean = data.draw(st.lists(number, min_size=numbers, max_size=numbers).map(tuple))
