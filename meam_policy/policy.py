@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from meam_policy.acting.arguments import checked_noise, checked_prefix, checked_seeds, checked_starts
-from meam_policy.acting.arrays import array_of
+from meam_policy.acting.arrays import array_of, is_real
 from meam_policy.acting.chunk_execution import ChunkExecution
 from meam_policy.acting.health import Health, note_values
-from meam_policy.acting.observation import flatten_observation, lost_digits
+from meam_policy.acting.observation import ObservationReader, lost_digits
 from meam_policy.acting.rehearsal import rehearse
 from meam_policy.acting.safety import SafetySettings, SafetyShell, require_finite_chunks
 from meam_policy.atomic_files import given_folder
@@ -101,6 +101,7 @@ class MeamPolicy:
     ) -> None:
         self.spec, self.variant, self.session, self.robot = spec, variant, session, robot
         self._action_shape, self._noise_dim = spec.action.shape, spec.noise_dim
+        self._flat = len(self._action_shape) == 1
         self._health = Health()
         self.safety = safety or SafetySettings()
         self.last_noise: NDArray[np.float32] | None = None
@@ -109,6 +110,7 @@ class MeamPolicy:
         self._watches_digits = any(spec.observation_offset)
         self._process, self._lock = os.getpid(), threading.RLock()
         self._execution = ChunkExecution(spec, self._shell)
+        self._reader = ObservationReader(spec)
         self.reset(seed=seed)
 
     @classmethod
@@ -399,7 +401,7 @@ class MeamPolicy:
 
         `SafetySettings` may put a hold or a neutral action in place of the first two.
         """
-        return self._act(observation, noise_scale=self._noise_scale(deterministic))
+        return self._act(observation, None, self._noise_scale(deterministic))
 
     def select_action(self, observation: Any, noise: ArrayLike | None = None) -> NDArray[Any]:
         """Choose the next action, in LeRobot's words: `act`, with noise for the chunks that begin now.
@@ -469,8 +471,11 @@ class MeamPolicy:
         rows, batched = self._rows(observation, finite=False)
         draws = None if noise is None else checked_noise(self.spec, noise, len(rows), batched)
         start = None if episode_start is None else checked_starts(episode_start, len(rows))
-        with self._turn:
+        require_process(self._process)  # as in `_turn`
+        with self._lock:
             actions = self._execution.act(rows, self._infer, draws, noise_scale, start, observation)
+        if self._flat:
+            return actions if batched else actions[0]
         actions = actions.reshape(len(rows), *self._action_shape)
         return actions if batched else actions[0, ...]  # an array even for a scalar action
 
@@ -490,9 +495,12 @@ class MeamPolicy:
             ForkError: the policy was loaded before a fork.
         """
         require_process(self._process)
-        given = array_of(action, "The action", f"finite numbers of shape {self._action_shape}", ActionError)
-        real = given.dtype.kind in "fiub"
-        if not real or given.shape != self._action_shape or not np.isfinite(given).all():
+        if type(action) is np.ndarray and is_real(action):
+            given = action
+        else:
+            given = array_of(action, "The action", f"finite numbers of shape {self._action_shape}", ActionError)
+        fits = is_real(given) and given.shape == self._action_shape
+        if not fits or np.count_nonzero(np.isfinite(given)) < given.size:
             raise ActionError(f"The action is {given}; expected finite numbers of shape {self._action_shape}.")
         return self._shell.limit(given.reshape(1, -1)).reshape(self._action_shape)
 
@@ -511,7 +519,7 @@ class MeamPolicy:
         """
         require_process(self._process)
         given = array_of(actions, "The actions", f"finite numbers [ticks, *{self._action_shape}]", ActionError)
-        if given.dtype.kind not in "fiub" or given.shape[1:] != self._action_shape or not np.isfinite(given).all():
+        if not is_real(given) or given.shape[1:] != self._action_shape or not np.isfinite(given).all():
             raise ActionError(f"The actions are {given.shape}; expected finite numbers [ticks, *{self._action_shape}].")
         return self._shell.preview(given.reshape(-1, self.spec.action_dim)).reshape(given.shape)
 
@@ -559,10 +567,12 @@ class MeamPolicy:
                 draws = np.random.default_rng(seed).standard_normal((len(rows), self._noise_dim), np.float32)
             else:
                 draws = self._execution.noise.draw_rows(len(rows))
-        return self._finished(self._shell.bound_chunks(self.session.run_all(rows, draws)["actions"]), batched)
+        return self._finished(self.session.run_all(rows, draws)["actions"], batched)
 
     def _finished(self, chunks: NDArray[np.float32], batched: bool) -> NDArray[np.float32]:
-        require_finite_chunks(chunks)
+        chunks, finite = self._shell.bound_chunks(chunks)
+        if not finite:
+            require_finite_chunks(chunks)
         return chunks if batched else chunks[0]
 
     @typed()
@@ -606,7 +616,7 @@ class MeamPolicy:
 
     def _rows(self, observation: Any, *, finite: bool = True) -> tuple[NDArray[np.float32], bool]:
         """Flatten observations, and warn once of digits that they lost before they came."""
-        rows, batched = flatten_observation(self.spec, observation, finite=finite)
+        rows, batched = self._reader.read(observation, finite=finite)
         if self._watches_digits and (lost := lost_digits(self.spec, observation)) is not None:
             self._watches_digits = False
             warnings.warn(lost, RuntimeWarning, stacklevel=3)
@@ -635,7 +645,7 @@ class MeamPolicy:
         found = self.session.run_all(rows, noise, *(given or ()))
         if "value" in found:
             note_values(self._health, found["value"], found["disagreement"])
-        return self._shell.bound_chunks(found["actions"])
+        return found["actions"]
 
 
 def _drawing(spec: PolicySpec, best_of: int | None, noise_scale: float | None) -> PolicySpec:

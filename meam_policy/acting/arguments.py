@@ -117,6 +117,8 @@ def _array(name: str, value: ArrayLike | None) -> NDArray[np.float32]:
     array = array_of(value, name, "an array of real numbers")
     if array.dtype.kind not in "fiu":
         raise ObservationError(f"{name} has type {array.dtype}; expected an array of real numbers.")
+    if array.dtype == np.float32:
+        return array.astype(np.float32, "C")
     with np.errstate(all="ignore"):
         narrow = array.astype(np.float32)
     lost = np.isfinite(array) & ~np.isfinite(narrow)

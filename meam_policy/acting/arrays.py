@@ -11,10 +11,15 @@ from numpy.typing import NDArray
 from meam_policy.errors import MeamError, ObservationError
 from meam_policy.typed import shown
 
-__all__ = ["array_of"]
+__all__ = ["array_of", "is_real"]
 
 _MOST_WHOLE = 2**63
 """What int64 holds no more; NumPy keeps a list with a larger number as Python's objects."""
+
+
+def is_real(array: NDArray[Any]) -> bool:
+    """Whether an array holds real numbers, of any type but Python's objects."""
+    return array.dtype.kind in "fiub"
 
 
 def array_of(

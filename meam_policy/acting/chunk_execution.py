@@ -38,6 +38,7 @@ class ChunkExecution:
         self.noise = NoiseStreams(spec.noise_dim)
         self._spec, self._shell = spec, shell
         self._queue: ActionChunkQueue | None = None
+        self._bounded = False  # whether `shell.bound` has bounded all that is queued
 
     def reset(self, seeds: int | Sequence[int] | None = None, mask: NDArray[np.bool_] | None = None) -> None:
         """Begin a new episode: see `MeamPolicy.reset`.
@@ -92,17 +93,48 @@ class ChunkExecution:
             self.reset()
         elif start is not None and self._queue is not None and self._queue.slots == len(start):
             self.reset(mask=start)
-        stopped = self._shell.judge(rows, given)
+        shell = self._shell
+        stopped = shell.judge(rows, given)
         queue = self._queue_of(len(rows))
+        if not queue.left:
+            stopped |= self._fill(queue, rows, infer, noise, noise_scale, stopped)
+        if stopped:
+            return shell.limit(self._pop_around(queue, stopped))
+        return shell.give(queue.pop()) if self._bounded else shell.limit(queue.pop())
+
+    def _fill(
+        self,
+        queue: ActionChunkQueue,
+        rows: Rows,
+        infer: Infer,
+        noise: Rows | None,
+        noise_scale: float,
+        stopped: Mapping[int, Reaction],
+    ) -> dict[int, Reaction]:
+        """Begin a chunk in every empty slot that is not stopped; returns what is to be done where that is no good."""
         ready = queue.empty_slots()
         if stopped:
             ready = np.setdiff1d(ready, list(stopped))
-        if ready.size:
-            draws = self.noise.draw(ready, noise_scale) if noise is None else noise[ready]
-            chunks = infer(rows if len(ready) == len(rows) else rows[ready], draws)
-            stopped |= self._shell.check_chunks(ready, chunks)
-            queue.put(ready, chunks)
-        return self._shell.limit(self._pop_around(queue, stopped) if stopped else queue.pop())
+            if not ready.size:
+                return {}
+        draws = self.noise.draw(ready, noise_scale) if noise is None else noise[ready]
+        chunks, finite = self._shell.bound_chunks(infer(rows if len(ready) == len(rows) else rows[ready], draws))
+        bad = {} if finite else self._shell.check_chunks(ready, chunks)
+        if bad:
+            good = ~np.isin(ready, list(bad))
+            ready, chunks = ready[good], chunks[good]
+        self._begin(queue, ready, chunks)
+        return bad
+
+    def _begin(self, queue: ActionChunkQueue, slots: NDArray[np.intp], chunks: Rows) -> None:
+        """Begin chunks [k, chunk_size, action_dim] of slots [k], limited as a whole where that changes no action."""
+        bounded, held = self._shell.begin(chunks)
+        if held is None or not held.any():
+            self._bounded = self._bounded or len(slots) == queue.slots
+            queue.put(slots, bounded)
+        else:  # every change is counted when its action is executed
+            self._bounded = False
+            queue.put(slots, chunks)
 
     def _pop_around(self, queue: ActionChunkQueue, stopped: Mapping[int, Reaction]) -> NDArray[np.float64]:
         halted = np.zeros(queue.slots, dtype=bool)
@@ -115,14 +147,18 @@ class ChunkExecution:
         return actions
 
     def _queue_of(self, slots: int) -> ActionChunkQueue:
-        if self._queue is None:
-            self._queue = self._new_queue(slots)
-        elif self._queue.slots != slots:
+        queue = self._queue
+        if queue is None:
+            queue = self._queue = self._new_queue(slots)
+        elif queue.slots != slots:
             raise ObservationError(
-                f"Observation batch is {slots}, but this episode began with {self._queue.slots}. Call policy.reset()."
+                f"Observation batch is {slots}, but this episode began with {queue.slots}. Call policy.reset()."
             )
-        return self._queue
+        return queue
 
     def _new_queue(self, slots: int) -> ActionChunkQueue:
         spec = self._spec
-        return ActionChunkQueue(slots, spec.chunk_size, spec.execute_steps, spec.action_dim)
+        self._bounded = True
+        # Bounds in float64 may be between two numbers of float32, in which the chunks come.
+        dtype = np.float32 if self._shell.bounds_chunks else np.float64
+        return ActionChunkQueue(slots, spec.chunk_size, spec.execute_steps, spec.action_dim, dtype)

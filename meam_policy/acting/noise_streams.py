@@ -56,6 +56,8 @@ class NoiseStreams:
         """
         if scale == 0:
             return np.zeros((len(slots), self._size), dtype=np.float32)
+        if len(slots) == 1:
+            return self._drawn(int(slots[0]), 1, scale)
         draws = np.empty((len(slots), self._size), dtype=np.float32)
         for row, slot in zip(draws, slots.tolist(), strict=True):
             self._generator(slot).standard_normal(dtype=np.float32, out=row)
@@ -65,7 +67,10 @@ class NoiseStreams:
         """Draw noise [rows, size], all of it from the stream of the first slot; `scale` as in `draw`."""
         if scale == 0:
             return np.zeros((rows, self._size), dtype=np.float32)
-        return _scaled(self._generator(0).standard_normal((rows, self._size), dtype=np.float32), scale)
+        return self._drawn(0, rows, scale)
+
+    def _drawn(self, slot: int, rows: int, scale: float) -> NDArray[np.float32]:
+        return _scaled(self._generator(slot).standard_normal((rows, self._size), np.float32), scale)
 
     def _generator(self, slot: int) -> np.random.Generator:
         while len(self._generators) <= slot:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -33,6 +34,9 @@ MAX_THREADS = 1024
 
 MAX_BATCH = 2**16
 """Of a graph that is prepared for one batch size, whose buffers are allocated at once."""
+
+CPU_BATCH = 256
+"""Rows that run at once on the CPU: with more, the layers' outputs do not fit into the second-level cache."""
 
 _MAX_BINDINGS = 8
 """Batch sizes for which buffers are kept."""
@@ -127,6 +131,7 @@ class PolicySession:
         require_provider(device, self._session.get_providers())
         self.takes_prefix = any(node.name == "prefix" for node in self._session.get_inputs())
         self._check_signature()
+        self._largest_batch = CPU_BATCH if self.provider == "CPUExecutionProvider" else sys.maxsize
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._bindings: dict[int, _Binding] = {}
@@ -164,16 +169,18 @@ class PolicySession:
             shapes = self._shapes(len(observation))
             for name, array in (("prefix", prefix), ("prefix_weight", prefix_weight)):
                 inputs[name] = np.zeros(shapes[name], np.float32) if array is None else array
-        size = self._fixed_batch or len(observation)
-        if size == len(observation):
-            return self._run(inputs)
+        batch, size = len(observation), self._fixed_batch or self._largest_batch
+        if batch == size or (batch < size and self._fixed_batch is None):
+            return self._run(inputs, batch)
         parts = []
-        for start in range(0, len(observation), size):
-            parts.append(self._run({name: _padded(rows[start : start + size], size) for name, rows in inputs.items()}))
-        return {name: np.concatenate([part[name] for part in parts])[: len(observation)] for name in parts[0]}
+        for start in range(0, batch, size):
+            part = {name: rows[start : start + size] for name, rows in inputs.items()}
+            if self._fixed_batch is not None:
+                part = {name: _padded(rows, size) for name, rows in part.items()}
+            parts.append(self._run(part, len(part["observation"])))
+        return {name: np.concatenate([part[name] for part in parts])[:batch] for name in parts[0]}
 
-    def _run(self, inputs: Mapping[str, Rows]) -> dict[str, Rows]:
-        batch = len(inputs["observation"])
+    def _run(self, inputs: Mapping[str, Rows], batch: int) -> dict[str, Rows]:
         require_process(self._process)
         with self._lock:
             try:
@@ -237,23 +244,24 @@ class _Binding:
         device = "cpu" if self._on_cpu else "cuda"
         arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         self._values = {name: ort.OrtValue.ortvalue_from_numpy(array, device, 0) for name, array in arrays.items()}
-        self._inputs = {node.name: arrays[node.name] for node in session.get_inputs()}
-        self._outputs = {node.name: arrays[node.name] for node in session.get_outputs()}
-        for name in self._inputs:
+        self._inputs = [(node.name, arrays[node.name]) for node in session.get_inputs()]
+        self._outputs = [(node.name, arrays[node.name]) for node in session.get_outputs()]
+        for name, _ in self._inputs:
             self._binding.bind_ortvalue_input(name, self._values[name])
-        for name in self._outputs:
+        for name, _ in self._outputs:
             self._binding.bind_ortvalue_output(name, self._values[name])
 
     def run(self, inputs: Mapping[str, Rows]) -> dict[str, Rows]:
         """Run, and return fresh arrays."""
-        for name, array in self._inputs.items():
-            np.copyto(array, inputs[name].reshape(array.shape))
+        for name, array in self._inputs:
+            given = inputs[name]
+            array[...] = given if given.shape == array.shape else given.reshape(array.shape)
             if not self._on_cpu:
                 self._values[name].update_inplace(array)
         self._session.run_with_iobinding(self._binding)
         if self._on_cpu:
-            return {name: array.copy() for name, array in self._outputs.items()}
-        return {name: self._values[name].numpy() for name in self._outputs}
+            return {name: array.copy() for name, array in self._outputs}
+        return {name: self._values[name].numpy() for name, _ in self._outputs}
 
 
 def session_options(

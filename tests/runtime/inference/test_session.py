@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from meam_policy import ActionError, BoxSpec, ConfigError, DeviceError, FormatError, MeamError, MeamPolicy, PolicySpec
-from meam_policy.inference.session import Optimization, PolicySession
+from meam_policy.inference.session import CPU_BATCH, Optimization, PolicySession
 
 
 def load_error(linear):
@@ -473,7 +473,7 @@ def test_a_session_says_whether_its_graph_takes_a_prefix(make_policy, prefix_ses
 
 
 @pytest.mark.parametrize("fixed_batch", [None, 1, 3, 7, 9])
-@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("rows", [1, 2, 7, CPU_BATCH, 2 * CPU_BATCH + 1])
 def test_every_row_gets_its_own_prefix_in_batches_of_any_size(prefix_session, fixed_batch, rows):
     observation, noise, prefix, weight = prefix_rows(rows)
     found = prefix_session(fixed_batch=fixed_batch).run_all(observation, noise, prefix, weight)
