@@ -366,9 +366,8 @@ def _start(
     group: ProcessGroup,
     step: int,
 ) -> RunStart:
-    """Describe the run that begins; compiled or divided among processes, its updates cost something else."""
-    told_apart = not config.compile and group.size == 1
-    cost = measure_update_cost(config, spec, chunks, device, value) if told_apart else None
+    """Describe the run that begins; divided among processes, its updates cost something else."""
+    cost = measure_update_cost(config, spec, chunks, device, value) if group.size == 1 else None
     smaller = None
     if cost is not None and step == 0 and not spec.started_from:
         smaller = measure_smaller(config, spec, chunks, device, cost.left(config, step), value)

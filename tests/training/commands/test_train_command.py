@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import sys
+import sysconfig
 from io import StringIO
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from meam_training.commands import train_run
 from meam_training.commands.train_run import _Progress
 from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
+from meam_training.learning.compiler import missing_for_compiling
 from meam_training.learning.update_cost import RunStart, UpdateCost
 from meam_training.runs import watch
 from meam_training.runs.checkpoint import Checkpoint
@@ -289,12 +291,59 @@ def test_a_run_says_what_it_is_before_it_starts_and_what_came_of_it(data, tmp_pa
     assert "3 of 3" in said
 
 
-def test_a_compiled_run_says_that_its_parts_are_not_told_apart(dataset):
-    start = RunStart(torch.device("cpu"), threads=2, processes=1, resident=True, step=0, cost=None)
-    facts = opening(TrainConfig(compile=True, pretrain_steps=10), dataset, start)
-    assert "takes a minute or two before the first update, and as long again after pretraining" in facts["compiling"]
-    assert facts["time"].startswith("compiled: the parts of an update are not told apart")
+def test_a_compiled_run_says_that_it_compiles_and_what_uncompiled_updates_cost(dataset):
+    cost = UpdateCost(pretraining=0.01, joint=0.1)
+    start = RunStart(torch.device("cpu"), threads=2, processes=1, resident=True, step=0, cost=cost)
+    facts = opening(TrainConfig(compile=True, steps=100, pretrain_steps=10), dataset, start)
+    assert facts["compiling"].startswith("about a minute before the first update of all networks")
+    assert "--no-compile" in facts["compiling"]
+    assert facts["time"].startswith("about 9 s; this is that of uncompiled updates")
     assert facts["device"] == "cpu, 2 threads"
+    lacks = opening(TrainConfig(steps=100, pretrain_steps=10), dataset, start, "g++ is missing")
+    assert lacks["compiling"] == "not here, so that updates take up to three times as long: g++ is missing"
+
+
+@pytest.mark.parametrize(
+    ("given", "compiled"),
+    [
+        (["--steps", "10000"], True),
+        (["--steps", "9999"], False),
+        (["--steps", "8000", "--online-steps", "2000"], True),
+        (["--steps", "10000", "--no-compile"], False),
+        (["--steps", "100", "--compile"], True),
+    ],
+)
+def test_a_long_run_is_compiled_unless_told_otherwise(data, tmp_path, monkeypatch, given, compiled):
+    seen = []
+
+    def train(config, *args, **options):
+        seen.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_run, "train", train)
+    monkeypatch.setattr(train_run, "missing_for_compiling", lambda device: None)
+    command = ["train", "me-am", "--data", str(data), "--output-dir", str(tmp_path / "run"), *given]
+    assert meam(command) == 130
+    assert seen[0].compile == compiled
+    monkeypatch.setattr(train_run, "missing_for_compiling", lambda device: "g++ is missing")
+    assert meam(command) == 130
+    assert seen[1].compile == ("--compile" in given)  # what is asked for is tried, and then says why it cannot be
+    assert meam(["train", "bc", *command[2:]]) == 130
+    assert seen[2].compile == ("--compile" in given)
+
+
+def test_what_is_missing_for_compiling_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    cpu = torch.device("cpu")
+    assert missing_for_compiling(cpu) == "g++ and clang++ are missing; on Debian: apt install g++"
+    monkeypatch.setenv("CXX", "c++20")
+    assert missing_for_compiling(cpu) == "c++20 is missing; on Debian: apt install g++"
+    (tmp_path / "c++20").touch(0o755)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert missing_for_compiling(cpu) == "Python.h is missing; on Debian: apt install python3-dev"
+    (tmp_path / "Python.h").touch()
+    assert missing_for_compiling(cpu) is None
 
 
 def test_a_run_says_how_far_its_actions_reach_and_what_was_clipped(make_config):

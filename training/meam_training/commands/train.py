@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import partial
@@ -40,6 +41,8 @@ _DATA = tuple(field.name for field in fields(DataArguments))
 def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and train."""
     parsed = _parse(arguments, prog)
+    # Read when PyTorch is loaded. On a busy machine, threads that wait for each other in a loop would stall updates.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     with _pytorch():
         from meam_training.commands.train_run import run_training
@@ -97,7 +100,8 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
     # What is given counts as given even where it is the default: a temperature is then to stay, beside no budget.
     given = {name: value for name, value in vars(parsed.config).items() if value != getattr(settings, name)}
     given |= {name: value for name, value in vars(parsed.config).items() if name in flags}
-    return replace(parsed, config=settings.changed(**given))
+    chooses = begun is None and not flags & {"compile", "no_compile"}
+    return replace(parsed, config=settings.changed(**given), chooses_to_compile=chooses)
 
 
 def _begun(folder: Path) -> tuple[TrainConfig | None, Mapping[str, Any], bool]:

@@ -47,5 +47,7 @@ class TrainArguments(SourceOptions):
     resume: bool = False
     """Resume from the newest checkpoint in the output folder, with the run's data and settings unless others are
     given."""
+    chooses_to_compile: tyro.conf.Suppress[bool] = False
+    """Whether updates are compiled if that pays and a compiler is there, in place of what the settings say."""
     json: bool = False
     """Print one line of JSON to stdout at the end."""

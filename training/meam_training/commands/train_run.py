@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from shlex import quote
 
 from meam_policy.console import print_json, progress_bar, say, say_mapping
@@ -15,6 +16,8 @@ from meam_training.commands.train_arguments import TrainArguments
 from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.opening import absolute, open_dataset
+from meam_training.learning.compiler import missing_for_compiling, pays_to_compile
+from meam_training.learning.device import training_device
 from meam_training.learning.update_cost import RunStart, UpdateCost
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.options import flag
@@ -32,6 +35,10 @@ def run_training(parsed: TrainArguments) -> None:
         parsed: Arguments with data.
     """
     assert parsed.data is not None  # otherwise _parse refuses
+    lacking = None
+    if parsed.chooses_to_compile and pays_to_compile(parsed.config):
+        lacking = missing_for_compiling(training_device(parsed.config.device))
+        parsed = replace(parsed, config=parsed.config.changed(compile=lacking is None))
     environment = {"env_kwargs": parsed.env_kwargs, "max_episode_steps": parsed.max_episode_steps}
     named, packages = parsed.named(parsed.data, **environment)
     dataset = open_dataset(named)
@@ -47,8 +54,8 @@ def run_training(parsed: TrainArguments) -> None:
     quiet = parsed.json or not first
 
     def begin(start: RunStart) -> None:
-        progress.cost = start.cost
-        say_mapping(opening(parsed.config, dataset, start))
+        progress.cost = None if parsed.config.compile else start.cost
+        say_mapping(opening(parsed.config, dataset, start, lacking))
 
     with progress_bar(
         f"Training {parsed.config.method}",

@@ -123,8 +123,9 @@ class TrainConfig:
     """Element type of the matrix products: float32, or bf16 for speed; weights, sums and the optimiser stay in
     float32."""
     compile: Annotated[bool, HowItRuns()] = False
-    """Compile the update (and on CUDA capture it as one graph): training starts a minute or two later, then runs
-    faster. Without a C++ compiler, training warns and runs uncompiled."""
+    """Compile the update (and on CUDA capture it as one graph): training starts about a minute later, then runs faster.
+    Without a C++ compiler, training warns and runs uncompiled. `meam train` compiles runs of 10000 updates and more
+    unless told otherwise."""
     hidden_dims: Annotated[tuple[int, ...], Range(least=1, cap=_WIDE)] = (512, 512, 512, 512)
     """Widths of the hidden layers of the two velocity fields, and of the edit and one-step policies."""
     layer_norm: bool = False

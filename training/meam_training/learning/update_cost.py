@@ -91,7 +91,7 @@ class RunStart:
         processes: Processes that train together.
         resident: Whether the data is on the training device, rather than read batch by batch.
         step: Steps completed before.
-        cost: Cost of an update; None where it is not known beforehand, because updates are compiled or divided among
+        cost: Cost of an uncompiled update; None where it is not known beforehand, because updates are divided among
             processes.
         smaller: Sizes that would do; None where the run is short, or nothing smaller has been measured.
         started_from: Policy from whose weights it started; see `PolicySpec.started_from`.

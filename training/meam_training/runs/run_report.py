@@ -32,13 +32,16 @@ def own_options(config: TrainConfig) -> str:
     return f"{config.method} with {' '.join(own)}" if own else f"{config.method}, all settings as preset"
 
 
-def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> dict[str, Any]:
+def opening(
+    config: TrainConfig, dataset: OfflineDataset, start: RunStart, lacking: str | None = None
+) -> dict[str, Any]:
     """What a run is, on what it is trained, where, and how long it will take.
 
     Args:
         config: Settings of the run.
         dataset: Training data.
         start: Where and how it begins.
+        lacking: What is missing for compiling its updates, where that would have paid.
     """
     episodes = np.count_nonzero(dataset.episode_ends)
     where = f"{start.device}, {start.threads} thread{'s' * (start.threads > 1)}"
@@ -66,11 +69,17 @@ def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> di
         facts["check"] = list(report.warnings)
     facts["device"] = where
     if config.compile:
-        again = ", and as long again after pretraining" if config.pretraining else ""
-        facts["compiling"] = f"takes a minute or two before the first update{again}"
+        when = "before the first update of all networks" if config.pretraining else "before the first update"
+        facts["compiling"] = (
+            f"about a minute {when}, less where the same was compiled before (--no-compile: at once, but slower)"
+        )
+    if lacking is not None:
+        facts["compiling"] = f"not here, so that updates take up to three times as long: {lacking}"
     if start.cost is None:
-        why = "compiled" if config.compile else "divided among processes"
-        facts["time"] = f"{why}: the parts of an update are not told apart; the time left is shown after the first ones"
+        facts["time"] = (
+            "divided among processes: the parts of an update are not told apart; the time left is shown after the "
+            "first ones"
+        )
         return facts
     left = start.cost.left(config, start.step)
     also = [
@@ -78,6 +87,8 @@ def opening(config: TrainConfig, dataset: OfflineDataset, start: RunStart) -> di
         *([f"{config.online_steps} online steps"] if config.online_steps else []),
     ]
     facts["time"] = f"about {duration(left)}" + (f", and {' and '.join(also)}" if also else "")
+    if config.compile:
+        facts["time"] += "; this is that of uncompiled updates, which compiled ones take a third to nine tenths of"
     if config.pretraining or not config.trains_policy:
         facts["time"] += f"; {1e3 * start.cost.pretraining:.3g} ms an update of pretraining"
     if start.cost.parts:
