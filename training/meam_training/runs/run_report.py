@@ -69,9 +69,10 @@ def opening(
         facts["check"] = list(report.warnings)
     facts["device"] = where
     if config.compile:
-        when = "before the first update of all networks" if config.pretraining else "before the first update"
+        again = ", and again where pretraining ends" if config.pretraining else ""
         facts["compiling"] = (
-            f"about a minute {when}, less where the same was compiled before (--no-compile: at once, but slower)"
+            f"takes up to a minute or two before the first update{again}; less where the same was compiled before. "
+            "Ctrl-C waits for it (--no-compile: at once, but slower)"
         )
     if lacking is not None:
         facts["compiling"] = f"not here, so that updates take up to three times as long: {lacking}"
