@@ -15,11 +15,11 @@ import pytest
 
 from meam_export.commands.demo import COLUMNS, cells, demo
 from meam_export.demo.figures import curves, direction_shares, rewarding_directions
-from meam_export.demo.labels import method_labels
 from meam_export.demo.report import write_report
 from meam_export.demo.run import DemoResult, run_demo
 from meam_export.demo.tasks import METHODS, TASKS, DemoTask
-from meam_export.demo.video import render_video
+from meam_export.report.film import render_film
+from meam_export.report.labels import method_labels
 from meam_policy import ConfigError, MeamPolicy, OutputError
 from meam_policy.console import print_table
 
@@ -188,7 +188,7 @@ def test_the_help_names_the_default_episodes_of_every_task() -> None:
 
 @pytest.mark.slow
 def test_a_video_that_is_not_made_says_why(tmp_path: Path) -> None:
-    why = render_video(tmp_path / "nowhere", "meam/Pockets-v0", tmp_path / "rollout.webp", seed=0)
+    why = render_film(tmp_path / "nowhere", tmp_path / "rollout.webp", seed=0)
     assert why is not None
     assert f"{tmp_path / 'nowhere'} does not exist" in why
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import platform
 from importlib.metadata import version
 from importlib.resources import files
@@ -18,9 +17,10 @@ from meam_export.demo.figures import (
     first_actions,
     rewarding_directions,
 )
-from meam_export.demo.labels import NAMES, setting_text, shared_settings
 from meam_export.demo.run import DemoResult
-from meam_export.demo.video import render_video
+from meam_export.report.drawing import data_url
+from meam_export.report.film import render_film
+from meam_export.report.labels import NAMES, setting_text, shared_settings
 from meam_policy.errors import OutputError
 from meam_policy.extras import needs
 
@@ -53,7 +53,7 @@ def write_report(result: DemoResult, output: Path, *, video: bool) -> Path:
     clip, no_clip = None, "No video was requested."
     if video:
         clip = output.with_name("rollout.webp")
-        no_clip = render_video(result.policy, env_id, clip, result.seed)
+        no_clip = render_film(result.policy, clip, result.seed)
     template = jinja2.Template(
         (files("meam_export") / "demo" / "report.html").read_text(encoding="utf-8"), autoescape=True
     )
@@ -71,10 +71,10 @@ def write_report(result: DemoResult, output: Path, *, video: bool) -> Path:
         episodes={name: len(paths) for name, paths in episode_paths(result).items()},
         state=", ".join(f"{number:g}" for number in state),
         chunk_size=result.checkpoints["me-am"].spec.chunk_size,
-        curves=_data_url(draw_curves(result), "png"),
-        actions=_data_url(draw_actions(actions, rewarding, {**result.labels, "prior": prior}), "png"),
-        rollouts=_data_url(draw_rollouts(result), "png"),
-        video=None if no_clip or clip is None else _data_url(clip.read_bytes(), "webp"),
+        curves=data_url(draw_curves(result), "png"),
+        actions=data_url(draw_actions(actions, rewarding, {**result.labels, "prior": prior}), "png"),
+        rollouts=data_url(draw_rollouts(result), "png"),
+        video=None if no_clip or clip is None else data_url(clip.read_bytes(), "webp"),
         no_video=no_clip,
         versions=", ".join(f"{name} {version(name)}" for name in _PACKAGES),
         machine=f"{platform.machine()}, Python {platform.python_version()}",
@@ -101,7 +101,3 @@ def _settings(result: DemoResult) -> dict[str, str]:
         for method, config in configs.items()
     }
     return {name: setting_text(given) for name, given in {"all methods": shared, **own}.items() if given}
-
-
-def _data_url(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
