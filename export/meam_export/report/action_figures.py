@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from meam_export.report.actions import ActionStudy, StateStudy
-from meam_export.report.drawing import INK, Picture, new_axes, shortened, svg
+from meam_export.report.drawing import INK, SMALL, Picture, new_axes, shortened, svg
 from meam_export.report.groups import Group
 from meam_export.report.labels import COLOURS
 
@@ -32,12 +32,12 @@ def draw_flow(group: Group, study: ActionStudy) -> list[Picture]:
 
 
 def _draw_state(group: Group, study: ActionStudy, state: StateStudy) -> Picture:
-    axes = new_axes(height=3.3 if len(study.numbers) == 2 else 2.7)
+    axes = new_axes(2.9 if len(study.numbers) == 2 else 2.5, SMALL)
     if len(study.numbers) == 2:
         _scatter(axes, group, study, state)
     else:
         _histogram(axes, group, study, state)
-    axes.set_title(f"Where {state.why}", fontsize=9.5, loc="left", color=INK)
+    axes.set_title(state.title, fontsize=9.5, loc="left", color=INK)
     shown = [f"{float(number):.3g}" for number in state.observation[:_MOST_NUMBERS]]
     more = len(state.observation) - len(shown)
     text = ", ".join(shown) + (f" and {more} more numbers" if more > 0 else "")
@@ -45,8 +45,9 @@ def _draw_state(group: Group, study: ActionStudy, state: StateStudy) -> Picture:
     moved = "" if state.prior is None else f"; the prior's {', '.join(f'{m:.3g}' for m in state.prior.mean(axis=0))}"
     return Picture(
         svg(axes.figure),  # pyright: ignore[reportArgumentType]
-        f"Actions at a state where {state.why}. Mean of the policy's: {means}{moved}.",
-        f"Observation ({text}).",
+        f"Actions where {state.why}. Mean of the policy's: {means}{moved}.",
+        f"Where {state.why}: observation ({text}).",
+        "small",
     )
 
 
@@ -90,7 +91,7 @@ def _histogram(axes: Axes, group: Group, study: ActionStudy, state: StateStudy) 
 
 
 def _draw_time(group: Group, study: ActionStudy, column: int) -> Picture:
-    flow, axes = study.flow, new_axes()
+    flow, axes = study.flow, new_axes(2.5, SMALL)
     name = _name(study, column)
     if flow.prior is not None:
         axes.plot(flow.times, flow.prior[:, :, column], color=COLOURS["prior"], linewidth=0.8, alpha=0.55)
@@ -102,12 +103,15 @@ def _draw_time(group: Group, study: ActionStudy, column: int) -> Picture:
     return Picture(
         svg(axes.figure),  # pyright: ignore[reportArgumentType]
         f"{flow.policy.shape[1]} paths of the flow from noise to {name}, over flow time.",
-        "Where the policy's paths leave the prior's, at the same noise, the critics have moved them.",
+        "Paths that end together are one mode of the actions."
+        if flow.prior is None
+        else "Where the policy's paths leave the prior's, at the same noise, the critics have moved them.",
+        "small",
     )
 
 
 def _draw_plane(group: Group, study: ActionStudy) -> Picture:
-    flow, axes = study.flow, new_axes(height=3.0)
+    flow, axes = study.flow, new_axes(2.5, SMALL)
     axes.plot(flow.policy[:, :, 0], flow.policy[:, :, 1], color=group.colour, linewidth=0.9, alpha=0.6)
     axes.plot(*flow.policy[0].T, "o", color="#9ca3af", markersize=3)
     axes.plot(*flow.policy[-1].T, "o", color=group.colour, markersize=4)
@@ -118,6 +122,7 @@ def _draw_plane(group: Group, study: ActionStudy) -> Picture:
         svg(axes.figure),  # pyright: ignore[reportArgumentType]
         f"{flow.policy.shape[1]} paths of the policy's flow from noise to action, in the plane of two numbers.",
         "Grey dots are the noise, coloured ones the actions that it becomes.",
+        "small",
     )
 
 
@@ -126,5 +131,4 @@ def _name(study: ActionStudy, column: int) -> str:
     number = study.spec.action_numbers[study.numbers[column]]
     name = f"action {number.index}" if number.name is None else shortened(number.name, 24)
     unit = "environment units" if number.unit is None else shortened(number.unit, 12)
-    mean = ", mean of the chunk" if study.spec.chunk_size > 1 else ""
-    return f"{name}{mean} ({unit})"
+    return f"{name} ({unit})"

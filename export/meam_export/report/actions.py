@@ -19,7 +19,7 @@ from meam_training.flow.ode import integrate
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.velocity_field import VelocityField
 
-__all__ = ["ActionStudy", "FlowPaths", "StateStudy", "study_actions"]
+__all__ = ["ActionStudy", "Choice", "FlowPaths", "StateStudy", "choose", "study_actions"]
 
 CANDIDATES, DRAWS = 128, 8
 """States among which three are chosen, and chunks drawn at each of them for that."""
@@ -41,6 +41,7 @@ class StateStudy:
     """One state.
 
     Attributes:
+        title: How it is called.
         why: Why it was chosen.
         observation: The raw observation [obs].
         prior: Mean actions of the prior's chunks [samples, numbers], environment units; None without a policy, which
@@ -51,6 +52,7 @@ class StateStudy:
             number, or [GRID] for a single one; None without critics.
     """
 
+    title: str
     why: str
     observation: Values
     prior: Values | None
@@ -81,7 +83,7 @@ class ActionStudy:
     Attributes:
         spec: Its specification.
         numbers: Indices of the one or two numbers of an action that are shown.
-        why: Why these.
+        why: Why these, of more.
         states: The chosen states.
         flow: Paths at the first of them.
         changed: What is not shown of how the policy acts, in a sentence; empty if nothing.
@@ -95,9 +97,26 @@ class ActionStudy:
     changed: str
 
 
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What is looked at: states, and numbers of an action.
+
+    Attributes:
+        observations: The states, raw observations [states, obs].
+        reasons: Title of each, and why it was chosen.
+        numbers: Indices of the one or two numbers of an action.
+        why: Why these, of more.
+    """
+
+    observations: Tensor
+    reasons: tuple[tuple[str, str], ...]
+    numbers: tuple[int, ...]
+    why: str
+
+
 @torch.no_grad()
-def study_actions(subject: Subject, observations: NDArray[np.float32]) -> ActionStudy:
-    """Choose states and numbers of the action, and sample there.
+def choose(subject: Subject, observations: NDArray[np.float32]) -> Choice:
+    """Choose three states and the numbers of an action to look at.
 
     The states are those at which policy and prior differ most, in the middle and least, for the same noise; without a
     policy of its own, those at which its chunks vary most, in the middle and least. The two numbers are those along
@@ -107,21 +126,33 @@ def study_actions(subject: Subject, observations: NDArray[np.float32]) -> Action
         subject: A run or policy with networks.
         observations: Raw observations [n, obs] of the data.
     """
-    networks, spec = subject.networks, subject.spec
-    assert networks is not None
-    assert spec is not None
-    networks.eval()
-    study = _Study(networks, spec)
+    study = _Study(subject)
     few = torch.from_numpy(observations[:CANDIDATES])
-    gaps = study.gaps(few)
-    order = torch.argsort(gaps, descending=True, stable=True)
+    order = torch.argsort(study.gaps(few), descending=True, stable=True)
     chosen = list(dict.fromkeys(int(order[i]) for i in (0, len(order) // 2, len(order) - 1)))
-    said = "policy and prior differ" if networks.policy is not None else "its chunks vary"
-    places = ("most", "in the middle", "least")
-    reasons = [f"{said} {place}" for place in places] if len(chosen) == len(places) else [said] * len(chosen)
+    own = study.networks.policy is not None
+    said, noun = ("policy and prior differ", "difference") if own else ("its chunks vary", "spread")
+    places = {"Largest": "most", "Median": "in the middle", "Smallest": "least"}
+    reasons = [(f"{title} {noun}", f"{said} {place}") for title, place in places.items()][: len(chosen)]
     numbers, why = study.choose_numbers(few[chosen])
-    states = tuple(study.at(few[i], reason, numbers) for i, reason in zip(chosen, reasons, strict=True))
-    return ActionStudy(spec, numbers, why, states, study.flow(few[chosen[0]], numbers), _changed(spec, networks))
+    return Choice(few[chosen], tuple(reasons), numbers, why)
+
+
+@torch.no_grad()
+def study_actions(subject: Subject, choice: Choice) -> ActionStudy:
+    """Sample prior and policy at the chosen states, and ask the critics.
+
+    Args:
+        subject: A run or policy with networks.
+        choice: What to look at, of this or of another policy for the same task.
+    """
+    study = _Study(subject)
+    states = tuple(
+        study.at(observation, *reason, choice.numbers)
+        for observation, reason in zip(choice.observations, choice.reasons, strict=True)
+    )
+    flow = study.flow(choice.observations[0], choice.numbers)
+    return ActionStudy(study.spec, choice.numbers, choice.why, states, flow, _changed(study.spec, study.networks))
 
 
 def _changed(spec: PolicySpec, networks: MeamNetworks) -> str:
@@ -137,8 +168,12 @@ def _changed(spec: PolicySpec, networks: MeamNetworks) -> str:
 
 
 class _Study:
-    def __init__(self, networks: MeamNetworks, spec: PolicySpec) -> None:
-        self._n, self._spec = networks, spec
+    def __init__(self, subject: Subject) -> None:
+        networks, spec = subject.networks, subject.spec
+        assert networks is not None
+        assert spec is not None
+        self.networks = self._n = networks.eval()
+        self.spec = self._spec = spec
         self._generator = torch.Generator().manual_seed(0)
         self._offset, self._scale = np.array(spec.action_offset), np.array(spec.action_scale)
 
@@ -157,7 +192,7 @@ class _Study:
         """The one or two numbers of an action that matter, and why these."""
         size = self._spec.action_dim
         if size == 1:
-            return (0,), "an action has a single number"
+            return (0,), ""
         features = self._n.encoder(observations)
         chunks = self._n.act(features, self._noise(len(observations), acting=True))
         if self._n.policy is None:
@@ -167,8 +202,6 @@ class _Study:
             shifts = torch.linspace(-1, 1, SWEEP)
             scores = torch.stack([self._sweep(features, chunks, number, shifts) for number in range(size)])
             why = "the numbers of an action along which the critics' values vary most"
-        if size == 2:
-            why = "the two numbers of an action"
         best = torch.argsort(scores, descending=True, stable=True)[:2]
         return tuple(sorted(best.tolist())), why
 
@@ -178,7 +211,7 @@ class _Study:
         ]
         return torch.stack(values).std(dim=0).mean()
 
-    def at(self, observation: Tensor, why: str, numbers: tuple[int, ...]) -> StateStudy:
+    def at(self, observation: Tensor, title: str, why: str, numbers: tuple[int, ...]) -> StateStudy:
         n = self._n
         features = n.encoder(observation[None]).expand(SAMPLES, -1)
         acting = n.act(features, self._noise(SAMPLES, acting=True))
@@ -198,7 +231,7 @@ class _Study:
             values = self._value(features[:1].expand(len(points), -1), moved).double().numpy()
             landscape = values.reshape((GRID,) * len(numbers)).T
         raw = observation.double().numpy() + np.array(self._spec.observation_offset or 0.0)
-        return StateStudy(why, raw, prior, self._shown(self._means(acting), numbers), grid, landscape)
+        return StateStudy(title, why, raw, prior, self._shown(self._means(acting), numbers), grid, landscape)
 
     def flow(self, observation: Tensor, numbers: tuple[int, ...]) -> FlowPaths:
         n, noise = self._n, self._noise(PATHS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from meam_export.card.export_record import ExportRecord
 from meam_export.report.action_figures import draw_flow, draw_states
@@ -66,6 +66,7 @@ class Section:
     Attributes:
         title: Its heading.
         group: The group whose it is; None if it is of several.
+        intro: What all of its parts have in common, in a sentence or two.
         warnings: Warnings of its runs, in sentences.
         keys: Groups for the legend of lines.
         blocks: Its parts, one below the other.
@@ -74,6 +75,7 @@ class Section:
 
     title: str
     group: Group | None = None
+    intro: str = ""
     warnings: Sequence[str] = ()
     keys: Sequence[Group] = ()
     blocks: Sequence[Block] = ()
@@ -90,12 +92,12 @@ def group_section(group: Group, study: ActionStudy | str, film: str) -> Section:
     """
     blocks = [_learning([group]), _actions(group, study), _flow(group, study), _diagnostics([group]), _export(group)]
     blocks += [_film(film)] if film else []
-    return Section(group.label, group, warning_lines(group), (), [*blocks, _settings(group)])
+    return Section(group.label, group, warnings=warning_lines(group), blocks=[*blocks, _settings(group)])
 
 
 def compared_sections(groups: Sequence[Group], studies: Studies, films: Films) -> list[Section]:
     """The same of several groups: curves in common panels, the rest side by side."""
-    warnings = [f"{group.label}: {line}" for group in groups for line in warning_lines(group)]
+    warnings = [f"{group.label}: {line[0].lower()}{line[1:]}" for group in groups for line in warning_lines(group)]
     titled = {
         "What they do at states of the data": [_actions(g, studies[g], g.label) for g in groups],
         "From noise to action": [_flow(g, studies[g], g.label) for g in groups],
@@ -103,13 +105,21 @@ def compared_sections(groups: Sequence[Group], studies: Studies, films: Films) -
         "Films": [_film(films[g], g) for g in groups if films.get(g)],
         "Settings": [_settings(g, g.label) for g in groups],
     }
-    learning, diagnostics = _learning(groups), _diagnostics(groups)
+    learning, diagnostics = (replace(block, title="") for block in (_learning(groups), _diagnostics(groups)))
     sections = [
         Section("Learning", warnings=warnings, keys=groups, blocks=[learning]),
         Section("Diagnostics", keys=groups, blocks=[diagnostics]),
     ]
-    beside = [Section(title, side=blocks) for title, blocks in titled.items() if blocks]
+    beside = [_side_by_side(title, blocks) for title, blocks in titled.items() if blocks]
     return [sections[0], *beside[:2], sections[1], *beside[2:]]
+
+
+def _side_by_side(title: str, blocks: Sequence[Block]) -> Section:
+    """Blocks side by side; what all of them say is said once."""
+    intros = {block.intro for block in blocks}
+    if len(intros) > 1:
+        return Section(title, side=blocks)
+    return Section(title, intro=intros.pop(), side=[replace(block, intro="") for block in blocks])
 
 
 def warning_lines(group: Group) -> list[str]:
@@ -155,21 +165,23 @@ def _absent(titles: Sequence[str]) -> str:
 def _actions(group: Group, study: ActionStudy | str, title: str = "What it does at states of the data") -> Block:
     if isinstance(study, str):
         return Block(title, missing=study, group=group)
-    alone = study.states[0].prior is None
+    alone, values = study.states[0].prior is None, study.states[0].landscape is not None
     policy = "the prior, which acts itself" if alone else "policy"
     dots = [] if alone else [("prior", COLOURS["prior"], False)]
-    numbers = " and ".join(f"{number}" for number in study.numbers)
-    many = study.spec.action_dim
-    intro = f"Shown {'are the numbers' if len(study.numbers) > 1 else 'is number'} {numbers} of {many} of an action"
-    intro += f": {study.why}." if many > len(study.numbers) else f", {study.why.removeprefix('the ')}."
-    if study.spec.chunk_size > 1:
-        intro += f" A dot is the mean action of a chunk of {study.spec.chunk_size}, of {SAMPLES} drawn."
+    if study.spec.action_dim == len(study.numbers):
+        intro = "An action is a single number." if len(study.numbers) == 1 else "Shown are both numbers of an action."
     else:
-        intro += f" A dot is an action, of {SAMPLES} drawn."
-    if study.states[0].landscape is not None and len(study.numbers) == 2:
-        intro += " Darker is a higher value to the critics, of the policy's middle chunk shifted as a whole."
-    elif study.states[0].landscape is not None:
-        intro += " The grey line is the critics' value, of the policy's middle chunk shifted as a whole."
+        numbers = " and ".join(f"{number}" for number in study.numbers)
+        intro = f"Shown are the numbers {numbers} of {study.spec.action_dim} of an action: {study.why}."
+    if study.spec.chunk_size > 1:
+        intro += (
+            f" Of each of {SAMPLES} chunks that were drawn, the mean of its {study.spec.chunk_size} actions is shown."
+        )
+    else:
+        intro += f" {SAMPLES} actions were drawn."
+    if values:
+        intro += " Darker is higher:" if len(study.numbers) == 2 else " The grey line is"
+        intro += " the value to the critics, of the policy's middle chunk shifted as a whole."
     intro += f" States are chosen among {CANDIDATES} of the data. {study.changed}"
     return Block(
         title, intro.strip(), draw_states(group, study), dots=[*dots, (policy, group.colour, True)], group=group

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,13 @@ from meam_export.report.drawing import INK, Picture, new_axes, svg
 from meam_export.report.groups import Group
 from meam_export.report.subject import Subject
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = ["DIAGNOSTICS", "LEARNING", "Curve", "Panel", "draw_panels", "seed_curve"]
+
+DECADE_SHARE = 6.0
+"""Ratio of the greatest to the least number from which a logarithmic axis has ticks enough."""
 
 
 @dataclass(frozen=True)
@@ -223,8 +229,8 @@ def _draw(panel: Panel, curves: Mapping[Group, Curve]) -> Picture:
         axes.fill_between(curve.steps, curve.low, curve.high, color=group.colour, alpha=0.15, linewidth=0)
     if panel.level is not None:
         axes.axhline(panel.level, color="#9ca3af", linewidth=0.8, linestyle="--", zorder=0)
-    if panel.log and all((curve.low > 0).all() for curve in curves.values()):
-        axes.set_yscale("log")
+    if panel.log:
+        _take_logarithms(axes, curves)
     for end in _pretraining(curves):
         axes.axvline(end, color="#9ca3af", linewidth=0.8, linestyle=":", zorder=0)
     axes.set_title(panel.title, fontsize=9.5, loc="left", color=INK)
@@ -238,6 +244,19 @@ def _draw(panel: Panel, curves: Mapping[Group, Curve]) -> Picture:
         f"{panel.title}, {panel.unit}, over gradient steps. {ends}.",
         panel.reading,
     )
+
+
+def _take_logarithms(axes: Axes, curves: Mapping[Group, Curve]) -> None:
+    """Make the vertical axis logarithmic, where it spans enough for that and nothing is 0 or below."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    least, greatest = min(c.low.min() for c in curves.values()), max(c.high.max() for c in curves.values())
+    if least <= 0 or greatest < DECADE_SHARE * least:
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if greatest < 100 * least else (1.0,)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _pretraining(curves: Mapping[Group, Curve]) -> list[int]:

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["INK", "RULE", "Picture", "data_url", "new_axes", "new_figure", "png", "shortened", "svg"]
+__all__ = ["INK", "RULE", "SMALL", "Picture", "data_url", "new_axes", "new_figure", "png", "shortened", "svg"]
 
 INK, RULE = "#374151", "#e5e7eb"
 
+SMALL = 3.1
+"""Width of a panel of which three stand in a row, inches; the others have `new_axes`' own."""
+
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
-    "text.parse_math": False,  # a dollar sign in a name is one
     "svg.hashsalt": "meam",  # the same figure has the same bytes
 }
 
@@ -34,7 +36,7 @@ class Picture:
         url: Data URL of the image.
         alt: What it shows, for those who cannot see it.
         caption: How to read it, in a sentence.
-        kind: "panel" beside others; "wide" alone.
+        kind: "panel" and "small" beside others, two or three in a row; "wide" alone.
     """
 
     url: str
@@ -61,7 +63,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def new_axes(height: float = 2.7, width: float = 4.0) -> Axes:
+def new_axes(height: float = 2.45, width: float = 3.6) -> Axes:
     """The axes of a figure of one panel, as wide as a telephone shows it legibly."""
     import matplotlib as mpl
 
@@ -104,6 +106,6 @@ def data_url(data: bytes, kind: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Text of a file, in one line of at most so many characters."""
+    """Text of a file as a figure shows it: in one line of at most so many characters, and no formula."""
     shown = printable(text)
-    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+    return (shown if len(shown) <= most else f"{shown[: most - 1]}…").replace("$", r"\$")

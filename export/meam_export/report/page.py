@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meam_export.report.acting import acting_policy
-from meam_export.report.actions import ActionStudy, study_actions
+from meam_export.report.actions import ActionStudy, Choice, choose, study_actions
 from meam_export.report.contents import Section, compared_sections, group_section
 from meam_export.report.drawing import Picture, data_url
 from meam_export.report.film import render_film
@@ -150,7 +150,7 @@ def write_report(
     work = _Work(options, on_part)
     datasets = {group: work.dataset(group) for group in groups}
     measured = work.measure(groups)
-    studies = {group: work.study(group, datasets[group]) for group in groups}
+    studies = work.study(groups, datasets)
     films = {group: work.film(group) for group in groups if options.film}
     on_part("the figures")
     known: dict[Group, Return] = {}
@@ -163,7 +163,7 @@ def write_report(
         sections = compared_sections(groups, studies, films)
     else:
         sections = [group_section(group, studies[group], films.get(group, "")) for group in groups]
-    verdicts = [_verdict(group, known.get(group), of_data[group.task]) for group in groups]
+    verdicts = _verdicts(groups, known, of_data)
     if options.compare:
         verdicts += [paired_gain(groups[0], other, measured) for other in groups[1:]]
     for group in groups:
@@ -293,16 +293,30 @@ class _Work:
             return {}
         return {subject: Measured.of_episodes(result.returns)}
 
-    def study(self, group: Group, dataset: OfflineDataset | None) -> ActionStudy | str:
-        """What a group's policy does; or why that is not shown."""
-        subject = group.shown
-        if subject.networks is None:
-            return "Not shown: there are no networks here."
-        observations = _observations(subject, dataset)
-        if observations is None:
-            return "Not shown: no observations of the data are at hand. Give --data, or the run beside its policy."
-        self._on_part(f"actions of {group.label}")
-        return study_actions(subject, observations)
+    def study(
+        self, groups: Sequence[Group], datasets: Mapping[Group, OfflineDataset | None]
+    ) -> dict[Group, ActionStudy | str]:
+        """What the groups' policies do, or why that is not shown; of compared ones at the states of the first."""
+        found: dict[Group, ActionStudy | str] = {}
+        choice: Choice | None = None
+        for group in groups:
+            subject = group.shown
+            if subject.networks is None or subject.spec is None:
+                found[group] = "Not shown: there are no networks here."
+                continue
+            if choice is None or not self._options.compare:
+                observations = _observations(subject, datasets[group])
+                if observations is None:
+                    found[group] = "Not shown: no observations of the data are at hand. Give --data, or the run."
+                    continue
+                choice = choose(subject, observations)
+            self._on_part(f"actions of {group.label}")
+            same = subject.spec.observation_dim == choice.observations.shape[1]
+            if not same or max(choice.numbers) >= subject.spec.action_dim:
+                found[group] = "Not shown: its observations or actions are others than those of the first policy."
+                continue
+            found[group] = study_actions(subject, choice)
+        return found
 
     def film(self, group: Group) -> str:
         """A film as a data URL, or a sentence why there is none."""
@@ -392,12 +406,23 @@ def _seeds(group: Group) -> str:
     return f"seed{'s' * (len(group.seeds) > 1)} {', '.join(map(str, group.seeds))}"
 
 
+def _verdicts(
+    groups: Sequence[Group], known: Mapping[Group, Return], of_data: Mapping[str, Sequence[Return]]
+) -> list[str]:
+    """A sentence on each group, of several on one task that first which returns most."""
+    most = max(known, key=lambda group: known[group].mean, default=None)
+    if most is None or len(known) < 2 or len({group.task for group in groups}) > 1:
+        return [_verdict(group, known.get(group), of_data[group.task]) for group in groups]
+    first = _verdict(most, known[most], of_data[most.task]).replace(" returns ", " returns most, ", 1)
+    return [first, *(_verdict(g, known.get(g), of_data[g.task]) for g in groups if g is not most)]
+
+
 def _verdict(group: Group, found: Return | None, of_data: Sequence[Return]) -> str:
     """What it returns, beside the data, and what its runs warn about, in a sentence."""
     if found is None:
         text = f"What {group.label} returns was not measured"
     else:
-        text = f"{group.label} returns {found.mean:.4g}" + _interval(found, ", 95 % ")
+        text = f"{group.label} returns {found.mean:.4g}" + _interval(found, " (95 %: ", ")")
         if of_data:
             mean, best = of_data
             beside = f"the data's mean of {mean.mean:.4g}"
@@ -414,8 +439,8 @@ def _verdict(group: Group, found: Return | None, of_data: Sequence[Return]) -> s
     return f"{text}; {'no warnings' if logged else 'whether its runs had warnings is not known here'}."
 
 
-def _interval(found: Return, before: str = "") -> str:
-    return "" if found.low is None or found.high is None else f"{before}{found.low:.4g} … {found.high:.4g}"
+def _interval(found: Return, before: str = "", after: str = "") -> str:
+    return "" if found.low is None or found.high is None else f"{before}{found.low:.4g} … {found.high:.4g}{after}"
 
 
 def _row(group: Group, found: Return | None) -> dict[str, Any]:
@@ -423,8 +448,8 @@ def _row(group: Group, found: Return | None) -> dict[str, Any]:
     logged = any(s.metrics for s in group.subjects)
     return {
         "group": group,
-        "seeds": ", ".join(map(str, group.seeds)),
-        "updates": " … ".join(f"{n:,}" for n in sorted({min(steps), max(steps)})) if steps else "\N{EN DASH}",
+        "seeds": _seeds(group),
+        "updates": " … ".join(f"{n:,}" for n in sorted({min(steps), max(steps)})) if steps else "",
         "mean": "\N{EN DASH}" if found is None else f"{found.mean:.4g}",
         "interval": "" if found is None else _interval(found),
         "warnings": str(sum(len(s.warnings) for s in group.subjects)) if logged else "\N{EN DASH}",

@@ -102,7 +102,9 @@ def group_return(group: Group, measured: Mapping[Subject, Measured]) -> Return |
         return Return(group.label, one.mean, one.low, one.high, group.colour, one.source)
     means = np.array([each.mean for each in found])
     low, high = mean_interval(means)
-    return Return(group.label, float(means.mean()), low, high, group.colour, f"{len(found)} seeds, {found[0].source}")
+    return Return(
+        group.label, float(means.mean()), low, high, group.colour, f"{len(found)} seeds, each {found[0].source}"
+    )
 
 
 def paired_gain(one: Group, other: Group, measured: Mapping[Subject, Measured]) -> str:
@@ -168,7 +170,7 @@ def read_references(path: str | os.PathLike[str]) -> list[Return]:
 
 def draw_returns(returns: Sequence[Return]) -> Picture:
     """Bars of mean returns, one below the other."""
-    axes = new_axes(height=0.75 + 0.36 * len(returns), width=5.2)
+    axes = new_axes(height=0.7 + 0.32 * len(returns), width=4.3)
     places = range(len(returns))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color="#e5e7eb", linewidth=0.6)
