@@ -1,4 +1,4 @@
-"""The demo's report: one self-contained HTML file."""
+"""The demo's report, and the page about its runs: self-contained HTML files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ from meam_export.demo.run import DemoResult
 from meam_export.report.drawing import data_url
 from meam_export.report.film import render_film
 from meam_export.report.labels import NAMES, setting_text, shared_settings
+from meam_export.report.page import ReportOptions
+from meam_export.report.page import write_report as write_run_report
 from meam_policy.errors import OutputError
 from meam_policy.extras import needs
+from meam_training.collection.dataset_folder import default_dataset_id
 
-__all__ = ["write_report"]
+__all__ = ["write_report", "write_runs"]
 
 _PACKAGES = ("meam-policy", "torch", "onnxruntime", "mujoco", "gymnasium", "ogbench", "minari")
 
@@ -84,6 +87,28 @@ def write_report(result: DemoResult, output: Path, *, video: bool) -> Path:
     except OSError as error:
         raise OutputError(f"The report {output} cannot be written: {error.strerror}.") from error
     return output
+
+
+def write_runs(result: DemoResult, output: Path) -> Path:
+    """Write the page about the demo's runs that `meam report` writes, with the returns of the demo's episodes.
+
+    Args:
+        result: The demo's result.
+        output: HTML file to write.
+
+    Returns:
+        The file written.
+
+    Raises:
+        MissingExtraError: matplotlib or jinja2 is not installed.
+        OutputError: the file cannot be written.
+    """
+    policies = {method: result.policy.parent / method for method in result.checkpoints}
+    runs = [checkpoint.path.parent.parent for checkpoint in result.checkpoints.values()]
+    data = result.policy.parents[1] / "data" / default_dataset_id(result.task.environment_id)
+    options = ReportOptions(data=(str(data),), compare=len(runs) > 1)
+    returns = {policies[method]: acted.returns for method, acted in result.rollouts.items()}
+    return write_run_report([*runs, *policies.values()], output, options, returns=returns).path
 
 
 def _command(result: DemoResult) -> str:

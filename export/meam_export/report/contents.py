@@ -90,7 +90,13 @@ def group_section(group: Group, study: ActionStudy | str, film: str) -> Section:
         study: What its policy does, or why that is not shown.
         film: Data URL of a film, why there is none, or nothing if none was asked for.
     """
-    blocks = [_learning([group]), _actions(group, study), _flow(group, study), _diagnostics([group]), _export(group)]
+    blocks = [
+        _learning([group]),
+        _actions(group, study, values=_has_values(study)),
+        _flow(group, study),
+        _diagnostics([group]),
+        _export(group),
+    ]
     blocks += [_film(film)] if film else []
     return Section(group.label, group, warnings=warning_lines(group), blocks=[*blocks, _settings(group)])
 
@@ -98,8 +104,9 @@ def group_section(group: Group, study: ActionStudy | str, film: str) -> Section:
 def compared_sections(groups: Sequence[Group], studies: Studies, films: Films) -> list[Section]:
     """The same of several groups: curves in common panels, the rest side by side."""
     warnings = [f"{group.label}: {line[0].lower()}{line[1:]}" for group in groups for line in warning_lines(group)]
+    values = any(_has_values(study) for study in studies.values())
     titled = {
-        "What they do at states of the data": [_actions(g, studies[g], g.label) for g in groups],
+        "What they do at states of the data": [_actions(g, studies[g], g.label, values=values) for g in groups],
         "From noise to action": [_flow(g, studies[g], g.label) for g in groups],
         "Exported": [_export(g, g.label) for g in groups],
         "Films": [_film(films[g], g) for g in groups if films.get(g)],
@@ -162,10 +169,13 @@ def _absent(titles: Sequence[str]) -> str:
     return f"Not in the log, so not drawn: {named}." if titles else ""
 
 
-def _actions(group: Group, study: ActionStudy | str, title: str = "What it does at states of the data") -> Block:
+def _actions(
+    group: Group, study: ActionStudy | str, title: str = "What it does at states of the data", *, values: bool
+) -> Block:
+    """What it does at the states; `values` says whether the critics' are drawn there, or in a figure beside it."""
     if isinstance(study, str):
         return Block(title, missing=study, group=group)
-    alone, values = study.states[0].prior is None, study.states[0].landscape is not None
+    alone = study.states[0].prior is None
     policy = "the prior, which acts itself" if alone else "policy"
     dots = [] if alone else [("prior", COLOURS["prior"], False)]
     if study.spec.action_dim == len(study.numbers):
@@ -188,12 +198,15 @@ def _actions(group: Group, study: ActionStudy | str, title: str = "What it does 
     )
 
 
+def _has_values(study: ActionStudy | str) -> bool:
+    return not isinstance(study, str) and study.states[0].landscape is not None
+
+
 def _flow(group: Group, study: ActionStudy | str, title: str = "From noise to action") -> Block:
     if isinstance(study, str):
         return Block(title, missing=study, group=group)
     alone = study.flow.prior is None
-    integration = f"{len(study.flow.times) - 1} steps of the solver"
-    intro = f"{PATHS} draws of noise, followed through {integration} at the first of the states above."
+    intro = f"{PATHS} draws of noise, followed through the steps of the solver at the first of the states above."
     dots = [] if alone else [("prior", COLOURS["prior"], True)]
     named = "the prior, which acts itself" if alone else "policy"
     return Block(title, intro, draw_flow(group, study), dots=[*dots, (named, group.colour, True)], group=group)

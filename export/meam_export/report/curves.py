@@ -72,8 +72,8 @@ LEARNING = (
     Panel(
         "critic_loss",
         "Critics' loss",
-        "squared discounted return",
-        "It jumps where pretraining on the data's returns ends and TD targets begin.",
+        "squared, in the critics' scale",
+        "After pretraining it is of TD targets and no longer of the data's returns, so that it may jump.",
         log=True,
     ),
     Panel(

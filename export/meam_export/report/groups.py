@@ -59,8 +59,7 @@ def group_subjects(subjects: Sequence[Subject]) -> list[Group]:
         deciding = {**subject.config.deciding(), "steps": subject.config.steps, "seed": None}
         key = (subject.environment, subject.training_data, repr(sorted(deciding.items())))
         found.setdefault(key, []).append(subject)
-    configs = {str(i): replace(group[0].config, seed=0) for i, group in enumerate(found.values())}
-    labels, methods, groups = _labels(configs, list(found.values())), [], []
+    labels, methods, groups = _labels([group[0] for group in found.values()]), [], []
     for label, group in zip(labels, found.values(), strict=True):
         ordered = sorted(group, key=lambda s: s.config.seed)
         for one, other in pairwise(ordered):
@@ -76,13 +75,15 @@ def group_subjects(subjects: Sequence[Subject]) -> list[Group]:
     return groups
 
 
-def _labels(configs: dict[str, object], groups: Sequence[Sequence[Subject]]) -> list[str]:
-    """The labels, with task or folder where several would be called the same."""
-    labels = list(method_labels(configs).values())  # pyright: ignore[reportArgumentType]
-    tasks = [group[0].environment or group[0].training_data for group in groups]
-    if len(set(tasks)) > 1:
-        labels = [f"{label}, {task or 'unknown task'}" for label, task in zip(labels, tasks, strict=True)]
-    return [f"{label}, {groups[i][0].name}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
+def _labels(firsts: Sequence[Subject]) -> list[str]:
+    """Method, and the settings that set it apart on its task; with task or folder where several would be the same."""
+    tasks = [first.environment or first.training_data or "unknown task" for first in firsts]
+    labels = [""] * len(firsts)
+    for task in dict.fromkeys(tasks):
+        configs = {str(i): replace(f.config, seed=0) for i, f in enumerate(firsts) if tasks[i] == task}
+        for key, label in method_labels(configs).items():
+            labels[int(key)] = label if len(set(tasks)) == 1 else f"{label}, {task}"
+    return [f"{label}, {firsts[i].name}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
 
 
 def shared_seeds(groups: Sequence[Group]) -> tuple[int, ...]:

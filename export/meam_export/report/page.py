@@ -123,6 +123,7 @@ def write_report(
     output: str | os.PathLike[str],
     options: ReportOptions | None = None,
     on_part: Callable[[str], object] = lambda part: None,
+    returns: Mapping[Path, NDArray[np.float64]] | None = None,
 ) -> Report:
     """Read runs and policies, draw them, and write one page that loads nothing.
 
@@ -131,6 +132,7 @@ def write_report(
         output: HTML file to write. A file there is replaced if it is such a page.
         options: What is asked for; None for the defaults.
         on_part: Called with the name of every part that begins.
+        returns: Returns of episodes [n] that were run already, by the policy's folder.
 
     Raises:
         NotFoundError: a folder or file does not exist, or is not what it is given as.
@@ -149,7 +151,7 @@ def write_report(
     references = [] if options.reference is None else read_references(options.reference)
     work = _Work(options, on_part)
     datasets = {group: work.dataset(group) for group in groups}
-    measured = work.measure(groups)
+    measured = work.measure(groups, returns or {})
     studies = work.study(groups, datasets)
     films = {group: work.film(group) for group in groups if options.film}
     on_part("the figures")
@@ -158,7 +160,7 @@ def write_report(
         found = group_return(group, measured)
         if found is not None:
             known[group] = found
-    returns, sources, of_data = _returns(groups, tasks, known, datasets, references, work.notes)
+    bars, sources, of_data = _returns(groups, tasks, known, datasets, references, work.notes)
     if options.compare:
         sections = compared_sections(groups, studies, films)
     else:
@@ -173,7 +175,7 @@ def write_report(
         opening=_opening(groups, datasets),
         verdicts=verdicts,
         table=[_row(group, known.get(group)) for group in groups],
-        returns=returns,
+        returns=bars,
         sources=sources,
         sections=sections,
         notes=list(dict.fromkeys(work.notes)),
@@ -263,13 +265,15 @@ class _Work:
             self.notes.append(f"{subject.name}: its data cannot be opened, so their returns are not shown: {error}")
             return None
 
-    def measure(self, groups: Sequence[Group]) -> dict[Subject, Measured]:
-        """The returns of every run that has some."""
+    def measure(self, groups: Sequence[Group], returns: Mapping[Path, NDArray[np.float64]]) -> dict[Subject, Measured]:
+        """The returns of every run that has some: of episodes run now or before, or from its files."""
         found: dict[Subject, Measured] = {}
         for subject in (subject for group in groups for subject in group.subjects):
             logged = Measured.logged(subject)
             if logged is not None:
                 found[subject] = logged
+            if subject.policy in returns:
+                found[subject] = Measured.of_episodes(returns[subject.policy])
             if self._options.episodes:
                 found |= self._run_episodes(subject)
         return found

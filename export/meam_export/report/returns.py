@@ -200,7 +200,7 @@ def draw_returns(returns: Sequence[Return]) -> Picture:
     return Picture(
         svg(axes.figure),  # pyright: ignore[reportArgumentType]
         f"Bars of mean returns: {shown}.",
-        "Longer is better; whiskers are 95 % intervals, over seeds where there are several, else over episodes.",
+        "Further right is better; whiskers are 95 % intervals, over seeds where there are several, else over episodes.",
         "wide",
     )
 
