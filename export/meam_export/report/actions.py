@@ -252,11 +252,14 @@ class _Study:
         return chunks.unflatten(-1, (self._spec.chunk_size, -1)).mean(dim=-2)
 
     def _moved(self, chunks: Tensor, numbers: tuple[int, ...], means: Tensor) -> Tensor:
-        """Chunks [n, act] whose numbers are shifted as a whole, to these means [n, numbers], and clipped to the box."""
+        """Chunks [n, act] whose numbers are shifted to these means [n, numbers], flattened as far as the box asks."""
         moved = chunks.unflatten(-1, (self._spec.chunk_size, -1)).clone()
         for column, number in enumerate(numbers):
-            moved[..., number] += means[:, column, None] - moved[..., number].mean(dim=-1, keepdim=True)
-        return moved.clamp(-1, 1).flatten(-2)
+            mean = means[:, column, None]
+            around = moved[..., number] - moved[..., number].mean(dim=-1, keepdim=True)
+            room = torch.where(around > 0, 1 - mean, 1 + mean) / around.abs().clamp(min=1e-6)
+            moved[..., number] = mean + around * room.amin(dim=-1, keepdim=True).clamp(0, 1)
+        return moved.flatten(-2)
 
     def _value(self, features: Tensor, chunks: Tensor) -> Tensor:
         return self._n.values(features, chunks).mean(dim=0)

@@ -167,7 +167,8 @@ def write_report(
         sections = [group_section(group, studies[group], films.get(group, "")) for group in groups]
     verdicts = _verdicts(groups, known, of_data)
     if options.compare:
-        verdicts += [paired_gain(groups[0], other, measured) for other in groups[1:]]
+        best = _best(groups, known)
+        verdicts += [paired_gain(best, other, measured) for other in groups if other is not best]
     for group in groups:
         work.notes += [f"{s.name}: {note}" for s in group.subjects for note in s.notes]
     page = _Page(
@@ -300,10 +301,13 @@ class _Work:
     def study(
         self, groups: Sequence[Group], datasets: Mapping[Group, OfflineDataset | None]
     ) -> dict[Group, ActionStudy | str]:
-        """What the groups' policies do, or why that is not shown; of compared ones at the states of the first."""
+        """What the groups' policies do, or why that is not shown; compared ones at the states chosen for one of them.
+
+        That is the first with critics.
+        """
         found: dict[Group, ActionStudy | str] = {}
         choice: Choice | None = None
-        for group in groups:
+        for group in sorted(groups, key=lambda g: self._options.compare and not g.shown.config.trains_policy):
             subject = group.shown
             if subject.networks is None or subject.spec is None:
                 found[group] = "Not shown: there are no networks here."
@@ -317,7 +321,9 @@ class _Work:
             self._on_part(f"actions of {group.label}")
             same = subject.spec.observation_dim == choice.observations.shape[1]
             if not same or max(choice.numbers) >= subject.spec.action_dim:
-                found[group] = "Not shown: its observations or actions are others than those of the first policy."
+                found[group] = (
+                    "Not shown: its observations or actions are others than those of the policy it is compared with."
+                )
                 continue
             found[group] = study_actions(subject, choice)
         return found
@@ -410,15 +416,27 @@ def _seeds(group: Group) -> str:
     return f"seed{'s' * (len(group.seeds) > 1)} {', '.join(map(str, group.seeds))}"
 
 
+def _best(groups: Sequence[Group], known: Mapping[Group, Return]) -> Group:
+    """The group that returns most; the first, if no returns are known."""
+    return max((group for group in groups if group in known), key=lambda g: known[g].mean, default=groups[0])
+
+
 def _verdicts(
     groups: Sequence[Group], known: Mapping[Group, Return], of_data: Mapping[str, Sequence[Return]]
 ) -> list[str]:
     """A sentence on each group, of several on one task that first which returns most."""
-    most = max(known, key=lambda group: known[group].mean, default=None)
-    if most is None or len(known) < 2 or len({group.task for group in groups}) > 1:
-        return [_verdict(group, known.get(group), of_data[group.task]) for group in groups]
-    first = _verdict(most, known[most], of_data[most.task]).replace(" returns ", " returns most, ", 1)
-    return [first, *(_verdict(g, known.get(g), of_data[g.task]) for g in groups if g is not most)]
+    best = _best(groups, known)
+    others = [group for group in groups if group is not best]
+    found = [_verdict(group, known.get(group), of_data[group.task]) for group in (best, *others)]
+    rivals = [known[group] for group in others if group in known]
+    if best not in known or not rivals or len({group.task for group in groups}) > 1:
+        return found
+    second, low = max(rivals, key=lambda each: each.mean), known[best].low
+    if second.mean < known[best].mean:
+        found[0] = found[0].replace(" returns ", " returns most, ", 1)
+        if low is not None and second.high is not None and second.high >= low:
+            found[0] = f"{found[0].removesuffix('.')}. Its interval overlaps that of {second.label}."
+    return found
 
 
 def _verdict(group: Group, found: Return | None, of_data: Sequence[Return]) -> str:

@@ -125,7 +125,9 @@ def paired_gain(one: Group, other: Group, measured: Mapping[Subject, Measured]) 
         return f"The returns of {one.label} and {other.label} on the same seeds are not known."
     gain = float(np.mean(gains))
     low, high = mean_interval(np.array(gains))
-    shown = f"{one.label} returns {abs(gain):.4g} {'more' if gain >= 0 else 'less'} than {other.label}"
+    if gain == 0:
+        return f"{one.label} returns as much as {other.label} on the seeds that both have."
+    shown = f"{one.label} returns {abs(gain):.4g} {'more' if gain > 0 else 'less'} than {other.label}"
     if len(gains) == 1:
         return f"{shown}, on the one seed that both have."
     return f"{shown} on the {len(gains)} seeds that both have ({low:.4g} … {high:.4g} seed by seed, 95 %)."
