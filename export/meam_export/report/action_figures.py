@@ -27,13 +27,13 @@ def draw_states(group: Group, study: ActionStudy) -> list[Picture]:
 
 def draw_flow(group: Group, study: ActionStudy) -> list[Picture]:
     """The paths of a few draws of noise: each shown number over flow time, and, of two, the paths in their plane."""
-    panels = [_draw_time(group, study, column) for column in range(len(study.numbers))]
-    return [*panels, _draw_plane(group, study)] if len(study.numbers) == 2 else panels
+    panels = [_draw_time(group, study, column) for column in range(len(study.choice.numbers))]
+    return [*panels, _draw_plane(group, study)] if len(study.choice.numbers) == 2 else panels
 
 
 def _draw_state(group: Group, study: ActionStudy, state: StateStudy) -> Picture:
-    axes = new_axes(2.9 if len(study.numbers) == 2 else 2.5, SMALL)
-    if len(study.numbers) == 2:
+    axes = new_axes(2.9 if len(study.choice.numbers) == 2 else 2.5, SMALL)
+    if len(study.choice.numbers) == 2:
         _scatter(axes, group, study, state)
     else:
         _histogram(axes, group, study, state)
@@ -44,7 +44,7 @@ def _draw_state(group: Group, study: ActionStudy, state: StateStudy) -> Picture:
     means = ", ".join(f"{mean:.3g}" for mean in state.policy.mean(axis=0))
     moved = "" if state.prior is None else f"; the prior's {', '.join(f'{m:.3g}' for m in state.prior.mean(axis=0))}"
     return Picture(
-        svg(axes.figure),  # pyright: ignore[reportArgumentType]
+        svg(axes),
         f"Actions where {state.why}. Mean of the policy's: {means}{moved}.",
         f"Where {state.why}: observation ({text}).",
         "small",
@@ -63,7 +63,7 @@ def _scatter(axes: Axes, group: Group, study: ActionStudy, state: StateStudy) ->
             axes.contour(x, y, state.landscape, levels=7, colors="#6b7280", linewidths=0.5, alpha=0.7, zorder=1)
         bar = axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=28)
         bar.ax.tick_params(labelsize=7, colors=INK)
-        bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+        bar.outline.set_visible(False)
         bar.set_label("critics' value, discounted return", fontsize=7.5, color=INK)
     if state.prior is not None:
         axes.scatter(*state.prior.T, s=9, facecolors="none", edgecolors=COLOURS["prior"], linewidths=0.7, zorder=2)
@@ -96,12 +96,12 @@ def _draw_time(group: Group, study: ActionStudy, column: int) -> Picture:
     if flow.prior is not None:
         axes.plot(flow.times, flow.prior[:, :, column], color=COLOURS["prior"], linewidth=0.8, alpha=0.55)
     axes.plot(flow.times, flow.policy[:, :, column], color=group.colour, linewidth=1.0, alpha=0.75)
-    axes.set_title(f"Action {study.numbers[column]}, from noise to action", fontsize=9.5, loc="left", color=INK)
+    axes.set_title(f"Action {study.choice.numbers[column]}, from noise to action", fontsize=9.5, loc="left", color=INK)
     axes.set_xlabel("flow time t (0: noise, 1: action)", fontsize=8, color=INK)
     axes.set_ylabel(name, fontsize=8, color=INK)
     axes.set_xlim(0, 1)
     return Picture(
-        svg(axes.figure),  # pyright: ignore[reportArgumentType]
+        svg(axes),
         f"{flow.policy.shape[1]} paths of the flow from noise to {name}, over flow time.",
         "Paths that end together are one mode of the actions."
         if flow.prior is None
@@ -119,7 +119,7 @@ def _draw_plane(group: Group, study: ActionStudy) -> Picture:
     axes.set_xlabel(_name(study, 0), fontsize=8, color=INK)
     axes.set_ylabel(_name(study, 1), fontsize=8, color=INK)
     return Picture(
-        svg(axes.figure),  # pyright: ignore[reportArgumentType]
+        svg(axes),
         f"{flow.policy.shape[1]} paths of the policy's flow from noise to action, in the plane of two numbers.",
         "Grey dots are the noise, coloured ones the actions that it becomes.",
         "small",
@@ -128,7 +128,7 @@ def _draw_plane(group: Group, study: ActionStudy) -> Picture:
 
 def _name(study: ActionStudy, column: int) -> str:
     """The axis of a number of the action, with its unit."""
-    number = study.spec.action_numbers[study.numbers[column]]
+    number = study.spec.action_numbers[study.choice.numbers[column]]
     name = f"action {number.index}" if number.name is None else shortened(number.name, 24)
     unit = "environment units" if number.unit is None else shortened(number.unit, 12)
     return f"{name} ({unit})"

@@ -37,6 +37,25 @@ Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
+class Choice:
+    """What is looked at: states, and numbers of an action.
+
+    Attributes:
+        observations: The states, raw observations [states, obs].
+        reasons: Title of each, and why it was chosen.
+        numbers: Indices of the one or two numbers of an action.
+        why: Why these, of more.
+        among: Among how many states of the data these were chosen.
+    """
+
+    observations: Tensor
+    reasons: tuple[tuple[str, str], ...]
+    numbers: tuple[int, ...]
+    why: str
+    among: int
+
+
+@dataclass(frozen=True, eq=False)
 class StateStudy:
     """One state.
 
@@ -82,36 +101,17 @@ class ActionStudy:
 
     Attributes:
         spec: Its specification.
-        numbers: Indices of the one or two numbers of an action that are shown.
-        why: Why these, of more.
+        choice: What is looked at.
         states: The chosen states.
         flow: Paths at the first of them.
         changed: What is not shown of how the policy acts, in a sentence; empty if nothing.
     """
 
     spec: PolicySpec
-    numbers: tuple[int, ...]
-    why: str
+    choice: Choice
     states: tuple[StateStudy, ...]
     flow: FlowPaths
     changed: str
-
-
-@dataclass(frozen=True, eq=False)
-class Choice:
-    """What is looked at: states, and numbers of an action.
-
-    Attributes:
-        observations: The states, raw observations [states, obs].
-        reasons: Title of each, and why it was chosen.
-        numbers: Indices of the one or two numbers of an action.
-        why: Why these, of more.
-    """
-
-    observations: Tensor
-    reasons: tuple[tuple[str, str], ...]
-    numbers: tuple[int, ...]
-    why: str
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def choose(subject: Subject, observations: NDArray[np.float32]) -> Choice:
     places = {"Largest": "most", "Median": "in the middle", "Smallest": "least"}
     reasons = [(f"{title} {noun}", f"{said} {place}") for title, place in places.items()][: len(chosen)]
     numbers, why = study.choose_numbers(few[chosen])
-    return Choice(few[chosen], tuple(reasons), numbers, why)
+    return Choice(few[chosen], tuple(reasons), numbers, why, len(few))
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def study_actions(subject: Subject, choice: Choice) -> ActionStudy:
         for observation, reason in zip(choice.observations, choice.reasons, strict=True)
     )
     flow = study.flow(choice.observations[0], choice.numbers)
-    return ActionStudy(study.spec, choice.numbers, choice.why, states, flow, _changed(study.spec, study.networks))
+    return ActionStudy(study.spec, choice, states, flow, _changed(study.spec, study.networks))
 
 
 def _changed(spec: PolicySpec, networks: MeamNetworks) -> str:
@@ -206,9 +206,7 @@ class _Study:
         return tuple(sorted(best.tolist())), why
 
     def _sweep(self, features: Tensor, chunks: Tensor, number: int, shifts: Tensor) -> Tensor:
-        values = [
-            self._value(features, self._moved(chunks, (number,), torch.full((len(chunks), 1), s))) for s in shifts
-        ]
+        values = [self._value(features, self._moved(chunks, (number,), s.expand(len(chunks), 1))) for s in shifts]
         return torch.stack(values).std(dim=0).mean()
 
     def at(self, observation: Tensor, title: str, why: str, numbers: tuple[int, ...]) -> StateStudy:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from meam_export.card.export_record import ExportRecord
 from meam_export.report.action_figures import draw_flow, draw_states
-from meam_export.report.actions import CANDIDATES, PATHS, SAMPLES, ActionStudy
+from meam_export.report.actions import PATHS, SAMPLES, ActionStudy
 from meam_export.report.curves import DIAGNOSTICS, LEARNING, draw_panels
 from meam_export.report.drawing import Picture, svg
 from meam_export.report.groups import Group
@@ -178,11 +178,15 @@ def _actions(
     alone = study.states[0].prior is None
     policy = "the prior, which acts itself" if alone else "policy"
     dots = [] if alone else [("prior", COLOURS["prior"], False)]
-    if study.spec.action_dim == len(study.numbers):
-        intro = "An action is a single number." if len(study.numbers) == 1 else "Shown are both numbers of an action."
+    if study.spec.action_dim == len(study.choice.numbers):
+        intro = (
+            "An action is a single number."
+            if len(study.choice.numbers) == 1
+            else "Shown are both numbers of an action."
+        )
     else:
-        numbers = " and ".join(f"{number}" for number in study.numbers)
-        intro = f"Shown are the numbers {numbers} of {study.spec.action_dim} of an action: {study.why}."
+        numbers = " and ".join(f"{number}" for number in study.choice.numbers)
+        intro = f"Shown are the numbers {numbers} of {study.spec.action_dim} of an action: {study.choice.why}."
     if study.spec.chunk_size > 1:
         intro += (
             f" Of each of {SAMPLES} chunks that were drawn, the mean of its {study.spec.chunk_size} actions is shown."
@@ -190,9 +194,9 @@ def _actions(
     else:
         intro += f" {SAMPLES} actions were drawn."
     if values:
-        intro += " Darker is higher:" if len(study.numbers) == 2 else " The grey line is"
+        intro += " Darker is higher:" if len(study.choice.numbers) == 2 else " The grey line is"
         intro += " the value to the critics, of the policy's middle chunk shifted as a whole."
-    intro += f" States are chosen among {CANDIDATES} of the data. {study.changed}"
+    intro += f" States are chosen among {study.choice.among} of the data. {study.changed}"
     return Block(
         title, intro.strip(), draw_states(group, study), dots=[*dots, (policy, group.colour, True)], group=group
     )

@@ -240,7 +240,7 @@ def _draw(panel: Panel, curves: Mapping[Group, Curve]) -> Picture:
     axes.xaxis.set_major_formatter(_thousands)
     ends = "; ".join(f"{g.label}: {c.mean[-1]:.4g} at step {c.steps[-1]:,.0f}" for g, c in curves.items())
     return Picture(
-        svg(axes.figure),  # pyright: ignore[reportArgumentType]
+        svg(axes),
         f"{panel.title}, {panel.unit}, over gradient steps. {ends}.",
         panel.reading,
     )
@@ -265,5 +265,5 @@ def _pretraining(curves: Mapping[Group, Curve]) -> list[int]:
     return sorted({s.config.pretraining for group in curves for s in group.subjects if 0 < s.config.pretraining < last})
 
 
-def _thousands(value: float, _: int) -> str:
+def _thousands(value: float, _: float) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"

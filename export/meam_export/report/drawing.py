@@ -22,7 +22,7 @@ INK, RULE = "#374151", "#e5e7eb"
 SMALL = 3.1
 """Width of a panel of which three stand in a row, inches; the others have `new_axes`' own."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "svg.hashsalt": "meam",  # the same figure has the same bytes
 }
@@ -77,10 +77,12 @@ def new_axes(height: float = 2.45, width: float = 3.6) -> Axes:
     return axes
 
 
-def svg(figure: Figure) -> str:
-    """A figure as a data URL of an SVG, whose letters are paths."""
+def svg(drawn: Figure | Axes) -> str:
+    """A figure, or that of these axes, as a data URL of an SVG, whose letters are paths."""
     import matplotlib as mpl
+    from matplotlib.axes import Axes
 
+    figure: Any = drawn.figure if isinstance(drawn, Axes) else drawn
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as a box

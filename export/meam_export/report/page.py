@@ -273,7 +273,7 @@ class _Work:
             logged = Measured.logged(subject)
             if logged is not None:
                 found[subject] = logged
-            if subject.policy in returns:
+            if subject.policy is not None and subject.policy in returns:
                 found[subject] = Measured.of_episodes(returns[subject.policy])
             if self._options.episodes:
                 found |= self._run_episodes(subject)

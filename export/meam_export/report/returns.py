@@ -163,8 +163,8 @@ def read_references(path: str | os.PathLike[str]) -> list[Return]:
                 f"{path}: {label!r} is {printable(figure)[:60]}; expected a finite number, or a list of a mean and the "
                 "ends of its interval, such as [12.0, 11.5, 12.5]."
             )
-        mean, low, high = (*numbers, None, None)[:3]
-        found.append(Return(label, float(mean), low, high, "#9ca3af", f"given in {os.path.basename(path)}"))
+        low, high = (float(numbers[1]), float(numbers[2])) if len(numbers) == 3 else (None, None)
+        found.append(Return(label, float(numbers[0]), low, high, "#9ca3af", f"given in {os.path.basename(path)}"))
     if not found:
         raise ConfigError(f'{path} names no figure; expected lines such as "random policy" = 0.1.')
     return found
@@ -200,7 +200,7 @@ def draw_returns(returns: Sequence[Return]) -> Picture:
     axes.tick_params(axis="y", length=0)
     shown = "; ".join(f"{each.label} {each.mean:.4g}" for each in returns)
     return Picture(
-        svg(axes.figure),  # pyright: ignore[reportArgumentType]
+        svg(axes),
         f"Bars of mean returns: {shown}.",
         "Further right is better; whiskers are 95 % intervals, over seeds where there are several, else over episodes.",
         "wide",

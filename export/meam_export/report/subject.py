@@ -234,5 +234,5 @@ def _read(path: Path) -> tuple[Rows, list[str]]:
         notes.append(f"The last line of {path.name} is only partly there, and left out.")
     infinite = sum(not math.isfinite(value) for row in rows for value in row.values())
     if infinite:
-        notes.append(f"{infinite} numbers in {path.name} are infinite or none, and left out.")
+        notes.append(f"Of the numbers in {path.name}, {infinite} are infinite or none, and left out.")
     return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows], notes

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -300,7 +301,7 @@ def test_a_log_that_is_cut_off_is_named_and_a_broken_one_refused(copied: Callabl
             subject(folder)
     log.write_bytes(b"step,prior_loss\n2,nan\n4,0.5\n")
     assert subject(folder).metrics == [{"step": 2.0}, {"step": 4.0, "prior_loss": 0.5}]
-    assert "1 numbers in metrics.csv are infinite or none" in " ".join(subject(folder).notes)
+    assert "Of the numbers in metrics.csv, 1 are infinite or none" in " ".join(subject(folder).notes)
     log.unlink()
     assert "There is no metrics.csv" in " ".join(subject(folder).notes)
 
@@ -401,7 +402,7 @@ def test_the_two_numbers_are_those_that_the_critics_values_depend_on(runs: Path)
     run_.networks.known_value = lambda observation, chunk: chunk.unflatten(-1, (2, 2))[..., 1].mean(dim=-1)
     choice = choose(run_, observations)
     assert choice.numbers == (0, 1)
-    study = study_actions(run_, Choice(choice.observations, choice.reasons, (1,), ""))
+    study = study_actions(run_, replace(choice, numbers=(1,)))
     # The value is the mean of the number that is moved, so the landscape is the axis.
     for state in study.states:
         assert state.landscape is not None
@@ -415,7 +416,7 @@ def test_the_paths_of_the_flow_are_its_solvers_states(runs: Path, integration: I
     assert networks is not None
     assert observations is not None
     networks.integration, networks.confine = integration, False
-    choice = Choice(torch.from_numpy(observations[:1]), (("", ""),), (0, 1), "")
+    choice = Choice(torch.from_numpy(observations[:1]), (("", ""),), (0, 1), "", 1)
     flow = study_actions(run_, choice).flow
     field = networks.deployed.condition(networks.encoder(choice.observations).expand(flow.policy.shape[1], -1))
     assert flow.times.tolist() == list(integration.times)
