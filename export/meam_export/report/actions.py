@@ -46,6 +46,7 @@ class Choice:
         numbers: Indices of the one or two numbers of an action.
         why: Why these, of more.
         among: Among how many states of the data these were chosen.
+        chosen_for: For which policy they were chosen, if others are looked at too.
     """
 
     observations: Tensor
@@ -53,6 +54,7 @@ class Choice:
     numbers: tuple[int, ...]
     why: str
     among: int
+    chosen_for: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -196,7 +196,8 @@ def _actions(
     if values:
         intro += " Darker is higher:" if len(study.choice.numbers) == 2 else " The grey line is"
         intro += " the value to the critics, of the policy's middle chunk shifted as a whole."
-    intro += f" States are chosen among {study.choice.among} of the data. {study.changed}"
+    whose = f", for {study.choice.chosen_for}" if study.choice.chosen_for else ""
+    intro += f" States are chosen among {study.choice.among} of the data{whose}. {study.changed}"
     return Block(
         title, intro.strip(), draw_states(group, study), dots=[*dots, (policy, group.colour, True)], group=group
     )

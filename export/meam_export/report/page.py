@@ -6,7 +6,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -317,7 +317,8 @@ class _Work:
                 if observations is None:
                     found[group] = "Not shown: no observations of the data are at hand. Give --data, or the run."
                     continue
-                choice = choose(subject, observations)
+                label = group.label if self._options.compare else ""
+                choice = replace(choose(subject, observations), chosen_for=label)
             self._on_part(f"actions of {group.label}")
             same = subject.spec.observation_dim == choice.observations.shape[1]
             if not same or max(choice.numbers) >= subject.spec.action_dim:
