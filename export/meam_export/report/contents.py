@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from meam_export.card.export_record import ExportRecord
 from meam_export.report.action_figures import draw_flow, draw_states
 from meam_export.report.actions import PATHS, SAMPLES, ActionStudy
-from meam_export.report.curves import DIAGNOSTICS, LEARNING, draw_panels
+from meam_export.report.curves import DIAGNOSTICS, LEARNING, at_common_steps, draw_panels
 from meam_export.report.drawing import Picture, svg
 from meam_export.report.groups import Group
 from meam_export.report.labels import COLOURS
@@ -141,16 +141,18 @@ def warning_lines(group: Group) -> list[str]:
 
 def _learning(groups: Sequence[Group]) -> Block:
     pictures, absent = draw_panels(LEARNING, groups)
-    band = any(len(group.subjects) > 1 for group in groups)
-    intro = "Lines are means of the seeds, bands go from the lowest to the highest seed. " if band else ""
-    intro += (
-        "The dotted line is where pretraining ends."
-        if any(s.config.pretraining for group in groups for s in group.subjects)
-        else ""
-    )
+    sentences = []
+    if any(len(group.subjects) > 1 for group in groups):
+        sentences.append("Lines are means of the seeds, bands go from the lowest to the highest seed.")
+    if not all(map(at_common_steps, groups)):
+        sentences.append(
+            "Some seeds have logged other steps than the rest: only those that all of them have are drawn."
+        )
+    if any(subject.config.pretraining for group in groups for subject in group.subjects):
+        sentences.append("The dotted line is where pretraining ends.")
     if not pictures:
         return Block("Learning curves", missing="No curves: no run here has logged any.")
-    return Block("Learning curves", intro, pictures, _absent(absent))
+    return Block("Learning curves", " ".join(sentences), pictures, _absent(absent))
 
 
 def _diagnostics(groups: Sequence[Group]) -> Block:
@@ -166,7 +168,7 @@ def _diagnostics(groups: Sequence[Group]) -> Block:
 
 def _absent(titles: Sequence[str]) -> str:
     named = "; ".join(titles[:_NAMED]) + ("; …" if len(titles) > _NAMED else "")
-    return f"Not in the log, so not drawn: {named}." if titles else ""
+    return f"Not in the log, and so not drawn: {named}." if titles else ""
 
 
 def _actions(

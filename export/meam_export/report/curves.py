@@ -16,7 +16,7 @@ from meam_export.report.subject import Subject
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["DIAGNOSTICS", "LEARNING", "Curve", "Panel", "draw_panels", "seed_curve"]
+__all__ = ["DIAGNOSTICS", "LEARNING", "Curve", "Panel", "at_common_steps", "draw_panels", "seed_curve"]
 
 DECADE_SHARE = 6.0
 """Ratio of the greatest to the least number from which a logarithmic axis has ticks enough."""
@@ -205,16 +205,23 @@ def draw_panels(panels: Sequence[Panel], groups: Sequence[Group]) -> tuple[list[
     """Draw the panels that any of the groups has numbers for, all groups in each.
 
     Returns:
-        The pictures, and the titles of the panels that nothing was logged for.
+        The pictures, and the titles of the panels that nothing can be drawn for.
     """
     pictures, absent = [], []
     for panel in panels:
         found = {group: curve for group in groups if (curve := seed_curve(panel, group.subjects)) is not None}
         if found:
             pictures.append(_draw(panel, found))
+        elif any(_column(panel, subject) for group in groups for subject in group.subjects):
+            absent.append(f"{panel.title} (logged by the seeds at no common step)")
         else:
             absent.append(panel.title)
     return pictures, absent
+
+
+def at_common_steps(group: Group) -> bool:
+    """Whether the group's runs have logged metrics at the same steps, so that all of them are drawn."""
+    return len({tuple(row["step"] for row in subject.metrics) for subject in group.subjects if subject.metrics}) <= 1
 
 
 def _draw(panel: Panel, curves: Mapping[Group, Curve]) -> Picture:

@@ -70,7 +70,10 @@ class Measured:
 
     @classmethod
     def logged(cls, subject: Subject) -> Measured | None:
-        """What its files say: its exported policy's, or else its last evaluation's; None if they say nothing."""
+        """What its files say: of its exported policy, or else of an evaluation; None if they say nothing.
+
+        The evaluation is that of the checkpoint that is shown, or else the last.
+        """
         acting = None if subject.spec is None or subject.policy is None else subject.spec.acting.measured
         if acting is not None:
             assert subject.spec is not None
@@ -80,7 +83,8 @@ class Measured:
         rows = [row for row in subject.evaluations if "return_mean" in row]
         if not rows:
             return None
-        last, count = rows[-1], subject.config.evaluate_episodes
+        last = next((row for row in rows if row["step"] == subject.step), rows[-1])
+        count = subject.config.evaluate_episodes
         half = 1.96 * last["return_std"] / math.sqrt(count) if "return_std" in last else None
         low, high = (None, None) if half is None else (last["return_mean"] - half, last["return_mean"] + half)
         source = f"{_count(count, 'evaluation episode')} after step {last['step']:,.0f}"

@@ -22,7 +22,7 @@ import torch
 import meam_export.report.page as page_module
 from meam_export import export_policy
 from meam_export.report.actions import GRID, Choice, choose, study_actions
-from meam_export.report.curves import DIAGNOSTICS, LEARNING, seed_curve
+from meam_export.report.curves import DIAGNOSTICS, LEARNING, at_common_steps, draw_panels, seed_curve
 from meam_export.report.groups import group_subjects
 from meam_export.report.page import Report, ReportOptions, write_report
 from meam_export.report.returns import Measured, paired_gain, read_references
@@ -215,6 +215,32 @@ def test_a_curve_is_the_mean_of_the_seeds_with_a_band_from_the_lowest_to_the_hig
     np.testing.assert_allclose(curve.high, np.max(columns, axis=0))
     assert curve.steps.tolist() == [2, 4, 6]
     assert curve.seeds == 2
+
+
+def test_seeds_that_have_logged_other_steps_are_drawn_where_they_agree(
+    runs: Path, copied: Callable[[str], Path]
+) -> None:
+    folder, panel = copied("me-am-1"), next(panel for panel in LEARNING if panel.column == "prior_loss")
+    lines = (folder / "metrics.csv").read_text().splitlines(keepends=True)
+    (folder / "metrics.csv").write_text("".join(lines[:3]))
+    group = group_subjects(open_subjects([runs / "me-am-0", folder]))[0]
+    curve = seed_curve(panel, group.subjects)
+    assert curve is not None
+    assert curve.steps.tolist() == [2, 4]
+    assert not at_common_steps(group)
+    (folder / "metrics.csv").write_text(lines[0] + lines[1].replace("2,", "3,", 1))
+    group = group_subjects(open_subjects([runs / "me-am-0", folder]))[0]
+    assert seed_curve(panel, group.subjects) is None
+    assert draw_panels([panel], [group]) == ([], [f"{panel.title} (logged by the seeds at no common step)"])
+
+
+def test_a_checkpoint_is_shown_with_its_own_evaluation(runs: Path) -> None:
+    (run_,) = open_subjects([runs / "me-am-0" / "checkpoints" / "latest"])
+    assert run_.run == (runs / "me-am-0").absolute()
+    found = Measured.logged(replace(run_, step=4))
+    assert found is not None
+    assert found.mean == run_.evaluations[1]["return_mean"]
+    assert "2 evaluation episodes after step 4" in found.source
 
 
 def test_the_band_of_one_runs_return_is_the_interval_over_its_episodes(runs: Path) -> None:
