@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from meam_export.commands.demo import COLUMNS, cells, demo
 from meam_export.demo.figures import curves, direction_shares, rewarding_directions
-from meam_export.demo.report import write_report
+from meam_export.demo.report import write_report, write_runs
 from meam_export.demo.run import DemoResult, run_demo
 from meam_export.demo.tasks import METHODS, TASKS, DemoTask
 from meam_export.report.film import render_film
@@ -116,6 +117,19 @@ def test_the_report_is_one_file_that_needs_no_network(pockets: tuple[Path, DemoR
     assert "http" not in re.sub(r'src="data:[^"]*"', "", html)
     for row in pockets[1].table:
         assert f"{row['return_mean']:.2f}" in html
+
+
+@pytest.mark.slow
+def test_the_page_about_the_runs_has_the_returns_of_the_table(pockets: tuple[Path, DemoResult], tmp_path: Path) -> None:
+    page = write_runs(pockets[1], tmp_path / "runs.html")
+    text = html.unescape(words(page))
+    for row in pockets[1].table[1:]:
+        figures = f"{row['return_mean']:.4g} (95 %: {row['ci_low']:.4g} … {row['ci_high']:.4g})"
+        assert f"{pockets[1].labels[row['method']]} returns {figures}" in text.replace("returns most,", "returns")
+    assert f"the data's mean of {pockets[1].table[0]['return_mean']:.4g}" in text
+    assert "2 episodes run for this report" in text
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page.read_text(encoding="utf-8"))
+    assert all(source.startswith("data:image/") for source in sources)
 
 
 @pytest.mark.slow

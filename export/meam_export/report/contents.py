@@ -222,12 +222,12 @@ def _flow(group: Group, study: ActionStudy | str, title: str = "From noise to ac
 def _export(group: Group, title: str = "The exported policy") -> Block:
     subject = next((s for s in group.subjects if s.policy is not None), None)
     if subject is None or subject.spec is None or subject.policy is None:
-        return Block(title, missing="No policy folder of it is given: `meam export` writes one.", group=group)
+        return Block(title, missing="No policy folder of it is given: meam export writes one.", group=group)
     measured = {name: v for name, v in subject.spec.variants.items() if v.measured}
     facts = {"policy.onnx": f"{subject.spec.integration.nfe} evaluations, {subject.spec.integration.solver}"}
     facts["acts by"] = subject.spec.acting.describe(subject.spec.integration.best_of)
     if not measured:
-        missing = "It has no measured variants, so no ladder and no latency: `meam export --ladder` measures them."
+        missing = "It has no measured variants, so no ladder and no latency: meam export --ladder measures them."
         return Block(title, missing=missing, facts=facts, group=group)
     record = ExportRecord.read(subject.policy, subject.spec)
     where = "the exporting machine" if record is None else record.machine

@@ -177,7 +177,7 @@ def test_no_text_of_a_file_becomes_markup(copied: Callable[[str], Path], tmp_pat
     checkpoint = Checkpoint.load(folder).path
     (checkpoint / "hashes.json").unlink()
     spec = json.loads((checkpoint / "policy_spec.json").read_text())
-    spec |= {"environment_id": NASTY, "training_data": NASTY, "action_names": [NASTY, "$x$ [<b>m/s</b>]"]}
+    spec |= {"environment_id": NASTY, "training_data": NASTY, "action_names": [NASTY, "$x$ 関節 [<b>m/s</b>]"]}
     (checkpoint / "policy_spec.json").write_text(json.dumps(spec))
     (folder / "run.json").write_text(json.dumps({"meam_run": 1, "origin": {"data": NASTY}, "run_id": NASTY}))
     renamed = folder.rename(tmp_path / "<b onclick=x>&quot;")
