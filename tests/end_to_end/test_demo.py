@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +122,7 @@ def test_the_report_is_one_file_that_needs_no_network(pockets: tuple[Path, DemoR
 @pytest.mark.slow
 def test_the_page_about_the_runs_has_the_returns_of_the_table(pockets: tuple[Path, DemoResult], tmp_path: Path) -> None:
     page = write_runs(pockets[1], tmp_path / "runs.html")
-    text = html.unescape(words(page))
+    text = unescape(words(page))
     for row in pockets[1].table[1:]:
         figures = f"{row['return_mean']:.4g} (95 %: {row['ci_low']:.4g} … {row['ci_high']:.4g})"
         assert f"{pockets[1].labels[row['method']]} returns {figures}" in text.replace("returns most,", "returns")

@@ -21,6 +21,9 @@ __all__ = ["DIAGNOSTICS", "LEARNING", "Curve", "Panel", "at_common_steps", "draw
 DECADE_SHARE = 6.0
 """Ratio of the greatest to the least number from which a logarithmic axis has ticks enough."""
 
+GAP = 4.0
+"""Steps between two numbers, as a multiple of what is usual, from which a line is broken."""
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -232,8 +235,12 @@ def _draw(panel: Panel, curves: Mapping[Group, Curve]) -> Picture:
                 curve.steps, curve.mean, [curve.mean - curve.low, curve.high - curve.mean], fmt="o", color=group.colour
             )
             continue
-        axes.plot(curve.steps, curve.mean, color=group.colour, linestyle=group.line, linewidth=1.4)
-        axes.fill_between(curve.steps, curve.low, curve.high, color=group.colour, alpha=0.15, linewidth=0)
+        # A line across what was not logged would be read as values.
+        breaks = np.flatnonzero(np.diff(curve.steps) > GAP * np.median(np.diff(curve.steps))) + 1
+        for part in np.split(np.arange(len(curve.steps)), breaks):
+            axes.plot(curve.steps[part], curve.mean[part], color=group.colour, linestyle=group.line, linewidth=1.4)
+            low, high = curve.low[part], curve.high[part]
+            axes.fill_between(curve.steps[part], low, high, color=group.colour, alpha=0.15, linewidth=0)
     if panel.level is not None:
         axes.axhline(panel.level, color="#9ca3af", linewidth=0.8, linestyle="--", zorder=0)
     if panel.log:

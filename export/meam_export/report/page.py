@@ -451,10 +451,10 @@ def _verdict(group: Group, found: Return | None, of_data: Sequence[Return]) -> s
             beside = f"the data's mean of {mean.mean:.4g}"
             if found.mean < mean.mean:
                 text += f", below {beside}"
-            elif found.mean < best.mean:
-                text += f", above {beside} and below its best tenth at {best.mean:.4g}"
+            elif found.mean <= best.mean:
+                text += f", above {beside} and not above its best tenth at {best.mean:.4g}"
             else:
-                text += f", above {beside} and at least its best tenth at {best.mean:.4g}"
+                text += f", above {beside} and its best tenth at {best.mean:.4g}"
     names = list(dict.fromkeys(w.name for s in group.subjects for w in s.warnings))
     if names:
         return f"{text}; its runs warn of: {', '.join(names)}."

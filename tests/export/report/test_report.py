@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import csv
-import html
 import json
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 import meam_export.report.page as page_module
 from meam_export import export_policy
 from meam_export.report.actions import GRID, Choice, choose, study_actions
+from meam_export.report.contents import Section
 from meam_export.report.curves import DIAGNOSTICS, LEARNING, at_common_steps, draw_panels, seed_curve
 from meam_export.report.groups import group_subjects
 from meam_export.report.page import Report, ReportOptions, write_report
@@ -109,6 +110,12 @@ def copied(runs: Path, tmp_path: Path) -> Callable[[str], Path]:
     return copy
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without the figures of their groups, which take most of the time."""
+    monkeypatch.setattr(page_module, "group_section", lambda group, study, film: Section(group.label))
+
+
 def subject(path: Path) -> Subject:
     return open_subjects([path])[0]
 
@@ -163,6 +170,7 @@ def test_the_page_loads_nothing(one: Path, compared: Path) -> None:
             assert b"<script" not in image
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(one: Path, runs: Path) -> None:
     before = one.read_bytes()
     write_report([runs / "me-am-0", runs / "me-am-1", runs / "policy"], one)
@@ -184,7 +192,7 @@ def test_no_text_of_a_file_becomes_markup(copied: Callable[[str], Path], tmp_pat
     reference = tmp_path / "<i>.toml"
     reference.write_text(f"{json.dumps(NASTY)} = 1.5\n")
     written = write_report([renamed], tmp_path / "page.html", ReportOptions(reference=reference))
-    parsed, clean = Parsed(written.path), html.unescape(NASTY)
+    parsed, clean = Parsed(written.path), unescape(NASTY)
     known = "html meta title style h1 h2 h3 p div table thead tbody tr th td small span figure figcaption img ul li"
     assert {tag for tag, _ in parsed.tags} <= {*known.split(), "dl", "dt", "dd"}
     allowed = {"lang", "charset", "name", "content", "http-equiv", "style", "class", "src", "alt"}
@@ -293,6 +301,7 @@ def test_warnings_are_those_of_the_watch(runs: Path, tmp_path: Path, monkeypatch
     assert "its runs warn of: tau does nothing." in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_data_that_are_gone_or_others_are_named(runs: Path, copied: Callable[[str], Path], tmp_path: Path) -> None:
     folder = copied("bc-0")
     record = json.loads((folder / "run.json").read_text())
@@ -361,6 +370,7 @@ def test_a_broken_checkpoint_is_refused(copied: Callable[[str], Path], tmp_path:
         write_report([folder], tmp_path / "page.html")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_only_a_page_of_its_own_is_replaced(runs: Path, one: Path, tmp_path: Path) -> None:
     output = tmp_path / "page.html"
     output.write_text("mine")
@@ -459,6 +469,7 @@ def test_the_paths_of_the_flow_are_its_solvers_states(runs: Path, integration: I
             np.testing.assert_allclose(flow.policy[k - 1], expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_writes_the_page_and_says_what_is_missing(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -473,6 +484,7 @@ def test_the_command_writes_the_page_and_says_what_is_missing(
     assert run(["report", "--output", str(output)]) == 2
 
 
+@pytest.mark.slow
 def test_what_cannot_be_filmed_says_why(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def films(size: int | None) -> str:
         def render(policy: Path, file: Path, seed: int, packages: tuple[str, ...]) -> str | None:
