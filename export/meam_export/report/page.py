@@ -21,6 +21,7 @@ from meam_export.report.contents import Section, compared_sections, group_sectio
 from meam_export.report.drawing import Picture, data_url
 from meam_export.report.film import render_film
 from meam_export.report.groups import Group, group_subjects
+from meam_export.report.labels import NAMES
 from meam_export.report.returns import (
     Measured,
     Return,
@@ -168,7 +169,7 @@ def write_report(
     verdicts = _verdicts(groups, known, of_data)
     if options.compare:
         best = _best(groups, known)
-        verdicts += [paired_gain(best, other, measured) for other in groups if other is not best]
+        verdicts += [paired_gain(best, other, measured) for other in known if other is not best]
     for group in groups:
         work.notes += [f"{s.name}: {note}" for s in group.subjects for note in s.notes]
     page = _Page(
@@ -392,8 +393,9 @@ def _of_data(groups: Sequence[Group], datasets: Mapping[Group, OfflineDataset | 
 
 
 def _title(groups: Sequence[Group], tasks: Sequence[str]) -> str:
-    methods = list(dict.fromkeys(group.label.partition(",")[0] for group in groups))
-    return f"{' and '.join(methods) if len(methods) < 3 else f'{len(methods)} methods'}: {', '.join(tasks)}"
+    *methods, last = dict.fromkeys(NAMES.get(s.config.method, s.config.method) for g in groups for s in g.subjects)
+    named = f"{', '.join(methods)} and {last}" if methods else last
+    return f"{named}: {', '.join(tasks)}"
 
 
 def _opening(groups: Sequence[Group], datasets: Mapping[Group, OfflineDataset | None]) -> list[str]:
@@ -407,7 +409,8 @@ def _opening(groups: Sequence[Group], datasets: Mapping[Group, OfflineDataset | 
         by_data.setdefault(f"{named}, for {group.task}", []).append(group)
     found = []
     for data, trained in by_data.items():
-        shown = " and ".join(f"{g.label} ({_seeds(g)})" for g in trained)
+        *firsts, shown = (f"{g.label} ({_seeds(g)})" for g in trained)
+        shown = f"{', '.join(firsts)} and {shown}" if firsts else shown
         count = sum(len(g.subjects) for g in trained)
         found.append(f"{shown} {'was' if count == 1 else 'were'} trained on {data}.")
     return found

@@ -175,7 +175,7 @@ def _open_run(folder: Path, last: Checkpoint | None, name: str) -> Subject:
     notes += more
     if last is None:
         notes.append("The run has no checkpoint yet, so there are no networks to show.")
-    elif metrics and metrics[-1]["step"] < last.step:
+    elif metrics and last.step - metrics[-1]["step"] >= config.log_every:
         notes.append(
             f"{METRICS_FILE} ends at step {metrics[-1]['step']:.0f}, and the checkpoint is of step {last.step}: the "
             "curves end there, and warnings about what follows are not known."
