@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from meam_export.report.page import ReportOptions, write_report
+from meam_export.report.gathering import ReportOptions
+from meam_export.report.page import write_report
 from meam_policy.commands import parse
 from meam_policy.console import print_json, say
 

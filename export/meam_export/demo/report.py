@@ -20,8 +20,8 @@ from meam_export.demo.figures import (
 from meam_export.demo.run import DemoResult
 from meam_export.report.drawing import data_url
 from meam_export.report.film import render_film
+from meam_export.report.gathering import ReportOptions
 from meam_export.report.labels import NAMES, setting_text, shared_settings
-from meam_export.report.page import ReportOptions
 from meam_export.report.page import write_report as write_run_report
 from meam_policy.errors import OutputError
 from meam_policy.extras import needs

@@ -19,13 +19,15 @@ import numpy as np
 import pytest
 import torch
 
+import meam_export.report.gathering as gathering_module
 import meam_export.report.page as page_module
 from meam_export import export_policy
 from meam_export.report.actions import GRID, Choice, choose, study_actions
 from meam_export.report.contents import Section
 from meam_export.report.curves import DIAGNOSTICS, LEARNING, at_common_steps, draw_panels, seed_curve
+from meam_export.report.gathering import ReportOptions
 from meam_export.report.groups import group_subjects
-from meam_export.report.page import Report, ReportOptions, write_report
+from meam_export.report.page import Report, write_report
 from meam_export.report.returns import Measured, paired_gain, read_references
 from meam_export.report.subject import Subject, open_subjects
 from meam_policy import CheckpointError, ConfigError, FormatError, MeamPolicy, NotFoundError, OutputError
@@ -493,7 +495,7 @@ def test_what_cannot_be_filmed_says_why(runs: Path, tmp_path: Path, monkeypatch:
                 file.write_bytes(b"x" * size)
             return "No film: no GL." if size is None else None
 
-        monkeypatch.setattr(page_module, "render_film", render)
+        monkeypatch.setattr(gathering_module, "render_film", render)
         written: Report = write_report([runs / "bc-0"], tmp_path / "page.html", ReportOptions(film=True))
         return written.path.read_text(encoding="utf-8")
 
