@@ -47,6 +47,9 @@ COMMANDS = {
     "card": Command(
         "meam_export.commands.card", "Write what was measured on a policy's model card.", "cpu,train,export"
     ),
+    "report": Command(
+        "meam_export.commands.report", "Write a page about runs and policies, with figures.", "cpu,train,export,viz"
+    ),
     "push": Command("meam_policy.commands.push", "Publish a policy on the Hugging Face Hub.", "cpu"),
     "robot": Command("meam_policy.commands.robot", "Say what a policy's numbers are on its robot.", "cpu"),
     "cpp": Command("meam_policy.commands.cpp", "Write a C++ project that acts with a policy.", "cpu"),

@@ -42,7 +42,7 @@ STOREYS = {
         {"graph", "triton"},
         {"variants"},
         {"card", "deploy"},
-        {"export"},
+        {"export", "report"},
         {"meam_export", "demo", "benchmark"},
         {"commands"},
     ),

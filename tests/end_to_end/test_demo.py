@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ import pytest
 
 from meam_export.commands.demo import COLUMNS, cells, demo
 from meam_export.demo.figures import curves, direction_shares, rewarding_directions
-from meam_export.demo.labels import method_labels
-from meam_export.demo.report import write_report
+from meam_export.demo.report import write_report, write_runs
 from meam_export.demo.run import DemoResult, run_demo
 from meam_export.demo.tasks import METHODS, TASKS, DemoTask
-from meam_export.demo.video import render_video
+from meam_export.report.film import render_film
+from meam_export.report.labels import method_labels
 from meam_policy import ConfigError, MeamPolicy, OutputError
 from meam_policy.console import print_table
 
@@ -119,6 +120,19 @@ def test_the_report_is_one_file_that_needs_no_network(pockets: tuple[Path, DemoR
 
 
 @pytest.mark.slow
+def test_the_page_about_the_runs_has_the_returns_of_the_table(pockets: tuple[Path, DemoResult], tmp_path: Path) -> None:
+    page = write_runs(pockets[1], tmp_path / "runs.html")
+    text = unescape(words(page))
+    for row in pockets[1].table[1:]:
+        figures = f"{row['return_mean']:.4g} (95 %: {row['ci_low']:.4g} … {row['ci_high']:.4g})"
+        assert f"{pockets[1].labels[row['method']]} returns {figures}" in text.replace("returns most,", "returns")
+    assert f"the data's mean of {pockets[1].table[0]['return_mean']:.4g}" in text
+    assert "2 episodes run for this report" in text
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page.read_text(encoding="utf-8"))
+    assert all(source.startswith("data:image/") for source in sources)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("episodes", [1, 2])
 def test_the_report_says_how_many_episodes_were_run_and_drawn(
     pockets: tuple[Path, DemoResult], report: Path, tmp_path: Path, episodes: int
@@ -188,7 +202,7 @@ def test_the_help_names_the_default_episodes_of_every_task() -> None:
 
 @pytest.mark.slow
 def test_a_video_that_is_not_made_says_why(tmp_path: Path) -> None:
-    why = render_video(tmp_path / "nowhere", "meam/Pockets-v0", tmp_path / "rollout.webp", seed=0)
+    why = render_film(tmp_path / "nowhere", tmp_path / "rollout.webp", seed=0)
     assert why is not None
     assert f"{tmp_path / 'nowhere'} does not exist" in why
 

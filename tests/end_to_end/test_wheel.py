@@ -42,7 +42,11 @@ def test_the_wheel_acts_in_mujoco_without_torch(tmp_path: Path) -> None:
     assert {f"meam_policy/cpp/{name}" for name in SOURCES} <= names
     assert {f"{package}/py.typed" for package in ("meam_policy", "meam_training", "meam_export")} <= names
     assert "meam_command.py" in names
-    assert {"meam_export/model_card_template.md", "meam_export/demo/report.html"} <= names
+    assert {
+        "meam_export/model_card_template.md",
+        "meam_export/demo/report.html",
+        "meam_export/report/page.html",
+    } <= names
 
     dataset = OfflineDataset.from_minari(collect("meam/Pockets-v0", 100, root=tmp_path / "data"))
     config = TrainConfig.preset("bc", steps=2, hidden_dims=(8,), chunk_size=2)

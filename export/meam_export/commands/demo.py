@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
-from meam_export.demo.report import write_report
+from meam_export.demo.report import write_report, write_runs
 from meam_export.demo.run import run_demo
 from meam_export.demo.tasks import TASKS
 from meam_policy.commands import parse
@@ -29,7 +29,8 @@ def demo(
 ) -> None:
     """Run the whole pipeline on real data: record, train BC, QAM and ME-AM, export, and act with the exported files.
 
-    No network connection is needed. It takes a few minutes on two cores, prints one table, and writes report.html.
+    No network connection is needed. It takes a few minutes on two cores, prints one table, and writes report.html
+    and runs.html, the page that `meam report` writes.
     Ctrl-C at any time is safe: the same command resumes where it stopped.
 
     pointmaze is OGBench's published task pointmaze-medium-navigate-singletask-task3-v0. pockets is a small task of
@@ -44,9 +45,11 @@ def demo(
         json: Print one line of JSON to stdout instead of a table.
     """
     result = run_demo(TASKS[task], output_dir, seed=seed, episodes=episodes, progress=partial(progress_bar, quiet=json))
-    with progress_bar("Writing the report", 1, quiet=json) as advance:
+    with progress_bar("Writing the report", 2, quiet=json) as advance:
         report = write_report(result, output_dir / "report.html", video=not no_video)
         advance(1)
+        runs = write_runs(result, output_dir / "runs.html")
+        advance(2)
     if json:
         print_json(result.to_json())
         return
@@ -56,7 +59,7 @@ def demo(
         [cells(result.labels[row["method"]], row) for row in result.table],
     )
     say(result.about_returns)
-    say("", f"Report: {report}", f"Policy: {result.policy}")
+    say("", f"Report: {report}", f"Runs:   {runs}", f"Policy: {result.policy}")
     say(f"Try:    meam eval {quote(str(result.policy))} --episodes 50")
 
 

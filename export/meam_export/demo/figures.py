@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meam_export.demo.labels import NAMES, OBJECTIVES
 from meam_export.demo.run import DemoResult
+from meam_export.report.drawing import new_figure, png
+from meam_export.report.labels import COLOURS, NAMES, OBJECTIVES
 from meam_policy.environments.make import make_environment
 from meam_policy.environments.pockets import ARENA_HALF_WIDTH, POCKET_RADIUS, POCKETS, POST_RADIUS, POSTS
-from meam_policy.extras import needs
 from meam_policy.policy import MeamPolicy
 from meam_training.runs.run_log import METRICS_FILE
 
@@ -37,7 +36,6 @@ __all__ = [
     "rewarding_directions",
 ]
 
-COLOURS = {"data": "#6b7280", "prior": "#b45309", "bc": "#2563eb", "qam": "#7c3aed", "me-am": "#dc2626"}
 DIRECTIONS = {"west": (-1.0, 0.0), "east": (1.0, 0.0), "north": (0.0, 1.0), "south": (0.0, -1.0)}
 
 SAMPLES = 1000
@@ -100,7 +98,7 @@ def draw_actions(
         rewarding: Label of every direction that leads to reward.
         labels: Titles of data, prior and methods.
     """
-    figure = _figure(len(actions) * 2.5, 5.2)
+    figure = new_figure(len(actions) * 2.5, 5.2)
     grid = figure.add_gridspec(2, len(actions), height_ratios=(2.2, 1))
     for column, (name, values) in enumerate(actions.items()):
         axes = figure.add_subplot(grid[0, column])
@@ -123,12 +121,12 @@ def draw_actions(
         bars.set(ylim=(0, 1.15), yticks=[])
         bars.tick_params(axis="x", labelsize=7)
         bars.spines[["top", "right", "left"]].set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def draw_curves(result: DemoResult) -> bytes:
     """Plot the training curves from the runs' metrics.csv."""
-    return _png(curves(result))
+    return png(curves(result))
 
 
 def curves(result: DemoResult) -> Figure:
@@ -139,7 +137,7 @@ def curves(result: DemoResult) -> Figure:
         "policy_loss": "policy: loss of its objective",
         "value_mean": "mean value of the data",
     }
-    figure = _figure(12.5, 2.9)
+    figure = new_figure(12.5, 2.9)
     for axes, (column, title) in zip(np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True):
         for method, checkpoint in result.checkpoints.items():
             run = checkpoint.path.parent.parent
@@ -172,7 +170,7 @@ def episode_paths(result: DemoResult) -> dict[str, list[NDArray[Any]]]:
 
 def draw_rollouts(result: DemoResult) -> bytes:
     """Plot the paths of the recorded episodes and of the policies' episodes, seen from above."""
-    figure, paths = _figure(12.5, 3.5), episode_paths(result)
+    figure, paths = new_figure(12.5, 3.5), episode_paths(result)
     env_id = result.task.environment_id
     scene = _pockets_scene if env_id == "meam/Pockets-v0" else _maze_scene(env_id)
     for axes, (name, episodes) in zip(np.ravel(figure.subplots(1, len(paths))), paths.items(), strict=True):
@@ -182,7 +180,7 @@ def draw_rollouts(result: DemoResult) -> bytes:
             axes.plot(*path[0, :2], "o", color="#111827", markersize=2.5)
         axes.set(xticks=[], yticks=[], aspect="equal")
         axes.set_title(result.labels[name], fontsize=10)
-    return _png(figure)
+    return png(figure)
 
 
 def _pockets_scene(axes: Axes) -> None:
@@ -224,18 +222,3 @@ def rewarding_directions(env_id: str, state: tuple[float, ...]) -> dict[str, str
     env.close()
     towards = (subgoal - np.array(state)) @ np.array(list(DIRECTIONS.values())).T
     return {list(DIRECTIONS)[int(towards.argmax())]: "★ goal"}
-
-
-def _figure(width: float, height: float) -> Figure:
-    with needs("The report", "matplotlib", "viz"):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from meam_export.demo.labels import method_labels
 from meam_export.demo.tasks import METHODS, DemoTask
 from meam_export.export import export_policy
+from meam_export.report.labels import method_labels
 from meam_policy.atomic_files import given_folder
 from meam_policy.console import say
 from meam_policy.environments.make import make_environment

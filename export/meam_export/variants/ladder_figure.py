@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-__all__ = ["draw_ladder", "ladder_figure"]
+__all__ = ["PANELS", "draw_ladder", "ladder_figure"]
 
 _COLOURS = {"fp32": "#2563eb", "int8": "#b45309", "fp16": "#7c3aed"}
 _MARKERS = {
@@ -35,11 +35,12 @@ _OPEN = ("rtc", "grid")
 _LINES = {"midpoint": "--", "grid": ":", "rtc": "", "one-step": "", "best-of": ""}
 _TOUCHING = 6.0
 """Markers closer than this cover each other, pixels."""
-_PANELS = {
+PANELS = {
     "action_error": "difference from policy.onnx\n(rms, share of the half width)",
     "return_mean": "return (95 % interval)",
     "latency_p50_ms": "latency p50, ms (bar to p99)",
 }
+"""Figures that are drawn, each in a panel of its own, and their titles."""
 
 
 def draw_ladder(variants: Mapping[str, VariantSpec]) -> bytes:
@@ -49,18 +50,23 @@ def draw_ladder(variants: Mapping[str, VariantSpec]) -> bytes:
     return image.getvalue()
 
 
-def ladder_figure(variants: Mapping[str, VariantSpec]) -> Figure:
+def ladder_figure(variants: Mapping[str, VariantSpec], names: Collection[str] = tuple(PANELS)) -> Figure:
     """Draw measured variants. Where several coincide, each further marker is drawn open around the others.
 
     Args:
         variants: Measured variants by name; panels for figures that none of them has are left out.
+        names: Which of `PANELS` to draw.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     with needs("The ladder", "matplotlib", "export"):
         from matplotlib.figure import Figure
-    panels = {name: label for name, label in _PANELS.items() if any(name in v.measured for v in variants.values())}
+    panels = {
+        name: label
+        for name, label in PANELS.items()
+        if name in names and any(name in v.measured for v in variants.values())
+    }
     figure = Figure(figsize=(4.6 * len(panels), 4.2), layout="constrained")
     legend: dict[str, Line2D] = {}
     for axes, (name, label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -69,7 +75,14 @@ def ladder_figure(variants: Mapping[str, VariantSpec]) -> Figure:
         axes.set_xlabel("NFE (evaluations of the velocity)")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(
+        legend.values(),
+        legend.keys(),
+        loc="outside lower center",
+        ncols=min(4, 2 + len(panels)),
+        fontsize=8,
+        frameon=False,
+    )
     return figure
 
 

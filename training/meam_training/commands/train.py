@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from meam_policy.errors import ConfigError, DatasetError, NotFoundError
 from meam_policy.extras import needs
 from meam_training.commands.train_arguments import Draft, TrainArguments
 from meam_training.config import PRESETS, TrainConfig
-from meam_training.data.opening import DataArguments
+from meam_training.data.opening import recorded_arguments
 
 __all__ = ["run"]
 
@@ -34,8 +34,6 @@ Example: meam train me-am --data data/meam/pockets-v0 --output-dir runs/pockets 
 
 _pytorch = partial(needs, "`meam train`", None, "train")
 """Around imports of what needs PyTorch, which `--help` does without."""
-
-_DATA = tuple(field.name for field in fields(DataArguments))
 
 
 def run(arguments: list[str], prog: str) -> None:
@@ -74,7 +72,7 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
         description=DESCRIPTION,
         paired_flags=True,  # a flag that the resumed run has set can be given again, or negated and then refused
         default=TrainArguments(
-            **{"data": tyro.MISSING if folder is None else None, **_recorded(origin)},
+            **{"data": tyro.MISSING if folder is None else None, **recorded_arguments(origin)},
             output_dir=tyro.MISSING,
             config=Draft(**vars(settings)),
             packages=tuple(origin.get("import", ())),
@@ -124,11 +122,3 @@ def _known(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction)
     parser.add_argument("--from", dest="start_from", nargs="?")
     return parser.parse_known_args(arguments)[0]
-
-
-def _recorded(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that name the data of a run, from its record."""
-    found = {name: origin[name] for name in _DATA if name in origin}
-    if isinstance(found.get("data"), str):
-        found["data"] = [found["data"]]
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from meam_policy.commands.environment_options import environment_arguments, say_as_registered
@@ -13,7 +14,7 @@ from meam_training.data.dataset import OfflineDataset
 from meam_training.data.lerobot_source import is_lerobot
 from meam_training.data.selection import episode_range
 
-__all__ = ["DataArguments", "DataChoices", "absolute", "open_dataset"]
+__all__ = ["DataArguments", "DataChoices", "absolute", "open_dataset", "recorded_arguments"]
 
 OTHER_SUFFIXES = {
     ".bag": "a ROS 1 bag",
@@ -102,6 +103,18 @@ class DataArguments(DataChoices):
             name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items() if value
         }
         return {**given, "data": self.data[0] if len(self.data) == 1 else list(self.data), "env_id": self.env_id}
+
+
+def recorded_arguments(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `DataArguments` that the record of a run has, with tuples for JSON's lists.
+
+    Args:
+        origin: What `DataArguments.to_json` gave, and possibly more.
+    """
+    found = {field.name: origin[field.name] for field in fields(DataArguments) if field.name in origin}
+    if isinstance(found.get("data"), str):
+        found["data"] = [found["data"]]
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def absolute(name: str) -> str:

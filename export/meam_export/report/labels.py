@@ -1,4 +1,4 @@
-"""Labels of the demo's methods: their names, and the settings that differ from their presets."""
+"""Labels and colours of methods: their names, and the settings that differ from their presets."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ from typing import Any
 from meam_policy.errors import ConfigError
 from meam_training.config import TrainConfig
 
-__all__ = ["NAMES", "OBJECTIVES", "method_labels", "setting_text", "shared_settings"]
+__all__ = ["COLOURS", "NAMES", "OBJECTIVES", "method_labels", "setting_text", "shared_settings"]
 
 NAMES = {"bc": "BC flow", "qam": "QAM", "qam-edit": "QAM-EDIT", "trqam": "TRQAM", "me-am": "ME-AM"}
 """The methods' names in the literature."""
+
+COLOURS = {
+    "data": "#6b7280",
+    "prior": "#b45309",
+    "bc": "#2563eb",
+    "qam": "#7c3aed",
+    "qam-edit": "#0f766e",
+    "trqam": "#be185d",
+    "me-am": "#dc2626",
+}
+"""Colours of the data, the prior and the methods, the same in every figure."""
 
 OBJECTIVES = {
     "adjoint": "adjoint matching",
@@ -57,13 +68,13 @@ def method_labels(configs: Mapping[str, TrainConfig]) -> dict[str, str]:
     Settings shared by all methods, and the numbers of gradient steps, are left out.
 
     Args:
-        configs: Settings of every method.
+        configs: Settings of every method, or of several runs of one by any other keys.
     """
     apart = {*shared_settings(configs), *_LENGTHS}
     labels = {}
     for method, config in configs.items():
         own = {name: value for name, value in config.own_settings.items() if name not in apart}
-        name = NAMES.get(method, method)
+        name = NAMES.get(config.method, config.method)
         labels[method] = f"{name} ({setting_text(own)})" if own else name
     return labels
 

@@ -1,0 +1,1 @@
+"""A report on training runs and policy folders: one self-contained HTML page."""
