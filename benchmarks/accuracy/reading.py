@@ -17,8 +17,8 @@ __all__ = ["BASELINE", "COLOURS", "INK", "PRIOR", "TARGET", "Result", "grouped",
 
 BASELINE = "reweighted"
 """The method that the others are compared with."""
-PALETTE = ("#6d28d9", "#2563eb", "#c2410c", "#be123c", "#0f766e", "#a16207", "#4d7c0f")
-COLOURS = dict(zip(METHODS, PALETTE, strict=False))
+PALETTE = ("#6d28d9", "#2563eb", "#c2410c", "#be123c", "#0f766e", "#a16207", "#4d7c0f", "#0891b2")
+COLOURS = dict(zip(METHODS, PALETTE, strict=True))
 INK, PRIOR, TARGET = "#1f2937", "#6b7280", "#d5dce5"
 
 

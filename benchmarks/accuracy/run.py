@@ -52,13 +52,14 @@ METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "ancestral": {"objective": "adjoint", "sde": "ancestral", **_PLAIN},
         "target-score": {"objective": "target_score", **_PLAIN},
         "reweighted": {"objective": "reweighted", **_PLAIN},
+        "reweighted-preconditioned": {"objective": "reweighted", **_PLAIN, "precondition": True},
         "two-scale": {"objective": "two_scale", **_PLAIN, "precondition": True},
         "bridge": {"objective": "bridge", **_PLAIN, "precondition": True},
         "scalar": {"objective": "bridge", "bridge_adjoint": "scalar", **_PLAIN, "precondition": True},
     }
 )
 """What is compared, as changes to `COMMON`. "reference" is the published form, "reweighted" the earlier default of
-me-am, "two-scale" the present one; the later three have preconditioned velocity fields, the earlier four plain ones."""
+me-am, "two-scale" the present one; the later four have preconditioned velocity fields, the earlier four plain ones."""
 
 COMMON: Mapping[str, Any] = MappingProxyType(
     {
