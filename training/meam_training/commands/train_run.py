@@ -34,11 +34,11 @@ def run_training(parsed: TrainArguments) -> None:
     Args:
         parsed: Arguments with data.
     """
-    assert parsed.data is not None  # otherwise _parse refuses
     lacking = None
     if parsed.chooses_to_compile and pays_to_compile(parsed.config):
         lacking = missing_for_compiling(training_device(parsed.config.device))
         parsed = replace(parsed, config=parsed.config.changed(compile=lacking is None))
+    assert parsed.data is not None  # otherwise _parse refuses
     environment = {"env_kwargs": parsed.env_kwargs, "max_episode_steps": parsed.max_episode_steps}
     named, packages = parsed.named(parsed.data, **environment)
     dataset = open_dataset(named)

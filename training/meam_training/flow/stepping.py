@@ -40,8 +40,7 @@ def repeat_step(
     def advance(k: Tensor, *now: Tensor) -> State:
         return k + 1, *step(*now, *table.index_select(0, k[None])[0].unbind())
 
-    _, *state = torch.while_loop(under_way, advance, (torch.zeros((), dtype=torch.int64), *state))
-    return tuple(state)
+    return torch.while_loop(under_way, advance, (torch.zeros((), dtype=torch.int64), *state))[1:]
 
 
 def _can_loop(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from meam_training.flow.path import time_like
-from meam_training.flow.velocity import Time, Velocity, of_rows
+from meam_training.flow.velocity import Time, Velocity
 from meam_training.networks.encoder import ObservationEncoder
 
 __all__ = ["KnownField", "KnownPrior"]
@@ -34,6 +34,6 @@ class KnownField:
         observations = self._encoder.decode(features)
 
         def velocity(x: Tensor, t: Time) -> Tensor:
-            return self._velocity(observations, x, t if of_rows(t) else time_like(x, t))
+            return self._velocity(observations, x, t if isinstance(t, Tensor) else time_like(x, t))
 
         return velocity
