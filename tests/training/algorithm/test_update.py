@@ -312,6 +312,16 @@ def test_the_total_is_the_sum_of_the_losses_and_metrics_are_named(make_config, m
     assert set(m) == named <= set(METRICS)
 
 
+def test_the_penalty_stays_within_the_returns_spread_where_the_temperature_is_above_it(make_config, make_networks):
+    noise, batch, found = None, random_batch(), []
+    for tau in (1e-6, 1e-4):
+        config = make_config("me-am", kl_budget=None, inverse_temperature=tau)
+        networks, noise = make_networks(config), noise or noise_for(config)
+        assert tau * networks.critic.scale < 1
+        found.append(compute_losses(networks, batch, noise, config).metrics["critic_loss"].item())
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("budget", [{"kl_budget": None, "inverse_temperature": 5.0}, {"kl_budget": 1.0}])
 def test_the_penalty_is_how_far_the_policys_actions_are_valued_above_the_datas(make_config, make_networks, budget):
     plain, penalised = (make_config("me-am", value_penalty=weight, **budget) for weight in (0.0, 0.7))

@@ -5,12 +5,12 @@ The loss is the mean over critics and rows, where chunks without a target (see
 
     ((Q_i(s, a) - y) / scale)^2,    y = r + gamma^H mask (mean_j Q'_j(s', a') - pessimism std_j Q'_j(s', a')),
 
-plus `value_penalty` times the mean of gamma^H mask (Q_i(s, a_policy) - Q_i(s, a)) / (tau scale^2), which keeps the
-policy's actions from being valued above the data's for nothing. It weighs what the next state's value counts in the
-target: where values rest on values of the policy's own actions, errors are passed on and grow; where they rest on
-rewards alone, there is nothing to pass on. Here scale is the standard deviation of the data's returns with
-`normalise_values`, else 1, a is a chunk of H actions, r its discounted reward, s' the state after it, a' and a_policy
-are chunks chosen by the policy at s' and s, Q' the target critics, and tau the inverse temperature.
+plus `value_penalty` times the mean of gamma^H mask (Q_i(s, a_policy) - Q_i(s, a)) / (tau scale^2), with 1 / tau of at
+most scale, which keeps the policy's actions from being valued above the data's for nothing. It weighs what the next
+state's value counts in the target: where values rest on values of the policy's own actions, errors are passed on and
+grow; where they rest on rewards alone, there is nothing to pass on. Here scale is the standard deviation of the data's
+returns with `normalise_values`, else 1, a is a chunk of H actions, r its discounted reward, s' the state after it, a'
+and a_policy are chunks chosen by the policy at s' and s, Q' the target critics, and tau the inverse temperature.
 
 At its minimum Q_i is y - c / (2 tau) (pi(a | s) / pi_data(a | s) - 1) with c = `value_penalty` gamma^H mask: the
 policy's exponent tau Q loses c / 2 nats per multiple of the data's density, whatever the scale of rewards, and however
@@ -37,7 +37,8 @@ __all__ = ["CRITIC_METRICS", "critic_loss", "return_loss", "td_target"]
 
 CRITIC_METRICS = ("value_mean", "value_std", "value_excess")
 """Names of the metrics besides the loss: the mean of Q over critics and batch, the critics' standard deviation, and
-with `value_penalty` how far Q at the policy's actions lies above Q at the data's, a mean over critics and batch."""
+with `value_penalty` how far Q at the policy's actions lies above Q at the data's, a mean over critics and batch, where
+chunks without a target count as zero."""
 
 
 @torch.no_grad()
@@ -105,7 +106,9 @@ def critic_loss(
             acted = n.choose_among(features, samples.acted_x_1, edits[1])
         excess = (n.critic(features, acted) - values) * batch.valid
         penalised = (excess * _bootstrapped(batch, config)).mean()
-        loss = loss + config.value_penalty * n.tilt(config).temperature * penalised / n.critic.scale**2
+        # A temperature above the returns' spread decides nothing, but would have the penalty outweigh all targets.
+        temperature = torch.as_tensor(n.tilt(config).temperature).clamp(max=n.critic.scale)
+        loss = loss + config.value_penalty * temperature * penalised / n.critic.scale**2
         metrics["value_excess"] = excess.mean()
     return loss, metrics
 

@@ -182,8 +182,8 @@ class TrainConfig:
     (in steps of fixed size, as published for TRQAM)."""
     entropy_coef: Annotated[float, Range(least=0, below=1)] = 0.1
     """Entropy coefficient lambda in [0, 1): the policy's target density is p_prior^(1 - lambda) exp(tau Q), up to a
-    constant. With kl_budget, lambda is this where the budget is spent as the values' leading order predicts, and
-    larger where there is more to spend."""
+    constant. With kl_budget, lambda is this where the budget is spent as the values' leading order predicts or is not
+    spent, and smaller where little is to be spent."""
     objective: Annotated[Objective, TRAINS_POLICY] = "two_scale"
     """How the policy is trained: two_scale (importance weights early in flow time, the adjoint late), reweighted (flow
     matching on samples of policy and prior, with importance weights), adjoint (adjoint matching along an SDE), bridge

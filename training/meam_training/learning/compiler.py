@@ -27,7 +27,8 @@ def missing_for_compiling(device: torch.device) -> str | None:
     """What torch.compile lacks on this machine, with what to do about it; None if nothing is known to be missing."""
     if device.type == "cuda" and find_spec("triton") is None:
         return "Triton is missing; PyTorch's CUDA wheels for Linux bring it along"
-    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    chosen = os.environ.get("CXX", "").split()  # it may have arguments, or be run by another, such as ccache
+    compilers = chosen[:1] or ["g++", "clang++"]
     if not any(shutil.which(name) for name in compilers):
         return f"{' and '.join(compilers)} {'is' if len(compilers) == 1 else 'are'} missing; on Debian: apt install g++"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -79,4 +80,5 @@ def _read_std(preconditioner: Preconditioner, *_: object) -> None:
 
     A function, as a copied module keeps the hooks of its original.
     """
-    preconditioner._std = float(preconditioner.std)
+    std = preconditioner.std
+    preconditioner._std = math.nan if std.is_meta else float(std)  # without memory until it is loaded

@@ -2,7 +2,7 @@
 
 The policy maximises E[Q] + alpha H(policy) - mu KL(policy || prior): its density is p_prior^(1 - lambda) exp(tau Q) for
 
-    tau = 1 / (mu + alpha),    lambda = alpha / (mu + alpha).
+    tau = 1 / (mu + alpha),    lambda = min(alpha / (mu + alpha), entropy_coef).
 
 The multiplier mu, in units of Q, is found while training: it rises while the policy's KL divergence from the prior
 exceeds the budget, and falls otherwise (dual descent). It is held as mu = nu U with a unit of value U, and
@@ -129,7 +129,7 @@ class TrustRegion(nn.Module):
 
     @property
     def mu(self) -> Float[Tensor, ""]:
-        """Multiplier of the KL divergence; units of value."""
+        """Multiplier of the KL divergence, where lambda is not held at `entropy_coef`; units of value."""
         return self.nu * self._unit()
 
     def tilt(self) -> Tilt:

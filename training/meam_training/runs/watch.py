@@ -25,7 +25,8 @@ LEAST_UPDATES_AT_END = 100
 
 IDLE_SAMPLES = 0.98
 """Effective samples, as a share, above which weights are almost uniform: their variation is sqrt(1 / 0.98 - 1) = 0.14,
-a target within 0.01 nats of the samples. A policy that has left its prior is below by the quarter drawn from there."""
+a target within 0.01 nats of the samples. A policy that has left its prior is below by what is drawn from there, a
+quarter or an eighth."""
 
 IDLE_TILT = 0.1
 """Standard deviation of tau Q over the prior's chunks, nats, below which it moves the prior by 0.1^2 / 2 = 0.005 nats,
