@@ -33,7 +33,7 @@ PRETRAINING = 40
 SETTINGS = (
     f"--pretrain-steps {PRETRAINING} "
     "--hidden-dims 8 8 --critic-hidden-dims 8 8 --num-critics 2 --batch-size 16 --nfe 2 --candidates 4 "
-    "--likelihood-steps 1 --chunk-size 2 --threads 1 --device cpu --polyak 0.05 "
+    "--likelihood-steps 1 --chunk-size 2 --threads 1 --device cpu --polyak 0.05 --no-compile "
     "--checkpoint-every 2 --keep-checkpoints 2 --log-every 5 --evaluate-every 100 --evaluate-episodes 1"
 )
 ENDLESS = 10_000_000

@@ -78,7 +78,8 @@ def test_overhead_is_the_median_of_differences_within_rounds():
 
 def test_every_contestant_of_the_overhead_is_timed(folder):
     found = overhead.measure_overhead(folder, rounds=2, calls=20).times
-    assert list(found) == [overhead.BARE, overhead.SESSION, overhead.EVERY, overhead.QUEUED]
+    contestants = [overhead.BARE, overhead.SESSION, overhead.EVERY, overhead.QUEUED, overhead.SELECTED, overhead.STEP]
+    assert list(found) == contestants
     assert all(times.shape == (2, 20) and (times > 0).all() for times in found.values())
     assert np.median(found[overhead.EVERY]) > np.median(found[overhead.BARE])
 
