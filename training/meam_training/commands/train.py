@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -39,8 +38,6 @@ _pytorch = partial(needs, "`meam train`", None, "train")
 def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and train."""
     parsed = _parse(arguments, prog)
-    # Read when PyTorch is loaded. On a busy machine, threads that wait for each other in a loop would stall updates.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     with _pytorch():
         from meam_training.commands.train_run import run_training
