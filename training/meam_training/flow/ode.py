@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
-from typing import Any
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 
 from meam_policy.spec import Integration
-from meam_training.flow.solvers import ONE_STEP_SOLVERS, denoised, one_step, solve, steered
+from meam_training.flow.solvers import denoised, solve
 from meam_training.flow.stepping import repeat_step
 from meam_training.flow.velocity import Velocity
 
@@ -45,13 +44,5 @@ def integrate(
         confine: Clip denoised actions, and the result, to the box [-1, 1].
         guide: Modifies denoised actions.
     """
-    solver, times = integration.solver, integration.times
-    if solver in ONE_STEP_SOLVERS and guide is None:
-        # The same as `solve`, in a form that compiled code can loop over.
-        def step(x: Tensor, t: Any, h: Any) -> tuple[Tensor]:
-            return (one_step(lambda x, t: steered(velocity, x, t, confine), x, t, h, solver),)
-
-        steps = [(t, u - t) for t, u in pairwise(times)]
-        (x_1,) = repeat_step(step, (x_0,), steps, looped=hasattr(velocity, "linearize"))
-        return x_1.clamp(-1, 1) if confine else x_1
-    return solve(velocity, x_0, times, solver, confine, guide)
+    repeat = partial(repeat_step, looped=guide is None and hasattr(velocity, "linearize"))
+    return solve(velocity, x_0, integration.times, integration.solver, confine, guide, repeat)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from meam_policy.spec import Solver
 
-__all__ = ["ONE_STEP_SOLVERS", "PREFIX_SOLVERS", "Vector", "denoised", "one_step", "solve", "steered"]
+__all__ = ["ONE_STEP_SOLVERS", "PREFIX_SOLVERS", "Vector", "denoised", "solve", "unrolled"]
 
 
 PREFIX_SOLVERS: tuple[Solver, ...] = ("euler", "ab2", "midpoint")
@@ -36,6 +36,7 @@ class Vector(Protocol):
 
 
 X = TypeVar("X", bound=Vector)
+State = TypeVar("State", bound=tuple[Any, ...])
 
 
 def denoised(x: X, velocity: X, t: Any, confine: bool) -> X:
@@ -44,21 +45,19 @@ def denoised(x: X, velocity: X, t: Any, confine: bool) -> X:
     return x_1.clamp(-1, 1) if confine else x_1
 
 
-def steered(velocity: Callable[[X, Any], X], x: X, t: Any, confine: bool, guide: Callable[[X], X] | None = None) -> X:
-    """Velocity at t < 1 towards the denoised action after `confine` and `guide`; see `solve`."""
-    free = velocity(x, t)
-    if not (confine or guide):
-        return free
-    x_1 = denoised(x, free, t, confine)
-    return ((guide(x_1) if guide else x_1) - x) / (1 - t)
-
-
-def one_step(velocity: Callable[[X, Any], X], x: X, t: Any, h: Any, solver: Solver) -> X:
+def _one_step(velocity: Callable[[X, Any], X], x: X, t: Any, h: Any, solver: Solver) -> X:
     """Step of one of the `ONE_STEP_SOLVERS` from x at flow time t to t + h."""
     if solver == "euler":
         # x + h v. Divides by 1/h, which in float32 is exactly K on a uniform grid, as the reference does.
         return x + velocity(x, t) / (1 / h)
     return x + h * velocity(x + h / 2 * velocity(x, t), t + h / 2)
+
+
+def unrolled(step: Callable[..., State], state: State, numbers: Sequence[tuple[float, ...]]) -> State:
+    """Apply a step once for every row of numbers, each time to the state that the last one left."""
+    for row in numbers:
+        state = step(*state, *row)
+    return state
 
 
 def solve(
@@ -68,6 +67,7 @@ def solve(
     solver: Solver = "euler",
     confine: bool = False,
     guide: Callable[[X], X] | None = None,
+    repeat: Callable[[Callable[..., tuple[X]], tuple[X], Sequence[tuple[float, float]]], tuple[X]] = unrolled,
 ) -> X:
     """Integrate the flow from noise to action.
 
@@ -83,23 +83,34 @@ def solve(
         guide: Modifies the denoised action at each evaluation, to steer the flow towards the part of the result that
             is already known ("inpainting" in the literature). Not for solvers that evaluate the velocity at t = 1,
             where nothing is left to denoise.
+        repeat: How the steps of the `ONE_STEP_SOLVERS` are repeated: as `unrolled` does, or to the same end.
 
     References:
         Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I, 1993, sections II.1 and III.1, III.5.
     """
 
+    def steered(x: X, t: Any) -> X:
+        free = velocity(x, t)
+        if not (confine or guide):
+            return free
+        x_1 = denoised(x, free, t, confine)
+        return ((guide(x_1) if guide else x_1) - x) / (1 - t)
+
     def v(x: X, t: float) -> X:
         # At t = 1 the denoised action is x itself and does not determine the velocity.
-        if t >= 1:
-            return velocity(x, t)
-        return steered(velocity, x, t, confine, guide)
+        return velocity(x, t) if t >= 1 else steered(x, t)
 
+    if solver in ONE_STEP_SOLVERS:  # they never reach t = 1
+
+        def step(x: X, t: Any, h: Any) -> tuple[X]:
+            return (_one_step(steered, x, t, h, solver),)
+
+        (x,) = repeat(step, (x_0,), [(t, u - t) for t, u in pairwise(times)])
+        return x.clamp(-1, 1) if confine else x
     x, last = x_0, None
     for t, u in pairwise(times):
         h = u - t
-        if solver in ONE_STEP_SOLVERS:
-            x = one_step(v, x, t, h, solver)
-        elif solver == "ab2":
+        if solver == "ab2":
             # x + h ((1 + r/2) v - r/2 v'), with v' from the previous step, whose length is h / r
             now = v(x, t)
             r = 0.0 if last is None else h / last[0]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["repeat_step"]
+from meam_training.flow.solvers import State, unrolled
 
-State = tuple[Tensor, ...]
+__all__ = ["repeat_step"]
 
 
 def repeat_step(
@@ -29,15 +29,13 @@ def repeat_step(
         looped: Whether compiled code loops where it can; steps that carry gradients cannot.
     """
     if not (looped and _can_loop(state[0])):
-        for row in numbers:
-            state = step(*state, *row)
-        return state
+        return unrolled(step, state, numbers)
     table = torch.tensor(numbers, dtype=state[0].dtype)
 
     def under_way(k: Tensor, *_: Tensor) -> Tensor:
         return k < len(numbers)
 
-    def advance(k: Tensor, *now: Tensor) -> State:
+    def advance(k: Tensor, *now: Tensor) -> tuple[Tensor, ...]:
         return k + 1, *step(*now, *table.index_select(0, k[None])[0].unbind())
 
     return torch.while_loop(under_way, advance, (torch.zeros((), dtype=torch.int64), *state))[1:]

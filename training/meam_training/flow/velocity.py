@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from meam_training.flow.input_gradient import input_gradient
 
-__all__ = ["Jacobian", "RecordedVelocity", "Time", "Velocity", "linearize"]
+__all__ = ["Jacobian", "RecordedVelocity", "Time", "Velocity", "linearize", "of_rows"]
 
 Time = Tensor | float
 """Flow time in [0, 1]: of every row [..., 1]; or one for all rows, which costs less, a number or [] in a loop."""
@@ -55,6 +55,11 @@ class Jacobian(Protocol):
         ...
 
 
+def of_rows(t: Time) -> TypeGuard[Tensor]:
+    """Whether every row has a flow time of its own."""
+    return isinstance(t, Tensor) and t.dim() > 0
+
+
 def linearize(
     velocity: Velocity, x: Float[Tensor, "*batch act"], t: Time
 ) -> tuple[Float[Tensor, "*batch act"], Jacobian]:
@@ -76,7 +81,7 @@ class _AutogradJacobian:
     def transposed_product(self, index: int | slice, covector: Tensor) -> Tensor:
         if covector.dim() > self._x[index].dim():
             return torch.stack([self.transposed_product(index, part) for part in covector])
-        t, covector = self._t[index] if isinstance(self._t, Tensor) and self._t.dim() else self._t, covector.detach()
+        t, covector = self._t[index] if of_rows(self._t) else self._t, covector.detach()
         return input_gradient(lambda x: self._velocity(x, t) * covector, self._x[index])
 
     def product(self, vectors: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from meam_training.config import Precision
-from meam_training.flow.velocity import Jacobian, Time
+from meam_training.flow.velocity import Jacobian, Time, of_rows
 from meam_training.networks.activation import cast, gelu, gelu_slope
 from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.preconditioner import Preconditioner, Preconditioning
@@ -126,7 +126,7 @@ class ConditionedVelocity:
 
     def _inputs(self, x: Tensor, t: Time) -> list[Tensor]:
         """Pre-activations of the hidden layers."""
-        if isinstance(t, Tensor) and t.dim():
+        if of_rows(t):
             inputs = [self._projected + F.linear(torch.cat([x, t], dim=-1), self._x_t_weight)]
         else:
             x_weight, t_weight = self._x_t_weight[:, :-1], self._x_t_weight[:, -1]
@@ -230,7 +230,7 @@ class PreconditionedJacobian:
     ) -> Float[Tensor, "*points act"]:
         """Product of the transpose with c at the points [index] of the first axis."""
         through = self._network.transposed_product(index, covector)
-        if not (isinstance(self._skip, Tensor) and self._skip.dim()):
+        if not of_rows(self._skip):
             return self._skip * covector + self._factor * through
         return self._skip[index] * covector + self._factor[index] * through
 
