@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from meam_export.report.actions import ActionStudy, StateStudy
-from meam_export.report.drawing import INK, SMALL, Picture, new_axes, shortened, svg
+from meam_export.report.drawing import FAINT, INK, SMALL, Picture, new_axes, shortened, svg, titled
 from meam_export.report.groups import Group
 from meam_export.report.labels import COLOURS
 
@@ -37,7 +37,7 @@ def _draw_state(group: Group, study: ActionStudy, state: StateStudy) -> Picture:
         _scatter(axes, group, study, state)
     else:
         _histogram(axes, group, study, state)
-    axes.set_title(state.title, fontsize=9.5, loc="left", color=INK)
+    titled(axes, state.title)
     shown = [f"{float(number):.3g}" for number in state.observation[:_MOST_NUMBERS]]
     more = len(state.observation) - len(shown)
     text = ", ".join(shown) + (f" and {more} more numbers" if more > 0 else "")
@@ -70,8 +70,7 @@ def _scatter(axes: Axes, group: Group, study: ActionStudy, state: StateStudy) ->
     axes.scatter(*state.policy.T, s=8, color=group.colour, alpha=0.65, linewidths=0, zorder=3)
     padding = 0.04 * np.array([right - left, top - bottom])
     axes.set(xlim=(left - padding[0], right + padding[0]), ylim=(bottom - padding[1], top + padding[1]))
-    axes.set_xlabel(_name(study, 0), fontsize=8, color=INK)
-    axes.set_ylabel(_name(study, 1), fontsize=8, color=INK)
+    titled(axes, x=_name(study, 0), y=_name(study, 1))
 
 
 def _histogram(axes: Axes, group: Group, study: ActionStudy, state: StateStudy) -> None:
@@ -80,8 +79,7 @@ def _histogram(axes: Axes, group: Group, study: ActionStudy, state: StateStudy) 
     if state.prior is not None:
         axes.hist(state.prior[:, 0], histtype="step", color=COLOURS["prior"], **style)
     axes.hist(state.policy[:, 0], color=group.colour, alpha=0.45, **style)
-    axes.set_ylabel("density", fontsize=8, color=INK)
-    axes.set_xlabel(_name(study, 0), fontsize=8, color=INK)
+    titled(axes, x=_name(study, 0), y="density")
     if state.landscape is not None:
         values = axes.twinx()
         values.plot(grid, state.landscape, color="#6b7280", linewidth=1.2)
@@ -96,9 +94,8 @@ def _draw_time(group: Group, study: ActionStudy, column: int) -> Picture:
     if flow.prior is not None:
         axes.plot(flow.times, flow.prior[:, :, column], color=COLOURS["prior"], linewidth=0.8, alpha=0.55)
     axes.plot(flow.times, flow.policy[:, :, column], color=group.colour, linewidth=1.0, alpha=0.75)
-    axes.set_title(f"Action {study.choice.numbers[column]}, from noise to action", fontsize=9.5, loc="left", color=INK)
-    axes.set_xlabel("flow time t (0: noise, 1: action)", fontsize=8, color=INK)
-    axes.set_ylabel(name, fontsize=8, color=INK)
+    title = f"Action {study.choice.numbers[column]}, from noise to action"
+    titled(axes, title, "flow time t (0: noise, 1: action)", name)
     axes.set_xlim(0, 1)
     return Picture(
         svg(axes),
@@ -113,11 +110,9 @@ def _draw_time(group: Group, study: ActionStudy, column: int) -> Picture:
 def _draw_plane(group: Group, study: ActionStudy) -> Picture:
     flow, axes = study.flow, new_axes(2.5, SMALL)
     axes.plot(flow.policy[:, :, 0], flow.policy[:, :, 1], color=group.colour, linewidth=0.9, alpha=0.6)
-    axes.plot(*flow.policy[0].T, "o", color="#9ca3af", markersize=3)
+    axes.plot(*flow.policy[0].T, "o", color=FAINT, markersize=3)
     axes.plot(*flow.policy[-1].T, "o", color=group.colour, markersize=4)
-    axes.set_title("The policy's paths in the plane", fontsize=9.5, loc="left", color=INK)
-    axes.set_xlabel(_name(study, 0), fontsize=8, color=INK)
-    axes.set_ylabel(_name(study, 1), fontsize=8, color=INK)
+    titled(axes, "The policy's paths in the plane", _name(study, 0), _name(study, 1))
     return Picture(
         svg(axes),
         f"{flow.policy.shape[1]} paths of the policy's flow from noise to action, in the plane of two numbers.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from meam_export.report.drawing import INK, Picture, new_axes, svg
+from meam_export.report.drawing import FAINT, Picture, new_axes, svg, titled
 from meam_export.report.groups import Group
 from meam_export.report.subject import Subject
 
@@ -190,8 +190,8 @@ def seed_curve(panel: Panel, subjects: Sequence[Subject]) -> Curve | None:
     mean, low, high = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
     if len(tables) == 1 and panel.column == "return_mean":
         subject = next(s for s in subjects if _column(panel, s))
-        spread = {row["step"]: row.get("return_std", 0.0) for row in subject.evaluations}
-        half = 1.96 * np.array([spread[step] for step in common]) / np.sqrt(subject.config.evaluate_episodes)
+        halves = {row["step"]: subject.return_half_width(row) or 0.0 for row in subject.evaluations}
+        half = np.array([halves[step] for step in common])
         low, high = mean - half, mean + half
     return Curve(np.array(common, dtype=float), mean, low, high, len(tables))
 
@@ -242,14 +242,12 @@ def _draw(panel: Panel, curves: Mapping[Group, Curve]) -> Picture:
             low, high = curve.low[part], curve.high[part]
             axes.fill_between(curve.steps[part], low, high, color=group.colour, alpha=0.15, linewidth=0)
     if panel.level is not None:
-        axes.axhline(panel.level, color="#9ca3af", linewidth=0.8, linestyle="--", zorder=0)
+        axes.axhline(panel.level, color=FAINT, linewidth=0.8, linestyle="--", zorder=0)
     if panel.log:
         _take_logarithms(axes, curves)
     for end in _pretraining(curves):
-        axes.axvline(end, color="#9ca3af", linewidth=0.8, linestyle=":", zorder=0)
-    axes.set_title(panel.title, fontsize=9.5, loc="left", color=INK)
-    axes.set_ylabel(panel.unit, fontsize=8, color=INK)
-    axes.set_xlabel("gradient steps", fontsize=8, color=INK)
+        axes.axvline(end, color=FAINT, linewidth=0.8, linestyle=":", zorder=0)
+    titled(axes, panel.title, "gradient steps", panel.unit)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(_thousands)
     ends = "; ".join(f"{g.label}: {c.mean[-1]:.4g} at step {c.steps[-1]:,.0f}" for g, c in curves.items())

@@ -15,9 +15,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["INK", "RULE", "SMALL", "Picture", "data_url", "new_axes", "new_figure", "png", "shortened", "svg"]
+__all__ = [
+    "FAINT",
+    "INK",
+    "RULE",
+    "SMALL",
+    "Picture",
+    "data_url",
+    "new_axes",
+    "new_figure",
+    "png",
+    "shortened",
+    "svg",
+    "titled",
+]
 
-INK, RULE = "#374151", "#e5e7eb"
+INK, FAINT, RULE = "#374151", "#9ca3af", "#e5e7eb"
 
 SMALL = 3.1
 """Width of a panel of which three stand in a row, inches; the others have `new_axes`' own."""
@@ -71,10 +84,20 @@ def new_axes(height: float = 2.45, width: float = 3.6) -> Axes:
         axes = new_figure(width, height).add_subplot()
     axes.tick_params(labelsize=8, colors=INK)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#9ca3af")
+    axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     return axes
+
+
+def titled(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
+    """Write a title and the names of the axes, those that are given, in the sizes of the page."""
+    if title:
+        axes.set_title(title, fontsize=9.5, loc="left", color=INK)
+    if x:
+        axes.set_xlabel(x, fontsize=8, color=INK)
+    if y:
+        axes.set_ylabel(y, fontsize=8, color=INK)
 
 
 def svg(drawn: Figure | Axes) -> str:

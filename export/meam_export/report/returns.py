@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from meam_export.report.drawing import INK, Picture, new_axes, shortened, svg
+from meam_export.report.drawing import FAINT, INK, RULE, Picture, new_axes, shortened, svg
 from meam_export.report.groups import Group, shared_seeds
 from meam_export.report.labels import COLOURS
 from meam_export.report.subject import Subject
@@ -85,7 +85,7 @@ class Measured:
             return None
         last = next((row for row in rows if row["step"] == subject.step), rows[-1])
         count = subject.config.evaluate_episodes
-        half = 1.96 * last["return_std"] / math.sqrt(count) if "return_std" in last else None
+        half = subject.return_half_width(last)
         low, high = (None, None) if half is None else (last["return_mean"] - half, last["return_mean"] + half)
         source = f"{_count(count, 'evaluation episode')} after step {last['step']:,.0f}"
         return cls(last["return_mean"], low, high, source)
@@ -168,7 +168,7 @@ def read_references(path: str | os.PathLike[str]) -> list[Return]:
                 "ends of its interval, such as [12.0, 11.5, 12.5]."
             )
         low, high = (float(numbers[1]), float(numbers[2])) if len(numbers) == 3 else (None, None)
-        found.append(Return(label, float(numbers[0]), low, high, "#9ca3af", f"given in {os.path.basename(path)}"))
+        found.append(Return(label, float(numbers[0]), low, high, FAINT, f"given in {os.path.basename(path)}"))
     if not found:
         raise ConfigError(f'{path} names no figure; expected lines such as "random policy" = 0.1.')
     return found
@@ -179,7 +179,7 @@ def draw_returns(returns: Sequence[Return]) -> Picture:
     axes = new_axes(height=0.7 + 0.32 * len(returns), width=4.3)
     places = range(len(returns))
     axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color="#e5e7eb", linewidth=0.6)
+    axes.grid(axis="x", color=RULE, linewidth=0.6)
     axes.barh(places, [r.mean for r in returns], color=[r.colour for r in returns], height=0.62, alpha=0.85)
     for place, each in zip(places, returns, strict=True):
         if each.low is not None and each.high is not None:
@@ -195,7 +195,7 @@ def draw_returns(returns: Sequence[Return]) -> Picture:
             fontsize=8.5,
             color=INK,
         )
-    axes.axvline(0, color="#9ca3af", linewidth=0.8)
+    axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.set_yticks(places, [shortened(each.label, 34) for each in returns], fontsize=8.5)
     axes.invert_yaxis()
     axes.margins(x=0.16)

@@ -65,6 +65,12 @@ class Subject:
     evaluations: Rows = ()
     notes: tuple[str, ...] = ()
 
+    def return_half_width(self, row: Mapping[str, float]) -> float | None:
+        """Half the width of the 95 % interval of an evaluation's mean return, over its episodes; None if unknown."""
+        if "return_std" not in row:
+            return None
+        return 1.96 * row["return_std"] / math.sqrt(self.config.evaluate_episodes)
+
     @property
     def environment(self) -> str | None:
         """The environment it was trained for; None if unknown."""
