@@ -29,6 +29,7 @@ STOREYS = {
         {"commands", "__main__"},
     ),
     "meam_training": (
+        {"setting_text"},
         {"flow", "config", "data"},
         {"networks", "collection"},
         {"algorithm"},

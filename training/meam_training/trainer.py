@@ -45,6 +45,7 @@ from meam_training.runs.run_folder import Run, open_run
 from meam_training.runs.run_log import METRICS_FILE
 from meam_training.runs.starting_point import StartingPoint, started_spec
 from meam_training.runs.watch import RunWarning, Watch
+from meam_training.setting_text import SettingText
 
 __all__ = ["EVALUATION_SECONDS", "data_statistics", "make_spec", "train"]
 
@@ -221,10 +222,10 @@ def _memory_is_enough(config: TrainConfig) -> Iterator[None]:
         # PyTorch has a type of its own for GPUs only.
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error):
             sizes = ("batch_size", "chunk_size", "candidates", "hidden_dims", "critic_hidden_dims", "num_critics")
-            given = ", ".join(f"{name} = {getattr(config, name)}" for name in sizes)
-            raise ConfigError(
-                f"Memory is not enough for {given} ({str(error).splitlines()[0][:200]}). Make one of them smaller."
-            ) from error
+            given = ", ".join(f"{{{name}}} = {getattr(config, name)}" for name in sizes)
+            reason = str(error).splitlines()[0][:200]
+            text = SettingText(f"Memory is not enough for {given} ({{0}}). Make one of them smaller.", reason)
+            raise ConfigError(text) from error
         raise
 
 
@@ -317,8 +318,11 @@ def _online_env(
         yield env
     elif spec.recorded_environment is None:
         raise ConfigError(
-            f"online_steps is {config.online_steps}, but the data does not name its environment; expected online_env= "
-            "(for an .npz file, --env-id), or online_steps=0."
+            SettingText(
+                "{online_steps} is {0}, but the data does not name its environment; expected online_env= in Python or "
+                "--env-id on the command line, or {online_steps:0}.",
+                config.online_steps,
+            )
         )
     else:
         with contextlib.closing(make_environment(spec.recorded_environment)) as made:
@@ -351,8 +355,11 @@ def _unsaid(config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec) -> l
     found = [] if config.pad_chunks else [ChunkCoverage.of(dataset, config.chunk_size, padded=False).warning]
     if config.online_steps and _reach(spec) < _NARROW:
         found.append(
-            f"Online training explores {_reach(spec):.2g} of the action box, the range of the data's actions and a "
-            'tenth on either side, and no farther. Set action_scaling="box" (in a new run) for all of it.'
+            SettingText(
+                "Online training explores {0:.2g} of the action box, the range of the data's actions and a tenth on "
+                'either side, and no farther. Set {action_scaling:"box"} (in a new run) for all of it.',
+                _reach(spec),
+            )
         )
     return [text for text in found if text is not None]
 

@@ -97,8 +97,8 @@ def test_the_folder_is_found_however_it_is_written(begun, form):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch-size", "32"], "other settings: batch_size: 16 there, 32 now."),
-        (["--seed", "1"], "other settings: seed: 0 there, 1 now."),
+        (["--batch-size", "32"], "other settings: --batch-size: 16 there, 32 now."),
+        (["--seed", "1"], "other settings: --seed: 0 there, 1 now."),
     ],
 )
 def test_a_resumed_run_refuses_other_settings(begun, capsys, arguments, message):
@@ -109,7 +109,7 @@ def test_a_resumed_run_refuses_other_settings(begun, capsys, arguments, message)
 
 def test_a_resumed_run_refuses_another_preset(begun, capsys):
     assert meam(["train", "me-am", "--resume", "--output-dir", str(begun), "--steps", "5", *TINY.split()]) == 2
-    assert "method: 'qam' there, 'me-am' now" in capsys.readouterr().err
+    assert "preset: 'qam' there, 'me-am' now" in capsys.readouterr().err
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_resumed_too(begun):
@@ -155,10 +155,23 @@ def test_a_run_begun_in_python_says_how_to_resume(data, tmp_path, capsys):
     assert Checkpoint.load(folder).step == 3
 
 
+def test_a_flag_without_effect_is_refused_at_its_default_too(data, tmp_path, capsys):
+    new = ["train", "--data", str(data), "--output-dir", str(tmp_path / "run")]
+    for typed in (
+        ["--kl-budget", "1", "--inverse-temperature", "1"],
+        ["--inverse-temperature", "1.0", "--kl-budget=1"],
+    ):
+        assert meam([*new, *typed]) == 2
+        assert "--inverse-temperature is 1.0, but has no effect with --kl-budget 1.0" in capsys.readouterr().err
+    assert meam([*new, "--no-adaptive-mixture"]) == 2
+    assert "--adaptive-mixture is False, but has no effect with --mixture-weight 0.0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_flag_without_effect_is_refused(data, tmp_path, capsys):
     assert meam(["train", "--data", str(data), "--output-dir", str(tmp_path / "run"), "--sde-steps", "5"]) == 2
     assert (
-        'sde_steps is 5, but has no effect with objective="two_scale"; leave it out, or set objective to adjoint.'
+        "--sde-steps is 5, but has no effect with --objective two_scale; leave it out, or set --objective to adjoint."
     ) in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
 

@@ -74,7 +74,7 @@ def test_the_loss_of_short_episodes_is_named_with_its_share():
     warning = warned(data_report(data, 8, pad_chunks=False), "chunk")
     assert "67% of the rows are within 7 steps" in warning
     assert "120 of them in 20 episodes shorter than a chunk" in warning
-    assert "nothing is learned from them. Set pad_chunks (--pad-chunks)" in warning
+    assert "nothing is learned from them. Set pad_chunks=True" in warning
     assert "learned from the others alone" in warned(data_report(data, 8), "chunk")
     assert data_report(data, 4, pad_chunks=False).warnings == ()
 

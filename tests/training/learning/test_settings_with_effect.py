@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from meam_training.config import TrainConfig
 from meam_training.config.declaration import fields_of
 from meam_training.learning.chunk_source import make_chunk_source
 from meam_training.learning.learner import Learner
+from meam_training.setting_text import SettingText
 from meam_training.trainer import data_statistics, make_spec
 
 CPU = torch.device("cpu")
@@ -156,10 +158,26 @@ def test_a_setting_without_effect_is_refused_by_name(name, condition):
     with pytest.raises(ConfigError) as caught:
         TrainConfig.preset(method, **{**changes, name: value})
     assert str(caught.value) == (
-        f"{name} is {shown}, but has no effect with {condition.other}={because}; leave it out, or {condition.remedy}."
+        f"{name} is {shown}, but has no effect with {condition.other}={because}; leave it out, or "
+        f"{SettingText(condition.remedy)}."
     )
     assert TrainConfig.preset(method, {**changes, name: value}) == plain
     assert TrainConfig.from_json(json.dumps({**vars(plain), name: value})) == plain
+
+
+@pytest.mark.parametrize(("name", "condition"), CONDITIONS, ids=[f"{n}-{c.other}" for n, c in CONDITIONS])
+def test_a_setting_that_is_given_at_its_default_without_effect_is_refused_too(name, condition):
+    method, changes = failing(name, condition.other)
+    plain = TrainConfig.preset(method, **changes)
+    value = getattr(plain, name)
+    given = {**changes, name: value}
+    for settings in (partial(TrainConfig.preset, method, **given), partial(plain.changed, **given)):
+        if value is None:  # leaves it to its default
+            assert settings() == plain
+        else:
+            with pytest.raises(ConfigError, match=f"^{name} is .*, but has no effect with {condition.other}="):
+                settings()
+    assert TrainConfig.preset(method, {**changes, name: value}) == plain  # shared with other methods
 
 
 @pytest.mark.parametrize(("name", "condition"), CONDITIONS, ids=[f"{n}-{c.other}" for n, c in CONDITIONS])

@@ -18,6 +18,8 @@ from meam_training.commands.source_options import SourceOptions
 from meam_training.data.data_figure import draw_report
 from meam_training.data.data_report import NumberRange, data_report
 from meam_training.data.opening import open_dataset
+from meam_training.runs.options import as_flag
+from meam_training.setting_text import said
 
 __all__ = ["DataCommandArguments", "run"]
 
@@ -78,7 +80,7 @@ def run(arguments: list[str], prog: str = "meam data") -> None:
     if len(report.observations) > len(shown):
         print_lines(f"and {len(report.observations) - len(shown)} more")
     for warning in report.warnings:
-        say(f"Warning: {warning}")
+        say(f"Warning: {said(warning, as_flag)}")
     if parsed.output is not None:
         say(f"Wrote {parsed.output}")
 

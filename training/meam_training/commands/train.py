@@ -18,6 +18,8 @@ from meam_policy.extras import needs
 from meam_training.commands.train_arguments import Draft, TrainArguments
 from meam_training.config import PRESETS, TrainConfig
 from meam_training.data.opening import recorded_arguments
+from meam_training.runs.options import as_flag
+from meam_training.setting_text import in_notation
 
 __all__ = ["run"]
 
@@ -37,12 +39,13 @@ _pytorch = partial(needs, "`meam train`", None, "train")
 
 def run(arguments: list[str], prog: str) -> None:
     """Parse the arguments and train."""
-    parsed = _parse(arguments, prog)
+    with in_notation(as_flag):
+        parsed = _parse(arguments, prog)
 
-    with _pytorch():
-        from meam_training.commands.train_run import run_training
+        with _pytorch():
+            from meam_training.commands.train_run import run_training
 
-    run_training(parsed)
+        run_training(parsed)
 
 
 def _parse(arguments: list[str], prog: str) -> TrainArguments:
@@ -94,7 +97,7 @@ def _parse(arguments: list[str], prog: str) -> TrainArguments:
     flags = {flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in arguments if flag.startswith("--")}
     # What is given counts as given even where it is the default: a temperature is then to stay, beside no budget.
     given = {name: value for name, value in vars(parsed.config).items() if value != getattr(settings, name)}
-    given |= {name: value for name, value in vars(parsed.config).items() if name in flags}
+    given |= {name: value for name, value in vars(parsed.config).items() if flags & {name, f"no_{name}"}}
     chooses = begun is None and not flags & {"compile", "no_compile"}
     return replace(parsed, config=settings.changed(**given), chooses_to_compile=chooses)
 

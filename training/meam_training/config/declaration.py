@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import numpy as np
 
 from meam_policy.errors import ConfigError
+from meam_training.setting_text import SettingText
 
 __all__ = ["Field", "HowItRuns", "OnlyIf", "Range", "Text", "as_plain", "check_fields", "fields_of", "unknown"]
 
@@ -90,7 +91,7 @@ class OnlyIf:
     Attributes:
         other: Name of the other field.
         holds: The condition, a function of an object whose attributes are the settings.
-        remedy: How to fulfil it, as an imperative.
+        remedy: How to fulfil it, as an imperative; settings stand in braces, as in a `SettingText`.
     """
 
     other: str
@@ -144,13 +145,16 @@ def check_fields(fields: Mapping[str, Field], values: Mapping[str, Any]) -> None
         if get_origin(field.kind) is tuple:
             member = Field(get_args(field.kind)[0], False, field.markers)
             plural = _plural(member)
-            if not isinstance(value, tuple) or (not value and get_origin(member.kind) is not Literal):
-                raise ConfigError(f"{name} is {value!r}; expected a tuple of {plural}.")
+            if not value and isinstance(value, tuple) and get_origin(member.kind) is not Literal:
+                raise ConfigError(SettingText(f"{{{name}}} is empty; expected {{0}}.", plural))
+            if not isinstance(value, tuple):
+                raise ConfigError(SettingText(f"{{{name}}} is {{0!r}}; expected a tuple of {{1}}.", value, plural))
             for each in value:
                 if get_origin(member.kind) is Literal:
                     _check(name.removesuffix("s"), each, member)
                 elif not _fits(each, member):
-                    raise ConfigError(f"{name} is {value!r}; expected a tuple of {plural}{_limit(each, member)}.")
+                    expected = plural + _limit(each, member)
+                    raise ConfigError(SettingText(f"{{{name}}} has {{0!r}}; expected {{1}}.", each, expected))
         else:
             _check(name, value, field)
 
@@ -187,7 +191,7 @@ def _check(name: str, value: object, field: Field) -> None:
     if get_origin(field.kind) is Literal:
         raise ConfigError(unknown(name, str(value), get_args(field.kind)))
     expected = _expected(field) + (", or None" if field.optional else "")
-    raise ConfigError(f"{name} is {value!r}; expected {expected}{_limit(value, field)}.")
+    raise ConfigError(SettingText(f"{{{name}}} is {{0!r}}; expected {{1}}.", value, expected + _limit(value, field)))
 
 
 def _limit(value: object, field: Field) -> str:

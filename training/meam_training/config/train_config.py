@@ -23,6 +23,7 @@ from meam_training.config.declaration import (
     fields_of,
     unknown,
 )
+from meam_training.setting_text import SettingText
 
 __all__ = ["PRESETS", "Dual", "Logger", "Method", "Objective", "Precision", "Scheme", "Statistics", "TrainConfig"]
 
@@ -56,36 +57,36 @@ RENEWALS, NEAR = 40, 10
 
 
 # Conditions under which settings have an effect. Where a field has several, an error names the first one that fails.
-TRAINS_POLICY = OnlyIf("method", lambda c: c.method != "bc", "take another method")
-PRETRAINS = OnlyIf("pretrain_steps", lambda c: c.pretrain_steps != 0, "set pretrain_steps above 0")
-EDITS = OnlyIf("method", lambda c: c.method == "qam-edit", "take the method qam-edit")
-HAS_FOURIER_FEATURES = OnlyIf("fourier_features", lambda c: c.fourier_features > 0, "set fourier_features above 0")
-HAS_BUDGET = OnlyIf("kl_budget", lambda c: c.kl_budget is not None, "set kl_budget")
-HAS_NO_BUDGET = OnlyIf("kl_budget", lambda c: c.kl_budget is None, "train without kl_budget (not with trqam)")
-FOLLOWS_SDE = OnlyIf("objective", lambda c: c.objective == "adjoint", "set objective to adjoint")
+TRAINS_POLICY = OnlyIf("method", lambda c: c.method != "bc", "take another {method}")
+PRETRAINS = OnlyIf("pretrain_steps", lambda c: c.pretrain_steps != 0, "set {pretrain_steps} above 0")
+EDITS = OnlyIf("method", lambda c: c.method == "qam-edit", 'take {method:"qam-edit"}')
+HAS_FOURIER_FEATURES = OnlyIf("fourier_features", lambda c: c.fourier_features > 0, "set {fourier_features} above 0")
+HAS_BUDGET = OnlyIf("kl_budget", lambda c: c.kl_budget is not None, "set {kl_budget}")
+HAS_NO_BUDGET = OnlyIf("kl_budget", lambda c: c.kl_budget is None, "set {kl_budget:None} (not with trqam)")
+FOLLOWS_SDE = OnlyIf("objective", lambda c: c.objective == "adjoint", "set {objective} to adjoint")
 WEIGHS = OnlyIf(
-    "objective", lambda c: c.objective in ("reweighted", "two_scale"), "set objective to two_scale or reweighted"
+    "objective", lambda c: c.objective in ("reweighted", "two_scale"), "set {objective} to two_scale or reweighted"
 )
-SWITCHES = OnlyIf("objective", lambda c: c.objective == "two_scale", "set objective to two_scale")
-FOLLOWS_BRIDGES = OnlyIf("objective", lambda c: c.objective == "bridge", "set objective to bridge")
+SWITCHES = OnlyIf("objective", lambda c: c.objective == "two_scale", "set {objective} to two_scale")
+FOLLOWS_BRIDGES = OnlyIf("objective", lambda c: c.objective == "bridge", "set {objective} to bridge")
 TAKES_SCORES = OnlyIf(
     "objective",
     lambda c: c.objective in ("adjoint", "bridge", "target_score"),
-    "set objective to adjoint, bridge or target_score",
+    "set {objective} to adjoint, bridge or target_score",
 )
 READS_SCORE = OnlyIf(
     "entropy_coef",
     lambda c: c.entropy_coef > 0 or c.objective == "target_score",
-    "set entropy_coef above 0 (me-am), or objective to target_score",
+    "set {entropy_coef} above 0 (me-am), or {objective} to target_score",
 )
-MIXES_PRIOR = OnlyIf("mixture_weight", lambda c: c.mixture_weight > 0, "set mixture_weight above 0 (me-am)")
-PERTURBS_STARTS = OnlyIf("ascent_starts", lambda c: c.ascent_starts > 2, "set ascent_starts above 2")
-ASCENDS = OnlyIf("ascent_steps", lambda c: c.ascent_steps > 0, "set ascent_steps above 0")
-HAS_SEVERAL_CRITICS = OnlyIf("num_critics", lambda c: c.num_critics > 1, "set num_critics above 1")
-CLIPS = OnlyIf("gradient_clip", lambda c: c.gradient_clip > 0, "set gradient_clip above 0")
-EVALUATES = OnlyIf("evaluate_every", lambda c: c.evaluate_every > 0, "set evaluate_every above 0")
-HAS_CHUNKS = OnlyIf("chunk_size", lambda c: c.chunk_size > 1, "set chunk_size above 1")
-LEARNS_ONLINE = OnlyIf("online_steps", lambda c: c.online_steps > 0, "set online_steps above 0")
+MIXES_PRIOR = OnlyIf("mixture_weight", lambda c: c.mixture_weight > 0, "set {mixture_weight} above 0 (me-am)")
+PERTURBS_STARTS = OnlyIf("ascent_starts", lambda c: c.ascent_starts > 2, "set {ascent_starts} above 2")
+ASCENDS = OnlyIf("ascent_steps", lambda c: c.ascent_steps > 0, "set {ascent_steps} above 0")
+HAS_SEVERAL_CRITICS = OnlyIf("num_critics", lambda c: c.num_critics > 1, "set {num_critics} above 1")
+CLIPS = OnlyIf("gradient_clip", lambda c: c.gradient_clip > 0, "set {gradient_clip} above 0")
+EVALUATES = OnlyIf("evaluate_every", lambda c: c.evaluate_every > 0, "set {evaluate_every} above 0")
+HAS_CHUNKS = OnlyIf("chunk_size", lambda c: c.chunk_size > 1, "set {chunk_size} above 1")
+LEARNS_ONLINE = OnlyIf("online_steps", lambda c: c.online_steps > 0, "set {online_steps} above 0")
 
 
 @dataclass(frozen=True)
@@ -296,63 +297,77 @@ class TrainConfig:
         check_fields(fields, values)
         for name, value in _FIXED[self.method].items():
             if values[name] != value:
-                raise ConfigError(
-                    f"{name} is {values[name]}; the preset {self.method} fixes it at {value}. Leave it out, or take "
-                    f'me-am. In Python, TrainConfig.preset("{self.method}") sets it.'
+                raise _refused(
+                    f"{{{name}}} is {{0}}; the preset {{1}} fixes it at {{2}}. Leave it out, or take me-am. In Python, "
+                    'TrainConfig.preset("{1}") sets it.',
+                    values[name],
+                    self.method,
+                    value,
                 )
         for name, condition in _without_effect(fields, values).items():
-            raise ConfigError(
-                f"{name} is {_shown(values[name])}, but has no effect with {condition.other}="
-                f"{_shown(values[condition.other])}; leave it out, or {condition.remedy}."
-            )
+            raise _no_effect(name, condition, values)
         self._check_together()
 
     def _check_together(self) -> None:
         """Check constraints between fields."""
         if self.nfe % EVALUATIONS[self.solver]:
-            raise ConfigError(
-                f"nfe is {self.nfe}; expected a multiple of {EVALUATIONS[self.solver]}, the evaluations per step of "
-                f'solver="{self.solver}", or solver="euler".'
+            raise _refused(
+                "{nfe} is {0}; expected a multiple of {1}, the evaluations per step of {solver:{2}}, or "
+                '{solver:"euler"}.',
+                self.nfe,
+                EVALUATIONS[self.solver],
+                _shown(self.solver),
             )
         if self.objective in ("reweighted", "two_scale") and self.trains_policy:
             if self.batch_size < 4:
-                raise ConfigError(
-                    f'batch_size is {self.batch_size}; expected 4 or more with objective="{self.objective}". '
-                    'For smaller batches take objective="adjoint".'
+                raise _refused(
+                    "{batch_size} is {0}; expected 4 or more with {objective:{1}}. For smaller batches take "
+                    '{objective:"adjoint"}.',
+                    self.batch_size,
+                    _shown(self.objective),
                 )
             if not 4 <= self.candidates <= self.batch_size:
-                raise ConfigError(f"candidates is {self.candidates}; expected 4 to batch_size = {self.batch_size}.")
+                raise _refused(
+                    "{candidates} is {0}; expected 4 to {batch_size} = {1}.", self.candidates, self.batch_size
+                )
         follows_sde = self.objective == "adjoint" and self.trains_policy
         if follows_sde and self.sde == "ancestral" and (self.sde_steps or self.nfe) < 2:
             name = "nfe" if self.sde_steps is None else "sde_steps"
-            raise ConfigError(
-                f"{name} is 1; expected 2 or more, because the last ancestral step is noiseless and trains nothing."
+            raise _refused(
+                f"{{{name}}} is 1; expected 2 or more, because the last ancestral step is noiseless and trains nothing."
             )
         if 0 < self.online_steps <= self.online_warmup:
-            raise ConfigError(
-                f"online_steps is {self.online_steps}, all of it warm-up; expected more than online_warmup = "
-                f"{self.online_warmup}, or 0."
+            raise _refused(
+                "{online_steps} is {0}, all of it warm-up; expected more than {online_warmup} = {1}, or 0.",
+                self.online_steps,
+                self.online_warmup,
             )
         if self.fourier_features % 2:
-            raise ConfigError(f"fourier_features is {self.fourier_features}; expected an even number.")
+            raise _refused("{fourier_features} is {0}; expected an even number.", self.fourier_features)
         if self.execute_steps is not None and self.execute_steps > self.chunk_size:
-            raise ConfigError(
-                f"execute_steps is {self.execute_steps}; expected a whole number, 1 to chunk_size = {self.chunk_size}."
+            raise _refused(
+                "{execute_steps} is {0}; expected a whole number, 1 to {chunk_size} = {1}.",
+                self.execute_steps,
+                self.chunk_size,
             )
         if (self.edit_scale > 0) != (self.method == "qam-edit"):
             expected = "above 0 for qam-edit" if self.method == "qam-edit" else f"0 for {self.method}"
-            raise ConfigError(f"edit_scale is {self.edit_scale}; expected {expected}.")
+            raise _refused("{edit_scale} is {0}; expected {1}.", self.edit_scale, expected)
         if self.method == "trqam" and self.kl_budget is None:
-            raise ConfigError("kl_budget is None; expected a number above 0 for trqam. Without one, take qam.")
+            raise _refused("{kl_budget} is None; expected a number above 0 for trqam. Without one, take qam.")
         if self.pretraining >= self.steps:
-            raise ConfigError(
-                f"pretrain_steps is {self.pretrain_steps}; expected fewer than steps = {self.steps}. Raise steps, or "
-                "lower pretrain_steps in a new run: a resumed one keeps what it began with."
+            raise _refused(
+                "{pretrain_steps} is {0}; expected fewer than {steps} = {1}. Raise {steps}, or lower {pretrain_steps} "
+                "in a new run: a resumed one keeps what it began with.",
+                self.pretrain_steps,
+                self.steps,
             )
         joint = self.steps - self.pretraining
         if self.mirror_stages > joint:
-            raise ConfigError(
-                f"mirror_stages is {self.mirror_stages}; expected at most the {joint} updates after pretraining."
+            raise _refused(
+                "{mirror_stages} is {0}; expected at most the {1} updates after pretraining.",
+                self.mirror_stages,
+                joint,
             )
 
     @property
@@ -467,7 +482,7 @@ class TrainConfig:
                 raise ConfigError(unknown("training setting", field, values))
         given = {**(shared or {}), **overrides}
         values |= _constant_temperature(values, given) | given
-        return cls(**_reset_without_effect(fields_of(cls), values, overrides))
+        return cls(**_effective(fields_of(cls), values, overrides))
 
     def changed(self, **changes: Any) -> TrainConfig:
         """Copy the settings with changes; others that lose their effect as a result return to their defaults.
@@ -480,7 +495,7 @@ class TrainConfig:
             if field not in values:
                 raise ConfigError(unknown("training setting", field, values))
         values = {**values, **_constant_temperature(values, changes), **changes}
-        return TrainConfig(**_reset_without_effect(fields_of(TrainConfig), values, changes))
+        return TrainConfig(**_effective(fields_of(TrainConfig), values, changes))
 
     def to_json(self) -> str:
         """Serialise the settings as JSON."""
@@ -504,7 +519,7 @@ class TrainConfig:
             for name, field in fields.items():
                 if get_origin(field.kind) is tuple:
                     data[name] = tuple(data[name])
-            return cls(**_reset_without_effect(fields, data))
+            return cls(**_effective(fields, data))
         except ConfigError:
             raise
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -578,25 +593,45 @@ def _constant_temperature(values: Mapping[str, Any], given: Collection[str]) -> 
     return {"kl_budget": None} if asked else {}
 
 
-def _without_effect(fields: Mapping[str, Field], values: Mapping[str, Any]) -> dict[str, OnlyIf]:
-    """Fields that have no effect but are not at their preset's defaults, each with the condition that fails."""
+def _without_effect(
+    fields: Mapping[str, Field], values: Mapping[str, Any], given: Collection[str] = ()
+) -> dict[str, OnlyIf]:
+    """Fields without effect that were given, or are not at their preset's defaults, and the condition that fails.
+
+    What is given as None is left to its default, and thus not given.
+    """
     settings, defaults = SimpleNamespace(**values), _defaults(values["method"])
     failing = {
         name: next((condition for condition in field.conditions if not condition.holds(settings)), None)
         for name, field in fields.items()
-        if values[name] != defaults[name]
+        if values[name] != defaults[name] or (name in given and values[name] is not None)
     }
     return {name: condition for name, condition in failing.items() if condition is not None}
 
 
-def _reset_without_effect(
-    fields: Mapping[str, Field], values: Mapping[str, Any], given: Collection[str] = ()
-) -> dict[str, Any]:
-    """Reset values without effect to their preset's defaults, except those that were given explicitly."""
+def _effective(fields: Mapping[str, Field], values: Mapping[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
+    """Reset values without effect to their preset's defaults, but refuse those that were given explicitly."""
     values = {name: as_plain(value) for name, value in values.items()}
     check_fields(fields, values)
-    idle, defaults = _without_effect(fields, values).keys() - set(given), _defaults(values["method"])
-    return {name: defaults[name] if name in idle else value for name, value in values.items()}
+    idle, defaults = _without_effect(fields, values, given), _defaults(values["method"])
+    found = {name: defaults[name] if name in idle.keys() - set(given) else value for name, value in values.items()}
+    fixed = all(found[name] == value for name, value in _FIXED[values["method"]].items())
+    for name in (name for name in idle if name in given and fixed):  # a preset's own refusal says more
+        raise _no_effect(name, idle[name], found)
+    return found
+
+
+def _no_effect(name: str, condition: OnlyIf, values: Mapping[str, Any]) -> ConfigError:
+    where = f"{{{condition.other}:{{1}}}}"
+    return _refused(
+        f"{{{name}}} is {{0}}, but has no effect with {where}; leave it out, or {condition.remedy}.",
+        _shown(values[name]),
+        _shown(values[condition.other]),
+    )
+
+
+def _refused(template: str, *values: object) -> ConfigError:
+    return ConfigError(SettingText(template, *values))
 
 
 def _shown(value: object) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meam_policy.errors import DatasetError
+from meam_training.setting_text import SettingText
 
 __all__ = ["ActionChunkBatch", "ActionChunkSampler", "ChunkTargets", "check_chunk_size", "chunk_targets"]
 
@@ -68,11 +69,10 @@ def check_chunk_size(chunk_size: int, episode_ends: NDArray[np.bool_]) -> None:
         DatasetError: the size is not positive, or no chunk lies within an episode.
     """
     if chunk_size < 1:
-        raise DatasetError(f"chunk_size is {chunk_size}; expected 1 or more.")
+        raise DatasetError(SettingText("{chunk_size} is {0}; expected 1 or more.", chunk_size))
     if np.diff(np.flatnonzero(episode_ends), prepend=-1).max(initial=0) < chunk_size:
-        raise DatasetError(
-            f"No episode has chunk_size = {chunk_size} transitions or more; expected at least one. Use shorter chunks."
-        )
+        text = "No episode has {chunk_size} = {0} transitions or more; expected at least one. Use shorter chunks."
+        raise DatasetError(SettingText(text, chunk_size))
 
 
 def chunk_targets(

@@ -16,6 +16,7 @@ from meam_training.data.action_range import action_range
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.dataset_cache import array_blocks, moments, rows_per_block
 from meam_training.data.still_numbers import stand_still
+from meam_training.setting_text import SettingText
 
 __all__ = ["ChunkCoverage", "Clipping", "DataReport", "NumberRange", "data_report"]
 
@@ -98,7 +99,8 @@ class ChunkCoverage:
     def warning(self) -> str | None:
         """What is lost, and what to do; None if that is little."""
         if not self.whole:
-            return f"No episode is as long as chunk_size = {self.chunk_size}: training will refuse. Use shorter chunks."
+            text = "No episode is as long as {chunk_size} = {0}: training will refuse. Use shorter chunks."
+            return SettingText(text, self.chunk_size)
         lost = not self.padded and self.short_rows >= MANY_SHORT * (self.whole + self.cut)
         if self.cut_share < MOST_CUT and not lost:
             return None
@@ -106,13 +108,17 @@ class ChunkCoverage:
         if self.short_episodes:
             where += f", {self.short_rows} of them in {_count(self.short_episodes, 'episode')} shorter than a chunk"
         if not self.padded:
-            return (
-                f"{where}; with chunk_size = {self.chunk_size} nothing is learned from them. Set pad_chunks "
-                "(--pad-chunks), or use shorter chunks."
+            return SettingText(
+                "{0}; with {chunk_size} = {1} nothing is learned from them. Set {pad_chunks:True}, or use shorter "
+                "chunks.",
+                where,
+                self.chunk_size,
             )
-        return (
-            f"{where}; with chunk_size = {self.chunk_size} the later actions of a chunk are learned from the others "
-            "alone. Use shorter chunks, or execute fewer of their steps."
+        return SettingText(
+            "{0}; with {chunk_size} = {1} the later actions of a chunk are learned from the others alone. Use shorter "
+            "chunks, or execute fewer of their steps.",
+            where,
+            self.chunk_size,
         )
 
 
@@ -277,7 +283,7 @@ class DataReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What may be wrong, each in a sentence or two."""
+        """What may be wrong, each in a sentence or two; a `SettingText` where it names settings."""
         found = [self.chunks.warning] if self.chunks.warning else []
         if self.reward_least == self.reward_greatest:
             found.append(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from meam_policy.errors import ConfigError, DeviceError
+from meam_training.setting_text import SettingText
 
 __all__ = ["cpu_threads", "training_device"]
 
@@ -30,15 +31,20 @@ def training_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f'device is "{name}"; expected "auto", "cpu", "cuda" or "cuda:N".') from error
+        raise _unknown(name) from error
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f'device is "{name}"; expected "auto", "cpu", "cuda" or "cuda:N".')
+        raise _unknown(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
-        raise DeviceError(f'device is "{name}", but torch sees {seen} CUDA device(s) here. Use device="cpu" or "auto".')
+        text = '{device} is "{0}", but torch sees {1} CUDA device(s) here. Use {device:"cpu"} or {device:"auto"}.'
+        raise DeviceError(SettingText(text, name, seen))
     if device.index is not None:
         torch.cuda.set_device(device)
     return device
+
+
+def _unknown(name: str) -> ConfigError:
+    return ConfigError(SettingText('{device} is "{0}"; expected "auto", "cpu", "cuda" or "cuda:N".', name))
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor
 from meam_policy.errors import CheckpointError, ConfigError
 from meam_training.algorithm.batch import ROW_AXES, ChunkBatch, MeamNoise, mixed_rows
 from meam_training.config import TrainConfig
+from meam_training.setting_text import SettingText
 
 __all__ = ["ProcessGroup", "process_group"]
 
@@ -54,26 +55,42 @@ class ProcessGroup:
             return
         if config.online_steps:
             raise ConfigError(
-                f"online_steps is {config.online_steps}; expected 0 with {self.size} processes, since there is only "
-                "one environment. Use a single process for online training."
+                SettingText(
+                    "{online_steps} is {0}; expected 0 with {1} processes, since there is only one environment. Use a "
+                    "single process for online training.",
+                    config.online_steps,
+                    self.size,
+                )
             )
         # Rows of the batch behind one observation whose candidates are weighed, which no two processes can share.
         groups = {"reweighted": config.candidates, "two_scale": 2 * config.candidates}
         unit = groups.get(config.objective, 1) if config.trains_policy else 1
         if config.batch_size % (unit * self.size):
             raise ConfigError(
-                f"batch_size is {config.batch_size}; expected a multiple of {unit * self.size} for {self.size} "
-                f"processes" + (f" and {config.candidates} candidates." if unit > 1 else ".")
+                SettingText(
+                    "{batch_size} is {0}; expected a multiple of {1} for {2} processes{3}.",
+                    config.batch_size,
+                    unit * self.size,
+                    self.size,
+                    f" and {config.candidates} candidates" if unit > 1 else "",
+                )
             )
         if 0 < mixed_rows(config.batch_size, config) < self.size:
             raise ConfigError(
-                f"mixture_weight is {config.mixture_weight}; expected 0, or at least one row of the batch for each of "
-                f"the {self.size} processes."
+                SettingText(
+                    "{mixture_weight} is {0}; expected 0, or at least one row of the batch for each of the {1} "
+                    "processes.",
+                    config.mixture_weight,
+                    self.size,
+                )
             )
         if config.adaptive_mixture:
             raise ConfigError(
-                f"adaptive_mixture is True; expected False with {self.size} processes, since it compares rows of the "
-                "whole batch."
+                SettingText(
+                    "{adaptive_mixture:True} compares rows of the whole batch, and does not work with {0} processes; "
+                    "expected {adaptive_mixture:False}.",
+                    self.size,
+                )
             )
 
     def rows_of(self, batch: ChunkBatch, noise: MeamNoise) -> tuple[ChunkBatch, MeamNoise]:

@@ -20,6 +20,7 @@ from meam_training.learning.distributed import ProcessGroup
 from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.known_prior import KnownPrior
 from meam_training.networks.meam_networks import KnownValue, build_networks
+from meam_training.setting_text import SettingText
 
 __all__ = ["Learner", "clip_gradients"]
 
@@ -110,8 +111,12 @@ class Learner:
             strength = "inverse_temperature" if c.kl_budget is None else "kl_budget"
             shown = ", ".join(f"{name} {value.item():.3g}" for name, value in metrics.items())
             raise DivergedError(
-                f"The gradient of update {step} is not finite ({shown}); expected finite numbers. Earlier checkpoints "
-                f"are intact; try a smaller learning_rate, {strength} or entropy_coef."
+                SettingText(
+                    "The gradient of update {0} is not finite ({1}); expected finite numbers. Earlier checkpoints are "
+                    f"intact; try a smaller {{learning_rate}}, {{{strength}}} or {{entropy_coef}}.",
+                    step,
+                    shown,
+                )
             )
         if c.trains_policy and step == c.pretraining:
             n.start_from_pretraining()

@@ -38,6 +38,7 @@ from meam_training.learning.online import ONLINE_METRICS, OnlineLearning
 from meam_training.networks.trust_region import TRUST_REGION_METRICS
 from meam_training.runs.checkpoint import OBSERVATIONS_FILE, Checkpoint, TrainingState
 from meam_training.runs.run_log import RunLog, SilentLog
+from meam_training.setting_text import SettingText
 
 __all__ = ["Run", "RunRecord", "load_settings", "open_run"]
 
@@ -333,10 +334,15 @@ def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec, dat
         names = [name for name in {**theirs, **ours} if getattr(last.config, name) != getattr(config, name)]
         if "method" in names:
             names = ["method"]  # the other differences follow from it
-        changed = [f"{name}: {getattr(last.config, name)!r} there, {getattr(config, name)!r} now" for name in names]
+        changed = [f"{{{name}}}: {{{2 * i + 1}!r}} there, {{{2 * i + 2}!r}} now" for i, name in enumerate(names)]
+        values = [getattr(settings, name) for name in names for settings in (last.config, config)]
         raise CheckpointError(
-            f"The run in {last.path.parent.parent} has other settings: {'; '.join(changed)}. Resume it with its own "
-            "settings, or choose another output folder."
+            SettingText(
+                f"The run in {{0}} has other settings: {'; '.join(changed)}. Resume it with its own settings, or "
+                "choose another output folder.",
+                last.path.parent.parent,
+                *values,
+            )
         )
     # How the environment is made decides no weights but those of online learning, and older runs do not record it.
     there, now = (replace(each, hyperparameters={}, environment=None) for each in (last.spec, spec))
@@ -347,13 +353,19 @@ def _check_same_run(last: Checkpoint, config: TrainConfig, spec: PolicySpec, dat
         )
     if last.step > last.config.steps != config.steps:
         raise CheckpointError(
-            f"steps is {config.steps}, but the run began online training after {last.config.steps} updates. Set steps "
-            f"to {last.config.steps}."
+            SettingText(
+                "{steps} is {0}, but the run began online training after {1} updates. Set {steps} to {1}.",
+                config.steps,
+                last.config.steps,
+            )
         )
     if last.step > config.steps + config.online_steps:
         raise CheckpointError(
-            f"steps + online_steps is {config.steps + config.online_steps}, but the run has already done {last.step} "
-            f"steps; expected {last.step} or more."
+            SettingText(
+                "{steps} + {online_steps} is {0}, but the run has already done {1} steps; expected {1} or more.",
+                config.steps + config.online_steps,
+                last.step,
+            )
         )
 
 

@@ -15,9 +15,10 @@ from meam_training.data.data_report import data_report
 from meam_training.data.dataset import OfflineDataset
 from meam_training.learning.update_cost import RunStart
 from meam_training.runs.csv_file import read_rows
-from meam_training.runs.options import flag, option
+from meam_training.runs.options import as_flag, flag, option
 from meam_training.runs.run_log import EVALUATIONS_FILE, METRICS_FILE
 from meam_training.runs.watch import KNOWN_ENOUGH, warnings_of
+from meam_training.setting_text import said
 
 __all__ = ["opening", "own_options", "run_facts", "start_fact", "summary"]
 
@@ -66,7 +67,7 @@ def opening(
     if start.reach < WHOLE:
         facts["reach"] = _reach(start.reach, config.online_steps > 0)
     if report.warnings:
-        facts["check"] = list(report.warnings)
+        facts["check"] = [said(text, as_flag) for text in report.warnings]
     facts["device"] = where
     if config.compile:
         again = ", and again where pretraining ends" if config.pretraining else ""

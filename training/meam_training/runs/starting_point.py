@@ -15,6 +15,7 @@ from meam_training.config import Statistics, TrainConfig
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.trained_policy import TrainedPolicy
+from meam_training.setting_text import SettingText
 
 __all__ = ["StartingPoint", "started_spec"]
 
@@ -89,8 +90,13 @@ class StartingPoint:
         for name in (*FLOW_SETTINGS, *critics):
             if getattr(config, name) != getattr(held, name):
                 raise ConfigError(
-                    f"{name} is {getattr(config, name)}, but the weights of {self.policy.name} were trained with "
-                    f"{getattr(held, name)}; expected the same, so that they fit. Set {name} to that, or start anew."
+                    SettingText(
+                        f"{{{name}}} is {{0}}, but the weights of {{1}} were trained with {{2}}; expected the same, so "
+                        f"that they fit. Set {{{name}}} to that, or start anew.",
+                        getattr(config, name),
+                        self.policy.name,
+                        getattr(held, name),
+                    )
                 )
         ours, theirs = _layout(spec), _layout(self.policy.spec)
         if ours != theirs:
