@@ -22,7 +22,7 @@ from meam_policy.spec import EnvironmentSpec, PolicySpec
 from meam_policy.typed import typed
 from meam_training.config import Statistics, TrainConfig
 from meam_training.data.action_range import action_range
-from meam_training.data.data_report import ChunkCoverage
+from meam_training.data.data_report import ChunkCoverage, endless_warning, indifferent_warning
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.dataset_cache import array_blocks, moments
 from meam_training.data.observation_scale import observation_scale
@@ -45,7 +45,7 @@ from meam_training.runs.run_folder import Run, open_run
 from meam_training.runs.run_log import METRICS_FILE
 from meam_training.runs.starting_point import StartingPoint, started_spec
 from meam_training.runs.watch import RunWarning, Watch
-from meam_training.setting_text import SettingText
+from meam_training.setting_text import SettingText, as_argument
 
 __all__ = ["EVALUATION_SECONDS", "data_statistics", "make_spec", "train"]
 
@@ -178,6 +178,8 @@ def train(
         calibration = None
         if group.is_first and config.trains_policy and value is None:
             calibration = Calibration(dataset, config, spec, device)
+            # At once: where they are equal, there is nothing to warn about.
+            run.log.add({name: torch.tensor(limit) for name, limit in calibration.limits.items()})
         if run.lacks_evaluation():  # the run was interrupted before it
             evaluation = _evaluate(evaluator, run, learner, run.step, interrupts, on_evaluation)
             if run.is_best(evaluation):
@@ -353,6 +355,8 @@ def _evaluate(
 def _unsaid(config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec) -> list[str]:
     """What nobody is told of who does not see how the run begins, and would want to know."""
     found = [] if config.pad_chunks else [ChunkCoverage.of(dataset, config.chunk_size, padded=False).warning]
+    if config.trains_policy:
+        found += [indifferent_warning(dataset), endless_warning(dataset)]
     if config.online_steps and _reach(spec) < _NARROW:
         found.append(
             SettingText(
@@ -391,7 +395,7 @@ def _reach(spec: PolicySpec) -> float:
 
 
 def _warn(warning: RunWarning) -> None:
-    warnings.warn(warning.text(str), RuntimeWarning, stacklevel=4)
+    warnings.warn(warning.text(as_argument), RuntimeWarning, stacklevel=4)
 
 
 def _report(callback: Progress | None, step: int, row: dict[str, float]) -> None:

@@ -28,6 +28,7 @@ from meam_training.collection.collect import collect
 from meam_training.collection.dataset_folder import default_dataset_id
 from meam_training.data.dataset import OfflineDataset
 from meam_training.runs.checkpoint import Checkpoint
+from meam_training.setting_text import as_argument
 from meam_training.trainer import train
 
 __all__ = ["DemoResult", "run_demo"]
@@ -186,7 +187,7 @@ def _train(
             run,
             resume=True,
             on_progress=lambda step, metrics: advance(step, f"{metrics['updates_per_second']:.0f} updates/s"),
-            on_warning=lambda warning: say(f"Warning about {method} at {warning.step}: {warning.text(str)}"),
+            on_warning=lambda warning: say(f"Warning about {method} at {warning.step}: {warning.text(as_argument)}"),
         )
 
 

@@ -13,7 +13,7 @@ from meam_export.report.drawing import Picture, svg
 from meam_export.report.groups import Group
 from meam_export.report.labels import COLOURS
 from meam_export.variants.ladder_figure import PANELS, ladder_figure
-from meam_training.runs.options import flag
+from meam_training.runs.options import as_flag
 from meam_training.runs.run_report import own_options, start_fact, summary
 
 __all__ = ["Block", "Section", "compared_sections", "group_section", "warning_lines"]
@@ -133,7 +133,7 @@ def warning_lines(group: Group) -> list[str]:
     """The warnings of a group's runs, in sentences."""
     several = len(group.subjects) > 1
     return [
-        f"{f'Seed {s.config.seed}, at' if several else 'At'} step {w.step:,}, {w.text(flag)}"
+        f"{f'Seed {s.config.seed}, at' if several else 'At'} step {w.step:,}, {w.text(as_flag)}"
         for s in group.subjects
         for w in s.warnings
     ]

@@ -35,7 +35,7 @@ from meam_policy.cli import run
 from meam_policy.spec import Integration
 from meam_training import Checkpoint, OfflineDataset, TrainConfig, collect, train
 from meam_training.flow.solvers import solve
-from meam_training.runs.options import flag
+from meam_training.runs.options import as_flag
 from meam_training.runs.watch import RunWarning
 
 TINY: dict[str, Any] = {
@@ -299,7 +299,7 @@ def test_warnings_are_those_of_the_watch(runs: Path, tmp_path: Path, monkeypatch
     warning = RunWarning("tau does nothing", 4, "it varies by 0.01 nats", "above 0.1", "Raise {inverse_temperature}", 2)
     monkeypatch.setattr("meam_export.report.subject.warnings_of", lambda config, rows: [warning])
     text = Parsed(write_report([runs / "qam-1"], tmp_path / "page.html").path).text
-    assert f"At step 4, {warning.text(flag)}" in text
+    assert f"At step 4, {warning.text(as_flag)}" in text
     assert "its runs warn of: tau does nothing." in text
 
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 import sysconfig
+import warnings
 from io import StringIO
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from meam_training.learning.compiler import missing_for_compiling
 from meam_training.learning.update_cost import RunStart, UpdateCost
 from meam_training.runs import watch
 from meam_training.runs.checkpoint import Checkpoint
-from meam_training.runs.run_report import opening
+from meam_training.runs.run_report import opening, summary
 from meam_training.trainer import EVALUATION_SECONDS, train
 
 TINY = (
@@ -157,11 +158,8 @@ def test_a_run_begun_in_python_says_how_to_resume(data, tmp_path, capsys):
 
 def test_a_flag_without_effect_is_refused_at_its_default_too(data, tmp_path, capsys):
     new = ["train", "--data", str(data), "--output-dir", str(tmp_path / "run")]
-    for typed in (
-        ["--kl-budget", "1", "--inverse-temperature", "1"],
-        ["--inverse-temperature", "1.0", "--kl-budget=1"],
-    ):
-        assert meam([*new, *typed]) == 2
+    for typed in ("--kl-budget 1 --inverse-temperature 1", "--inverse-temperature=1.0 --kl-budget=1"):
+        assert meam([*new, *typed.split()]) == 2
         assert "--inverse-temperature is 1.0, but has no effect with --kl-budget 1.0" in capsys.readouterr().err
     assert meam([*new, "--no-adaptive-mixture"]) == 2
     assert "--adaptive-mixture is False, but has no effect with --mixture-weight 0.0" in capsys.readouterr().err
@@ -302,6 +300,45 @@ def test_a_run_says_what_it_is_before_it_starts_and_what_came_of_it(data, tmp_pa
     assert lines.index(next(line for line in lines if line.startswith("method"))) < started
     assert lines.index(next(line for line in lines if line.startswith("updates"))) > started
     assert "3 of 3" in said
+
+
+def unended(data, truncations, rewards):
+    """The data, without a termination."""
+    arrays = dict(np.load(data))
+    columns = [arrays[name] for name in ("observations", "actions", "next_observations")]
+    return OfflineDataset.from_arrays(*columns[:2], rewards, columns[2], np.zeros(60), truncations)
+
+
+def test_equal_rewards_are_said_before_the_run_and_not_to_imitation(data, make_config, tmp_path):
+    dataset = unended(data, np.arange(60) == 19, np.full(60, -0.0))
+    start = RunStart(torch.device("cpu"), threads=2, processes=1, resident=True, step=0, cost=None)
+    [said] = opening(make_config(), dataset, start)["check"]
+    assert said.startswith("Every reward in the data is 0: no action is better than another")
+    assert "imitate: preset bc needs none" in said
+    assert "check" not in opening(make_config("bc"), dataset, start)
+    with pytest.warns(RuntimeWarning, match='nothing to improve on.*method="bc" needs none'):
+        train(make_config(steps=2), dataset, tmp_path / "me-am")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(make_config("bc", steps=2), dataset, tmp_path / "bc")
+
+
+def test_data_without_an_end_are_one_episode_and_say_what_that_means(data, make_config):
+    start = RunStart(torch.device("cpu"), threads=2, processes=1, resident=True, step=0, cost=None)
+    facts = opening(make_config(), unended(data, np.zeros(60), np.arange(60)), start)
+    assert "60 transitions in 1 episode, " in facts["data"]
+    [said] = facts["check"]
+    assert "No episode ends in the data" in said
+    assert "as --discount weighs them" in said
+
+
+def test_critics_that_cannot_be_compared_with_returns_say_why_and_what_they_agree_with():
+    judged = {"td_bias": -0.2, "td_reward": 1.0, "calibration_tail": 0.82, "value_gain": 0.1, "policy_value": 36.0}
+    facts = summary(TrainConfig(steps=10), [{"step": 10, "critic_loss": 0.1, **judged}], [])
+    assert facts["returns"] == (
+        "not compared, as 82% of a return is not recorded: episodes are short for the discount; targets differ from "
+        "values by -20% of a chunk's reward"
+    )
 
 
 def test_a_compiled_run_says_that_it_compiles_and_what_uncompiled_updates_cost(dataset):

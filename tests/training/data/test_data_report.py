@@ -79,10 +79,33 @@ def test_the_loss_of_short_episodes_is_named_with_its_share():
     assert data_report(data, 4, pad_chunks=False).warnings == ()
 
 
-def test_rewards_that_are_all_equal_are_warned_about():
-    report = data_report(recording([30], rewards=np.full(30, -1.0)))
-    assert "All rewards are -1" in warned(report, "reward")
+@pytest.mark.parametrize(("reward", "shown"), [(0.0, "0"), (-0.0, "0"), (-1.0, "-1"), (2.5, "2.5")])
+def test_rewards_that_are_all_equal_leave_nothing_to_improve_on(reward, shown):
+    cut = np.arange(50) == 29
+    endless = recording([30, 20], rewards=np.full(50, reward), terminations=np.zeros(50), truncations=cut)
+    report = data_report(endless)
+    warning = warned(report, "reward")
+    assert warning.startswith(f"Every reward in the data is {shown}: no action is better than another, and there is")
+    assert 'imitate: method="bc" needs none' in warning
     assert report.rewarded is None
+    assert report.facts["rewards"] == f"from {shown} to {shown}, mean {shown}"
+    if not reward:
+        assert report.facts["returns"] == "0 an episode"
+
+
+def test_where_episodes_end_equal_rewards_tell_the_long_ones_from_the_short_ones():
+    assert data_report(recording([30, 20], rewards=np.full(50, -1.0))).warnings == ()
+    assert warned(data_report(recording([30, 20], rewards=np.zeros(50))), "reward")
+
+
+def test_data_in_which_no_episode_ends_say_what_that_means():
+    endless = recording([30], terminations=np.zeros(30), rewards=np.arange(30))
+    warning = warned(data_report(endless), "episode")
+    assert "No episode ends in the data: all 30 rows are one" in warning
+    assert "as discount weighs them" in warning
+    assert "An evaluation needs an environment with a time limit" in warning
+    for ended in (recording([30]), recording([30, 20], terminations=np.zeros(50), truncations=np.arange(50) == 29)):
+        assert not [each for each in data_report(ended).warnings if "No episode ends" in each]
 
 
 def test_the_numbers_of_an_action_are_compared_with_their_box():

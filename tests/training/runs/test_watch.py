@@ -10,8 +10,9 @@ from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
 from meam_training.runs import watch as watch_module
 from meam_training.runs.csv_file import read_rows
-from meam_training.runs.options import flag
+from meam_training.runs.options import as_flag
 from meam_training.runs.watch import Watch, warnings_of
+from meam_training.setting_text import as_argument
 from meam_training.trainer import train
 
 CONFIG = TrainConfig(steps=6000, pretrain_steps=2000)
@@ -64,27 +65,27 @@ def test_a_healthy_run_is_warned_of_nothing():
         ),
         ("weights collapse", {"effective_samples": 0.18}, {"effective_samples": 0.2}),
         (
-            "critics below the scale of the returns",
+            "critics not at the scale of the returns",
             {"td_bias": -0.6, "calibration_value": 30.0},  # above 25 by more than half a standard deviation
             {"td_bias": -0.6, "calibration_value": 27.0},
         ),
         (  # and nothing about tau, whose values are still to come
-            "critics below the scale of the returns",
+            "critics not at the scale of the returns",
             {"td_bias": 0.6, "calibration_value": 10.0, "effective_samples": 0.99},
             {"td_bias": 0.6, "effective_samples": 0.99},
         ),
         (
-            "critics below the scale of the returns",
+            "critics not at the scale of the returns",
             {"td_bias": 0.6, "calibration_value": 10.0},
             {"td_bias": 0.4, "calibration_value": 10.0},
         ),
         (
-            "critics below the scale of the returns",
+            "critics not at the scale of the returns",
             {"td_bias": 0.6, "calibration_slope": 3.5},
             {"td_bias": 0.6, "calibration_slope": 3.5, "calibration_tail": 0.6},
         ),
         (
-            "critics below the scale of the returns",
+            "critics not at the scale of the returns",
             {"td_bias": 0.6, "calibration_slope": 3.5},
             {"td_bias": 0.6, "calibration_slope": 3.5, "calibration_correlation": 0.4},
         ),
@@ -158,6 +159,37 @@ def test_a_budget_that_the_penalty_takes_away_names_the_penalty(gain, penalty, r
     assert f"{{{remedy}}}" in warning.remedy
 
 
+@pytest.mark.parametrize("value", [-187.0, -3e9], ids=["above", "below"])
+def test_critics_without_a_scale_name_the_setting_that_gives_them_one(value):
+    """At far-off rewards, whether values lie above or below what these allow."""
+    far = {"td_bias": -1e6, "td_reward": 1e6, "return_floor": -3e8, "return_ceiling": -1e7, "calibration_value": value}
+    for normalised in (False, True):
+        config = CONFIG.changed(kl_budget=1.0, normalise_values=normalised)
+        found = warnings_of(config, history(config, kl_average=0.05, policy_value=None, **far))
+        assert [each.name for each in found] == ["critics not at the scale of the returns", "KL budget missed"]
+        assert ["--normalise-values" in each.text(as_flag) for each in found] == [not normalised] * 2
+        assert ["normalise_values=True" in each.text(as_argument) for each in found] == [not normalised] * 2
+        assert "below" not in found[0].text(as_flag)
+
+
+def test_a_published_dual_step_at_its_limit_names_the_other_one():
+    config = CONFIG.changed(kl_budget=1.0, kl_dual="reference")
+    limit = 1 / (3 * 0.01)
+    [warning] = warnings_of(config, history(config, kl_average=0.05, inverse_temperature=limit))
+    assert "tau is at its limit, 33.3" in warning.remedy
+    assert "set --kl-dual log in a new run" in warning.text(as_flag)
+    assert 'set kl_dual="log" in a new run' in warning.text(as_argument)
+    [warning] = warnings_of(config, history(config, kl_average=0.05, inverse_temperature=0.9 * limit))
+    assert "kl-dual" not in warning.text(as_flag)
+
+
+def test_where_all_policies_are_worth_the_same_no_warning_names_a_remedy():
+    wrong = {"policy_value": 0.01, "effective_samples": 0.99, "kl_average": 0.01, "calibration_return_std": 0.0}
+    config = CONFIG.changed(kl_budget=1.0)
+    assert warnings_of(config, history(config, value_floor=-1.0, **{**wrong, "value_limit": 0.0}))
+    assert warnings_of(config, history(config, value_floor=0.0, **{**wrong, "value_limit": 0.0})) == []
+
+
 def test_a_temperature_that_is_found_in_training_is_the_one_that_is_judged():
     idle = {"effective_samples": None, "value_spread": 0.01}
     assert [each.name for each in warnings_of(CONFIG, history(**idle))] == ["tau does nothing"]
@@ -199,10 +231,10 @@ def test_a_resumed_watch_does_not_repeat_what_was_said_before():
 
 def test_the_remedy_is_told_as_it_is_typed():
     [warning] = warnings_of(CONFIG, history(effective_samples=0.99))
-    assert "Raise --inverse-temperature, now 1, or set --kl-budget" in warning.text(flag)
-    assert "Raise inverse_temperature, now 1" in warning.text(str)
-    assert "0.99" in warning.text(str)
-    assert "expected below 0.98" in warning.text(str)
+    assert "Raise --inverse-temperature, now 1, or set --kl-budget" in warning.text(as_flag)
+    assert "Raise inverse_temperature, now 1" in warning.text(as_argument)
+    assert "0.99" in warning.text(as_argument)
+    assert "expected below 0.98" in warning.text(as_argument)
 
 
 @pytest.mark.parametrize(

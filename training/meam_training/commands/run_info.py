@@ -15,7 +15,7 @@ from meam_policy.errors import NotFoundError
 from meam_policy.given_files import given_path
 from meam_training.runs.checkpoint import Checkpoint
 from meam_training.runs.csv_file import read_rows
-from meam_training.runs.options import flag
+from meam_training.runs.options import as_flag
 from meam_training.runs.run_folder import RunRecord, load_settings
 from meam_training.runs.run_log import METRICS_FILE
 from meam_training.runs.run_report import own_options, run_facts, start_fact
@@ -40,7 +40,7 @@ def run_info(run: Annotated[Path, tyro.conf.Positional], json: bool = False) -> 
     if json:
         rows = read_rows(run / METRICS_FILE)
         metrics = {name: value for name, value in (rows[-1] if rows else {}).items() if math.isfinite(value)}
-        warnings = [{"step": each.step, "warning": each.text(flag)} for each in warnings_of(config, rows)]
+        warnings = [{"step": each.step, "warning": each.text(as_flag)} for each in warnings_of(config, rows)]
         step = 0 if last is None else last.step
         print_json({"step": step, "settings": vars(config), "metrics": metrics, "warnings": warnings})
         return

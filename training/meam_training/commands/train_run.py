@@ -20,7 +20,7 @@ from meam_training.learning.compiler import missing_for_compiling, pays_to_compi
 from meam_training.learning.device import training_device
 from meam_training.learning.update_cost import RunStart, UpdateCost
 from meam_training.runs.checkpoint import Checkpoint
-from meam_training.runs.options import flag
+from meam_training.runs.options import as_flag
 from meam_training.runs.run_folder import RunRecord
 from meam_training.runs.run_report import opening, run_facts
 from meam_training.trainer import EVALUATION_SECONDS, make_spec, train
@@ -71,7 +71,7 @@ def run_training(parsed: TrainArguments) -> None:
                 resume=parsed.resume,
                 on_progress=lambda step, metrics: advance(step, progress.note(metrics), progress.left(step, metrics)),
                 on_evaluation=progress.evaluated,
-                on_warning=lambda warning: say(f"Warning at {warning.step}: {warning.text(flag)}"),
+                on_warning=lambda warning: say(f"Warning at {warning.step}: {warning.text(as_flag)}"),
                 on_start=None if quiet else begin,
                 origin=origin,
                 start_from=parsed.start_from,

@@ -18,7 +18,16 @@ from meam_training.data.dataset_cache import array_blocks, moments, rows_per_blo
 from meam_training.data.still_numbers import stand_still
 from meam_training.setting_text import SettingText
 
-__all__ = ["ChunkCoverage", "Clipping", "DataReport", "NumberRange", "data_report"]
+__all__ = [
+    "ChunkCoverage",
+    "Clipping",
+    "DataReport",
+    "NumberRange",
+    "counted",
+    "data_report",
+    "endless_warning",
+    "indifferent_warning",
+]
 
 BINS = 40
 """Bins of the histograms of actions, over the box."""
@@ -92,7 +101,7 @@ class ChunkCoverage:
             text += f"; the other {self.cut} ({_percent(self.cut_share)}) are too near the end of their episode, and "
             text += "learned from up to there" if self.padded else "left out"
         if self.short_episodes:
-            text += f"; shorter than a chunk: {_count(self.short_episodes, 'episode')} ({self.short_rows} rows)"
+            text += f"; shorter than a chunk: {counted(self.short_episodes, 'episode')} ({self.short_rows} rows)"
         return text
 
     @property
@@ -106,7 +115,7 @@ class ChunkCoverage:
             return None
         where = f"{_percent(self.cut_share)} of the rows are within {self.chunk_size - 1} steps of an episode's end"
         if self.short_episodes:
-            where += f", {self.short_rows} of them in {_count(self.short_episodes, 'episode')} shorter than a chunk"
+            where += f", {self.short_rows} of them in {counted(self.short_episodes, 'episode')} shorter than a chunk"
         if not self.padded:
             return SettingText(
                 "{0}; with {chunk_size} = {1} nothing is learned from them. Set {pad_chunks:True}, or use shorter "
@@ -178,7 +187,7 @@ class Clipping:
         Args:
             rows: Rows of the data set.
         """
-        of_all = f"{_count(self.rows, 'row')} ({_percent(self.rows / rows)})"
+        of_all = f"{counted(self.rows, 'row')} ({_percent(self.rows / rows)})"
         return f"actions of {of_all} by up to {self.excess:.3g} (number {self.number})"
 
     @classmethod
@@ -219,6 +228,8 @@ class DataReport:
         reward_least: Smallest reward.
         reward_mean: Mean reward.
         reward_greatest: Largest reward.
+        indifferent: Warning that no action can be better than another; None if one can.
+        endless: Warning that no episode ends; None if one does.
         rewarded: Episodes in which the largest reward occurs, if rewards take two values, so that it marks success.
         chunks: How chunks fit into the episodes.
         actions: Numbers of the action.
@@ -241,6 +252,8 @@ class DataReport:
     reward_least: float
     reward_mean: float
     reward_greatest: float
+    indifferent: str | None
+    endless: str | None
     rewarded: int | None
     chunks: ChunkCoverage
     actions: tuple[NumberRange, ...]
@@ -255,12 +268,11 @@ class DataReport:
         """The report in a few lines, by name."""
         rewards = f"from {self.reward_least:.4g} to {self.reward_greatest:.4g}, mean {self.reward_mean:.4g}"
         if self.rewarded is not None:
-            rewards += (
-                f"; the larger of two in {_count(self.rewarded, 'episode')} ({_percent(self.rewarded / self.episodes)})"
-            )
+            share = _percent(self.rewarded / self.episodes)
+            rewards += f"; the larger of two in {counted(self.rewarded, 'episode')} ({share})"
         rate = "not recorded" if self.control_rate_hz is None else f"{self.control_rate_hz:g} Hz"
         facts = {
-            "rows": f"{self.rows} in {_count(self.episodes, 'episode')} of {_spread(self.lengths, '.0f')} steps",
+            "rows": f"{self.rows} in {counted(self.episodes, 'episode')} of {_spread(self.lengths, '.0f')} steps",
             "chunks": self.chunks.fact,
             "ends": f"episodes in which the task ended: {self.terminated}; cut off: {self.episodes - self.terminated}",
             "rewards": rewards,
@@ -277,7 +289,7 @@ class DataReport:
             facts["observations"] = _numbers(self.observations, "kept as they are")
         if self.repeated_rows is not None:
             facts["repeated"] = (
-                f"{_count(self.repeated_rows, 'row')}, {_count(self.repeated_episodes or 0, 'whole episode')}"
+                f"{counted(self.repeated_rows, 'row')}, {counted(self.repeated_episodes or 0, 'whole episode')}"
             )
         return facts
 
@@ -285,11 +297,7 @@ class DataReport:
     def warnings(self) -> tuple[str, ...]:
         """What may be wrong, each in a sentence or two; a `SettingText` where it names settings."""
         found = [self.chunks.warning] if self.chunks.warning else []
-        if self.reward_least == self.reward_greatest:
-            found.append(
-                f"All rewards are {self.reward_least:.4g}: no action is better than another. Check them, or imitate: "
-                "the method bc needs no rewards."
-            )
+        found += [text for text in (self.indifferent, self.endless) if text is not None]
         found += [
             *_named(self.actions, lambda n: n.still, "Action {} {stands} still: the policy will hold {it} there."),
             *_named(
@@ -360,7 +368,7 @@ def data_report(
     ]
     low, high = (np.concatenate([getattr(box, bound) for box in boxes]) for bound in ("low", "high"))
     rewards = dataset.rewards
-    least, greatest = float(rewards.min()), float(rewards.max())
+    least, greatest = float(rewards.min()) + 0.0, float(rewards.max()) + 0.0  # -0.0 is 0.0
     # Of two values: no reward lies between them.
     two = least < greatest and bool(((rewards == least) | (rewards == greatest)).all())
     ends = np.flatnonzero(dataset.episode_ends)
@@ -378,6 +386,8 @@ def data_report(
         reward_least=least,
         reward_mean=float(rewards.mean(dtype=np.float64)),
         reward_greatest=greatest,
+        indifferent=indifferent_warning(dataset),
+        endless=endless_warning(dataset),
         rewarded=int(np.logical_or.reduceat(rewards == greatest, starts).sum()) if two else None,
         chunks=ChunkCoverage.of(dataset, chunk_size, pad_chunks),
         actions=_ranges(
@@ -394,6 +404,33 @@ def data_report(
         else _ranges(dataset.observations, names, low, high, dataset.observation_moments, offset),
         repeated_rows=repeated[0],
         repeated_episodes=repeated[1],
+    )
+
+
+def indifferent_warning(dataset: OfflineDataset) -> SettingText | None:
+    """Warning that no action can be better than another; None if one can.
+
+    That is where every reward is the same, and is 0 or collected without end: else it matters how long an episode is.
+    """
+    least, greatest = float(dataset.rewards.min()) + 0.0, float(dataset.rewards.max())
+    if least != greatest or (least and dataset.terminations.any()):
+        return None
+    return SettingText(
+        "Every reward in the data is {0:.4g}: no action is better than another, and there is nothing to improve on. "
+        'Check the rewards, or imitate: {method:"bc"} needs none.',
+        least,
+    )
+
+
+def endless_warning(dataset: OfflineDataset) -> SettingText | None:
+    """Warning that no episode ends, neither by a termination nor cut off before the last row; None if one does."""
+    if np.count_nonzero(dataset.episode_ends) > 1 or dataset.terminations.any():
+        return None
+    return SettingText(
+        "No episode ends in the data: all {0} rows are one, as if cut off at the last. So the critics learn what "
+        "rewards without end are worth, as {discount} weighs them, and no whole return is known to compare policies "
+        "with. An evaluation needs an environment with a time limit.",
+        len(dataset),
     )
 
 
@@ -482,12 +519,13 @@ def _percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.095 or not share else f"{share:.1%}" if share >= 5e-4 else "under 0.1%"
 
 
-def _count(number: int, thing: str) -> str:
+def counted(number: int, thing: str) -> str:
+    """A number of things, one or several."""
     return f"{number} {thing}" + "s" * (number != 1)
 
 
 def _extent(values: NDArray[Any]) -> tuple[float, float, float]:
-    return float(values.min()), float(np.median(values)), float(values.max())
+    return float(values.min()) + 0.0, float(np.median(values)) + 0.0, float(values.max()) + 0.0  # -0.0 is 0.0
 
 
 def _spread(values: NDArray[Any], form: str) -> str:
@@ -497,7 +535,7 @@ def _spread(values: NDArray[Any], form: str) -> str:
 
 def _numbers(ranges: tuple[NumberRange, ...], outside: str) -> str:
     """A few words on the numbers of the action or the observation."""
-    text = _count(len(ranges), "number")
+    text = counted(len(ranges), "number")
     used = [number.used for number in ranges if number.used is not None]
     if used:
         least, most = _percent(min(used)), _percent(max(used))

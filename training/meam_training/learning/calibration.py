@@ -42,6 +42,7 @@ CALIBRATION_METRICS = (
     "return_largest",
     "return_smallest",
     "value_limit",
+    "value_floor",
 )
 """Names of the metrics; see `Calibration`."""
 
@@ -75,7 +76,7 @@ def value_limits(dataset: OfflineDataset, discount: float) -> tuple[float, float
         going, ending = (float(extreme(dataset.rewards, where=kind, initial=beyond)) for kind in (~ends, ends))
         if math.isfinite(going):
             going = going / (1 - discount) if discount < 1 else going * math.inf if going else 0.0
-        limits.append(float(extreme([going, ending])))
+        limits.append(float(extreme([going, ending])) + 0.0)  # -0.0 is 0.0
     return limits[0], limits[1]
 
 
@@ -115,13 +116,16 @@ class Calibration:
     - return_floor, return_ceiling: mean of the least and largest return that G's known rewards allow, with the tail at
       the limits of the values.
     - return_smallest, return_largest: over the data's rows with a tail of at most `KNOWN_TAIL`, if there are any.
-    - value_limit: largest value that rewards like those of the data allow; see `value_limits`.
+    - value_limit, value_floor: largest and least value that rewards like those of the data allow; see `value_limits`.
 
     Args:
         dataset: The data.
         config: Settings of the run.
         spec: How actions are normalised.
         device: Device of the networks.
+
+    Attributes:
+        limits: The last two, which hold from the start.
 
     References:
         Cox, Two further applications of a model for binary regression, Biometrika 1958 (the calibration slope).
@@ -150,12 +154,14 @@ class Calibration:
         self._prior_noise = torch.randn(spread, generator=generator, device=device)
         low, high = value_limits(dataset, config.discount)
         tail = float(self._tails.mean())
+        limits = {"value_limit": high, "value_floor": low}
+        self.limits = {name: limit for name, limit in limits.items() if math.isfinite(limit)}
         self._constants = {
             "calibration_tail": tail,
             "td_reward": float(self._batch.rewards.abs().mean()),
             "return_floor": float(self._returns.mean()) + (tail * low if tail else 0.0),
             "return_ceiling": float(self._returns.mean()) + (tail * high if tail else 0.0),
-            "value_limit": high,
+            **self.limits,
         }
         whole = found.returns[found.tails <= KNOWN_TAIL]
         if whole.size:

@@ -11,11 +11,11 @@ import numpy as np
 
 from meam_policy.console import duration
 from meam_training.config import TrainConfig
-from meam_training.data.data_report import data_report
+from meam_training.data.data_report import counted, data_report
 from meam_training.data.dataset import OfflineDataset
 from meam_training.learning.update_cost import RunStart
 from meam_training.runs.csv_file import read_rows
-from meam_training.runs.options import as_flag, flag, option
+from meam_training.runs.options import as_flag, option
 from meam_training.runs.run_log import EVALUATIONS_FILE, METRICS_FILE
 from meam_training.runs.watch import KNOWN_ENOUGH, warnings_of
 from meam_training.setting_text import said
@@ -44,15 +44,15 @@ def opening(
         start: Where and how it begins.
         lacking: What is missing for compiling its updates, where that would have paid.
     """
-    episodes = np.count_nonzero(dataset.episode_ends)
+    episodes = counted(int(np.count_nonzero(dataset.episode_ends)), "episode")
     where = f"{start.device}, {start.threads} thread{'s' * (start.threads > 1)}"
     if start.processes > 1:
         where += f", {start.processes} processes"
     kept = "in the device's memory" if start.resident else "read batch by batch, as it does not fit into memory"
     facts: dict[str, Any] = {
         "method": own_options(config),
-        "data": f"{dataset.dataset_id or 'arrays'}: {len(dataset)} transitions in {episodes} episodes, observations "
-        f"of {dataset.observation_dim} numbers, actions of {dataset.action_dim}, {kept}",
+        "data": f"{dataset.dataset_id or 'arrays'}: {len(dataset)} transitions in {episodes}, observations "
+        f"of {counted(dataset.observation_dim, 'number')}, actions of {dataset.action_dim}, {kept}",
         **({"left out": ", ".join(dataset.left_out)} if dataset.left_out else {}),
         **start_fact(start.started_from),
     }
@@ -66,8 +66,10 @@ def opening(
     }
     if start.reach < WHOLE:
         facts["reach"] = _reach(start.reach, config.online_steps > 0)
-    if report.warnings:
-        facts["check"] = [said(text, as_flag) for text in report.warnings]
+    # Imitation takes no notice of rewards.
+    found = [text for text in report.warnings if config.trains_policy or text != report.indifferent]
+    if found:
+        facts["check"] = [said(text, as_flag) for text in found]
     facts["device"] = where
     if config.compile:
         again = ", and again where pretraining ends" if config.pretraining else ""
@@ -131,7 +133,7 @@ def run_facts(folder: Path, config: TrainConfig) -> dict[str, str]:
     warnings = warnings_of(config, rows)
     for number, warning in enumerate(warnings, 1):
         name = "warning" if len(warnings) == 1 else f"warning {number}"
-        facts[name] = f"at {warning.step}, {warning.text(flag)}"
+        facts[name] = f"at {warning.step}, {warning.text(as_flag)}"
     return facts
 
 
@@ -188,7 +190,11 @@ def _evaluation(evaluations: Sequence[Mapping[str, float]]) -> str:
 def _returns(row: Mapping[str, float]) -> str:
     tail = row["calibration_tail"]
     if tail > KNOWN_ENOUGH:
-        return f"not compared, as {tail:.0%} of a return is not recorded: episodes are short for the discount"
+        text = f"not compared, as {tail:.0%} of a return is not recorded: episodes are short for the discount"
+        # What is left to say of the critics: whether they agree with themselves.
+        if not row.get("td_reward"):
+            return text
+        return f"{text}; targets differ from values by {row['td_bias'] / row['td_reward']:+.0%} of a chunk's reward"
     text = f"{row['calibration_return']:.3g} ± {row['calibration_return_std']:.2g} in the data"
     if "calibration_slope" in row and "calibration_correlation" in row:
         text += (

@@ -14,6 +14,8 @@ from itertools import takewhile
 from statistics import fmean, stdev
 
 from meam_training.config import TrainConfig
+from meam_training.networks.trust_region import REFERENCE_RANGE, REFERENCE_UNIT
+from meam_training.setting_text import Notation, SettingText
 
 __all__ = ["RunWarning", "Watch", "warnings_of"]
 
@@ -78,6 +80,11 @@ BUDGET_SHARES = (0.15, 2.5)
 goals use 0.21 and more of it on the way (mazes), or up to 1.93 (a bandit with a rare best action); one that learned
 hardly anything used 0.04."""
 
+OFF_SCALE = "critics not at the scale of the returns"
+
+REFERENCE_TEMPERATURES = tuple(1 / (REFERENCE_UNIT * nu) for nu in reversed(REFERENCE_RANGE))
+"""Least and largest temperature tau that the published dual step can find, 1 / unit of value."""
+
 WORSE = 2.0
 """Factor by which the cause must have grown for a warning to be repeated."""
 
@@ -94,7 +101,7 @@ class RunWarning:
         step: Step of the metrics it is read from.
         seen: The number seen, in words.
         expected: The number expected, in words.
-        remedy: What to do; settings stand in braces, to be shown as flags or as arguments.
+        remedy: What to do; the template of a `SettingText`.
         severity: How far the threshold is passed, as a factor of 1 or more.
     """
 
@@ -105,14 +112,14 @@ class RunWarning:
     remedy: str
     severity: float
 
-    def text(self, shown: Callable[[str], str]) -> str:
+    def text(self, notation: Notation) -> str:
         """The warning in words.
 
         Args:
-            shown: How a setting is shown: `flag` for the command line, `str` for Python.
+            notation: How settings are shown: `as_flag` for the command line, `as_argument` for Python.
         """
-        settings = {name: shown(name) for name in TrainConfig.__dataclass_fields__}
-        return f"{self.name}: {self.seen}; expected {self.expected}. {self.remedy.format(**settings)}."
+        remedy = SettingText(self.remedy).shown(notation)
+        return f"{self.name}: {self.seen}; expected {self.expected}. {remedy}."
 
 
 class Watch:
@@ -146,7 +153,11 @@ class Watch:
         marks = (every * (step // every), config.pretraining, config.steps)
         if "td_bias" not in row and not any(before < mark <= step for mark in marks):
             return []
-        found = [warning for check in _CHECKS for warning in check(self._config, self._rows)]
+        # Where all policies are worth the same, there is no remedy for what the critics' errors do.
+        limits = next((row for row in reversed(self._rows) if "value_floor" in row), {})
+        same = bool(limits) and limits["value_floor"] == limits["value_limit"]
+        checks = [_unconverged_prior] if same else _CHECKS
+        found = [warning for check in checks for warning in check(self._config, self._rows)]
         new = [warning for warning in found if warning.severity > WORSE * self._given.get(warning.name, 0.0)]
         self._given |= {warning.name: warning.severity for warning in new}
         return new
@@ -251,12 +262,14 @@ def _unlearned_level(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -
     else:
         seen = f"values at the data's actions are {value:.3g} on average"
         expected += ", what its rewards allow"
+    # In units of the returns, critics start at their scale.
+    scale = "" if config.normalise_values else "Set {normalise_values:True} in a new run; or raise"
     yield RunWarning(
-        "critics below the scale of the returns",
+        OFF_SCALE,
         int(row["step"]),
         f"{seen}, and targets differ from them by {left:.0%} of a chunk's reward",
         expected,
-        "Raise {steps} or {learning_rate}, or lower {discount}",
+        f"{scale or 'Raise'} {{steps}} or {{learning_rate}}, or lower {{discount}}",
         left / UNLEARNED_REWARD,
     )
 
@@ -339,7 +352,12 @@ def _missed_budget(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -> 
     if least <= share <= most:
         return
     gain = next((row["value_gain"] for row in reversed(rows) if "value_gain" in row), 0.0)
-    if share > most:
+    tau, (_, limit) = rows[-1].get("inverse_temperature", 0.0), REFERENCE_TEMPERATURES
+    if not config.normalise_values and _unlearned(rows) > UNLEARNED_REWARD:
+        remedy = "The critics are not at the scale of the returns yet: set {normalise_values:True} in a new run"
+    elif share < least and config.kl_dual == "reference" and tau > 0.99 * limit:
+        remedy = f'tau is at its limit, {limit:.3g}, for values this small: set {{kl_dual:"log"}} in a new run'
+    elif share > most:
         remedy = "The policy is further from its prior than allowed: raise {steps}, or {kl_budget} if this is wanted"
     elif config.value_penalty and gain < 0:
         remedy = f"Its actions are worth {-gain:.3g} less than the data's to the critics: lower {{value_penalty}}"
