@@ -59,8 +59,17 @@ LARGEST_CORRECTION = 1e3
 """Bound on nu and 1 / nu of the dual step in the logarithm. The leading order is never that wrong; where a budget
 cannot be spent, for instance because Q is constant, nu waits here."""
 
+MOST_ASKED, FOLLOWS = 4.0, 0.1
+"""From how many budgets on, asked for to leading order, and below which share of the budget used, nu falls no further
+in the dual step in the logarithm. A policy that hardly moves then has nothing that it could follow, such as critics
+that are still noise. Without this bound nu would fall for as long as that lasts, and once the critics tell actions
+apart the policy would leave its budget by a hundred times, for as long again."""
+
 LEAST_COST = 1e-20
-"""Least unit cost: a critic that has been constant must not ask for an infinite temperature."""
+"""Unit cost up to which Q counts as constant; it must not ask for an infinite temperature."""
+
+LARGEST_RISE = 16.0
+"""Most that an update's unit cost may be above the running mean."""
 
 REFERENCE_UNIT, REFERENCE_RATE, REFERENCE_RANGE = 3.0, 0.01, (0.01, 100.0)
 """The published constants `lam_scale`, `eta` and the bracket of `lam`."""
@@ -90,7 +99,7 @@ class TrustRegion(nn.Module):
     """Dual variables of a KL budget; buffers, so that checkpoints hold them and captured updates change them in place.
 
     Before the first step of the log dual nothing is known about Q, and tau is 0: the first update measures the unit
-    cost and leaves the policy at the prior.
+    cost and leaves the policy at the prior. So does every update for as long as Q is constant.
 
     Args:
         budget: KL divergence of the policy from the prior, nats per action of a chunk.
@@ -162,9 +171,12 @@ class TrustRegion(nn.Module):
         tau, coef = self._coefficients()
         moves = moves & path_kl.isfinite() & unit_cost.isfinite()
         average = mean_kl(self.kl_average, path_kl, self.budget)
-        cost = torch.where(self.unit_cost.isinf(), unit_cost, mean_cost(self.unit_cost, unit_cost))
-        dual_step = log_dual_step if self._dual == "log" else reference_dual_step
-        changes = ((self.nu, dual_step(self.nu, average, self.budget)), (self.kl_average, average))
+        cost = torch.where(self._knows(), mean_cost(self.unit_cost, unit_cost), unit_cost)
+        if self._dual == "log":
+            nu = log_dual_step(self.nu, average, self.budget, self._entropy)
+        else:
+            nu = reference_dual_step(self.nu, average, self.budget)
+        changes = ((self.nu, nu), (self.kl_average, average))
         for held, new in (*changes, (self.unit_cost, cost)):
             held.copy_(torch.where(moves, new, held))
         return {
@@ -173,6 +185,10 @@ class TrustRegion(nn.Module):
             "kl_average": self.kl_average.clone(),
             "kl_target": unit_cost * tau.square(),
         }
+
+    def _knows(self) -> Bool[Tensor, ""]:
+        """Whether anything is known about Q: there was a first step, and Q was not constant in it."""
+        return self.unit_cost.isfinite() & (self.unit_cost > LEAST_COST)
 
     def _coefficients(self) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Inverse temperature tau and entropy coefficient lambda."""
@@ -183,7 +199,7 @@ class TrustRegion(nn.Module):
         """Unit of value U."""
         if self._dual == "reference":
             return torch.full_like(self.nu, self.unit)
-        return (self.unit_cost.clamp(min=LEAST_COST) / self.budget).sqrt()
+        return torch.where(self._knows(), self.unit_cost / self.budget, math.inf).sqrt()
 
 
 def mean_kl(average: Float[Tensor, "*batch"], kl: Float[Tensor, "*batch"], budget: float) -> Float[Tensor, "*batch"]:
@@ -202,28 +218,35 @@ def mean_cost(average: Float[Tensor, "*batch"], cost: Float[Tensor, "*batch"]) -
 
     Critics often start with values of another magnitude than the data's. An arithmetic mean would forget a larger one
     only over hundreds of updates for each of its digits, and until then hold the policy at the prior; a geometric mean
-    would follow rising values too late, and the policy would go too far.
+    would follow rising values too late, and the policy would go too far. Where critics tell actions apart all at once,
+    even the arithmetic one would: it is not below a sixteenth of this update's cost, whose square root is a quarter.
 
     Args:
         average: The mean so far.
         cost: This update's.
     """
     falling = average.clamp(min=LEAST_COST) ** (1 - COST_RATE) * cost.clamp(min=LEAST_COST) ** COST_RATE
-    return torch.where(cost > average, average + COST_RATE * (cost - average), falling)
+    rising = torch.maximum(average + COST_RATE * (cost - average), cost / LARGEST_RISE)
+    return torch.where(cost > average, rising, falling)
 
 
 def log_dual_step(
-    nu: Float[Tensor, "*batch"], average: Float[Tensor, "*batch"], budget: float
+    nu: Float[Tensor, "*batch"], average: Float[Tensor, "*batch"], budget: float, entropy: float = 0.0
 ) -> Float[Tensor, "*batch"]:
-    """Step of the multiplier in its logarithm: log nu + rate (average / budget - 1), bounded against overflow only.
+    """Step of the multiplier in its logarithm: log nu + rate (average / budget - 1), bounded against overflow.
+
+    It stays where the policy does not follow what is asked of it already (anti-windup): less than a tenth of the
+    budget is used, and 1 / (nu + e)^2 budgets, the leading order of what is asked for, are more than four.
 
     Args:
         nu: The multiplier.
         average: Running mean of the KL divergence; nats per action.
         budget: The budget; nats per action.
+        entropy: The constant e of the entropy, in units of value.
     """
     moved = nu * (LOG_RATE * (average / budget - 1)).exp()
-    return moved.clamp(1 / LARGEST_CORRECTION, LARGEST_CORRECTION)
+    waits = ((nu + entropy).square() * MOST_ASKED < 1) & (average < FOLLOWS * budget)
+    return torch.where(waits, nu, moved).clamp(1 / LARGEST_CORRECTION, LARGEST_CORRECTION)
 
 
 def reference_dual_step(
