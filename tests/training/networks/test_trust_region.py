@@ -191,14 +191,12 @@ def looped(flat, entropy, after=4000, lag=500.0):
     return torch.stack(found[flat:]), begun
 
 
-@pytest.mark.parametrize("entropy", [0.0, 1 / 9])
-def test_a_temperature_is_not_wound_up_while_the_policy_has_nothing_to_follow(entropy):
-    """Critics that tell nothing for half of a run; without a bound, 144000 budgets were used after it (63 with 1/9)."""
-    kl, begun = looped(4000, entropy)
-    at_once, _ = looped(0, entropy)
-    assert (1 / (begun + entropy) ** 2 < 4.1).all()
-    assert at_once[-1].max() < kl.max() < 3
-    assert ((kl > 1.5).sum(0) < (at_once > 1.5).sum(0) + 400).all()
+def test_a_temperature_is_not_wound_up_while_the_policy_has_nothing_to_follow():
+    """Critics that tell nothing at first: after 5000 such updates, 63 budgets would be used, and too many for 3900."""
+    kl, begun = looped(1500, entropy=1 / 9, after=2500)
+    assert (1 / (begun + 1 / 9) ** 2 < 4.1).all()
+    assert 1.5 < kl.max() < 3
+    assert ((kl > 1.5).sum(0) < 800).all()
     torch.testing.assert_close(kl[-1], torch.ones(3).double(), rtol=0.05, atol=0)
 
 
