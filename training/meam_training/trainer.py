@@ -26,6 +26,7 @@ from meam_training.data.data_report import ChunkCoverage, endless_warning, indif
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.dataset_cache import array_blocks, moments
 from meam_training.data.observation_scale import observation_scale
+from meam_training.data.reward_offset import RewardOffset, explaining_constant
 from meam_training.learning.calibration import Calibration
 from meam_training.learning.chunk_source import ChunkSource, DeviceChunks, make_chunk_source
 from meam_training.learning.device import cpu_threads, training_device
@@ -143,6 +144,9 @@ def train(
     if start is not None and begun is None:
         config = start.without_pretraining(config)
     config = config.resolved(None if begun is None else begun.config)
+    if config.trains_policy and config.reward_offset is None:
+        found = explaining_constant(dataset, config.discount) if config.normalise_values else 0.0
+        config = config.changed(reward_offset=found)
     device = training_device(config.device)
     spec = started_spec(make_spec(config, dataset), config, start, begun, dataset.measured_bounds)
     data = dataset.fingerprint + ("" if value is None else " with a known value")
@@ -270,6 +274,8 @@ def data_statistics(config: TrainConfig, dataset: OfflineDataset, spec: PolicySp
     ends = (offset - scale, offset + scale)  # as the flow sees the actions
     mean, std = moments(lambda: (block.clip(*ends) for block in array_blocks(dataset.actions)))
     centre = (mean - offset) / scale
+    reward_offset = RewardOffset.of(dataset, config.reward_offset, config.discount)
+    dataset = reward_offset.off(dataset)
     rewards = dataset.rewards.astype(np.float64)
     returns = dataset.discounted_returns(config.discount).continued(dataset.rewards, config.discount)
     # Deviations that are rounding errors are none.
@@ -278,7 +284,7 @@ def data_statistics(config: TrainConfig, dataset: OfflineDataset, spec: PolicySp
     return DataStatistics(
         action_mean=tuple(np.tile(centre, config.chunk_size).tolist()),
         action_std=max(_LEAST_ACTION_STD, float(np.sqrt(np.square(std / scale).mean()))),
-        value_offset=float(returns.mean()),
+        value_offset=float(returns.mean()) + reward_offset.level,
         value_scale=float(spread),
     )
 
@@ -384,7 +390,8 @@ def _start(
         smaller = measure_smaller(config, spec, chunks, device, cost.left(config, step), value)
     resident = isinstance(chunks, DeviceChunks)
     threads, reach = torch.get_num_threads(), _reach(spec)
-    return RunStart(device, threads, group.size, resident, step, cost, smaller, spec.started_from, reach)
+    constant = config.reward_offset or 0.0
+    return RunStart(device, threads, group.size, resident, step, cost, smaller, spec.started_from, reach, constant)
 
 
 def _reach(spec: PolicySpec) -> float:

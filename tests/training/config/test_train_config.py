@@ -290,7 +290,7 @@ def test_a_switch_is_true_or_false(field):
 def test_every_field_is_tested():
     others = {"method", "device", "hidden_dims", "critic_hidden_dims", "loggers", *CHOICES, *SWITCHES}
     optional = {"threads", "sde_steps", "execute_steps", "edit_target_entropy", "offline_share", "kl_budget"}
-    optional |= {"pretrain_steps"}
+    optional |= {"pretrain_steps", "reward_offset"}
     assert {f.name for f in dataclasses.fields(TrainConfig)} == others | optional | set(WHOLE) | set(REAL)
 
 

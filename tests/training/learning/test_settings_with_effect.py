@@ -31,6 +31,7 @@ EFFECTIVE: dict[str, tuple[Any, str, dict[str, Any]]] = {  # field: a value, and
     "pad_chunks": (False, "me-am", {}),
     "discount": (0.5, "me-am", {}),
     "normalise_values": (False, "me-am", {}),
+    "reward_offset": (1.0, "me-am", {}),
     "inverse_temperature": (3.0, "me-am", {"kl_budget": None}),
     "kl_dual": ("reference", "me-am", {"kl_budget": 1.0}),
     "objective": ("target_score", "me-am", {}),

@@ -197,7 +197,7 @@ def test_a_temperature_is_not_wound_up_while_the_policy_has_nothing_to_follow():
     assert (1 / (begun + 1 / 9) ** 2 < 4.1).all()
     assert 1.5 < kl.max() < 3
     assert ((kl > 1.5).sum(0) < 800).all()
-    torch.testing.assert_close(kl[-1], torch.ones(3).double(), rtol=0.05, atol=0)
+    torch.testing.assert_close(kl[-1], torch.ones(3).double(), rtol=0.2, atol=0)
 
 
 def test_a_policy_that_follows_is_asked_for_as_much_as_it_takes():

@@ -173,6 +173,11 @@ class TrainConfig:
     """Execution horizon: actions of a chunk executed before the next inference; None executes the whole chunk."""
     discount: Annotated[float, Range(above=0, most=1), TRAINS_POLICY] = 0.99
     """Discount gamma per environment step."""
+    reward_offset: Annotated[float | None, Range(), TRAINS_POLICY] = None
+    """Constant taken off every reward before training, units of reward; it is added to the values again, by its mean
+    over the data. None takes off, with `normalise_values`, the one that explains most of the returns if all episodes of
+    the data terminate after the same number of steps: there a constant decides nothing, but critics would have to tell
+    how much time is left. Otherwise it takes off nothing."""
     inverse_temperature: Annotated[float, Range(least=0), HAS_NO_BUDGET] = 1.0
     """Weight tau of Q in the policy's target density; 0 reproduces the prior."""
     kl_budget: Annotated[float | None, Range(above=0)] = None
@@ -458,6 +463,8 @@ class TrainConfig:
             found["pretrain_steps"] = source.pretraining
         if self.trains_policy and self.polyak is None:
             found["polyak"] = source.target_rate
+        if self.trains_policy and begun is not None and self.reward_offset is None:
+            found["reward_offset"] = begun.reward_offset
         return dataclasses.replace(self, **found) if found else self
 
     @classmethod
@@ -536,6 +543,7 @@ _BEFORE: dict[str, Any] = {
     "normalise_values": False,
     "pretrain_critics": False,
     "pad_chunks": False,
+    "reward_offset": 0.0,
 }
 """What earlier versions did, where a setting that they lack is now something else by default."""
 

@@ -19,6 +19,7 @@ from meam_training.algorithm.critic_loss import td_target
 from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.discounted_returns import DiscountedReturns, discounted_returns
+from meam_training.data.reward_offset import constant_returns
 from meam_training.learning.chunk_source import HostChunks
 from meam_training.networks.meam_networks import MeamNetworks
 
@@ -135,6 +136,7 @@ class Calibration:
         self._config = config
         rows, found = _returns(dataset, config.discount)
         chunks = HostChunks(config, dataset, spec, device, with_returns=False)
+        self._offset = chunks.offset
         drawn = np.random.default_rng(_SEED).choice(len(rows), min(_DRAWN, len(rows)), replace=False)
         # Chunks that end with their episode, or before; after a termination there is nothing to compare.
         drawn = drawn[found.last_rows[drawn] - rows[drawn] + 1 >= config.chunk_size]
@@ -144,6 +146,11 @@ class Calibration:
         def tensor(values: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(device)
 
+        # By how much a value is raised too little, or too much, by the mean of what was taken off the rewards.
+        self._rest, self._rest_known = (tensor(self._raise(dataset, part)) for part in (drawn[:_ROWS], known))
+        self._rest_last = 0.0
+        if self._offset.constant and config.discount < 1:
+            self._rest_last = self._offset.constant / (1 - config.discount) - self._offset.level
         self._returns, self._tails = tensor(found.returns[known]), tensor(found.tails[known])
         self._last_observations = tensor(dataset.next_observations[found.last_rows[known]])
         generator = torch.Generator(device).manual_seed(_SEED)
@@ -167,6 +174,11 @@ class Calibration:
         if whole.size:
             self._constants |= {"return_smallest": float(whole.min()), "return_largest": float(whole.max())}
 
+    def _raise(self, dataset: OfflineDataset, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        if not self._offset.constant:
+            return np.zeros(len(rows))
+        return self._offset.constant * constant_returns(dataset, self._config.discount)[rows] - self._offset.level
+
     @torch.no_grad()
     def __call__(self, networks: MeamNetworks) -> dict[str, Tensor]:
         """Compare the networks' values; draws no random numbers and changes nothing.
@@ -178,16 +190,16 @@ class Calibration:
         if not len(batch.actions):
             return {}
         known, last = n.encoder(self._known.observations), n.encoder(self._last_observations)
-        value = n.values(known, self._known.actions).mean(dim=0)
+        value = n.values(known, self._known.actions).mean(dim=0) + self._rest_known
         features = n.encoder(batch.observations)
-        at_data = n.values(features, batch.actions).mean(dim=0)
-        at_policy = n.values(features, n.act(features, self._noise)).mean(dim=0)
-        at_last = n.values(last, n.act(last, self._last_noise)).mean(dim=0)
+        at_data = n.values(features, batch.actions).mean(dim=0) + self._rest
+        at_policy = n.values(features, n.act(features, self._noise)).mean(dim=0) + self._rest
+        at_last = n.values(last, n.act(last, self._last_noise)).mean(dim=0) + self._rest_last
         returns = self._returns + self._tails * at_last
         some = features[: self._prior_noise.shape[1]].expand(len(self._prior_noise), -1, -1)
         chunks = n.flow(n.tilted_prior, some, self._prior_noise).clamp(-1, 1)
         spread = n.values(some.flatten(0, 1), chunks.flatten(0, 1)).mean(dim=0).view(some.shape[:2])
-        target = td_target(n, batch, self._config, self._next_noise)
+        target = td_target(n, batch, self._config, self._next_noise) + self._rest
         q, g = value - value.mean(), returns - returns.mean()
         found = {
             "calibration_correlation": (q * g).mean() / (q.square().mean() * g.square().mean()).sqrt(),

@@ -19,6 +19,7 @@ from meam_training.config import TrainConfig
 from meam_training.data.action_chunk import ActionChunkBatch
 from meam_training.data.dataset import OfflineDataset
 from meam_training.data.dataset_cache import rows_per_block
+from meam_training.data.reward_offset import RewardOffset
 from meam_training.networks.action_normaliser import ActionNormaliser
 
 __all__ = ["ChunkSource", "DeviceChunks", "HostChunks", "chunk_batch", "make_chunk_source"]
@@ -28,7 +29,13 @@ COMFORTABLE_SHARE = 0.5
 
 
 class ChunkSource(Protocol):
-    """Draws batches of chunks on the training device."""
+    """Draws batches of chunks on the training device.
+
+    Attributes:
+        offset: What is taken off the rewards.
+    """
+
+    offset: RewardOffset
 
     def __len__(self) -> int:
         """Number of rows at which a chunk may start."""
@@ -43,6 +50,8 @@ class DeviceChunks:
     """The data set's chunks on the training device, actions normalised to [-1, 1]."""
 
     def __init__(self, config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec, device: torch.device) -> None:
+        self.offset = RewardOffset.of(dataset, config.reward_offset, config.discount)
+        dataset = self.offset.off(dataset)
         sampler = dataset.chunk_sampler(config.chunk_size, config.discount, config.pad_chunks)
         rows, starts = len(dataset), len(sampler)
         self._observations, self._next_observations = torch.empty(2, rows, dataset.observation_dim, device=device)
@@ -52,16 +61,18 @@ class DeviceChunks:
         self._last_rows, self._steps = torch.empty(2, starts, dtype=torch.int64, device=device)
         self._offsets = torch.arange(config.chunk_size, device=device)
         self._returns, self._known = (
-            values.to(device) for values in _returns(dataset, config.pretrains_critics, config.discount)
+            values.to(device) for values in _returns(dataset, config.pretrains_critics, config.discount, self.offset)
         )
         self._draw = _Draw(dataset, starts, device)
         targets = (self._rewards, self._masks, self._valid, self._last_rows, self._steps)
-        step = rows_per_block(dataset.observation_dim)
+        step, discount = rows_per_block(dataset.observation_dim), config.discount**config.chunk_size
         for part in (slice(first, first + step) for first in range(0, rows, step)):
             self._observations[part] = _tensor(dataset.observations[part])
             self._actions[part] = _tensor(normalise(dataset.actions[part]).astype(np.float32))
             self._next_observations[part] = _tensor(dataset.next_observations[part])
-            for target, values in zip(targets, sampler.targets(np.arange(starts)[part]), strict=True):
+            found = sampler.targets(np.arange(starts)[part])
+            found = found._replace(rewards=self.offset.raised(found.rewards, found.masks, discount))
+            for target, values in zip(targets, found, strict=True):
                 target[part] = _tensor(values)
 
     def __len__(self) -> int:
@@ -107,11 +118,15 @@ class HostChunks:
         *,
         with_returns: bool = True,
     ) -> None:
+        self.offset = RewardOffset.of(dataset, config.reward_offset, config.discount)
+        dataset = self.offset.off(dataset)
         self._sampler = dataset.chunk_sampler(config.chunk_size, config.discount, config.pad_chunks)
+        self._discount = config.discount**config.chunk_size
         self._normalise = ActionNormaliser.of(spec).normalise
         self._device = device
         self._draw = _Draw(dataset, len(self._sampler), device)
-        self._returns, self._known = _returns(dataset, with_returns and config.pretrains_critics, config.discount)
+        wanted = with_returns and config.pretrains_critics
+        self._returns, self._known = _returns(dataset, wanted, config.discount, self.offset)
 
     def __len__(self) -> int:
         """Number of rows at which a chunk may start."""
@@ -124,7 +139,8 @@ class HostChunks:
     def at(self, starts: NDArray[np.int64]) -> ChunkBatch:
         """Batch of the chunks that start at the given rows [batch]."""
         batch = self._sampler.batch(starts)
-        batch = batch._replace(actions=self._normalise(batch.actions).astype(np.float32))
+        rewards = self.offset.raised(batch.rewards, batch.masks, self._discount)
+        batch = batch._replace(actions=self._normalise(batch.actions).astype(np.float32), rewards=rewards)
         on_host = chunk_batch(batch, self._returns[starts], self._known[starts])
         return ChunkBatch(*(values.to(self._device) for values in on_host))
 
@@ -173,13 +189,13 @@ def chunk_batch(batch: ActionChunkBatch, returns: Tensor, known: Tensor) -> Chun
     )
 
 
-def _returns(dataset: OfflineDataset, wanted: bool, discount: float) -> tuple[Tensor, Tensor]:
-    """Returns of the data from each row on and their known shares [n]; zeros if nobody wants them."""
+def _returns(dataset: OfflineDataset, wanted: bool, discount: float, offset: RewardOffset) -> tuple[Tensor, Tensor]:
+    """Raised returns of the data from each row on, their known shares [n]; zeros if nobody wants them."""
     if not wanted:
         nothing = torch.zeros(1).expand(len(dataset))
         return nothing, nothing
     found = dataset.discounted_returns(discount)
-    returns = found.continued(dataset.rewards, discount)
+    returns = found.continued(dataset.rewards, discount) + offset.level
     return _tensor(returns.astype(np.float32)), _tensor((1 - found.tails).astype(np.float32))
 
 

@@ -51,7 +51,7 @@ class ReplayChunks:
     """
 
     def __init__(self, offline: ChunkSource, spec: PolicySpec, config: TrainConfig) -> None:
-        self._offline, self._config = offline, config
+        self._offline, self._config, self.offset = offline, config, offline.offset
         self._normaliser = ActionNormaliser.of(spec)
         rows = config.online_steps
         self._rows = {
@@ -105,7 +105,7 @@ class ReplayChunks:
         transition = {
             "observations": observation,
             "actions": self._normaliser.normalise(action),
-            "rewards": reward,
+            "rewards": reward - self.offset.constant,
             "next_observations": next_observation,
             "terminations": terminated,
             "episode_ends": terminated or truncated,
@@ -153,7 +153,9 @@ class ReplayChunks:
     def _batch(self, starts: NDArray[np.int64]) -> ChunkBatch:
         """Online chunks that start at the given rows, on the CPU."""
         nothing = torch.zeros(len(starts))  # returns are of use only in pretraining, which is over
-        return chunk_batch(self._sampler.batch(starts), nothing, nothing)
+        batch, discount = self._sampler.batch(starts), self._config.discount**self._config.chunk_size
+        rewards = self.offset.raised(batch.rewards, batch.masks, discount)
+        return chunk_batch(batch._replace(rewards=rewards), nothing, nothing)
 
 
 class OnlineCollector:

@@ -96,6 +96,7 @@ class RunStart:
         smaller: Sizes that would do; None where the run is short, or nothing smaller has been measured.
         started_from: Policy from whose weights it started; see `PolicySpec.started_from`.
         reach: Least share of the action box, over the numbers that move, within which the policy acts.
+        reward_offset: What is taken off every reward.
     """
 
     device: torch.device
@@ -107,6 +108,7 @@ class RunStart:
     smaller: Smaller | None = None
     started_from: Mapping[str, str] = field(default_factory=dict)
     reach: float = 1.0
+    reward_offset: float = 0.0
 
 
 def measure_update_cost(

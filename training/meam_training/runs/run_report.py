@@ -64,6 +64,11 @@ def opening(
         for name in ("environment", "chunks", "rewards", "actions", "clipped")
         if name in report.facts
     }
+    if start.reward_offset:
+        why = ", as all episodes terminate after as many steps" if config.reward_offset is None else ""
+        facts["offset"] = (
+            f"{start.reward_offset:.4g} is taken off every reward{why}; values are told with it (--reward-offset)"
+        )
     if start.reach < WHOLE:
         facts["reach"] = _reach(start.reach, config.online_steps > 0)
     # Imitation takes no notice of rewards.
