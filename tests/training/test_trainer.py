@@ -23,12 +23,15 @@ from meam_policy.errors import (
     LockedError,
     OutputError,
 )
+from meam_training.config import TrainConfig
 from meam_training.data.dataset import OfflineDataset
+from meam_training.data.reward_offset import explaining_constant
 from meam_training.learning.calibration import CALIBRATION_METRICS
 from meam_training.learning.chunk_source import DeviceChunks
 from meam_training.learning.learner import clip_gradients
 from meam_training.networks.meam_networks import build_networks
 from meam_training.runs.checkpoint import Checkpoint
+from meam_training.runs.csv_file import read_rows
 from meam_training.runs.run_folder import Run, load_settings
 from meam_training.trainer import data_statistics, make_spec, train
 
@@ -78,6 +81,33 @@ def left_in(folder):
     return {path.name for path in folder.rglob("*") if path.name not in (".lock",)} - {
         path.name for path in folder.glob("checkpoints/step_*/*")
     }
+
+
+@pytest.mark.parametrize("constant", [0.0, 5.0])
+def test_a_constant_is_taken_off_where_the_horizon_is_fixed_and_values_are_told_with_it(
+    make_config, tmp_path, constant
+):
+    rows, generator = 60, np.random.default_rng(0)
+    ends = np.arange(rows) % 6 == 5
+    rewards = generator.normal(size=rows) + constant
+    columns = (generator.normal(size=(rows, 2)), generator.uniform(-1, 1, (rows, 1)))
+    data = OfflineDataset.from_arrays(*columns, rewards, generator.normal(size=(rows, 2)), ends, np.zeros(rows))
+    config = make_config(steps=4, pretrain_steps=2, log_every=1)
+    begun = train(config, data, tmp_path)
+    assert begun.config.reward_offset == pytest.approx(explaining_constant(data, config.discount))
+    assert config.reward_offset is None
+    row = read_rows(tmp_path / "metrics.csv")[-1]
+    returns = data.discounted_returns(config.discount).returns
+    # Critics that have hardly learned stand at the mean of the data's returns.
+    assert row["value_mean"] == pytest.approx(returns.mean(), abs=1.5 * returns.std())
+    assert row["calibration_value"] == pytest.approx(row["calibration_return"], abs=1.5)
+    resumed = train(config.changed(steps=5), data, tmp_path, resume=True)
+    assert resumed.config.reward_offset == begun.config.reward_offset
+
+
+def test_the_published_presets_take_no_constant_off(make_config):
+    assert not TrainConfig.preset("qam").normalise_values
+    assert TrainConfig.from_json("{}").reward_offset == 0  # of earlier versions
 
 
 def test_a_run_leaves_checkpoints_and_metrics_and_nothing_else(dataset, make_config, tmp_path):
@@ -636,7 +666,7 @@ def test_a_run_keeps_some_raw_observations_of_its_data(make_config, tmp_path, ep
     data = OfflineDataset.from_arrays(
         observations=observations,
         actions=generator.uniform(-1, 1, (rows, 2)),
-        rewards=np.zeros(rows),
+        rewards=observations[:, 0],
         next_observations=observations,
         terminations=np.zeros(rows),
         truncations=np.arange(rows) % 20 == 19,

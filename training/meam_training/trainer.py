@@ -146,7 +146,7 @@ def train(
     config = config.resolved(None if begun is None else begun.config)
     if config.trains_policy and config.reward_offset is None:
         found = explaining_constant(dataset, config.discount) if config.normalise_values else 0.0
-        config = config.changed(reward_offset=found)
+        config = config.changed(reward_offset=found or None)
     device = training_device(config.device)
     spec = started_spec(make_spec(config, dataset), config, start, begun, dataset.measured_bounds)
     data = dataset.fingerprint + ("" if value is None else " with a known value")

@@ -178,7 +178,7 @@ def _train(
 ) -> Checkpoint:
     config, run = task.config(method, seed), folder / "runs" / method
     last = Checkpoint.latest(run)
-    if last is not None and last.step == config.steps and last.config == config.resolved():
+    if last is not None and last.step == config.steps and last.config == config.resolved(last.config):
         return last
     with progress(f"Training {method}", config.steps) as advance:
         return train(

@@ -262,7 +262,7 @@ def _check_begun(run: SweepRun) -> None:
     if begun is None or begun.method != run.config.method:
         return
     for name, value in {**asdict(run.config), "learning_rate": run.config.adam_rate}.items():
-        if name in ("pretrain_steps", "polyak") and value is None:
+        if name in ("pretrain_steps", "polyak", "reward_offset") and value is None:
             continue  # a resumed run keeps its own
         if name not in run.given and getattr(begun, name) != value:
             raise ConfigError(
