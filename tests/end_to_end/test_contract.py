@@ -652,7 +652,7 @@ def test_scalars_of_numpy_are_taken_where_pythons_are(world):
         ),
         ({"chunk_size": 10**9}, "chunk_size is 1000000000; expected a whole number of 1 or more, at most 10000"),
         ({"threads": 10**9}, "threads is 1000000000; expected a whole number of 1 or more, or None, at most 1024"),
-        ({"hidden_dims": (10**9,)}, "expected a tuple of whole numbers of 1 or more, at most 65536"),
+        ({"hidden_dims": (10**9,)}, "expected whole numbers of 1 or more, at most 65536"),
     ],
 )
 def test_absurd_sizes_are_refused_before_anything_is_made(sizes, named):
