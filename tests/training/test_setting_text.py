@@ -69,7 +69,7 @@ def test_what_the_command_line_refuses_is_refused_in_its_own_words(preset, value
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_setting_is_named_by_its_flag_where_its_value_is_out_of_range(name):
     field = FIELDS[name]
-    bad = {int: -1, float: -1e300, str: 3, bool: 3}.get(field.kind, 3)
+    bad: Any = {int: -1, float: -1e300, str: 3, bool: 3}.get(field.kind, 3)
     if get_origin(field.kind) is Literal or get_args(field.kind)[:1] == (Any,):
         return  # the parser of the command line knows the choices
     if field.kind is float and bad in field.range:

@@ -49,7 +49,7 @@ class SettingText(str):
         text.template, text.values = template, values
         return text
 
-    def __getnewargs__(self) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getnewargs__(self) -> tuple[Any, ...]:
         """Copy an error with the template, not with the message."""
         return (self.template, *self.values)
 

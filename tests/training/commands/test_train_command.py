@@ -305,8 +305,8 @@ def test_a_run_says_what_it_is_before_it_starts_and_what_came_of_it(data, tmp_pa
 def unended(data, truncations, rewards):
     """The data, without a termination."""
     arrays = dict(np.load(data))
-    columns = [arrays[name] for name in ("observations", "actions", "next_observations")]
-    return OfflineDataset.from_arrays(*columns[:2], rewards, columns[2], np.zeros(60), truncations)
+    observations, actions, after = (arrays[name] for name in ("observations", "actions", "next_observations"))
+    return OfflineDataset.from_arrays(observations, actions, rewards, after, np.zeros(60), truncations)
 
 
 def test_equal_rewards_are_said_before_the_run_and_not_to_imitation(data, make_config, tmp_path):

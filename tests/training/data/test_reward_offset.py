@@ -42,7 +42,7 @@ def test_a_constant_added_to_all_rewards_is_found_and_taken_off(constant, length
     assert found - explaining_constant(plain, discount) == pytest.approx(constant, abs=scale)
     offsets = [RewardOffset.of(each, explaining_constant(each, discount), discount) for each in (plain, raised)]
     rewards = [offset.off(each).rewards for offset, each in zip(offsets, (plain, raised), strict=True)]
-    np.testing.assert_allclose(*rewards, atol=scale)
+    np.testing.assert_allclose(rewards[0], rewards[1], atol=scale)
 
 
 def test_rewards_that_count_at_the_end_alone_have_no_constant():
