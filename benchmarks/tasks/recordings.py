@@ -1,4 +1,4 @@
-"""The tasks' data: recorded by `meam collect` once for all tasks that differ in their rewards alone, or OGBench's files."""
+"""The tasks' data: recorded once for all tasks that differ in their rewards alone, or the files of OGBench."""
 
 from __future__ import annotations
 
