@@ -41,6 +41,7 @@ def record_data(task: Task, root: Path, seed: int, on_progress: Progress | None 
             if not (root / name).is_file():
                 raise NotFoundError(f"{task.name} needs {root / name}, a file of OGBench. Download it there.")
         return None
+    assert task.transitions is not None
     environment_id = _recorded_environment(task)
     made = {"environment": environment_id, "transitions": task.transitions, "seed": seed, "shares": task.mode_shares}
     mark = sha256(json.dumps(made).encode()).hexdigest()[:8]

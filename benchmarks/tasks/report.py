@@ -102,9 +102,8 @@ def draw_curves(results: Sequence[Result]) -> Figure | None:
         axes.set_axis_off()
     for axes, task in zip(grid, tasks, strict=False):
         found = [result for result in results if _task(result) == task and result["curve"]]
-        column, factor = (
-            ("success", 100) if all("success" in row for r in found for row in r["curve"]) else ("return_mean", 1)
-        )
+        succeeds = all("success" in row for result in found for row in result["curve"])
+        column, factor = ("success", 100) if succeeds else ("return_mean", 1)
         for method in methods:
             curves = [{row["step"]: factor * row[column] for row in r["curve"]} for r in found if r["method"] == method]
             steps = sorted(set.intersection(*map(set, curves))) if curves else []
@@ -221,11 +220,10 @@ def _cost(results: Sequence[Result], methods: Sequence[str]) -> str:
             cpu = [r["train_cpu_seconds"] for r in found if r["train_cpu_seconds"] is not None]
             wall = f"{np.mean([r['train_seconds'] for r in found]):.0f}" if found else ""
             updates = _listed(sorted({r["updates"] for r in found}))
-            cells.append(f"{updates}, {wall}, {f'{np.mean(cpu):.0f}' if cpu else '–'}" if found else "")
+            cells.append(f"{updates}, {wall}, {f'{np.mean(cpu):.0f}' if cpu else '?'}" if found else "")
         rows.append([domain, *cells])
-    return "Mean over the runs; evaluations are not counted, and CPU seconds of resumed runs unknown:\n\n" + _table(
-        rows
-    )
+    said = "Mean over the runs; evaluations are not counted, and the CPU seconds of resumed runs are not known (?):"
+    return f"{said}\n\n{_table(rows)}"
 
 
 def _common(
@@ -284,7 +282,7 @@ def _style(axes: Axes) -> None:
 def _cell(found: Estimate | None, factor: float = 1.0) -> str:
     if found is None:
         return ""
-    digits: Callable[[float], str] = (lambda x: f"{factor * x:.0f}") if factor == 100 else (lambda x: f"{x:.3g}")
+    digits: Callable[[float], str] = (lambda x: f"{factor * x:.0f}") if factor == 100 else (lambda x: f"{x:.4g}")
     return f"{digits(found.value)} [{digits(found.low)}, {digits(found.high)}]"
 
 

@@ -187,7 +187,8 @@ def _chosen(suite: Suite, options: argparse.Namespace) -> Suite:
         _check_names(options.method, set(methods), "method")
         methods = {name: own for name, own in methods.items() if name in options.method}
     if options.transitions is not None:
-        tasks = {name: replace(task, transitions=options.transitions) for name, task in tasks.items()}
+        recorded = {name: task for name, task in tasks.items() if not task.files}
+        tasks |= {name: replace(task, transitions=options.transitions) for name, task in recorded.items()}
     return replace(
         suite,
         tasks=tasks,

@@ -48,7 +48,7 @@ class Task:
         domain: Tasks of a domain are averaged in the report.
         label: The task's name within its domain.
         environment_id: Environment to act in.
-        transitions: Transitions to record.
+        transitions: Transitions to record; None where the data are files.
         chunk_size: Actions in a chunk.
         discount: Discount per environment step.
         sparse: Whether the data's rewards become -1 unless they are 0, as QAM trains scene and the puzzles.
@@ -61,7 +61,7 @@ class Task:
     domain: str
     label: str
     environment_id: str
-    transitions: int
+    transitions: int | None = None
     chunk_size: int = 1
     discount: float = 0.99
     sparse: bool = False
@@ -188,7 +188,9 @@ def read_suite(path: Path) -> Suite:
 
 def _tasks(domain: str, own: Mapping[str, Any], path: Path) -> Iterator[Task]:
     where = f"{path}: [domains.{domain}]"
-    _check_keys(own, _DOMAIN, where, required=("environment", "tasks", "transitions"))
+    _check_keys(own, _DOMAIN, where, required=("environment", "tasks"))
+    if ("transitions" in own) == ("files" in own):
+        raise ConfigError(f"{where} has {sorted(own)}; expected either transitions to record, or files to read.")
     shared = {key: _setting(own[key]) for key in _SHARED if key in own}
     shares = shared.pop("mode_shares", None)
     labels = [str(label) for label in own["tasks"]]
