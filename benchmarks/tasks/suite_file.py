@@ -28,7 +28,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ def read_suite(path: Path) -> Suite:
         methods[name] = {key: _setting(value) for key, value in own.items()}
     tasks = {task.name: task for name, own in data["domains"].items() for task in _tasks(name, own, path)}
     suite = Suite(tasks=tasks, methods=methods, settings=settings, **{k: _setting(v) for k, v in about.items()})
-    for job in suite.jobs():
+    for job in replace(suite, seeds=(0,)).jobs():
         _ = job.config  # raises what is wrong with it
     return suite
 
