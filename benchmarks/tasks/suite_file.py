@@ -175,9 +175,8 @@ def read_suite(path: Path) -> Suite:
     methods = {}
     for name, own in data["methods"].items():
         if own.get("preset") not in PRESETS:
-            raise ConfigError(
-                f"{path}: [methods.{name}] has the preset {own.get('preset')!r}; expected {list(PRESETS)}."
-            )
+            expected = ", ".join(PRESETS)
+            raise ConfigError(f"{path}: the preset of [methods.{name}] is {own.get('preset')!r}; expected {expected}.")
         methods[name] = {key: _setting(value) for key, value in own.items()}
     tasks = {task.name: task for name, own in data["domains"].items() for task in _tasks(name, own, path)}
     suite = Suite(tasks=tasks, methods=methods, settings=settings, **{k: _setting(v) for k, v in about.items()})
