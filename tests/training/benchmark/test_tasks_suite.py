@@ -91,7 +91,7 @@ def test_every_file_has_the_seven_methods_and_one_set_of_settings_for_all_tasks(
         assert all(settings == plain[0] for settings in plain)
         assert plain[0]["steps"] == suite.updates
     both, entropy, mixture = (
-        first_job(suite, name).config for name in ("me-am", "me-am-no-entropy", "me-am-no-mixture")
+        first_job(suite, name).config for name in ("me-am-mixture", "me-am-mixture-no-entropy", "me-am")
     )
     assert both.changed(entropy_coef=0.0) == entropy
     assert both.changed(mixture_weight=0.0) == mixture
@@ -104,7 +104,7 @@ def first_job(suite: Any, method: str) -> Any:
 
 def test_the_default_of_me_am_is_the_row_without_the_mixture() -> None:
     suite = suite_file.read_suite(TASKS / "gpu.toml")
-    job = first_job(suite, "me-am-no-mixture")
+    job = first_job(suite, "me-am")
     assert set(job.config.own_settings) <= {*suite.settings, "steps", "seed", "chunk_size", "discount"}
 
 
