@@ -124,3 +124,27 @@ def test_data_are_in_the_box_and_pay_the_value() -> None:
     np.testing.assert_allclose(value.numpy(), data.rewards, atol=1e-4)
     assert len(run.observations) == chunks.UNSEEN
     assert not (np.abs(data.observations[:, None] - run.observations) < 1e-6).all(axis=2).any()
+
+
+def test_the_time_to_an_error_is_interpolated_and_a_measured_curve_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    time_to = importlib.import_module("time_to")
+    curve = [[10.0, 0.9, 100], [20.0, 0.5, 200], [30.0, 0.7, 300], [40.0, 0.1, 400]]
+    assert [time_to.seconds_to(curve, goal) for goal in (1.0, 0.7, 0.3, 0.05)] == [
+        10.0,
+        15.0,
+        pytest.approx(36.7, abs=0.1),
+        None,
+    ]
+    options = ["--output", str(tmp_path), "--run", "5d-lin-0-2m-2-1", "--method", "two-scale"]
+    short = ["--steps", "12", "--pretrain-steps", "4", "--every", "4"]
+    assert time_to.main([*options, *short]) == 0
+    before = (tmp_path / "two-scale.json").read_bytes()
+    assert [row[2] for row in time_to.json.loads(before)["curve"]] == [4, 8, 12]
+    assert time_to.main([*options, *short]) == 0
+    assert (tmp_path / "two-scale.json").read_bytes() == before
+    assert "s to 0.4" in capsys.readouterr().out
+    assert (tmp_path / "time-to.png").stat().st_size > 1000
+    with pytest.raises(SystemExit, match="Choose another --output"):
+        time_to.main([*options, "--steps", "14", "--pretrain-steps", "4", "--every", "4"])

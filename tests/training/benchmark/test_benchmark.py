@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from meam_training.benchmark.learner_worker import make_update
 from meam_training.benchmark.matmul_worker import count_flops
 from meam_training.benchmark.race import Contestant, Outcome, race, turns
 from meam_training.benchmark.report import COLUMNS, cells, limits, machine, markdown, notes, summarise, to_json
-from meam_training.benchmark.settings import Setting
-from meam_training.commands.bench_train import BenchTrainArguments
+from meam_training.benchmark.settings import PROGRAMS, Setting
+from meam_training.commands.bench_train import BenchTrainArguments, ProgramName
 
 TINY = Setting(
     "tiny", observation_dim=3, action_dim=2, chunk_size=2, hidden_dims=(8, 6), num_critics=2, updates=8, batch_size=16
@@ -317,3 +318,10 @@ def test_the_command_times_this_project_against_the_reference(checkout, tmp_path
     assert setting["limits"][0]["flops"] > 1e9
     assert "| eager |" in table.read_text()
     assert "antmaze, small scale" in output.err
+
+
+def test_every_program_can_be_asked_for_and_is_a_preset_with_its_objective():
+    assert set(typing.get_args(ProgramName)) == set(PROGRAMS)
+    assert PROGRAMS["me-am-adjoint"].update == {"method": "me-am", "objective": "adjoint"}
+    labels = {program.label for program in PROGRAMS.values()}
+    assert labels == {"qam", "me-am", *(f"me-am {o}" for o in ("reweighted", "bridge", "adjoint", "target_score"))}

@@ -56,7 +56,12 @@ def make_contestants(
 
     chosen = {name: PROGRAMS[name] for name in programs}
     contestants = [
-        Contestant(name, ours("learner_worker", **program._asdict()), "update", setting.updates)
+        Contestant(
+            name,
+            ours("learner_worker", **program.update, precision=program.precision, compile=program.compile),
+            "update",
+            setting.updates,
+        )
         for name, program in chosen.items()
     ]
     if reference is not None:
@@ -65,8 +70,8 @@ def make_contestants(
         command = (python, script, str(reference.resolve()), json.dumps({**asdict(setting), "scanned": SCANNED}))
         contestants += [Contestant(name, command, form, setting.updates) for name, form in REFERENCES.items()]
     precisions = list(dict.fromkeys(program.precision for program in chosen.values()))
-    methods = list(dict.fromkeys(program.method for program in chosen.values()))
-    products = ours("matmul_worker", precisions=precisions, methods=methods)
+    updates = {program.label: program.update for program in chosen.values()}
+    products = ours("matmul_worker", precisions=precisions, updates=updates)
     repetitions = _PRODUCTS_PER_UPDATE * setting.updates
     return contestants + [Contestant(PRODUCTS[form], products, form, repetitions) for form in precisions]
 

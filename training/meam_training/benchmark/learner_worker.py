@@ -112,7 +112,8 @@ def main() -> None:
     device = settings["device"]
     warnings.simplefilter("error", RuntimeWarning)  # otherwise the learner would silently run uncompiled
     prepare_torch(settings["threads"], tf32=settings["tf32"])
-    overrides = {name: settings[name] for name in ("method", "precision", "compile", "device", "threads")}
+    names = ("method", "objective", "precision", "compile", "device", "threads")
+    overrides = {name: settings[name] for name in names if name in settings}
     run = timed(make_update(Setting.from_json(settings["setting"]), **overrides), device)
     first = run(SCANNED)
     run(SCANNED)

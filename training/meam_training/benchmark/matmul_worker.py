@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,9 +21,9 @@ __all__ = ["count_flops"]
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
-def count_flops(setting: Setting, method: str) -> int:
+def count_flops(setting: Setting, method: str, **overrides: Any) -> int:
     """Count the floating-point operations in the matrix products of an uncompiled update, two per multiply-add."""
-    update = make_update(setting, method=method, device="cpu")
+    update = make_update(setting, method=method, device="cpu", **overrides)
     with FlopCounterMode(display=False) as counter:
         update()
     return counter.get_total_flops()
@@ -41,7 +42,11 @@ def main() -> None:
         out = torch.empty(rows, columns, device=device, dtype=_DTYPES[precision])
         forms[precision] = timed(lambda a=left, b=right, c=out: torch.mm(a, b, out=c), device)
         forms[precision](10)
-    serve(forms, {"flops": {method: count_flops(setting, method) for method in settings["methods"]}}, device)
+    serve(
+        forms,
+        {"flops": {label: count_flops(setting, **update) for label, update in settings["updates"].items()}},
+        device,
+    )
 
 
 if __name__ == "__main__":

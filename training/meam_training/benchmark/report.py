@@ -207,7 +207,7 @@ def _share(name: str, rates: Sequence[float], outcome: Outcome) -> float | None:
     if program is None or products in outcome.failures or not outcome.rates.get(products or ""):
         return None
     assert products is not None
-    flops = outcome.about[products]["flops"][program.method]
+    flops = outcome.about[products]["flops"][program.label]
     return _median_ratio(rates, outcome.rates[products]) * flops / _product_flops(outcome.setting)
 
 

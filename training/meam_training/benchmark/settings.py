@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from meam_training.config import Precision
+from meam_training.config import Objective, Precision
 
 __all__ = ["PROGRAMS", "SCALES", "SCANNED", "SHAPES", "Program", "Setting", "make_setting"]
 
@@ -24,11 +24,22 @@ SCANNED = 8
 
 
 class Program(NamedTuple):
-    """A variant of this project's update; the fields are those of `TrainConfig`."""
+    """A variant of this project's update: a preset, and settings of `TrainConfig`."""
 
     method: str
     precision: Precision
     compile: bool
+    objective: Objective | None = None
+
+    @property
+    def update(self) -> dict[str, str]:
+        """What determines an update's operations: the preset, and the objective if it is not the preset's."""
+        return {"method": self.method} | ({} if self.objective is None else {"objective": self.objective})
+
+    @property
+    def label(self) -> str:
+        """Name of such an update, whatever its precision."""
+        return " ".join(self.update.values())
 
 
 PROGRAMS: Mapping[str, Program] = MappingProxyType(
@@ -38,10 +49,18 @@ PROGRAMS: Mapping[str, Program] = MappingProxyType(
         "eager-bf16": Program("qam", "bf16", False),
         "compiled-bf16": Program("qam", "bf16", True),
         "me-am": Program("me-am", "float32", True),
+        "me-am-eager": Program("me-am", "float32", False),
         "me-am-bf16": Program("me-am", "bf16", True),
+        "me-am-reweighted": Program("me-am", "float32", True, "reweighted"),
+        "me-am-bridge": Program("me-am", "float32", True, "bridge"),
+        "me-am-adjoint": Program("me-am", "float32", True, "adjoint"),
+        "me-am-target-score": Program("me-am", "float32", True, "target_score"),
     }
 )
-"""Contestants of this project. `qam` is the reference's method; `me-am`, the default, has no counterpart there."""
+"""Contestants of this project. `qam` is the reference's method; `me-am`, the default, has no counterpart there.
+
+The later ones are `me-am` with another objective than its default, `two_scale`.
+"""
 
 _UPDATES = {("cpu", "paper"): 8, ("cpu", "small"): 40, ("cuda", "paper"): 200, ("cuda", "small"): 400}
 

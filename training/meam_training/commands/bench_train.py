@@ -20,7 +20,19 @@ __all__ = ["BenchTrainArguments", "run"]
 
 ShapeName = Literal["cube", "antmaze"]
 ScaleName = Literal["paper", "small"]
-ProgramName = Literal["eager", "compiled", "eager-bf16", "compiled-bf16", "me-am", "me-am-bf16"]
+ProgramName = Literal[
+    "eager",
+    "compiled",
+    "eager-bf16",
+    "compiled-bf16",
+    "me-am",
+    "me-am-eager",
+    "me-am-bf16",
+    "me-am-reweighted",
+    "me-am-bridge",
+    "me-am-adjoint",
+    "me-am-target-score",
+]
 
 DESCRIPTION = """Time training updates, in turn with those of QAM's public JAX code.
 
@@ -40,7 +52,8 @@ class BenchTrainArguments:
     scales: tuple[ScaleName, ...] = get_args(ScaleName)
     """Sizes of the networks: paper (4 x 512, 10 critics), small (2 x 256, 2 critics)."""
     contestants: tuple[ProgramName, ...] = ("eager", "compiled", "eager-bf16", "compiled-bf16")
-    """Variants of the update: those of the qam preset, or me-am (compiled; the reference has no counterpart)."""
+    """Variants of the update: those of the qam preset, or me-am (compiled; the reference has no counterpart), also
+    with other objectives than its default."""
     reference: Path | None = None
     """Checkout of https://github.com/ColinQiyangLi/qam to compare with."""
     reference_python: Path | None = None
