@@ -1,6 +1,7 @@
 """Each warning with metrics that call for it, and with near ones that do not."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,10 +185,11 @@ def test_a_published_dual_step_at_its_limit_names_the_other_one():
 
 
 def test_where_all_policies_are_worth_the_same_no_warning_names_a_remedy():
-    wrong = {"policy_value": 0.01, "effective_samples": 0.99, "kl_average": 0.01, "calibration_return_std": 0.0}
+    wrong: dict[str, Any] = {"policy_value": 0.01, "effective_samples": 0.99, "kl_average": 0.01, "value_limit": 0.0}
+    wrong["calibration_return_std"] = 0.0
     config = CONFIG.changed(kl_budget=1.0)
-    assert warnings_of(config, history(config, value_floor=-1.0, **{**wrong, "value_limit": 0.0}))
-    assert warnings_of(config, history(config, value_floor=0.0, **{**wrong, "value_limit": 0.0})) == []
+    assert warnings_of(config, history(config, value_floor=-1.0, **wrong))
+    assert warnings_of(config, history(config, value_floor=0.0, **wrong)) == []
 
 
 def test_a_temperature_that_is_found_in_training_is_the_one_that_is_judged():
