@@ -22,8 +22,8 @@ ASSETS = Path(__file__).parent / "assets"
 RIGHT = "default"
 """Folder of the run with the defaults, which stands beside every other."""
 
-RIGHT_COLOUR, WRONG_COLOUR, OTHER_COLOUR = FAINT, "#b91c1c", "#2563eb"
-BEFORE = 500
+RIGHT_COLOUR, WRONG_COLOUR = FAINT, "#b91c1c"
+BEFORE = 100
 """Updates of pretraining that are drawn, at most."""
 
 Row = Mapping[str, float]
@@ -71,23 +71,24 @@ SAMPLES = Signal("effective samples, share", column("effective_samples"), 1.5 / 
 TILT = Signal(
     "τQ over the prior's chunks, nats", lambda row: row["inverse_temperature"] * row["value_spread"], 0.1, log=True
 )
+BIAS = Signal("critics' bias", column("calibration_bias"), 0.0)
+SLOPE = Signal("slope of returns on values", column("calibration_slope"), 1.0)
+USED = Signal("KL divergence used, nats an action", column("kl_average"))
 
 PICTURES: Mapping[str, Sequence[Symptom]] = {
     "symptoms-1.png": (
-        Symptom("hot", "temperature of 1700", (SAMPLES, GAIN)),
-        Symptom("timid", "budget of 0.01 nats", (TILT, GAIN)),
-        Symptom(
-            "unpretrained",
-            "50 updates of pretraining",
-            (Signal("prior's loss", column("prior_loss")), SAMPLES),
-        ),
+        Symptom("hot", "temperature of 1700", (SAMPLES, BIAS)),
+        Symptom("timid", "budget of 0.01", (GAIN, TILT)),
+        Symptom("unpretrained", "50 updates of pretraining", (Signal("prior's loss", column("prior_loss")), GAIN)),
     ),
     "symptoms-2.png": (
         Symptom(
             "unlearned",
             "critics from 0, slow targets",
             (
-                Signal("value of the data's chunks", column("calibration_value"), beside=column("return_floor")),
+                Signal(
+                    "value at the data (dots: the least)", column("calibration_value"), beside=column("return_floor")
+                ),
                 Signal("TD error, share of the reward", lambda row: abs(row["td_bias"]) / row["td_reward"], 0.5),
             ),
         ),
@@ -95,11 +96,11 @@ PICTURES: Mapping[str, Sequence[Symptom]] = {
             "mixture",
             "mixture of 0.5",
             (
-                Signal("mixture: gain, disagreement", column("mixture_gain"), beside=column("mixture_disagreement")),
-                Signal("disagreement at the data's", column("value_std")),
+                Signal("gain (dots: disagreement)", column("mixture_gain"), beside=column("mixture_disagreement")),
+                GAIN,
             ),
         ),
-        Symptom("short-sighted", "discount of 0.5", (TILT, GAIN)),
+        Symptom("short-sighted", "discount of 0.5", (SLOPE, USED)),
     ),
 }
 
@@ -124,6 +125,8 @@ def draw(runs: Path, symptoms: Sequence[Symptom]) -> bytes:
                 panel.axhline(signal.level, color=INK, linewidth=0.8, linestyle="--")
             if signal.log:
                 panel.set_yscale("log")
+                panel.yaxis.set_major_formatter("{x:g}")
+                panel.yaxis.set_minor_formatter("")
         panels[0].annotate(
             symptom.title, (0, 1.2), xycoords="axes fraction", fontsize=11, color=WRONG_COLOUR, weight="bold"
         )
@@ -131,6 +134,8 @@ def draw(runs: Path, symptoms: Sequence[Symptom]) -> bytes:
         panels[2].set_ylim(0, 14)
     for panel in axes.flat:
         _sober(panel)
+    lines = axes[2, 0].get_lines()[:2]
+    figure.legend(lines, ("defaults", "this choice"), loc="outside lower right", ncols=2, fontsize=8, frameon=False)
     return png(figure)
 
 
