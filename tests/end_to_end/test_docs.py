@@ -285,6 +285,23 @@ def test_the_architecture_page_describes_every_room() -> None:
         assert rooms <= set(described), f"{package} has {sorted(rooms - set(described))} too"
 
 
+def test_the_symptoms_are_drawn_from_the_runs_that_the_page_makes(tmp_path: Path) -> None:
+    script, page = load_script(ROOT / "docs" / "draw_symptoms.py"), read("docs/choosing.md")
+    made = set(re.findall(r"--output-dir runs/(\S+)", section("docs/choosing.md", "Symptoms")))
+    wrong = {symptom.run for symptoms in script.PICTURES.values() for symptom in symptoms}
+    assert {*wrong, script.RIGHT} <= made
+    config = meam_training.TrainConfig.preset("me-am", steps=20, pretrain_steps=10)
+    for name in made:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config.to_json(), encoding="utf-8")
+        (tmp_path / name / "metrics.csv").write_text("step,value_gain\n10,0.1\n20,0.2\n", encoding="utf-8")
+        (tmp_path / name / "evaluations.csv").write_text("step,return_mean\n10,1\n20,2\n", encoding="utf-8")
+    for name, symptoms in script.PICTURES.items():
+        assert f"](assets/{name})" in page
+        assert (ROOT / "docs" / "assets" / name).is_file()
+        assert script.draw(tmp_path, symptoms).startswith(b"\x89PNG")
+
+
 # The site
 
 
