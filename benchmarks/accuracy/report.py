@@ -191,7 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts = [tables(plane)] if plane else []
         parts += [f"Chunks, means of the seeds:\n\n{chunk_tables(chunks)}\n"] if chunks else []
         if ratios := ratio_table(found):
-            parts.append(f"W1 (median of a run's contexts), and CPU time, as shares of the default's:\n\n{ratios}\n")
+            parts.append(
+                f"W1 (median of a run's contexts), and CPU time, as shares of those of {BASELINE}:\n\n{ratios}\n"
+            )
         text = "\n".join(parts)
         (folder / f"{critic}.md").write_text(text, encoding="utf-8")
         print(f"{critic} critic\n\n{text if not plane else text.split(chr(10) * 2)[0]}\n")

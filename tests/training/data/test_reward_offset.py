@@ -22,18 +22,27 @@ def episodes(lengths, rewards=None, cut=()):
     return OfflineDataset.from_arrays(observations, actions, rewards, next_observations, ends & ~cut_off, cut_off)
 
 
-def test_the_horizon_is_fixed_where_all_episodes_terminate_after_as_many_steps():
-    assert fixed_horizon(episodes([5, 5, 5])) == 5
-    assert fixed_horizon(episodes([5])) == 5
-    for other in (episodes([5, 5, 6]), episodes([5, 5], cut=[1]), episodes([1, 1, 1])):
+def test_the_horizon_is_fixed_where_all_episodes_that_terminate_do_so_after_as_many_steps():
+    ten = [5] * 10
+    assert fixed_horizon(episodes(ten)) == 5
+    assert fixed_horizon(episodes([*ten, 3, 5], cut=[10, 11])) == 5  # a recording that was stopped
+    others = [[*ten, 6], [1] * 10, [5] * 9]
+    for other in (*map(episodes, others), episodes([*ten, 7], cut=[10]), episodes(ten, cut=range(10))):
         assert fixed_horizon(other) is None
         assert explaining_constant(other, GAMMA) == 0
-    midway = episodes([5, 5])
+    midway = episodes(ten)
     midway.terminations[2] = True
     assert fixed_horizon(midway) is None
 
 
-@given(st.floats(-1e3, 1e3), st.integers(2, 9), st.integers(2, 30), st.sampled_from([0.5, 0.9, 0.99, 1.0]))
+def test_episodes_that_were_cut_off_do_not_change_the_constant():
+    rewards = np.random.default_rng(3).normal(size=64) + 5
+    whole = episodes([6] * 10, rewards[:60])
+    with_a_cut_one = episodes([6] * 10 + [4], np.concatenate([rewards[:60], np.full(4, 99.0)]), cut=[10])
+    assert explaining_constant(with_a_cut_one, GAMMA) == pytest.approx(explaining_constant(whole, GAMMA), rel=1e-5)
+
+
+@given(st.floats(-1e3, 1e3), st.integers(2, 9), st.integers(10, 30), st.sampled_from([0.5, 0.9, 0.99, 1.0]))
 def test_a_constant_added_to_all_rewards_is_found_and_taken_off(constant, length, count, discount):
     plain = episodes([length] * count)
     raised = episodes([length] * count, plain.rewards.astype(np.float64) + constant)
@@ -45,10 +54,15 @@ def test_a_constant_added_to_all_rewards_is_found_and_taken_off(constant, length
     np.testing.assert_allclose(rewards[0], rewards[1], atol=scale)
 
 
-def test_rewards_that_count_at_the_end_alone_have_no_constant():
+@pytest.mark.parametrize("discount", [1.0, 0.99, 0.9])
+def test_rewards_that_count_at_the_end_alone_have_hardly_a_constant(discount):
     rewards = np.where(np.arange(60) % 6 == 5, 7.0, 0.0)
-    assert explaining_constant(episodes([6] * 10, rewards), 1.0) == pytest.approx(0, abs=1e-12)
-    assert explaining_constant(episodes([6] * 10, np.full(60, 7.0)), GAMMA) == pytest.approx(7)
+    found = explaining_constant(episodes([6] * 10, rewards), discount)
+    assert found == pytest.approx(-7 * (1 - discount) / discount, rel=1e-5, abs=1e-9)
+
+
+def test_where_all_rewards_are_the_same_the_length_of_an_episode_is_what_matters():
+    assert explaining_constant(episodes([6] * 10, np.full(60, -1.0)), GAMMA) == 0
 
 
 def test_a_reward_of_one_returns_the_discounted_steps_that_are_left():

@@ -215,6 +215,15 @@ def test_the_settings_of_going_on_are_those_of_the_policy_but_for_length_and_exe
     assert other.normalise_values == first.config.normalise_values
 
 
+def test_what_follows_from_a_run_s_length_and_rewards_is_not_taken_over(dataset, make_config, tmp_path):
+    made = make_config("me-am", steps=6, pretrain_steps=2, reward_offset=3.0)
+    begun = train(made, dataset, tmp_path / "first")
+    assert begun.config.polyak is not None
+    assert begun.config.reward_offset == 3.0
+    going_on = StartingPoint.load(begun.path, "kept").settings()
+    assert (going_on.polyak, going_on.reward_offset) == (None, None)
+
+
 def write_npz(file):
     data = other_data()
     np.savez(

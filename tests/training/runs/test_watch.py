@@ -152,12 +152,22 @@ def test_a_budget_that_is_not_used_is_warned_of():
 
 
 @pytest.mark.parametrize(
-    ("gain", "penalty", "remedy"), [(-2.0, 0.1, "value_penalty"), (-2.0, 0.0, "steps"), (2.0, 0.1, "steps")]
+    ("gain", "penalty", "remedy"),
+    [(-2.0, 0.1, "value_penalty"), (-2.0, 0.0, "steps"), (2.0, 0.1, "steps"), (-0.4, 0.1, "steps")],
 )
 def test_a_budget_that_the_penalty_takes_away_names_the_penalty(gain, penalty, remedy):
     config = CONFIG.changed(kl_budget=0.5, value_penalty=penalty)
     [warning] = warnings_of(config, history(kl_average=0.05, value_gain=gain))
     assert f"{{{remedy}}}" in warning.remedy
+
+
+def test_critics_that_contradict_the_returns_are_warned_of():
+    contrary = {"calibration_correlation": -0.98}
+    [warning] = warnings_of(CONFIG, history(**contrary))
+    assert warning.name == "critics contradict the returns"
+    assert "-0.98" in warning.seen
+    for other in ({"calibration_correlation": -0.2}, {**contrary, "calibration_tail": 0.6}):
+        assert warnings_of(CONFIG, history(**other)) == []
 
 
 @pytest.mark.parametrize("value", [-187.0, -3e9], ids=["above", "below"])

@@ -176,8 +176,9 @@ class TrainConfig:
     reward_offset: Annotated[float | None, Range(), TRAINS_POLICY] = None
     """Constant taken off every reward before training, units of reward; it is added to the values again, by its mean
     over the data. None takes off, with `normalise_values`, the one that explains most of the returns if all episodes of
-    the data terminate after the same number of steps: there a constant decides nothing, but critics would have to tell
-    how much time is left. Otherwise it takes off nothing."""
+    the data that terminate do so after the same number of steps: there a constant decides nothing, but critics would
+    have to tell how much time is left. 0 takes off nothing, as is right where other actions could end an episode sooner
+    or later."""
     inverse_temperature: Annotated[float, Range(least=0), HAS_NO_BUDGET] = 1.0
     """Weight tau of Q in the policy's target density; 0 reproduces the prior."""
     kl_budget: Annotated[float | None, Range(above=0)] = None

@@ -18,15 +18,21 @@ from meam_training.data.discounted_returns import discounted_returns
 
 __all__ = ["RewardOffset", "constant_returns", "explaining_constant", "fixed_horizon"]
 
+FEWEST = 10
+"""Terminated episodes from which equal lengths say something: a few of a script's may be equal by chance."""
+
 
 def fixed_horizon(dataset: OfflineDataset) -> int | None:
-    """Number of steps after which every episode of the data terminates; None if there is no such number above 1."""
-    ends = np.flatnonzero(dataset.episode_ends)
-    lengths = np.diff(ends, prepend=-1)
-    if not (lengths == lengths[0]).all() or lengths[0] == 1:
+    """Number of steps after which episodes of the data terminate; None if there is no such number above 1.
+
+    All that terminate do so after as many steps, at least `FEWEST` of them, and none that was cut off is longer. That
+    the environment would end no episode sooner or later, whatever is done in it, the data cannot tell.
+    """
+    lengths, terminated = _episodes(dataset)
+    at_ends = np.count_nonzero(dataset.terminations) == np.count_nonzero(terminated)
+    if not at_ends or np.count_nonzero(terminated) < FEWEST or lengths.max() == 1:
         return None
-    only_there = np.count_nonzero(dataset.terminations) == len(ends) and dataset.terminations[ends].all()
-    return int(lengths[0]) if only_there else None
+    return int(lengths.max()) if (lengths[terminated] == lengths.max()).all() else None
 
 
 def constant_returns(dataset: OfflineDataset, discount: float) -> NDArray[np.float64]:
@@ -40,18 +46,28 @@ def explaining_constant(dataset: OfflineDataset, discount: float) -> float:
     """The constant in the rewards that explains most of the data's returns where the horizon is fixed; else 0.
 
     It is the slope of the regression of the returns on those of a reward of 1, which depend on the steps that are left
-    alone: the mean reward where rewards do not depend on the time, and 0 where only the last one counts. A constant
-    that is added to all rewards is added to it.
+    alone, over the episodes that terminate: the mean reward where rewards do not depend on the time, and, with a
+    discount near 1, nearly 0 where only the last one counts (-R (1 - gamma) / gamma for a last reward R). A constant
+    that is added to all rewards is added to it. Where all rewards are the same it is 0: then only the length of an
+    episode can matter.
 
     Args:
         dataset: The data.
         discount: Discount per environment step, in (0, 1].
     """
-    if fixed_horizon(dataset) is None:
+    if fixed_horizon(dataset) is None or np.ptp(dataset.rewards) == 0:
         return 0.0
-    ones = constant_returns(dataset, discount)
+    lengths, terminated = _episodes(dataset)
+    whole = np.repeat(terminated, lengths)
+    ones = constant_returns(dataset, discount)[whole]
     centred = ones - ones.mean()
-    return float(centred @ dataset.discounted_returns(discount).returns / (centred @ centred))
+    return float(centred @ dataset.discounted_returns(discount).returns[whole] / (centred @ centred))
+
+
+def _episodes(dataset: OfflineDataset) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Lengths of the episodes, and whether each terminates."""
+    ends = np.flatnonzero(dataset.episode_ends)
+    return np.diff(ends, prepend=-1), dataset.terminations[ends]
 
 
 @dataclass(frozen=True)

@@ -56,14 +56,15 @@ LOG_RATE = 2e-3
 """Rate of the dual step in the logarithm: the loop's gain is twice this, whatever the scales of Q and the budget."""
 
 LARGEST_CORRECTION = 1e3
-"""Bound on nu and 1 / nu of the dual step in the logarithm. The leading order is never that wrong; where a budget
-cannot be spent, for instance because Q is constant, nu waits here."""
+"""Bound on nu and 1 / nu of the dual step in the logarithm. The leading order is never that wrong."""
 
 MOST_ASKED, FOLLOWS = 4.0, 0.1
 """From how many budgets on, asked for to leading order, and below which share of the budget used, nu falls no further
 in the dual step in the logarithm. A policy that hardly moves then has nothing that it could follow, such as critics
 that are still noise. Without this bound nu would fall for as long as that lasts, and once the critics tell actions
-apart the policy would leave its budget by a hundred times, for as long again."""
+apart the policy would leave its budget by a hundred times, for as long again. A policy that uses a little more than
+this share without following still does. With an entropy of a third of the unit of value or more, tau is bounded by
+that, and nu falls to its own bound."""
 
 LEAST_COST = 1e-20
 """Unit cost up to which Q counts as constant; it must not ask for an infinite temperature."""
@@ -242,7 +243,7 @@ def log_dual_step(
         nu: The multiplier.
         average: Running mean of the KL divergence; nats per action.
         budget: The budget; nats per action.
-        entropy: The constant e of the entropy, in units of value.
+        entropy: The constant e of the entropy, in units of U like nu.
     """
     moved = nu * (LOG_RATE * (average / budget - 1)).exp()
     waits = ((nu + entropy).square() * MOST_ASKED < 1) & (average < FOLLOWS * budget)

@@ -13,6 +13,7 @@ from meam_policy.console import duration
 from meam_training.config import TrainConfig
 from meam_training.data.data_report import counted, data_report
 from meam_training.data.dataset import OfflineDataset
+from meam_training.data.reward_offset import fixed_horizon
 from meam_training.learning.update_cost import RunStart
 from meam_training.runs.csv_file import read_rows
 from meam_training.runs.options import as_flag, option
@@ -65,10 +66,12 @@ def opening(
         if name in report.facts
     }
     if start.reward_offset:
-        why = ", as all episodes terminate after as many steps" if config.reward_offset is None else ""
-        facts["offset"] = (
-            f"{start.reward_offset:.4g} is taken off every reward{why}; values are told with it (--reward-offset)"
-        )
+        facts["offset"] = f"{start.reward_offset:.4g} is taken off every reward; values are told with it"
+        if config.reward_offset is None:
+            facts["offset"] += (
+                f". All episodes that terminate do so after {fixed_horizon(dataset)} steps. If one could end sooner or "
+                "later by what is done in it, give --reward-offset 0"
+            )
     if start.reach < WHOLE:
         facts["reach"] = _reach(start.reach, config.online_steps > 0)
     # Imitation takes no notice of rewards.

@@ -59,7 +59,8 @@ class StartingPoint:
     def settings(self, method: str | None = None) -> TrainConfig:
         """Settings for going on: all of the policy's where the method stays, otherwise those that its weights need.
 
-        How long the run is and how it is executed are as preset, and nothing is pretrained where there is a policy.
+        How long the run is, what follows from that and from the data's rewards, and how it is executed are as preset,
+        and nothing is pretrained where there is a policy.
 
         Args:
             method: Method of the new run; None for the policy's.
@@ -67,7 +68,7 @@ class StartingPoint:
         config = self.policy.config
         if method in (None, config.method):
             shared = config.deciding(online=False)
-            for name in ("method", "steps", "pretrain_steps", "seed"):
+            for name in ("method", "steps", "pretrain_steps", "polyak", "reward_offset", "seed"):
                 shared.pop(name, None)
         else:
             shared = {name: getattr(config, name) for name in (*FLOW_SETTINGS, *CRITIC_SETTINGS)}

@@ -80,6 +80,13 @@ BUDGET_SHARES = (0.15, 2.5)
 goals use 0.21 and more of it on the way (mazes), or up to 1.93 (a bandit with a rare best action); one that learned
 hardly anything used 0.04."""
 
+LOSS = 0.1
+"""By how much the policy's actions must be worth less than the data's for the penalty to be why it stays at its prior,
+as a share of the spread of the returns."""
+
+CONTRARY = -0.3
+"""Correlation of the critics' values with the data's returns below which these contradict them."""
+
 OFF_SCALE = "critics not at the scale of the returns"
 
 REFERENCE_TEMPERATURES = tuple(1 / (REFERENCE_UNIT * nu) for nu in reversed(REFERENCE_RANGE))
@@ -274,6 +281,21 @@ def _unlearned_level(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -
     )
 
 
+def _contrary_critics(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -> Iterator[RunWarning]:
+    row = rows[-1]
+    correlation = row.get("calibration_correlation", 0.0)
+    if not _ripe(config, rows) or correlation >= CONTRARY or row.get("calibration_tail", 1.0) > KNOWN_ENOUGH:
+        return
+    yield RunWarning(
+        "critics contradict the returns",
+        int(row["step"]),
+        f"values correlate {correlation:.2f} with the data's returns",
+        "above 0",
+        "Raise {steps}; if the critics came from a policy that was trained on other rewards, start anew",
+        correlation / CONTRARY,
+    )
+
+
 def _unpayable_values(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -> Iterator[RunWarning]:
     row = rows[-1]
     if not _ripe(config, rows) or "policy_value" not in row:
@@ -359,7 +381,7 @@ def _missed_budget(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -> 
         remedy = f'tau is at its limit, {limit:.3g}, for values this small: set {{kl_dual:"log"}} in a new run'
     elif share > most:
         remedy = "The policy is further from its prior than allowed: raise {steps}, or {kl_budget} if this is wanted"
-    elif config.value_penalty and gain < 0:
+    elif config.value_penalty and gain < -LOSS * rows[-1].get("calibration_return_std", 0.0):
         remedy = f"Its actions are worth {-gain:.3g} less than the data's to the critics: lower {{value_penalty}}"
     else:
         remedy = "The policy lags behind its target: raise {steps} or {learning_rate}"
@@ -377,6 +399,7 @@ _CHECKS: tuple[Check, ...] = (
     _idle_temperature,
     _collapsed_weights,
     _unlearned_level,
+    _contrary_critics,
     _unpayable_values,
     _unconverged_prior,
     _unbelievable_gain,
