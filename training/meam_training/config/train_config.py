@@ -42,8 +42,9 @@ Statistics = Literal["kept", "renewed"]
 _ROWS, _WIDE, _CRITICS, _THREADS = 2**24, 2**16, 2**10, 2**10
 """Of what takes memory or threads: far more than is of use, and few enough that a slip of the finger is named."""
 
-PRETRAINING_SHARE = 0.3
-"""Share of the updates that pretrain, unless `pretrain_steps` says otherwise."""
+PRETRAINING_SHARE, LONG_SHARE = 0.3, 0.6
+"""Share of the updates that pretrain, unless `pretrain_steps` says otherwise, and that of me-am. An update of
+pretraining costs a fifth of another, or less, and everything stands on the prior."""
 
 RATE, SMALL_RATE, LARGE = 3e-4, 1e-3, 256
 """Learning rates, unless `learning_rate` says otherwise: the published one, and that of me-am where all layers are
@@ -107,7 +108,7 @@ class TrainConfig:
     """Gradient steps (updates), including those of pretraining."""
     pretrain_steps: Annotated[int | None, Range(least=0), TRAINS_POLICY] = None
     """Initial updates that train the prior on the data, and the critics if `pretrain_critics`; they are cheap. The
-    policy then starts as the prior's copy. None takes three tenths of the steps."""
+    policy then starts as the prior's copy. None takes three fifths of the steps in me-am, else three tenths."""
     pretrain_critics: Annotated[bool, TRAINS_POLICY, PRETRAINS] = True
     """Train the critics on the data's discounted returns (Monte Carlo) in pretraining, at most until they have seen the
     data five times, so that they start from the behaviour's values."""
@@ -385,7 +386,8 @@ class TrainConfig:
     def pretraining(self) -> int:
         """Updates on the data alone: `pretrain_steps`, or the share of the steps that it stands for."""
         if self.pretrain_steps is None:
-            return int(PRETRAINING_SHARE * self.steps) if self.trains_policy else 0
+            share = LONG_SHARE if self.method == "me-am" else PRETRAINING_SHARE
+            return int(share * self.steps) if self.trains_policy else 0
         return self.pretrain_steps
 
     @property
