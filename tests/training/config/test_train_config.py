@@ -450,9 +450,12 @@ def test_the_updates_of_pretraining_are_a_count_or_none(value):
         TrainConfig(pretrain_steps=value)
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(1, 0), (3, 0), (4, 1), (10, 3), (12, 3), (100_000, 30_000)])
-def test_pretraining_takes_three_tenths_of_the_steps_unless_it_is_told(steps, expected):
-    for method in ("me-am", "trqam"):
+@pytest.mark.parametrize(
+    ("steps", "fifths", "tenths"),
+    [(1, 0, 0), (3, 1, 0), (4, 2, 1), (10, 6, 3), (12, 7, 3), (100_000, 60_000, 30_000)],
+)
+def test_pretraining_takes_three_fifths_of_the_steps_or_three_tenths_unless_it_is_told(steps, fifths, tenths):
+    for method, expected in (("me-am", fifths), ("trqam", tenths)):
         assert TrainConfig.preset(method, steps=steps).pretraining == expected
         assert TrainConfig.preset(method, steps=steps, pretrain_steps=0).pretraining == 0
     for method in ("bc", "qam", "qam-edit"):
