@@ -29,7 +29,7 @@ METHODS = {
     "two scale budget": ("me-am", {}, "inductor"),
     "reweighted": ("me-am", {"objective": "reweighted", "precondition": False}, "aot_eager"),
     "bridge": ("me-am", {**CONSTANT, "objective": "bridge", "layer_norm": True}, "aot_eager"),
-    "ancestral": ("me-am", {"objective": "adjoint", "distill_coef": 1.0, "nfe": 6, "layer_norm": True}, "aot_eager"),
+    "ancestral": ("me-am", {"objective": "adjoint", "distill_coef": 1.0}, "aot_eager"),
     "target score": ("me-am", {**CONSTANT, "objective": "target_score", "best_of": 2}, "aot_eager"),
     "edit": ("qam-edit", {}, "aot_eager"),
     "published budget": ("trqam", {}, "aot_eager"),

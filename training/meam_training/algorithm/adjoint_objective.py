@@ -40,6 +40,7 @@ from meam_training.flow.memoryless import (
     sample_memoryless_path,
 )
 from meam_training.flow.path import score_from_velocity, time_like
+from meam_training.flow.velocity import RecordedVelocity
 from meam_training.networks.meam_networks import MeamNetworks
 from meam_training.networks.trust_region import Tilt
 
@@ -78,24 +79,27 @@ def adjoint_loss(
         The loss, and the metrics `ADJOINT_METRICS`; with a KL budget also `BUDGET_METRICS`.
     """
     assert n.policy is not None
-    prior, policy = n.tilted_prior.condition(features), n.policy.condition(features)
+    prior, policy = n.tilted_prior.condition(features), RecordedVelocity(n.policy.condition(features))
     reference, tilt = config.sde == "reference", n.tilt(config)
     if reference:
         path = sample_memoryless_path(policy, prior, noise.sde_x_0, noise.sde)
+        steps = len(path) - 1
+        policy(path[-2], time_like(path[-2], (steps - 1) / steps))  # the path's last step evaluated only the prior
     else:
         path = sample_ancestral_path(policy, noise.sde_x_0, noise.sde, config.confine)
-    times = torch.stack([time_like(path[0], k / (len(path) - 1)) for k in range(len(path) - 1)])
+        steps = len(path) - 1
     terminal = terminal_parts(n, features, path[-1], config)
     if n.trust_region is None:
         terminal = tilted(terminal, tilt)
     if reference:
         adjoints = lean_adjoint(prior, path, terminal)
         with torch.no_grad():
+            times = torch.stack([time_like(path[0], k / steps) for k in range(steps)])
             prior_velocity = prior(path[:-1], times)
     else:
         adjoints, prior_velocity = ancestral_adjoint(prior, path, terminal, config.confine)
     metrics = {"outside_box": (path[-1].abs() > 1).float().mean()}
-    velocity = policy(path[:-1], times)
+    velocity = torch.stack(policy.velocities)
     if n.trust_region is not None:
         metrics |= _budget_metrics(path, velocity.detach(), prior_velocity, adjoints[:, 0], config)
         adjoints = tilted(adjoints, tilt)

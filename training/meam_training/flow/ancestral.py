@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,7 +23,6 @@ from torch import Tensor
 from meam_training.flow.ode import denoise
 from meam_training.flow.path import time_like
 from meam_training.flow.solvers import denoised
-from meam_training.flow.stepping import at, trace_steps
 from meam_training.flow.velocity import Velocity, linearize
 
 __all__ = [
@@ -56,13 +54,12 @@ def sample_ancestral_path(
         X_0 … X_K, K + 1 states.
     """
     steps = len(noise) + 1
-
-    def step(x: Tensor, drawn: Tensor, t: Any, through: Any, carried: Any, scale: Any) -> Tensor:
-        return through * denoise(policy, x, t, confine) + carried * x + scale * drawn
-
-    numbers = [(k / steps, *_mean_weights(k, steps), ancestral_scales(k, steps)[1]) for k in range(steps)]
-    drawn = torch.cat([noise, torch.zeros_like(x_0)[None]])
-    return trace_steps(step, x_0, numbers, [drawn], looped=hasattr(policy, "linearize"))
+    path = [x_0]
+    for k in range(steps):
+        _, scale = ancestral_scales(k, steps)
+        mean = _ancestral_mean(policy, path[-1], k, steps, confine)
+        path.append(mean + scale * noise[k] if k < steps - 1 else mean)
+    return torch.stack(path)
 
 
 def ancestral_adjoint(
@@ -83,20 +80,18 @@ def ancestral_adjoint(
     steps = len(path) - 1
     times = torch.stack([time_like(path[0], k / steps) for k in range(steps)])
     velocity, jacobian = linearize(prior, path[:-1], times)
-    inside = (path[:-1] + (1 - times) * velocity).abs() <= 1 if confine else None
-
-    def step(adjoint: Tensor, k: Any, left: Any, weight: Any, carried: Any) -> Tensor:
-        # The step is m = (c D + (1 - u) rho x) / (1 - t) with the denoised action D = x + (1 - t) v(x), clipped.
-        through = weight * adjoint
-        if inside is not None:
-            through = through * at(inside, k)
-        return through + left * jacobian.transposed_product(k, through) + carried * adjoint
-
-    backwards = list(reversed(range(1, steps)))
-    numbers = [(1 - k / steps, *_mean_weights(k, steps)) for k in backwards]
-    with torch.no_grad():
-        adjoints = trace_steps(step, terminal.detach(), numbers, [backwards], looped=hasattr(prior, "linearize"))
-    return adjoints.flip(0), velocity
+    adjoint, adjoints = terminal.detach(), []
+    for k in reversed(range(steps)):
+        adjoints.append(adjoint)
+        if k:
+            # The step is m = (c D + (1 - u) rho x) / (1 - t) with the denoised action D = x + (1 - t) v(x), clipped.
+            t, u = k / steps, (k + 1) / steps
+            gain, _ = ancestral_scales(k, steps)
+            through = gain / (1 - t) * adjoint
+            if confine:
+                through = through * ((path[k] + (1 - t) * velocity[k]).abs() <= 1)
+            adjoint = through + (1 - t) * jacobian.transposed_product(k, through) + _carried(t, u) * adjoint
+    return torch.stack(adjoints[::-1]), velocity
 
 
 def ancestral_matching_loss(
@@ -197,14 +192,16 @@ def scale_steps(factors: Sequence[float], values: Float[Tensor, "steps *batch"])
     return torch.stack([factor * value for factor, value in zip(factors, values, strict=True)])
 
 
-def _mean_weights(k: int, steps: int) -> tuple[float, float]:
-    """Weights of x_1 and x in the mean of step k, u x_1 + (1 - u) rho x_0, with x_0 = (x - t x_1) / (1 - t).
-
-    The denoised action x_1 enters by c / (1 - t), with the gain c of the mean, and x by (1 - u) rho / (1 - t).
-    """
+def _ancestral_mean(velocity: Velocity, x: Tensor, k: int, steps: int, confine: bool) -> Tensor:
+    """Mean of step k, u x_1 + (1 - u) rho x_0: x_1 is denoised at x and t = k h, and x_0 = (x - t x_1) / (1 - t)."""
     t, u = k / steps, (k + 1) / steps
     gain, _ = ancestral_scales(k, steps)
-    return gain / (1 - t), t * (1 - u) ** 2 / (u * (1 - t) ** 2)
+    return gain / (1 - t) * denoise(velocity, x, t, confine) + _carried(t, u) * x
+
+
+def _carried(t: float, u: float) -> float:
+    """Weight of x in the mean of a step from t to u, which enters through x_0: (1 - u) rho / (1 - t)."""
+    return t * (1 - u) ** 2 / (u * (1 - t) ** 2)
 
 
 def ancestral_scales(k: int, steps: int) -> tuple[float, float]:

@@ -15,7 +15,6 @@ References:
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,7 +22,6 @@ from torch import Tensor
 
 from meam_training.flow.ancestral import scale_steps
 from meam_training.flow.path import time_like
-from meam_training.flow.stepping import trace_steps
 from meam_training.flow.velocity import Velocity, linearize
 
 __all__ = [
@@ -62,15 +60,16 @@ def sample_memoryless_path(
     """
     steps = len(noise) + 1
     h = 1 / steps
-
-    def step(x: Tensor, drawn: Tensor, t: Any, end: Any, scale: Any) -> Tensor:
+    path = [x_0]
+    for k in range(steps - 1):
+        x, t = path[-1], k * h
+        sigma = memoryless_noise_scale(k, steps)
         # x_{k+1} = x_k + h (2 v - x_k / (t + h)) + sqrt(h) sigma noise
-        return x + h * (2 * policy(x, t) - x / end) + scale * drawn
-
-    numbers = [(k / steps, k * h + h, math.sqrt(h) * memoryless_noise_scale(k, steps)) for k in range(steps - 1)]
-    path = trace_steps(step, x_0, numbers, [noise], looped=hasattr(policy, "linearize"))
+        drift = 2 * policy(x, time_like(x, k / steps)) - x / (t + h)
+        path.append(x + h * drift + math.sqrt(h) * sigma * noise[k])
     x = path[-1]
-    return torch.cat([path, (x + h * prior(x, (steps - 1) / steps))[None]])
+    path.append(x + h * prior(x, time_like(x, (steps - 1) / steps)))
+    return torch.stack(path)
 
 
 def lean_adjoint(
@@ -93,21 +92,12 @@ def lean_adjoint(
     h = 1 / steps
     times = torch.stack([time_like(path[0], (k + 1) / steps) for k in range(steps)])
     _, jacobian = linearize(prior, path[:-1], times)
-
-    def step(adjoint: Tensor, k: Any, end: Any) -> Tensor:
+    adjoint, adjoints = terminal.detach(), []
+    for k in reversed(range(steps)):
         # a_k = a_{k+1} + h (db/dx)^T a_{k+1}
-        return adjoint + h * (2 * jacobian.transposed_product(k, adjoint) - adjoint / end)
-
-    backwards = list(reversed(range(steps)))
-    with torch.no_grad():
-        adjoints = trace_steps(
-            step,
-            terminal.detach(),
-            [((k + 1) * h,) for k in backwards],
-            [backwards],
-            looped=hasattr(prior, "linearize"),
-        )
-    return adjoints[1:].flip(0)
+        adjoint = adjoint + h * (2 * jacobian.transposed_product(k, adjoint) - adjoint / ((k + 1) * h))
+        adjoints.append(adjoint)
+    return torch.stack(adjoints[::-1])
 
 
 def adjoint_matching_loss(

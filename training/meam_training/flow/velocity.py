@@ -10,25 +10,43 @@ from jaxtyping import Float
 from torch import Tensor
 
 from meam_training.flow.input_gradient import input_gradient
-from meam_training.flow.stepping import at
 
-__all__ = ["Index", "Jacobian", "Time", "Velocity", "linearize", "of_rows"]
+__all__ = ["Jacobian", "RecordedVelocity", "Time", "Velocity", "linearize", "of_rows"]
 
 Time = Tensor | float
 """Flow time in [0, 1]: of every row [..., 1]; or one for all rows, which costs less, a number or [] in a loop."""
 
-Index = int | slice | Tensor
-"""Of the first axis of many points; in a loop a tensor without axes."""
-
 Velocity = Callable[[Tensor, Any], Tensor]
 """v(x, t) with x [..., act] and a `Time` t; action units per unit of flow time."""
+
+
+class RecordedVelocity:
+    """Velocity that returns detached values and keeps the ones with gradients with respect to its weights.
+
+    A path can thus be sampled, and a loss taken on its velocities, with one evaluation per step.
+
+    Attributes:
+        velocities: Values returned so far, with gradients, each [batch, act].
+    """
+
+    def __init__(self, velocity: Velocity) -> None:
+        self._velocity = velocity
+        self.velocities: list[Tensor] = []
+
+    def __call__(self, x: Float[Tensor, "*batch act"], t: Time) -> Float[Tensor, "*batch act"]:
+        """Velocity at x and time t, detached."""
+        with torch.enable_grad():
+            self.velocities.append(self._velocity(x.detach(), t))
+        return self.velocities[-1].detach()
 
 
 @runtime_checkable
 class Jacobian(Protocol):
     """Jacobian of a velocity with respect to x at many points, accessed through its products with vectors."""
 
-    def transposed_product(self, index: Index, covector: Float[Tensor, "*points act"]) -> Float[Tensor, "*points act"]:
+    def transposed_product(
+        self, index: int | slice, covector: Float[Tensor, "*points act"]
+    ) -> Float[Tensor, "*points act"]:
         """Product J^T c at the points [index] of the first axis, for one covector at each point or several."""
         ...
 
@@ -60,11 +78,11 @@ class _AutogradJacobian:
     def __init__(self, velocity: Velocity, x: Tensor, t: Time) -> None:
         self._velocity, self._x, self._t = velocity, x, t
 
-    def transposed_product(self, index: Index, covector: Tensor) -> Tensor:
-        if covector.dim() > at(self._x, index).dim():
+    def transposed_product(self, index: int | slice, covector: Tensor) -> Tensor:
+        if covector.dim() > self._x[index].dim():
             return torch.stack([self.transposed_product(index, part) for part in covector])
-        t, covector = at(self._t, index) if of_rows(self._t) else self._t, covector.detach()
-        return input_gradient(lambda x: self._velocity(x, t) * covector, at(self._x, index))
+        t, covector = self._t[index] if of_rows(self._t) else self._t, covector.detach()
+        return input_gradient(lambda x: self._velocity(x, t) * covector, self._x[index])
 
     def product(self, vectors: Tensor) -> Tensor:
         def along(vector: Tensor) -> Tensor:

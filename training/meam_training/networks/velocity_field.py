@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from meam_training.config import Precision
-from meam_training.flow.stepping import at
-from meam_training.flow.velocity import Index, Jacobian, Time, of_rows
+from meam_training.flow.velocity import Jacobian, Time, of_rows
 from meam_training.networks.activation import cast, gelu, gelu_slope
 from meam_training.networks.data_statistics import DataStatistics
 from meam_training.networks.preconditioner import Preconditioner, Preconditioning
@@ -161,10 +160,10 @@ class LayerNormJacobian:
         self._normalised = centred * self._inverse_std
 
     def transposed_product(
-        self, index: Index, covector: Float[Tensor, "*points width"]
+        self, index: int | slice, covector: Float[Tensor, "*points width"]
     ) -> Float[Tensor, "*points width"]:
         """Product J^T c at the points [index] of the first axis."""
-        return self._projected(covector * self._scale, at(self._normalised, index), at(self._inverse_std, index))
+        return self._projected(covector * self._scale, self._normalised[index], self._inverse_std[index])
 
     def product(self, vectors: Float[Tensor, "*more width"]) -> Float[Tensor, "*more width"]:
         """Product J u for vectors at each point."""
@@ -191,13 +190,15 @@ class MlpJacobian:
         self._slopes, self._weights = slopes, weights
         self._norms = norms or [None] * len(slopes)
 
-    def transposed_product(self, index: Index, covector: Float[Tensor, "*points out"]) -> Float[Tensor, "*points in"]:
+    def transposed_product(
+        self, index: int | slice, covector: Float[Tensor, "*points out"]
+    ) -> Float[Tensor, "*points in"]:
         """Product J^T c at the points [index] of the first axis, for one covector at each point or several."""
         for slopes, weight, norm in zip(self._slopes[::-1], self._weights[:0:-1], self._norms[::-1], strict=True):
             covector = (covector.to(weight.dtype) @ weight).to(slopes.dtype)
             if norm is not None:
                 covector = norm.transposed_product(index, covector)
-            covector = covector * at(slopes, index)
+            covector = covector * slopes[index]
         return covector @ self._weights[0]
 
     def product(self, vectors: Float[Tensor, "vectors in"]) -> Float[Tensor, "vectors *batch out"]:
@@ -224,12 +225,14 @@ class PreconditionedJacobian:
         self._network, self._skip = network, preconditioning.skip
         self._factor = preconditioning.gain * preconditioning.scale
 
-    def transposed_product(self, index: Index, covector: Float[Tensor, "*points act"]) -> Float[Tensor, "*points act"]:
+    def transposed_product(
+        self, index: int | slice, covector: Float[Tensor, "*points act"]
+    ) -> Float[Tensor, "*points act"]:
         """Product of the transpose with c at the points [index] of the first axis."""
         through = self._network.transposed_product(index, covector)
         if not of_rows(self._skip):
             return self._skip * covector + self._factor * through
-        return at(self._skip, index) * covector + at(self._factor, index) * through
+        return self._skip[index] * covector + self._factor[index] * through
 
     def product(self, vectors: Float[Tensor, "vectors act"]) -> Float[Tensor, "vectors *batch act"]:
         """Product with each vector u at each point."""
