@@ -3,50 +3,34 @@
 import pytest
 import torch
 
-from meam_training.flow.stepping import at, repeat_step, trace_steps
+from meam_training.flow.stepping import repeat_step
 
 NUMBERS = [(0.5, 1.0), (2.0, -1.0), (3.0, 0.25)]
-GIVEN = torch.tensor([[1.0, 2.0], [3.0, 5.0], [8.0, 13.0]])
-HELD = -GIVEN
 
 
-def affine(x, drawn, index, factor, shift):
-    return factor * x + shift * drawn + at(HELD, index)
-
-
-def traced(x):
-    with torch.no_grad():
-        return trace_steps(affine, x, NUMBERS, [GIVEN, [2, 0, 1]], looped=True)
+def affine(x, total, factor, shift):
+    return factor * x + shift, total + shift * x
 
 
 def repeated(x):
     with torch.no_grad():
-        step = lambda x, y, factor, shift: (factor * x, y + shift * x)  # noqa: E731
-        return torch.stack(repeat_step(step, (x, torch.zeros_like(x)), NUMBERS, looped=True))
+        return torch.stack(repeat_step(affine, (x, torch.zeros_like(x)), NUMBERS, looped=True))
 
 
 def expected(x):
-    states = [x]
-    for (factor, shift), drawn, index in zip(NUMBERS, GIVEN, (2, 0, 1), strict=True):
-        states.append(factor * states[-1] + shift * drawn + HELD[index])
-    return torch.stack(states)
+    total = torch.zeros_like(x)
+    for factor, shift in NUMBERS:
+        x, total = factor * x + shift, total + shift * x
+    return torch.stack([x, total])
 
 
-def test_a_trace_has_the_initial_state_and_those_after_each_step():
+def test_every_step_starts_from_the_state_that_the_last_one_left():
     x = torch.tensor([1.0, -2.0])
-    torch.testing.assert_close(traced(x), expected(x))
-    torch.testing.assert_close(trace_steps(affine, x, [], [], looped=True), x[None])
-
-
-def test_at_takes_an_index_that_is_a_number_or_a_tensor_without_axes():
-    for index in (0, 2):
-        assert torch.equal(at(GIVEN, index), at(GIVEN, torch.tensor(index)))
-    assert torch.equal(at(GIVEN, slice(1, 3)), GIVEN[1:])
+    torch.testing.assert_close(repeated(x), expected(x))
 
 
 @pytest.mark.compiled
-def test_compiled_loops_return_what_the_steps_do_one_by_one():
+def test_a_compiled_loop_returns_what_the_steps_do_one_by_one():
     x = torch.tensor([1.0, -2.0])
-    for function in (traced, repeated):
-        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x), function(x))
+    compiled = torch.compile(repeated, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected(x))
