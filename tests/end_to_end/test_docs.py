@@ -219,12 +219,21 @@ def raised_messages() -> dict[str, list[str]]:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in found:
                     message = node.args[0] if node.args else None
+                    template = isinstance(message, ast.Call) and getattr(message.func, "id", "") == "SettingText"
+                    message = message.args[0] if template and isinstance(message, ast.Call) else message
                     parts = message.values if isinstance(message, ast.JoinedStr) else [message]
                     texts = [str(part.value) if isinstance(part, ast.Constant) else None for part in parts]
                     if any(texts):
-                        pattern = "".join(".*?" if text is None else re.escape(text) for text in texts)
-                        found[node.func.id].append(pattern)
+                        found[node.func.id].append("".join(_pattern(text, template) for text in texts))
     return found
+
+
+def _pattern(text: str | None, template: bool) -> str:
+    """Of a part of a message: anything for what is filled in, also for the fields of a template."""
+    if text is None:
+        return ".*?"
+    fixed = re.split(r"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}", text) if template else [text]
+    return ".*?".join(map(re.escape, fixed))
 
 
 def test_troubleshooting_has_a_section_for_every_error() -> None:
