@@ -222,18 +222,20 @@ def raised_messages() -> dict[str, list[str]]:
                     template = isinstance(message, ast.Call) and getattr(message.func, "id", "") == "SettingText"
                     message = message.args[0] if template and isinstance(message, ast.Call) else message
                     parts = message.values if isinstance(message, ast.JoinedStr) else [message]
-                    texts = [str(part.value) if isinstance(part, ast.Constant) else None for part in parts]
-                    if any(texts):
-                        found[node.func.id].append("".join(_pattern(text, template) for text in texts))
+                    texts = [str(part.value) if isinstance(part, ast.Constant) else FILLED for part in parts]
+                    if any(text != FILLED for text in texts):
+                        found[node.func.id].append(_pattern("".join(texts), template))
     return found
 
 
-def _pattern(text: str | None, template: bool) -> str:
-    """Of a part of a message: anything for what is filled in, also for the fields of a template."""
-    if text is None:
-        return ".*?"
-    fixed = re.split(r"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}", text) if template else [text]
-    return ".*?".join(map(re.escape, fixed))
+FILLED = "\0"
+"""Stands for what an f-string fills in."""
+
+
+def _pattern(text: str, template: bool) -> str:
+    """A message as a regular expression: anything for what is filled in, also in the fields of a template."""
+    fields = r"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}" if template else FILLED
+    return ".*?".join(re.escape(fixed) for part in re.split(fields, text) for fixed in part.split(FILLED))
 
 
 def test_troubleshooting_has_a_section_for_every_error() -> None:

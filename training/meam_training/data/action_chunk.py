@@ -71,8 +71,12 @@ def check_chunk_size(chunk_size: int, episode_ends: NDArray[np.bool_]) -> None:
     if chunk_size < 1:
         raise DatasetError(SettingText("{chunk_size} is {0}; expected 1 or more.", chunk_size))
     if np.diff(np.flatnonzero(episode_ends), prepend=-1).max(initial=0) < chunk_size:
-        text = "No episode has {chunk_size} = {0} transitions or more; expected at least one. Use shorter chunks."
-        raise DatasetError(SettingText(text, chunk_size))
+        raise DatasetError(
+            SettingText(
+                "No episode has {chunk_size} = {0} transitions or more; expected at least one. Use shorter chunks.",
+                chunk_size,
+            )
+        )
 
 
 def chunk_targets(
