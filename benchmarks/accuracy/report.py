@@ -24,7 +24,7 @@ from matplotlib.patches import Patch
 from metrics import Target
 from numpy.typing import NDArray
 from problems import CONTEXTS, RUNS, Context, Run, make_grid
-from reading import COLOURS, INK, PRIOR, TARGET, Result, grouped, number, read_results, table
+from reading import BASELINE, COLOURS, INK, PRIOR, TARGET, Result, grouped, number, read_results, table
 from run import ALL_RUNS, SAMPLES
 
 __all__ = ["draw_method", "draw_overview", "main", "tables"]

@@ -218,6 +218,8 @@ def test_the_goal_of_the_maze_lies_north_of_the_state_that_is_drawn() -> None:
 
 
 @pytest.mark.slow
+# So few steps are of one episode, and never reach the goal.
+@pytest.mark.filterwarnings("ignore:Every reward in the data is", "ignore:No episode ends in the data")
 def test_the_maze_task_goes_the_whole_way(tmp_path: Path) -> None:
     result = run_demo(toy("pointmaze"), tmp_path / "demo", seed=0, episodes=1, progress=silent)
     assert len(result.table) == 4

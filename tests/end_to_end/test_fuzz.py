@@ -29,8 +29,8 @@ def fuzzer(monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     observations = np.random.default_rng(0).normal(size=(60, 3))
-    actions, nothing = observations[:, :2].clip(-1, 1), np.zeros(60, bool)
-    data = OfflineDataset.from_arrays(observations, actions, np.zeros(60), observations, nothing, nothing)
+    actions, nothing, cut = observations[:, :2].clip(-1, 1), np.zeros(60, bool), np.arange(60) % 30 == 29
+    data = OfflineDataset.from_arrays(observations, actions, observations[:, 2], observations, nothing, cut)
     sizes = {"hidden_dims": (8, 8), "critic_hidden_dims": (8,), "num_critics": 2, "batch_size": 16, "nfe": 4}
     config = TrainConfig.preset("me-am", steps=2, chunk_size=2, candidates=4, device="cpu", **sizes)
     return Path(export_policy(train(config, data, tmp_path / "run"), tmp_path / "policy"))

@@ -148,9 +148,8 @@ def test_a_published_policy_goes_on_with_other_data_and_its_successor_says_so(
     published: tuple[Checkpoint, Path], dataset: OfflineDataset, tmp_path: Path
 ) -> None:
     checkpoint, folder = published
-    config = checkpoint.config.changed(steps=1, learning_rate=1e-12)
-    if config.trains_policy:
-        config = config.changed(pretrain_steps=0, polyak=1e-12)
+    kept = {"pretrain_steps": 0, "polyak": 1e-12} if checkpoint.config.trains_policy else {}
+    config = checkpoint.config.changed(steps=1, learning_rate=1e-12, **kept)
     other = replace(dataset, observations=2 * dataset.observations, dataset_id="tests/other-v0")
     last = train(config, other, tmp_path / "run", start_from=folder)
     observation, noise = dataset.observations[:7], np.random.default_rng(0).normal(size=(7, last.spec.noise_dim))

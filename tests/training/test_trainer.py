@@ -331,14 +331,14 @@ def test_resuming_with_other_settings_is_refused(dataset, make_config, tmp_path,
 def test_a_resumed_run_keeps_its_pretraining_whatever_its_length(dataset, make_config, tmp_path):
     config = make_config(steps=10, pretrain_steps=None)
     last = train(config, dataset, tmp_path)
-    assert last.config.pretrain_steps == 3
-    assert rows(tmp_path)[2]["policy_loss"] == ""
-    assert rows(tmp_path)[3]["policy_loss"] != ""
+    assert last.config.pretrain_steps == 6
+    assert rows(tmp_path)[5]["policy_loss"] == ""
+    assert rows(tmp_path)[6]["policy_loss"] != ""
     for steps in (12, 20):
         resumed = train(replace(config, steps=steps), dataset, tmp_path, resume=True)
-        assert (resumed.step, resumed.config.pretrain_steps) == (steps, 3)
+        assert (resumed.step, resumed.config.pretrain_steps) == (steps, 6)
     assert train(last.config.changed(steps=21), dataset, tmp_path, resume=True).step == 21
-    with pytest.raises(CheckpointError, match=r"pretrain_steps: 3 there, 4 now\."):
+    with pytest.raises(CheckpointError, match=r"pretrain_steps: 6 there, 4 now\."):
         train(replace(config, steps=30, pretrain_steps=4), dataset, tmp_path, resume=True)
 
 

@@ -167,7 +167,7 @@ def train(
         collected_interrupts() as interrupts,
     ):
         if on_start is None and group.is_first:
-            for text in _unsaid(config, dataset, spec):
+            for text in _unsaid(config, dataset, spec, value is not None):
                 warnings.warn(text, RuntimeWarning, stacklevel=3)
         learner = Learner(spec, config, device, value, group, data_statistics(config, dataset, spec), prior)
         if start is not None:
@@ -182,8 +182,8 @@ def train(
         calibration = None
         if group.is_first and config.trains_policy and value is None:
             calibration = Calibration(dataset, config, spec, device)
-            # At once: where they are equal, there is nothing to warn about.
-            run.log.add({name: torch.tensor(limit) for name, limit in calibration.limits.items()})
+            if begun is None:  # at once: where they are equal, there is nothing to warn about
+                run.log.add({name: torch.tensor(limit) for name, limit in calibration.limits.items()})
         if run.lacks_evaluation():  # the run was interrupted before it
             evaluation = _evaluate(evaluator, run, learner, run.step, interrupts, on_evaluation)
             if run.is_best(evaluation):
@@ -358,11 +358,13 @@ def _evaluate(
     return evaluation
 
 
-def _unsaid(config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec) -> list[str]:
+def _unsaid(config: TrainConfig, dataset: OfflineDataset, spec: PolicySpec, known: bool) -> list[str]:
     """What nobody is told of who does not see how the run begins, and would want to know."""
     found = [] if config.pad_chunks else [ChunkCoverage.of(dataset, config.chunk_size, padded=False).warning]
-    if config.trains_policy:
-        found += [indifferent_warning(dataset), endless_warning(dataset)]
+    if config.trains_policy and not known:  # where the value is known, nothing depends on the data's rewards
+        found.append(endless_warning(dataset))
+        if not config.online_steps:  # others may be met there
+            found.append(indifferent_warning(dataset))
     if config.online_steps and _reach(spec) < _NARROW:
         found.append(
             SettingText(

@@ -196,10 +196,10 @@ def test_the_longer_run_that_resumes_keeps_its_pretraining(data, tmp_path):
     small = ["--hidden-dims", "4", "--critic-hidden-dims", "4", "--num-critics", "1", "--batch-size", "8"]
     folder = ["--output-dir", str(tmp_path / "run")]
     assert meam(["train", "me-am", "--data", str(data), *folder, *small, "--steps", "4", "--device", "cpu"]) == 0
-    assert Checkpoint.load(tmp_path / "run").config.pretrain_steps == 1
+    assert Checkpoint.load(tmp_path / "run").config.pretrain_steps == 2
     assert meam(["train", "--resume", *folder, "--steps", "10"]) == 0
     last = Checkpoint.load(tmp_path / "run")
-    assert (last.step, last.config.steps, last.config.pretrain_steps) == (10, 10, 1)
+    assert (last.step, last.config.steps, last.config.pretrain_steps) == (10, 10, 2)
 
 
 def test_a_resumed_run_drops_what_loses_its_effect_by_what_is_given(begun):

@@ -122,7 +122,7 @@ def test_a_clone_becomes_the_prior_and_the_first_policy_of_a_method_with_critics
             for name, tensor in source.items()
             if name.startswith("prior.")
         )
-    assert last.config.pretrain_steps == 1  # critics begin anew
+    assert last.config.pretrain_steps == 2  # critics begin anew
     assert last.spec.started_from["anew"] == "critics"
 
 

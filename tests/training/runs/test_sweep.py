@@ -273,7 +273,7 @@ def test_a_started_run_goes_on_with_the_same_command_but_not_with_other_settings
     [run] = read_sweep(write(text.replace("[8, 8]", "[8, 9]")), tmp_path / "runs")
     assert not run.finished
     assert [outcome.state for outcome in run_sweep([run])] == ["failed"]
-    assert "has other settings: hidden_dims" in run.log.read_text(encoding="utf-8").replace("\n", " ")
+    assert "has other settings: --hidden-dims" in run.log.read_text(encoding="utf-8").replace("\n", " ")
 
 
 @pytest.mark.slow

@@ -162,11 +162,12 @@ def test_a_budget_that_the_penalty_takes_away_names_the_penalty(gain, penalty, r
 
 
 def test_critics_that_contradict_the_returns_are_warned_of():
-    contrary = {"calibration_correlation": -0.98}
+    contrary: dict[str, Any] = {"calibration_correlation": -0.98}
     [warning] = warnings_of(CONFIG, history(**contrary))
     assert warning.name == "critics contradict the returns"
     assert "-0.98" in warning.seen
-    for other in ({"calibration_correlation": -0.2}, {**contrary, "calibration_tail": 0.6}):
+    others: list[dict[str, Any]] = [{"calibration_correlation": -0.2}, {**contrary, "calibration_tail": 0.6}]
+    for other in others:
         assert warnings_of(CONFIG, history(**other)) == []
 
 
