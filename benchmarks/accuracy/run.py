@@ -36,6 +36,7 @@ from problems import BANDWIDTH, CONTEXTS, RUNS, Run, make_grid
 from meam_export import export_policy
 from meam_policy import ActionError, DivergedError, MeamPolicy, ParityError
 from meam_training import Checkpoint, TrainConfig, train
+from meam_training.networks.action_normaliser import ActionNormaliser
 
 _PLAIN: Mapping[str, Any] = {"solver": "midpoint", "confine": True, "precondition": False}
 
@@ -299,7 +300,8 @@ def _tilted_prior(checkpoint: Checkpoint, run: Chunks, seed: int) -> dict[str, A
         for rows in observations.split(10_000):
             noise = torch.randn(len(rows), run.dim, generator=generator)
             chunks.append(networks.flow(networks.target_prior, networks.encoder(rows), noise).clamp(-1, 1))
-    drawn = torch.cat(chunks).double().numpy().reshape(len(run.observations), -1, run.dim)
+    actions = ActionNormaliser.of(checkpoint.spec).to_environment(torch.cat(chunks).double().numpy())
+    drawn = actions.reshape(len(run.observations), -1, run.dim)
     tilts = [run.log_tilt(*pair) for pair in zip(run.observations, drawn, strict=True)]
     effective = min(effective_share(tilt) * len(tilt) for tilt in tilts)
     if effective < LEAST_EFFECTIVE:

@@ -29,6 +29,7 @@ from run import METHODS, SAMPLES, Job
 
 from meam_policy import DivergedError
 from meam_training import Checkpoint, train
+from meam_training.networks.action_normaliser import ActionNormaliser
 
 __all__ = ["Curve", "draw", "main", "measure", "seconds_to"]
 
@@ -72,7 +73,7 @@ def measure(method: str, name: str, output: Path, every: int, overrides: Mapping
     except DivergedError as error:
         print(f"{method}: {error}", file=sys.stderr)
     target, curve = ChunkTarget(run, SAMPLES), []
-    for step in sorted(step for step in seconds if step >= config.pretrain_steps):
+    for step in sorted(step for step in seconds if step >= config.pretraining):
         folder = scratch / "checkpoints" / f"step_{step:08d}"
         if folder.is_dir():
             found = target.measure(_actions(Checkpoint.load(folder), run))
@@ -152,8 +153,9 @@ def _actions(checkpoint: Checkpoint, run: Chunks) -> Any:
     observations = torch.from_numpy(np.repeat(run.observations.astype(np.float32), count, axis=0))
     with torch.no_grad():
         noise = torch.randn(len(observations), run.dim, generator=generator)
-        actions = networks.flow(networks.deployed, networks.encoder(observations), noise).clamp(-1, 1)
-    return actions.double().numpy().reshape(len(run.observations), count, run.dim)
+        normalised = networks.flow(networks.deployed, networks.encoder(observations), noise).clamp(-1, 1)
+    actions = ActionNormaliser.of(checkpoint.spec).to_environment(normalised.double().numpy())
+    return actions.reshape(len(run.observations), count, run.dim)
 
 
 def _last(curve: Curve) -> str:
