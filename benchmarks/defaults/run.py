@@ -11,7 +11,6 @@ stopped. Data are recorded once, and the time of an update is measured once per 
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import itertools
 import json
@@ -35,6 +34,7 @@ from meam_policy import ActionError, DivergedError, MeamPolicy, ParityError
 from meam_policy.environments.make import make_environment
 from meam_policy.rollouts.episodes import rollout
 from meam_training import OfflineDataset, TrainConfig, train
+from meam_training.runs.csv_file import read_rows
 
 __all__ = ["Job", "main", "run_job", "run_jobs", "steps_within"]
 
@@ -119,9 +119,10 @@ def run_job(job: Job, output: Path) -> dict[str, Any]:
     try:
         checkpoint = train(config, job.rewarded(dataset), scratch / "run")
         result["train_cpu_seconds"] = time.process_time() - start
-        result["metrics"] = _last_metrics(scratch / "run" / "metrics.csv")
-        policy = MeamPolicy.from_pretrained(export_policy(checkpoint, scratch / "policy"))
-        result |= {"sampled": _evaluate(task, policy), "zero_noise": _evaluate(task, _ZeroNoise(policy))}
+        result["metrics"] = read_rows(scratch / "run" / "metrics.csv")[-1]
+        exported = export_policy(checkpoint, scratch / "policy")
+        result["sampled"] = _evaluate(task, MeamPolicy.from_pretrained(exported))
+        result["zero_noise"] = _evaluate(task, MeamPolicy.from_pretrained(exported, noise_scale=0.0))
     except (DivergedError, ActionError, ParityError) as error:
         result["error"] = f"{type(error).__name__}: {error}"
         result.setdefault("train_cpu_seconds", time.process_time() - start)
@@ -230,20 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class _ZeroNoise:
-    """A policy that starts every chunk from zero noise."""
-
-    policy: MeamPolicy
-
-    def act(self, observation: Any) -> Any:
-        return self.policy.act(observation, deterministic=True)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.policy, name)
-
-
-def _evaluate(task: Task, policy: Any) -> dict[str, Any]:
+def _evaluate(task: Task, policy: MeamPolicy) -> dict[str, Any]:
     with closing(make_environment(task.environment_id)) as env:
         result = rollout(policy, env, task.episodes, EVALUATION_SEED)
     figures = {name: value for name, value in result.summary().items() if "latency" not in name}
@@ -276,12 +264,6 @@ def _header(job: Job, config: TrainConfig) -> dict[str, Any]:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     return json.loads(config.to_json())
-
-
-def _last_metrics(file: Path) -> dict[str, float]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        *_, last = csv.DictReader(lines)
-    return {name: float(value) for name, value in last.items() if value}
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -89,6 +89,11 @@ def summarise(dataset: OfflineDataset) -> dict[str, float]:
     return {"episodes": len(returns), "return_mean": float(returns.mean()), "best_tenth": float(best.mean())}
 
 
+def _gait(name: str, purpose: Purpose, environment_id: str, about: str, *, updates: int, horizon: int) -> Task:
+    behaviour = evolve(updates, step_size=0.1, horizon=horizon, noise=0.2, after=0.3)
+    return Task(name, purpose, environment_id, 50_000, about, behaviour, episodes=20)
+
+
 def _maze(name: str, purpose: Purpose, environment_id: str) -> Task:
     about = "the maze's oracle between random goals, with noise"
     return Task(name, purpose, environment_id, 100_000, about, settings=MAZE, seconds=60.0, episodes=20)
@@ -114,14 +119,13 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 "the same spring to the object, which the hand reaches but hardly moves",
                 reach("tips_arm", "object", gain=(1.0, 8.0), damping=0.1, noise=(0.1, 0.5)),
             ),
-            Task(
+            _gait(
                 "halfcheetah",
                 "development",
                 "HalfCheetah-v5",
-                50_000,
                 "linear gaits that a short random search went through, from bad to good, with noise",
-                evolve(60, step_size=0.1, horizon=300, noise=0.2, after=0.3),
-                episodes=20,
+                updates=60,
+                horizon=300,
             ),
             Task(
                 "pendulum",
@@ -160,34 +164,31 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 guess(good=0.1, spread=0.15),
                 seconds=15.0,
             ),
-            Task(
+            _gait(
                 "hopper",
                 "development",
                 "Hopper-v5",
-                50_000,
                 "linear policies that a short random search went through, from falling to hopping, with noise",
-                evolve(150, step_size=0.1, horizon=500, noise=0.2, after=0.3),
-                episodes=20,
+                updates=150,
+                horizon=500,
             ),
             _maze("maze-4", "development", "pointmaze-medium-navigate-singletask-task4-v0"),
             _maze("maze-large-1", "development", "pointmaze-large-navigate-singletask-task1-v0"),
-            Task(
+            _gait(
                 "walker2d",
                 "test",
                 "Walker2d-v5",
-                50_000,
                 "as in hopper, from falling to walking",
-                evolve(150, step_size=0.1, horizon=500, noise=0.2, after=0.3),
-                episodes=20,
+                updates=150,
+                horizon=500,
             ),
-            Task(
+            _gait(
                 "swimmer",
                 "test",
                 "Swimmer-v5",
-                50_000,
                 "as in halfcheetah, from drifting to swimming",
-                evolve(60, step_size=0.1, horizon=300, noise=0.2, after=0.3),
-                episodes=20,
+                updates=60,
+                horizon=300,
             ),
             _maze("maze-5", "test", "pointmaze-medium-navigate-singletask-task5-v0"),
             _maze("maze-large-3", "test", "pointmaze-large-navigate-singletask-task3-v0"),

@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,9 @@ def run_job(job: Job, output: Path, root: Path) -> dict[str, Any]:
     try:
         checkpoint = train(job.config, dataset, run, resume=True, on_evaluation=note)
         result["train_cpu_seconds"] = None if resumed else time.process_time() - start - evaluating
-        acting = MeamPolicy.from_pretrained(export_policy(checkpoint, policy))
-        result |= {"sampled": _evaluate(job, acting), "zero_noise": _evaluate(job, _ZeroNoise(acting))}
+        export_policy(checkpoint, policy)
+        result["sampled"] = _evaluate(job, MeamPolicy.from_pretrained(policy))
+        result["zero_noise"] = _evaluate(job, MeamPolicy.from_pretrained(policy, noise_scale=0.0))
     except (DivergedError, ActionError, ParityError) as error:
         result["error"] = f"{type(error).__name__}: {error}"
         result.setdefault("train_cpu_seconds", None if resumed else time.process_time() - start - evaluating)
@@ -205,19 +206,6 @@ def _check_names(given: Sequence[str], known: set[str], kind: str) -> None:
             raise SystemExit(f'There is no {kind} "{name}" in the suite; expected one of {", ".join(sorted(known))}.')
 
 
-@dataclass(frozen=True)
-class _ZeroNoise:
-    """A policy that starts every chunk from zero noise."""
-
-    policy: MeamPolicy
-
-    def act(self, observation: Any) -> Any:
-        return self.policy.act(observation, deterministic=True)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.policy, name)
-
-
 class _Progress:
     """Says what came of every job, and how long the others may take, by what those like them took."""
 
@@ -265,7 +253,7 @@ def _record(job: Job, root: Path) -> None:
     record_data(job.task, root, job.suite.data_seed, say)
 
 
-def _evaluate(job: Job, policy: Any) -> dict[str, Any]:
+def _evaluate(job: Job, policy: MeamPolicy) -> dict[str, Any]:
     start = time.perf_counter()
     with closing(make_environment(job.task.environment_id)) as env:
         result = rollout(policy, env, job.suite.episodes, EVALUATION_SEED)
